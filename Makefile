@@ -1,0 +1,57 @@
+# make demo   trains small networks on digits, quantizes, exports, proves and prints a table
+# make test   the tests                make test-full   the slow ones too
+# make lint   ruff, ruff format, mypy  make bench       the measurements behind the README
+PYTHON ?= python3
+VENV   ?= .venv
+JOBS   ?= 2
+
+BIN := $(VENV)/bin
+CONSTRAINTS := requirements/constraints.txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# one thread per process: what the numbers in the README were taken with, and `-n` fills the cores
+ONE := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.PHONY: demo test test-full lint types bench clean
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help:
+	@sed -n 's/^# //p' Makefile
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "fxquant needs Python 3.11 or newer, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1)."; \
+	  echo "Point PYTHON at one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# stamps: the second `make` installs nothing
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	@echo "installing into $(VENV) (once)"
+	$(PIP) install -c $(CONSTRAINTS) -e ".[demo,test]"
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) install -c $(CONSTRAINTS) -e ".[demo,test,dev]"
+	@touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/python examples/digits_demo.py --out out
+
+test: $(VENV)/.installed
+	$(ONE) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not full" $(ARGS)
+
+test-full: $(VENV)/.installed
+	$(ONE) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed
+	$(ONE) $(BIN)/python benchmarks/sim_speed.py
+	$(ONE) $(BIN)/python benchmarks/compile_speed.py
+	$(ONE) $(BIN)/python benchmarks/latency.py
+
+clean:
+	rm -rf out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

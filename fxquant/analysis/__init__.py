@@ -1,0 +1,1 @@
+"""Looking at models: what will be quantized, and why."""

@@ -1,0 +1,202 @@
+"""Checkpoints of simulated models: a folder with safetensors and JSON, never pickle.
+
+`model.safetensors` holds every parameter, buffer and range; tensors that share memory are written
+once. `checkpoint.json` says what they are: versions, the graph, the type of every quantizer. Loading
+checks everything before it changes anything, so a model is either as it was or fully loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fxquant._version import __version__
+from fxquant.errors import CheckpointError
+from fxquant.graph.dump import dump
+
+if TYPE_CHECKING:
+    from fxquant.sim import QuantizationSimModel
+
+FORMAT = 1
+_TENSORS, _INDEX = "model.safetensors", "checkpoint.json"
+
+
+def save_checkpoint(sim: QuantizationSimModel, path: str | Path) -> None:
+    """Write a simulated model's weights, ranges and quantizer types.
+
+    Args:
+        sim: the simulation.
+        path: a folder that is made, or an older checkpoint that is replaced as a whole.
+
+    Raises:
+        CheckpointError: FXQ601, the path is a file, or a folder that holds something else.
+    """
+    target = Path(path)
+    _refuse_foreign(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        tensors, aliases = _unique(sim.model.state_dict())
+        save_file(tensors, work / _TENSORS)
+        index = {
+            "format": FORMAT,
+            "fxquant": __version__,
+            "torch": torch.__version__,
+            "graph": _digest(sim),
+            "config": sim.config.model_dump(),
+            "target": sim.target.name,
+            "quantizers": _describe(sim),
+            "aliases": aliases,
+            "tensors_sha256": _sha256(work / _TENSORS),
+        }
+        (work / _INDEX).write_text(json.dumps(index, indent=1, sort_keys=True), encoding="utf-8")
+        _swap(work, target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def load_checkpoint(sim: QuantizationSimModel, path: str | Path) -> None:
+    """Load what `save_checkpoint` wrote into a simulation of the same model.
+
+    Args:
+        sim: simulation of the same model with the same configuration; it is unchanged if the
+            checkpoint is refused.
+        path: the folder.
+
+    Raises:
+        CheckpointError: FXQ602 missing, FXQ603 damaged, FXQ604 made by a newer version, FXQ605 of
+            another graph or configuration, FXQ606 tensors do not fit.
+    """
+    folder = Path(path)
+    index = _read_index(folder)
+    _check_fits(sim, index)
+    if _sha256(folder / _TENSORS) != index["tensors_sha256"]:
+        raise CheckpointError("FXQ603", f"{folder / _TENSORS} is damaged: its checksum differs", fix=_AGAIN)
+    try:
+        tensors = load_file(folder / _TENSORS)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError("FXQ603", f"cannot read {folder / _TENSORS}: {error}", fix=_AGAIN) from error
+    tensors |= {name: tensors[of] for name, of in index["aliases"].items()}
+    _check_tensors(sim.model.state_dict(), tensors)
+    sim.model.load_state_dict(tensors)
+
+
+_AGAIN = "save the checkpoint again, or take another copy"
+
+
+def _refuse_foreign(target: Path) -> None:
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise CheckpointError("FXQ601", f"{target} is a file", fix="give the path of a folder")
+    if any(p.name not in (_TENSORS, _INDEX) for p in target.iterdir()):
+        raise CheckpointError("FXQ601", f"the folder {target} holds other files", fix="give the path of a new folder")
+
+
+def _swap(work: Path, target: Path) -> None:
+    """Give the finished folder its name; an older one is gone only when the new one is in place."""
+    if not target.exists():
+        os.replace(work, target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+    os.replace(target, old / "old")
+    os.replace(work, target)
+    shutil.rmtree(old)
+
+
+def _unique(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors without repetition, and name -> name for those that are the same memory."""
+    seen: dict[tuple[Any, ...], str] = {}
+    tensors: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    for name, tensor in state.items():
+        key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        if tensor.numel() and key in seen:
+            aliases[name] = seen[key]
+            continue
+        seen[key] = name
+        tensors[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+    return tensors, aliases
+
+
+def _describe(sim: QuantizationSimModel) -> dict[str, dict[str, Any]]:
+    return {
+        name: {
+            "class": type(q).__name__,
+            "bitwidth": q.bitwidth,
+            "signed": q.signed,
+            "symmetric": q.symmetric,
+            "initialized": q.is_initialized(),
+        }
+        for name, q in sim.named_quantizers()
+    }
+
+
+def _digest(sim: QuantizationSimModel) -> str:
+    return hashlib.sha256(dump(sim.model).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise CheckpointError("FXQ602", f"cannot read {path}: {error.strerror}") from error
+    return digest.hexdigest()
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    path = folder / _INDEX
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError("FXQ602", f"there is no checkpoint at {folder}", fix="give the folder that save_checkpoint wrote") from error
+    except ValueError as error:
+        raise CheckpointError("FXQ603", f"{path} is damaged: {error}", fix=_AGAIN) from error
+    known = {"format", "graph", "config", "target", "quantizers", "aliases", "tensors_sha256"}
+    if not isinstance(index, dict) or not known <= set(index):
+        raise CheckpointError("FXQ603", f"{path} is not the index of a checkpoint", fix=_AGAIN)
+    if index["format"] != FORMAT:
+        what = f"the checkpoint has format {index['format']}, this version reads {FORMAT}"
+        raise CheckpointError("FXQ604", what, fix=f"load it with fxquant {index.get('fxquant')}")
+    return index
+
+
+def _check_fits(sim: QuantizationSimModel, index: dict[str, Any]) -> None:
+    if index["graph"] != _digest(sim):
+        raise CheckpointError("FXQ605", "the checkpoint is of another graph", fix="build the simulation from the same model and dummy input")
+    for key, mine in (("config", sim.config.model_dump()), ("target", sim.target.name)):
+        if index[key] != mine:
+            raise CheckpointError("FXQ605", f"the checkpoint has another {key}: {index[key]}, not {mine}", fix=f"build the simulation with the same {key}")
+    mine = {k: {**v, "initialized": None} for k, v in _describe(sim).items()}
+    theirs = {k: {**v, "initialized": None} for k, v in index["quantizers"].items()}
+    for name in sorted(mine.keys() | theirs.keys()):
+        if mine.get(name) != theirs.get(name):
+            raise CheckpointError("FXQ605", f"quantizer {name} differs: {theirs.get(name)}, here {mine.get(name)}", fix="build the simulation in the same way")
+
+
+def _check_tensors(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    """Refuse before anything is copied: a load must not be partial."""
+    missing, unknown = mine.keys() - theirs.keys(), theirs.keys() - mine.keys()
+    if missing or unknown:
+        what = f"tensors do not fit: missing {sorted(missing)[:5]}, unknown {sorted(unknown)[:5]}"
+        raise CheckpointError("FXQ606", what)
+    for name, tensor in theirs.items():
+        if tensor.shape != mine[name].shape or tensor.dtype != mine[name].dtype:
+            what = (
+                f"{name} is {tensor.dtype} {list(tensor.shape)}, "
+                f"here {mine[name].dtype} {list(mine[name].shape)}"
+            )
+            raise CheckpointError("FXQ606", what)

@@ -1,0 +1,136 @@
+"""Which tensors of a graph may share memory, and which nodes write into one.
+
+The answers are on the safe side: what is not known to make new memory may return its operand.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from torch import fx, nn
+
+from fxquant import ops
+
+# rows that return (parts of) their operand instead of new memory
+_VIEWS = frozenset(
+    """
+    chunk split tensor_split unbind view reshape view_as flatten unflatten permute transpose
+    swapaxes movedim t adjoint squeeze unsqueeze expand expand_as broadcast_to narrow select getitem
+    diagonal tensor_unfold contiguous detach identity dropout to type type_as float long int bool
+    pixel_shuffle pixel_unshuffle channel_shuffle rrelu
+    """.split()
+)
+_PARTS = frozenset({"chunk", "split", "tensor_split", "unbind"})
+_NO_VALUE_WRITTEN = frozenset({"requires_grad_", "retain_grad", "rename_", "share_memory_"})
+_WRITING_OPERATORS = frozenset(
+    getattr(operator, name)
+    for name in "iadd isub imul itruediv ifloordiv imod ipow iand ior ixor ilshift irshift".split()
+)
+
+
+def written(node: fx.Node, root: fx.GraphModule) -> fx.Node | None:
+    """The node whose tensor `node` writes into, or None.
+
+    Written are the first operand of in-place functions, operators and methods, the target of
+    `x[i] = y` and of `out=`, and the input of a module with `inplace=True`.
+    """
+    if node.op not in ("call_function", "call_method", "call_module"):
+        return None
+    out = node.kwargs.get("out")
+    if isinstance(out, fx.Node):
+        return out
+    if not (_writes_by_name(node) or _writes_by_flag(node, root)):
+        return None
+    operands = [*node.args, *node.kwargs.values()]
+    return next((a for a in operands if isinstance(a, fx.Node)), None)
+
+
+def _writes_by_name(node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return False
+    if node.op == "call_method":
+        name = str(node.target)
+        return name == "__setitem__" or (
+            name.endswith("_") and not name.endswith("__") and name not in _NO_VALUE_WRITTEN
+        )
+    if node.target in _WRITING_OPERATORS or node.target in (operator.setitem, setattr):
+        return True
+    name = getattr(node.target, "__name__", "")
+    space = str(getattr(node.target, "__module__", None))
+    ours = space.startswith(("torch", "None"))
+    return ours and name.endswith("_") and not name.endswith("__")
+
+
+def _writes_by_flag(node: fx.Node, root: fx.GraphModule) -> bool:
+    if node.op == "call_module":
+        return bool(getattr(root.get_submodule(str(node.target)), "inplace", False))
+    if ops.TABLE.spelling(node) is None:
+        return bool(node.kwargs.get("inplace"))
+    try:
+        return bool(ops.arguments(node, root).get("inplace"))
+    except TypeError:
+        return True
+
+
+def viewed(node: fx.Node, root: fx.GraphModule) -> list[fx.Node]:
+    """The operands whose memory the value of `node` may share."""
+    if node.op in ("placeholder", "get_attr", "output"):
+        return []
+    target = written(node, root)
+    if target is not None:
+        return [target]
+    if node.op == "call_function" and node.target is operator.getitem:
+        # the tensors in a container that the caller gave are memory of their own
+        inside = node.args[0].op == "placeholder" and not hasattr(node.args[0].meta.get("spec"), "dtype")  # type: ignore[union-attr]
+        return [] if inside else node.all_input_nodes[:1]
+    row = ops.row_of(node, root)
+    if row is None:
+        return [] if _is_plain(node) else node.all_input_nodes
+    if row.name in _VIEWS:
+        return node.all_input_nodes[:1]
+    return [] if _is_house_module(node, root) else node.all_input_nodes
+
+
+def _is_plain(node: fx.Node) -> bool:
+    """Whether the value is no tensor: numbers, sizes."""
+    value = node.meta.get("spec")
+    return value is not None and not hasattr(value, "shape") and not isinstance(value, tuple | list | dict)
+
+
+def _is_house_module(node: fx.Node, root: fx.GraphModule) -> bool:
+    if node.op != "call_module":
+        return True
+    module: nn.Module = root.get_submodule(str(node.target))
+    hooked = module._forward_hooks or module._forward_pre_hooks
+    return type(module).__module__.startswith(("torch.nn.", "fxquant.")) and not hooked
+
+
+def aliases(node: fx.Node, root: fx.GraphModule) -> set[fx.Node]:
+    """All nodes whose tensors may share memory with `node`'s, itself included."""
+    found: set[fx.Node] = set()
+    waiting = [node]
+    while waiting:
+        here = waiting.pop()
+        if here in found:
+            continue
+        found.add(here)
+        waiting += viewed(here, root)
+        waiting += [user for user in here.users if here in viewed(user, root)]
+    return found
+
+
+def disjoint(a: fx.Node, b: fx.Node, root: fx.GraphModule) -> bool:
+    """Whether two nodes are different elements of one chunk, split or unbind."""
+    first, second = _part(a, root), _part(b, root)
+    return bool(first and second and first[0] is second[0] and first[1] != second[1])
+
+
+def _part(node: fx.Node, root: fx.GraphModule) -> tuple[fx.Node, Any] | None:
+    if node.op != "call_function" or node.target is not operator.getitem:
+        return None
+    container, key = node.args
+    if not isinstance(container, fx.Node) or not isinstance(key, int):
+        return None
+    row = ops.row_of(container, root)
+    return (container, key) if row is not None and row.name in _PARTS else None

@@ -1,0 +1,150 @@
+"""What every node of a recorded graph knows about itself: the user's line, the module, the value.
+
+``node.meta`` is a cache: it is lost by pickling and may be recomputed. Four keys are written here
+and read everywhere: ``source``, ``module_path``, ``spec`` and ``nn_module_stack`` (for torch's
+own tools).
+"""
+
+from __future__ import annotations
+
+import functools
+import linecache
+import os
+import sys
+import sysconfig
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import torch
+
+from fxquant.graph.sizes import plain
+
+if TYPE_CHECKING:
+    from types import CodeType, FrameType
+
+    from torch.fx import Node
+
+
+class Source(NamedTuple):
+    """A line of the model author's code; ``str()`` gives ``file.py:12``."""
+
+    file: str
+    line: int
+    function: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+class TensorSpec(NamedTuple):
+    """Shape and dtype of a tensor seen while recording."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+# a TensorSpec, a plain number or text, or tuples, lists and dicts of specs
+Spec: TypeAlias = Any
+
+
+def source(node: Node) -> Source | None:
+    """The user's line that made the call, or None where the model has no line of its own."""
+    found = node.meta.get("source")
+    return found if isinstance(found, Source) else None
+
+
+def module_path(node: Node) -> str:
+    """Dotted path of the module whose forward made the call; the root is the empty text."""
+    return str(node.meta.get("module_path", ""))
+
+
+def spec(node: Node) -> Spec:
+    """What the node's value looked like while recording; None if it is not known."""
+    return node.meta.get("spec")
+
+
+def is_float(node: Node) -> bool:
+    """Whether the node's value is one floating-point tensor."""
+    found = spec(node)
+    return isinstance(found, TensorSpec) and found.dtype.is_floating_point
+
+
+def spec_of(value: object) -> Spec:
+    """Describe a value: tensors by shape and dtype, containers by their parts.
+
+    >>> spec_of((torch.zeros(2, 3), 4))
+    (TensorSpec(shape=(2, 3), dtype=torch.float32), 4)
+    """
+    if isinstance(value, torch.Tensor):
+        return TensorSpec(tuple(value.shape), value.dtype)
+    if isinstance(value, bool) or value is None or isinstance(value, str):
+        return value
+    if isinstance(value, int | float):
+        return plain(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: spec_of(getattr(value, f.name, None)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {k: spec_of(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [spec_of(v) for v in value]
+    if isinstance(value, tuple):
+        return tuple(spec_of(v) for v in value)
+    return None
+
+
+def user_source(until: CodeType | None = None) -> Source | None:
+    """The nearest line on the stack that is neither torch's, nor ours, nor the standard library's.
+
+    Args:
+        until: code object of the function that started the recording; nothing above it counts.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if code is until:
+            return None
+        shown = _shown(code.co_filename)
+        if shown is not None:
+            text = linecache.getline(code.co_filename, frame.f_lineno).strip()
+            return Source(shown, frame.f_lineno, code.co_name, text)
+        frame = frame.f_back
+    return None
+
+
+@functools.cache
+def _shown(filename: str) -> str | None:
+    """How a file is named to the user, or None when it is not the user's.
+
+    Generated code (``<string>`` of dataclasses, ``<eval_with_key>`` of torch.fx) has no line worth
+    showing, a prompt or a notebook cell has.
+    """
+    if filename.startswith("<"):
+        return filename if filename.startswith(("<stdin", "<ipython", "<python-input")) else None
+    path = os.path.realpath(filename)
+    if _is_below(path, _HOUSE) and not _is_below(path, _EXAMPLE_MODELS):
+        return None
+    packages = f"{os.sep}site-packages{os.sep}"
+    if packages in path:
+        if path.rpartition(packages)[2].split(os.sep)[0] in _NOT_MODELS:
+            return None
+    elif _is_below(path, _TORCH) or _is_below(path, _STDLIB):
+        return None
+    try:
+        return Path(path).relative_to(Path.cwd()).as_posix()
+    except ValueError:
+        return "/".join(Path(path).parts[-2:])
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return path.startswith(folder + os.sep)
+
+
+_HOUSE = os.path.realpath(Path(__file__).parent.parent)
+_EXAMPLE_MODELS = os.path.realpath(os.path.join(_HOUSE, "models"))
+_TORCH = os.path.realpath(Path(torch.__file__).parent)
+_STDLIB = os.path.realpath(sysconfig.get_path("stdlib"))
+# libraries of operators: their callers are the model's code, they are not
+_NOT_MODELS = frozenset({"torch", "einops", "numpy", "opt_einsum"})

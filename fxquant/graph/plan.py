@@ -1,0 +1,325 @@
+"""The plan of a placement: which values get a grid, which of them share one, and why.
+
+Why a plan apart from the pass: what is decided can be shown and tested before a single module is
+touched, and the pass that follows has nothing left to decide.
+
+The rules, in order:
+
+1. An operator is *integer* when the target lists it with these arguments. Sums and products stay in
+   floating point between floating-point neighbours and before a softmax.
+2. The operands of integer operators need a grid, and so does an output that the kernel can write as
+   integers only. An activation that the kernel absorbs takes the output's place.
+3. The grid belongs to the slot where the values were made (`graph.grids.origin`).
+4. Concatenations put their operands and their output on one grid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx
+
+from fxquant import ops
+from fxquant.graph.grids import (
+    Slot,
+    constant_of,
+    is_float_spec,
+    moves_values,
+    operands,
+    origin,
+    slot_spec,
+)
+
+if TYPE_CHECKING:
+    from fxquant.config import QuantConfig
+    from fxquant.targets import OperatorRule, Target
+
+_SOFTMAX = frozenset({"softmax", "log_softmax", "softmin"})
+_WITHOUT_WEIGHT_GRID = frozenset({"lstm", "gru", "rnn"})
+
+
+@dataclass
+class GridPlan:
+    """One grid: the slots that lie on it and its type."""
+
+    slots: list[Slot]
+    bitwidth: int
+    signed: bool
+    symmetric: bool
+    fixed: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class WeightPlan:
+    """The grid of a weight and of the bias beside it."""
+
+    shape: tuple[int, ...]
+    bitwidth: int
+    signed: bool
+    symmetric: bool
+    bias_input: Slot | None
+
+
+@dataclass
+class Plan:
+    """Grids of activations and weights, and the reason of every decision by node."""
+
+    grids: list[GridPlan] = field(default_factory=list)
+    weights: dict[fx.Node, WeightPlan] = field(default_factory=dict)
+    why: dict[fx.Node, list[str]] = field(default_factory=dict)
+
+
+def make_plan(gm: fx.GraphModule, config: QuantConfig, target: Target) -> Plan:
+    """Decide every grid of a prepared graph.
+
+    Args:
+        gm: prepared graph with recorded specs.
+        config: what the user asks for.
+        target: what the runtime can do.
+
+    Returns:
+        The plan; nothing is changed.
+    """
+    return _Planner(gm, config, target).run()
+
+
+@dataclass
+class _Need:
+    """What asks for a slot's grid."""
+
+    seconds: int = 0  # uses as second operand of a product
+    others: int = 0
+
+
+class _Planner:
+    def __init__(self, gm: fx.GraphModule, config: QuantConfig, target: Target) -> None:
+        self.gm, self.config, self.target = gm, config, target
+        self.rows = {n: ops.row_of(n, gm) for n in gm.graph.nodes}
+        self.plan = Plan()
+        self.rules: dict[fx.Node, OperatorRule] = {}
+        self.needs: dict[Slot, _Need] = {}
+        self.parent: dict[Slot, Slot] = {}
+
+    def run(self) -> Plan:
+        for node in reversed(self.gm.graph.nodes):
+            self._classify(node)
+        for node in self.gm.graph.nodes:
+            self._ask(node)
+        if self.config.quantize_outputs:
+            self._ask_outputs()
+        self._group()
+        self._weights()
+        return self.plan
+
+    def _note(self, node: fx.Node, text: str) -> None:
+        self.plan.why.setdefault(node, []).append(text)
+
+    # 1. which operators are integer ----------------------------------------------------------
+
+    def _classify(self, node: fx.Node) -> None:
+        row = self.rows[node]
+        if row is None or node.op != "call_module":
+            return
+        if row.grid_for(ops.arguments(node, self.gm)) is ops.Grid.SAME:
+            self._note(node, f"{row.name} only moves values: it keeps its producer's grid")
+            return
+        reason = self._refusal(node, row)
+        if reason is None:
+            self.rules[node] = self.target.operators[row.name]
+            self._note(node, f"{row.name} is computed in integers on {self.target.name}")
+        else:
+            self._note(node, reason)
+
+    def _refusal(self, node: fx.Node, row: ops.Op) -> str | None:
+        """Why the operator stays in floating point, or None."""
+        rule = self.target.operators.get(row.name)
+        if rule is None:
+            return f"{row.name} is computed in floating point on {self.target.name}"
+        spec = node.meta.get("spec")
+        if not is_float_spec(spec):
+            return f"{row.name} does not make floating-point values here"
+        refused = rule.refuses(ops.arguments(node, self.gm))
+        if refused is not None:
+            return refused
+        if rule.elementwise:
+            return self._elementwise_refusal(node)
+        return None
+
+    def _elementwise_refusal(self, node: fx.Node) -> str | None:
+        found = list(operands(node, self.gm))
+        row = self.rows[node]
+        if row is None or len(found) < len(row.inputs):
+            return "one operand is a number, for which there is no integer kernel"
+        if self._feeds_softmax_only(node):
+            return "only a softmax reads it, and softmax is computed in floating point"
+        if any(self._is_unbounded(n) for _, n in found):
+            return "an operand is a constant without a finite range (a mask)"
+        if not any(self._is_near_integer(n) for _, n in found):
+            return "its operands are made in floating point: a grid would only cost accuracy"
+        return None
+
+    def _feeds_softmax_only(self, node: fx.Node) -> bool:
+        """All readers, through moves and floating-point arithmetic, are softmaxes."""
+        users = list(node.users)
+        return bool(users) and all(self._leads_to_softmax(u) for u in users)
+
+    def _leads_to_softmax(self, user: fx.Node) -> bool:
+        row = self.rows.get(user)
+        if row is None:
+            return False
+        if row.name in _SOFTMAX:
+            return True
+        passes = row.name in ("add", "mul", "sub", "div", "masked_fill", "where")
+        passes = passes or moves_values(user, self.gm) is not None
+        return passes and user not in self.rules and self._feeds_softmax_only(user)
+
+    def _is_unbounded(self, node: fx.Node) -> bool:
+        maker = origin(node, self.gm)[0]
+        constant = constant_of(maker, self.gm)
+        if constant is not None:
+            return not bool(torch.isfinite(constant).all())
+        row = self.rows.get(maker)
+        return row is not None and row.grid is ops.Grid.FLOAT
+
+    def _is_near_integer(self, node: fx.Node) -> bool:
+        """Made by an integer kernel, or by one function of such a value."""
+        maker = origin(node, self.gm)[0]
+        if self._has_rule(maker):
+            return True
+        row = self.rows.get(maker)
+        if row is None or len(row.inputs) != 1:
+            return False
+        return any(self._has_rule(origin(n, self.gm)[0]) for _, n in operands(maker, self.gm))
+
+    def _has_rule(self, node: fx.Node) -> bool:
+        row = self.rows.get(node)
+        return row is not None and row.name in self.target.operators and row.name != "embedding"
+
+    # 2. which slots need a grid --------------------------------------------------------------
+
+    def _ask(self, node: fx.Node) -> None:
+        rule, row = self.rules.get(node), self.rows[node]
+        if rule is None or row is None:
+            return
+        for name, operand in operands(node, self.gm):
+            second = rule.second == "symmetric" and name == row.inputs[1]
+            self._need(operand, second=second, reader=node)
+        if rule.output == "required":
+            owner = self._absorber(node) or node
+            slot = (owner, 0)
+            self.needs.setdefault(slot, _Need()).others += 1
+            self._note(owner, f"its output has a grid: {row.name} writes integers")
+            if owner is not node:
+                self._note(node, f"its output is float: the kernel takes in {owner.name}")
+        if row.grid is ops.Grid.SHARED:
+            self._share(node)
+
+    def _need(self, operand: fx.Node, *, second: bool, reader: fx.Node) -> None:
+        slot = origin(operand, self.gm)
+        need = self.needs.setdefault(slot, _Need())
+        if second:
+            need.seconds += 1
+        else:
+            need.others += 1
+        self._note(slot[0], f"its output has a grid: {reader.name} reads it in integers")
+
+    def _absorber(self, node: fx.Node) -> fx.Node | None:
+        """The activation that is computed inside this operator's kernel."""
+        row = self.rows[node]
+        if row is None or len(node.users) != 1:
+            return None
+        user = next(iter(node.users))
+        after = self.rows.get(user)
+        absorbs = row.absorbs.intersection(self.target.absorbs)
+        return user if after is not None and after.name in absorbs else None
+
+    def _ask_outputs(self) -> None:
+        last = self.gm.graph.output_node()
+        for node in last.all_input_nodes:
+            if is_float_spec(node.meta.get("spec")):
+                self._need(node, second=False, reader=last)
+
+    # 3. and 4. grids -------------------------------------------------------------------------
+
+    def _find(self, slot: Slot) -> Slot:
+        while self.parent.get(slot, slot) != slot:
+            slot = self.parent[slot]
+        return slot
+
+    def _share(self, node: fx.Node) -> None:
+        for _, operand in operands(node, self.gm):
+            slot = origin(operand, self.gm)
+            a, b = self._find(slot), self._find((node, 0))
+            if a != b:
+                self.parent[b] = a
+                self._note(slot[0], f"shares its grid with {node.name}")
+
+    def _group(self) -> None:
+        groups: dict[Slot, list[Slot]] = {}
+        for slot in self.needs:
+            if is_float_spec(slot_spec(slot)):
+                groups.setdefault(self._find(slot), []).append(slot)
+        self.plan.grids = [self._grid(slots) for slots in groups.values()]
+
+    def _grid(self, slots: list[Slot]) -> GridPlan:
+        grid, config = self.target.activation, self.config
+        bitwidth = config.activation_bitwidth or grid.bitwidth
+        wanted = config.activation_symmetric
+        symmetric = grid.symmetric if wanted is None else wanted
+        if self._only_second(slots):
+            self._note(slots[0][0], "symmetric: only second operands of products read it")
+            return GridPlan(slots, bitwidth, signed=True, symmetric=True)
+        fixed = self._fixed(slots[0]) if len(slots) == 1 else None
+        return GridPlan(slots, bitwidth, signed=grid.signed or symmetric, symmetric=symmetric,
+                        fixed=fixed)  # fmt: skip
+
+    def _only_second(self, slots: list[Slot]) -> bool:
+        needs = [self.needs[s] for s in slots]
+        return all(n.others == 0 for n in needs) and any(n.seconds for n in needs)
+
+    def _fixed(self, slot: Slot) -> tuple[float, float] | None:
+        row = self.rows.get(slot[0])
+        return row.fixed if row is not None and row.grid is ops.Grid.FIXED else None
+
+    # weights ---------------------------------------------------------------------------------
+
+    def _weights(self) -> None:
+        for node in self.gm.graph.nodes:
+            row, rule = self.rows[node], self.rules.get(node)
+            if row is None or rule is None or row.weight_axis is None:
+                continue
+            weight = ops.arguments(node, self.gm).get("weight")
+            if isinstance(weight, torch.Tensor) and row.name not in _WITHOUT_WEIGHT_GRID:
+                self.plan.weights[node] = self._weight(node, row, rule, weight)
+
+    def _weight(
+        self, node: fx.Node, row: ops.Op, rule: OperatorRule, weight: torch.Tensor
+    ) -> WeightPlan:
+        config, grid = self.config, self.target.weight
+        per_channel = grid.per_channel if config.per_channel is None else config.per_channel
+        axis = row.weight_axis if per_channel and rule.per_channel else None
+        shape = () if axis is None else tuple(
+            n if i == axis else 1 for i, n in enumerate(weight.shape)
+        )  # fmt: skip
+        symmetric = config.weight_symmetric
+        symmetric = grid.symmetric if symmetric is None else symmetric
+        kind = "per tensor" if axis is None else f"per channel on axis {axis}"
+        self._note(node, f"its weight has a grid {kind}")
+        return WeightPlan(
+            shape=shape,
+            bitwidth=config.weight_bitwidth or grid.bitwidth,
+            signed=grid.signed,
+            symmetric=symmetric,
+            bias_input=self._bias_input(node),
+        )
+
+    def _bias_input(self, node: fx.Node) -> Slot | None:
+        """The slot whose scale the bias grid is built on."""
+        given: dict[str, Any] = ops.arguments(node, self.gm)
+        first = given.get("input")
+        has_bias = isinstance(given.get("bias"), torch.Tensor)
+        if not has_bias or not self.config.quantize_bias or not isinstance(first, fx.Node):
+            return None
+        return origin(first, self.gm)

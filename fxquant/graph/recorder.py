@@ -1,0 +1,383 @@
+"""The recorder: sees every torch call of one real run and writes it down as an fx graph.
+
+Real tensors flow, so whatever Python the model is made of just works. A ``TorchFunctionMode`` sees
+functions and methods; calls of modules, autograd functions and scripted functions reach
+it through ``patches``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx import Node
+from torch.overrides import TorchFunctionMode
+
+from fxquant.graph import answers, dims
+from fxquant.graph.arguments import State, Writer
+from fxquant.graph.calls import spelling, written_kwargs
+from fxquant.graph.meta import Source, spec_of, user_source
+from fxquant.graph.origins import Origin, Origins
+from fxquant.graph.sizes import Change, Tracked, Trail, plain, tracked
+
+if TYPE_CHECKING:
+    from types import CodeType
+
+    from fxquant.graph.leaves import Leaves
+
+
+@dataclass(frozen=True)
+class Specialisation:
+    """A place where Python decided on a value or on a dynamic size, so that the graph is narrower
+    than the model.
+
+    Attributes:
+        source: the user's line.
+        module_path: the module whose forward decided.
+        kind: ``"value"`` for a tensor's value, ``"size"`` for a size that depends on an input.
+        what: how it was looked at: ``comparison``, ``item()``, ``bool()`` ...
+        value: what Python saw; a tuple of all if the line looked several times.
+    """
+
+    source: Source | None
+    module_path: str
+    kind: str
+    what: str
+    value: Any
+
+
+@dataclass(frozen=True)
+class Scope:
+    """A module whose forward is running."""
+
+    path: str
+    stack: dict[str, tuple[str, type]]
+
+
+class Recorder(TorchFunctionMode):
+    """One recording in progress.
+
+    Args:
+        root: the fresh copy that runs; constants become its buffers.
+        leaves: which modules, beside those of ``torch.nn``, are recorded as one call.
+        boundary: code object of the function that starts the run; the user's lines are below it.
+    """
+
+    def __init__(self, root: nn.Module, leaves: Leaves | None, boundary: CodeType) -> None:
+        super().__init__()
+        self.graph = fx.Graph()
+        self.origins = Origins(self.graph)
+        self.state = State(root)
+        self.writer = Writer(self.origins, self.state)
+        self.leaves = leaves
+        self.closed = False
+        self.quiet = 0
+        self.grad = torch.is_grad_enabled()
+        self.last: Node | None = None
+        self._boundary = boundary
+        self._scopes: list[Scope] = [Scope("", {"": ("", type(root))})]
+        self._looks: dict[tuple[Any, ...], list[Any]] = {}
+        self._looks_source: dict[tuple[Any, ...], tuple[Source | None, str]] = {}
+
+    # ---- what torch tells us
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Called by torch for every function and method while the mode is active."""
+        kwargs = kwargs or {}
+        if self.quiet or self.closed:
+            return func(*args, **kwargs)
+        answer = answers.answer_of(func)
+        if answer is not None:
+            return answer(self, func, args, kwargs)
+        return self.call(func, args, kwargs)
+
+    def call(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
+        """Run a function of torch and write it down."""
+        spelled = spelling(func)
+        kwargs_shown = written_kwargs(func, kwargs)
+        if spelled.target is getattr or spelled.target is setattr:
+            args = (args[0], spelled.name, *args[1:])
+            run = spelled.target
+        else:
+            run = func
+        shown = (args[1], args[0]) if spelled.swap else args
+        with self.writing(spelled.op, spelled.target, shown, kwargs_shown) as written:
+            written.result = run(*plain_all(args), **plain_all(kwargs))
+        return written.result
+
+    def call_leaf(self, module: nn.Module, path: str, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Run a leaf module, hooks and all, and write it down as one node."""
+        with self.writing("call_module", path, args, kwargs) as written:
+            written.trains = any(p.requires_grad for p in module.parameters())
+            with torch._C.DisableTorchFunction():
+                written.result = answers.original_call(module, *plain_all(args), **plain_all(kwargs))
+        return written.result
+
+    @contextmanager
+    def writing(self, op: str, target: Any, args: Any, kwargs: dict[str, Any]) -> Iterator[Written]:
+        """Write a node for a call that the body makes; arguments are written before it runs."""
+        inputs = Inputs(self, (args, kwargs))
+        self.writer.source = source = user_source(self._boundary)
+        scope = self._scopes[-1]
+        self.writer.meta = meta = {
+            "source": source,
+            "module_path": scope.path,
+            "nn_module_stack": scope.stack,
+        }
+        node_args = self.writer.write(tuple(args))
+        node_kwargs = self.writer.write(dict(kwargs))
+        written = Written(op, target, meta)
+        self.quiet += 1
+        try:
+            yield written
+        finally:
+            self.quiet -= 1
+        mutated = inputs.mutated()
+        if not (mutated or has_tensor(written.result)):
+            return
+        if self.frozen and op != "call_module":
+            node_args, node_kwargs = self._detached(inputs, node_args, node_kwargs)
+        written.node = self.graph.create_node(op, target, node_args, node_kwargs)
+        self._finish(written, inputs, mutated)
+
+    # ---- results
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the model's own ``torch.no_grad()`` is in force."""
+        return self.grad and not torch.is_grad_enabled()
+
+    def _finish(self, written: Written, inputs: Inputs, mutated: list[Tensor]) -> None:
+        node = written.node
+        node.meta.update(written.meta, spec=spec_of(written.result))
+        if mutated:
+            node.meta["mutates"] = True
+            self._protect_constants(mutated)
+        self.last = node
+        if self.frozen and written.op == "call_module" and has_tensor(written.result):
+            written.node = node = self._detach_result(written, inputs)
+        depends = inputs.depends()
+
+        def finish(tensor: Tensor, origin: Origin) -> None:
+            origin.dims = dims.result_dims(inputs.known, inputs.sized, tensor)
+            origin.depends = depends
+
+        if self.frozen and any(written.result is t and t.requires_grad for t in mutated):
+            # an in-place write under no_grad leaves the tensor's own history alone
+            return
+        self.origins.bind_all(written.result, Origin(node), finish)
+
+    def _protect_constants(self, mutated: list[Tensor]) -> None:
+        """A constant that the model writes to starts every run as it was."""
+        names = {c.name for c in self.writer.constants if c.attribute is None}
+        for tensor in mutated:
+            origin = self.origins.find(tensor)
+            if origin is None or origin.held not in names or origin.node is None:
+                continue
+            held = origin.node
+            clone = self.origins.insert(held, "clone", (held,))
+            clone.meta["spec"] = held.meta["spec"]
+            held.replace_all_uses_with(clone, delete_user_cb=lambda user: user is not clone)
+            origin.node, origin.held = clone, None
+
+    def _detached(self, inputs: Inputs, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Arguments cut from the gradient, for calls inside the model's own ``no_grad``."""
+        cut: dict[Node, Node] = {}
+        for tensor in inputs.tensors:
+            node = self.origins.node(self.writer.origin(tensor))
+            if tensor.requires_grad and node not in cut:
+                cut[node] = self._detach(node)
+        change = lambda node: cut.get(node, node)  # noqa: E731
+        return fx.map_arg(args, change), fx.map_arg(kwargs, change)
+
+    def _detach(self, node: Node) -> Node:
+        cut = self.graph.create_node("call_method", "detach", (node,))
+        cut.meta.update(self.writer.meta, spec=node.meta.get("spec"))
+        return cut
+
+    def _detach_result(self, written: Written, inputs: Inputs) -> Node:
+        trains = written.trains or any(t.requires_grad for t in inputs.tensors)
+        if not trains or not isinstance(written.result, Tensor):
+            return written.node
+        return self._detach(written.node)
+
+    # ---- sizes
+
+    def sizes(self, tensor: Tensor) -> list[Any]:
+        """Sizes of a tensor, tracked where they can change."""
+        origin = self.origins.find(tensor)
+        if origin is None:
+            return list(tensor.shape)
+        return [self.size(tensor, origin, d) for d in range(tensor.dim())]
+
+    def size(self, tensor: Tensor, origin: Origin, dim: int) -> Any:
+        """One size of a tensor."""
+        value = tensor.shape[dim]
+        if dim >= len(origin.dims) or origin.dims[dim] is Change.NEVER:
+            return value
+        if dim not in origin.sizes:
+            # the node goes where the size was read: a later in-place call may change it
+            anchor = next(iter(reversed(self.graph.nodes)))
+            make = lambda: self._size_node(origin, dim, anchor, value)  # noqa: E731
+            origin.sizes[dim] = Trail(self, origin.dims[dim], make)
+        return tracked(value, origin.sizes[dim])
+
+    def _size_node(self, origin: Origin, dim: int, anchor: Node, value: int) -> Node:
+        whole = self.origins.node(origin)
+        behind = max(anchor, whole)
+        node = self.origins.insert(behind, "size", (whole, dim))
+        node.meta["spec"] = value
+        return node
+
+    def arithmetic(self, op: Callable[..., Any], operands: tuple[Any, ...], value: Any) -> Node:
+        """A node that computes with sizes (`sizes.Keeper`)."""
+        args = tuple(self.writer.write(v) for v in operands)
+        node = self.graph.create_node("call_function", op, args)
+        node.meta.update(self.place(), spec=value)
+        self.origins.removable.append(node)
+        return node
+
+    # ---- looks
+
+    def look(self, change: Change, what: str, value: object) -> None:
+        """Python decided on something that can differ in another run (`sizes.Keeper`)."""
+        if self.quiet or self.closed or change is Change.NEVER:
+            return
+        source = user_source(self._boundary)
+        kind = "value" if change is Change.VALUE else "size"
+        key = (source, kind, what)
+        self._looks.setdefault(key, []).append(plain(value))
+        self._looks_source.setdefault(key, (source, self._scopes[-1].path))
+
+    def depends(self, value: Any) -> Change:
+        """What can make the tensors inside a value differ in another run."""
+        return Inputs(self, value).depends()
+
+    def specialisations(self) -> tuple[Specialisation, ...]:
+        """All looks so far, one per line and kind."""
+        found = []
+        for key, seen in self._looks.items():
+            source, path = self._looks_source[key]
+            value = seen[0] if len(seen) == 1 else tuple(seen)
+            found.append(Specialisation(source, path, key[1], key[2], value))
+        return tuple(found)
+
+    # ---- scopes
+
+    @contextmanager
+    def scope(self, path: str | None, kind: type) -> Iterator[None]:
+        """A module's forward runs inside."""
+        here = self._scopes[-1]
+        path = here.path if path is None else path
+        self._scopes.append(Scope(path, {**here.stack, path: (path, kind)}))
+        try:
+            yield
+        finally:
+            self._scopes.pop()
+
+    def place(self) -> dict[str, Any]:
+        """Meta of a node made here and now."""
+        scope = self._scopes[-1]
+        source = user_source(self._boundary)
+        return {"source": source, "module_path": scope.path, "nn_module_stack": scope.stack}
+
+
+class Written:
+    """A call being written: filled by the body of ``Recorder.writing``."""
+
+    node: Node
+
+    def __init__(self, op: str, target: Any, meta: dict[str, Any]) -> None:
+        self.op = op
+        self.target = target
+        self.meta = meta
+        self.result: Any = None
+        self.trains = False
+
+
+class Inputs:
+    """The tensors and tracked numbers among a call's arguments."""
+
+    def __init__(self, recorder: Recorder, values: Any) -> None:
+        self.recorder = recorder
+        self.tensors: list[Tensor] = []
+        self.sized = Change.NEVER
+        self._collect(values)
+        self.known: list[tuple[Tensor, dims.Dims]] = []
+        self._depends = self.sized
+        for tensor in self.tensors:
+            origin = recorder.origins.find(tensor)
+            self.known.append((tensor, origin.dims if origin else (Change.NEVER,) * tensor.dim()))
+            if origin is not None:
+                self._depends = max(self._depends, origin.depends)
+            elif isinstance(tensor, nn.Parameter):
+                self._depends = Change.VALUE
+        self._versions = [_version(t) for t in self.tensors]
+
+    def _collect(self, value: Any) -> None:
+        if isinstance(value, Tensor):
+            self.tensors.append(value)
+        elif isinstance(value, Tracked):
+            self.sized = max(self.sized, value.trail.change)
+        elif isinstance(value, tuple | list):
+            for part in value:
+                self._collect(part)
+        elif isinstance(value, dict):
+            for part in value.values():
+                self._collect(part)
+        elif isinstance(value, slice):
+            self._collect((value.start, value.stop, value.step))
+
+    def depends(self) -> Change:
+        """What can make the arguments' values differ in another run."""
+        return self._depends
+
+    def mutated(self) -> list[Tensor]:
+        """The tensors that the call wrote to."""
+        pairs = zip(self.tensors, self._versions, strict=True)
+        return [t for t, version in pairs if _version(t) != version]
+
+
+def _version(tensor: Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def has_tensor(value: Any) -> bool:
+    """Whether a result holds a tensor anywhere."""
+    if isinstance(value, Tensor):
+        return True
+    if isinstance(value, tuple | list):
+        return any(has_tensor(v) for v in value)
+    if isinstance(value, dict):
+        return any(has_tensor(v) for v in value.values())
+    return hasattr(value, "__dataclass_fields__") and any(map(has_tensor, vars(value).values()))
+
+
+def plain_all(value: Any) -> Any:
+    """Arguments with bare numbers in the place of tracked ones."""
+    if isinstance(value, Tracked):
+        return plain(value)
+    if isinstance(value, torch.Size):
+        return torch.Size(plain(v) for v in value)
+    if isinstance(value, tuple | list):
+        if not any(isinstance(v, Tracked | tuple | list | slice | dict) for v in value):
+            return value
+        changed = [plain_all(v) for v in value]
+        if isinstance(value, list):
+            return changed
+        return type(value)(*changed) if hasattr(value, "_fields") else tuple(changed)
+    if isinstance(value, dict):
+        return {k: plain_all(v) for k, v in value.items()}
+    if isinstance(value, slice):
+        return slice(plain(value.start), plain(value.stop), plain(value.step))
+    return value

@@ -1,0 +1,265 @@
+"""The only editor of graphs.
+
+Every pass changes a graph through a `Rewriter`: new nodes inherit the user's source line, module path
+and recorded value from the node they stand for; edits are counted, so that a pass knows whether it
+changed anything; and a pattern that nearly matched leaves a reason behind (`skip`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast, overload
+
+from torch import Tensor, fx, nn
+
+from fxquant import ops
+from fxquant.errors import PassError, place
+from fxquant.graph.meta import Spec, module_path
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_log = logging.getLogger("fxquant")
+M = TypeVar("M", bound=nn.Module)
+
+#: where a node of the recorded graph came from: the name it had when it was recorded
+RECORDED = "recorded"
+
+
+class Skip(NamedTuple):
+    """A place that a pass left alone, and why."""
+
+    by: str
+    node: str
+    where: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.by}: left {self.where} as it is: {self.reason}"
+
+
+class Rewriter:
+    """Reads and edits one `GraphModule`.
+
+    Args:
+        gm: graph that is edited in place.
+        by: who edits; named in the log and in errors.
+
+    Attributes:
+        changes: number of edits so far.
+        skips: near misses with their reasons.
+        reasons: why nodes are as they are, by module path or node name.
+    """
+
+    def __init__(self, gm: fx.GraphModule, by: str = "rewriter") -> None:
+        self.gm = gm
+        self.by = by
+        self.changes = 0
+        self.skips: list[Skip] = []
+        self.reasons: dict[str, tuple[str, ...]] = {}
+        self._before: fx.Node | None = None
+
+    # --- reading -----------------------------------------------------------------------------
+
+    @property
+    def nodes(self) -> tuple[fx.Node, ...]:
+        """All nodes in order, as they are now."""
+        return tuple(self.gm.graph.nodes)
+
+    @property
+    def output(self) -> fx.Node:
+        """The node that returns."""
+        return self.gm.graph.output_node()
+
+    def op(self, node: fx.Node) -> ops.Op | None:
+        """The node's row of the operator table."""
+        return ops.row_of(node, self.gm)
+
+    def arguments(self, node: fx.Node) -> dict[str, Any]:
+        """The node's arguments by their canonical names."""
+        return ops.arguments(node, self.gm)
+
+    @overload
+    def module(self, node: fx.Node) -> nn.Module | None: ...
+    @overload
+    def module(self, node: fx.Node, kind: type[M]) -> M | None: ...
+    def module(self, node: fx.Node, kind: type[nn.Module] = nn.Module) -> nn.Module | None:
+        """The module that `node` calls if it is of this kind, else None."""
+        if node.op != "call_module":
+            return None
+        found = self.gm.get_submodule(str(node.target))
+        return found if isinstance(found, kind) else None
+
+    def constant(self, node: Any) -> Tensor | None:
+        """The tensor that a get_attr node reads, or None."""
+        if not isinstance(node, fx.Node) or node.op != "get_attr":
+            return None
+        owner, _, name = str(node.target).rpartition(".")
+        found = getattr(self.gm.get_submodule(owner), name, None)
+        return found if isinstance(found, Tensor) else None
+
+    def callers(self, path: str) -> list[fx.Node]:
+        """The nodes that call the module at `path`, itself or under another name."""
+        wanted = self.gm.get_submodule(path)
+        calls = self.gm.graph.find_nodes(op="call_module", target=path, sort=True)
+        others = (n for n in self.gm.graph.nodes if n.op == "call_module" and n.target != path)
+        return calls + [n for n in others if self.gm.get_submodule(str(n.target)) is wanted]
+
+    # --- modules -----------------------------------------------------------------------------
+
+    def add_module(self, scope: str, name: str, module: nn.Module) -> str:
+        """Register a new module in the module at path `scope`; returns its path.
+
+        A name that is taken gets `_1`, `_2` ... The module trains or evaluates like its scope.
+        """
+        owner = self._scope(scope)
+        free, number = name, 0
+        while hasattr(owner, free):
+            number += 1
+            free = f"{name}_{number}"
+        owner.add_module(free, module.train(owner.training))
+        self.changes += 1
+        return f"{scope}.{free}" if scope else free
+
+    def set_module(self, path: str, module: nn.Module) -> None:
+        """Put `module` where another module was; nodes that call the path call it from now on."""
+        owner, _, name = path.rpartition(".")
+        self.gm.get_submodule(owner)._modules[name] = module
+        self.changes += 1
+
+    def _scope(self, path: str) -> nn.Module:
+        try:
+            return self.gm.get_submodule(path)
+        except AttributeError as e:
+            raise PassError("FXQ303", f"{self.by}: the model has no module {path!r}") from e
+
+    # --- nodes -------------------------------------------------------------------------------
+
+    @contextmanager
+    def before(self, node: fx.Node) -> Iterator[None]:
+        """New nodes are inserted before `node`, in the order of their making."""
+        kept, self._before = self._before, node
+        try:
+            yield
+        finally:
+            self._before = kept
+
+    def after(self, node: fx.Node) -> Any:
+        """New nodes are inserted after `node`, and after all inputs if it is one of them."""
+        following = node.next
+        while node.op == "placeholder" and following.op == "placeholder":
+            following = following.next
+        return self.before(following)
+
+    def call_module(
+        self, path: str, *args: Any, like: fx.Node, kwargs: Mapping[str, Any] | None = None
+    ) -> fx.Node:
+        """A new node that calls the module at `path`; it inherits what is known about `like`.
+
+        It is put before `like` unless `before` or `after` says otherwise.
+        """
+        with self._at(like):
+            node = self.gm.graph.call_module(path, args, dict(kwargs or {}))
+        return self._born(node, like)
+
+    def call_function(
+        self,
+        target: Callable[..., Any],
+        *args: Any,
+        like: fx.Node,
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> fx.Node:
+        """A new node that calls a function; see `call_module`."""
+        with self._at(like):
+            node = self.gm.graph.call_function(target, args, dict(kwargs or {}))
+        return self._born(node, like)
+
+    def call_method(
+        self, name: str, *args: Any, like: fx.Node, kwargs: Mapping[str, Any] | None = None
+    ) -> fx.Node:
+        """A new node that calls a method of its first argument; see `call_module`."""
+        with self._at(like):
+            node = self.gm.graph.call_method(name, args, dict(kwargs or {}))
+        return self._born(node, like)
+
+    def new_module(
+        self,
+        module: nn.Module,
+        *args: Any,
+        like: fx.Node,
+        name: str,
+        kwargs: Mapping[str, Any] | None = None,
+        spec: Spec = None,
+    ) -> fx.Node:
+        """Register `module` where `like` was called and call it: `add_module` and `call_module`.
+
+        A `spec` says what the new node's value looks like where it is not as `like`'s.
+        """
+        path = self.add_module(module_path(like), name, module)
+        node = self.call_module(path, *args, like=like, kwargs=kwargs)
+        if spec is not None:
+            node.meta["spec"] = spec
+        return node
+
+    def replace(self, old: fx.Node, new: fx.Node) -> None:
+        """Let every reader of `old` read `new`, and erase `old`."""
+        new.meta.setdefault(RECORDED, old.meta.get(RECORDED, old.name))
+        old.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
+        self.erase(old)
+
+    def redirect(self, old: fx.Node, new: fx.Node, readers: Iterable[fx.Node]) -> None:
+        """Let `readers` read `new` instead of `old`."""
+        for reader in readers:
+            reader.replace_input_with(old, new)
+            self.changes += 1
+
+    def retarget(self, node: fx.Node, path: str) -> None:
+        """Let a node call the module at another path."""
+        node.target = path
+        self.changes += 1
+
+    def erase(self, node: fx.Node) -> None:
+        """Erase a node that nobody reads; the module that it called stays where it is.
+
+        Raises:
+            PassError: FXQ304, the node has readers.
+        """
+        if node.users:
+            readers = ", ".join(u.name for u in node.users)
+            raise PassError("FXQ304", f"{self.by} erases a node that {readers} reads", at=node)
+        self.gm.graph.erase_node(node)
+        self.changes += 1
+
+    def skip(self, node: fx.Node, reason: str) -> None:
+        """Note that `node` is left as it is, and why."""
+        self.skips.append(Skip(self.by, node.name, str(place(node)), reason))
+        _log.debug("%s", self.skips[-1])
+
+    def explain(self, node: fx.Node, *reasons: str) -> None:
+        """Note why a node is as it is; a reason that is known is not repeated."""
+        key = str(node.target) if node.op == "call_module" else node.name
+        self.reasons[key] = tuple(dict.fromkeys((*self.reasons.get(key, ()), *reasons)))
+
+    def finish(self) -> None:
+        """Check the graph and generate its code anew if anything was changed."""
+        if self.changes:
+            self.gm.graph.lint()
+            self.gm.recompile()
+
+    def _at(self, like: fx.Node) -> Any:
+        return self.gm.graph.inserting_before(self._before or like)
+
+    def _born(self, node: fx.Node, like: fx.Node) -> fx.Node:
+        node.meta = {k: v for k, v in like.meta.items() if k != RECORDED}
+        self.changes += 1
+        return node
+
+
+def producer(node: fx.Node, root: fx.GraphModule, name: str = "input") -> fx.Node | None:
+    """The node that makes the operand called `name` of a node that has a row, or None."""
+    if ops.row_of(node, root) is None:
+        return None
+    found = ops.arguments(node, root).get(name)
+    return cast("fx.Node", found) if isinstance(found, fx.Node) else None

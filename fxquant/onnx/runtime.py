@@ -1,0 +1,174 @@
+"""onnxruntime sessions: the only file that imports onnxruntime, and only when it is called.
+
+Why two levels are enough: results without optimization equal those of BASIC bit for bit, and those
+of EXTENDED equal those of ALL, because integer kernels are fused at EXTENDED and ALL adds layouts only.
+"""
+
+from __future__ import annotations
+
+import enum
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from fxquant.errors import ExportError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_INLINE_LIMIT = 1 << 30  # bytes of weights up to which a model travels in memory; protobuf ends at 2 GB
+
+
+class Level(enum.Enum):
+    """How much onnxruntime may rewrite the graph."""
+
+    OFF = "off"  # every node as it is written: float arithmetic between Q and DQ
+    FUSED = "fused"  # integer kernels, names kept: what the coverage is read from
+    ALL = "all"  # what users get by default
+
+
+_LEVELS = {
+    Level.OFF: "ORT_DISABLE_ALL",
+    Level.FUSED: "ORT_ENABLE_EXTENDED",
+    Level.ALL: "ORT_ENABLE_ALL",
+}
+
+
+@dataclass(frozen=True)
+class Session:
+    """An onnxruntime session on the CPU.
+
+    Attributes:
+        handle: the `onnxruntime.InferenceSession`.
+        inputs: names of the graph inputs in order.
+        outputs: names of the graph outputs in order.
+    """
+
+    handle: Any
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    def run(
+        self, feeds: Mapping[str, NDArray[Any]], wanted: Sequence[str] | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """Outputs by name; `feeds` may hold more than the graph takes.
+
+        Raises:
+            ExportError: onnxruntime refuses the feeds or fails while running.
+        """
+        names = list(self.outputs if wanted is None else wanted)
+        given = {name: feeds[name] for name in self.inputs if name in feeds}
+        try:
+            values = self.handle.run(names, given)
+        except Exception as error:  # onnxruntime's errors share no base but Exception
+            raise ExportError("FXQ552", f"onnxruntime failed while running: {error}") from error
+        return dict(zip(names, values, strict=True))
+
+
+def open_session(
+    model: ir.Model | str | Path, level: Level, *, threads: int = 1, entries: Mapping[str, str] = {}
+) -> Session:
+    """A session over a file or an `onnx_ir` model.
+
+    Args:
+        model: path of a file, or a model (saved to a folder of its own when too large for memory).
+        level: how much onnxruntime may rewrite.
+        threads: threads within an operator; results do not depend on it.
+        entries: session configuration, e.g. ``{"session.disable_quant_qdq": "1"}``.
+
+    Raises:
+        ExportError: onnxruntime cannot load the model.
+    """
+    options = _options(level, threads, entries)
+    if not isinstance(model, ir.Model):
+        return _create(str(model), options)
+    if weight_bytes(model) <= _INLINE_LIMIT:
+        return _create(ir.to_proto(model).SerializeToString(), options)
+    with tempfile.TemporaryDirectory(prefix="fxquant-session-") as folder:
+        path = Path(folder) / "model.onnx"
+        ir.save(model, path, external_data="model.onnx.data")
+        return _create(str(path), options)
+
+
+def optimized(model: str | Path, level: Level = Level.FUSED) -> ir.Model:
+    """The graph onnxruntime makes of a file, without its weights.
+
+    At `Level.FUSED` nodes keep the names they had, so operators can be followed through the fusion.
+
+    Raises:
+        ExportError: onnxruntime cannot load the model.
+    """
+    with tempfile.TemporaryDirectory(prefix="fxquant-optimized-") as folder:
+        dump = Path(folder) / "optimized.onnx"
+        options = _options(level, 1, {_EXTERNAL: "optimized.data", _EXTERNAL_FROM: "1024"})
+        options.optimized_model_filepath = str(dump)
+        _create(str(model), options)
+        graph = ir.load(dump)
+        _forget_weights(graph)
+    return graph
+
+
+_EXTERNAL = "session.optimized_model_external_initializers_file_name"
+_EXTERNAL_FROM = "session.optimized_model_external_initializers_min_size_in_bytes"
+
+
+def version() -> str:
+    """Version of the installed onnxruntime."""
+    return str(_onnxruntime().__version__)
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Bytes of all initializers."""
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+
+def _forget_weights(model: ir.Model) -> None:
+    # the file behind external tensors is gone when the folder is
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value = None
+
+
+def _options(level: Level, threads: int, entries: Mapping[str, str]) -> Any:
+    ort = _onnxruntime()
+    options = ort.SessionOptions()
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _LEVELS[level])
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # its warnings are about what the report says anyway
+    for key, value in entries.items():
+        options.add_session_config_entry(key, value)
+    return options
+
+
+def _create(source: str | bytes, options: Any) -> Session:
+    ort = _onnxruntime()
+    try:
+        handle = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors share no base but Exception
+        what = f"onnxruntime cannot load the model: {error}"
+        raise ExportError("FXQ551", what, fix="report this with the model") from error
+    inputs = tuple(value.name for value in handle.get_inputs())
+    return Session(handle, inputs, tuple(value.name for value in handle.get_outputs()))
+
+
+def _onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        what = "onnxruntime is not installed, so the model cannot be proven"
+        raise ExportError("FXQ550", what, fix="pip install onnxruntime, or prove=False") from error
+    return onnxruntime
+
+
+def as_feed(value: Any) -> NDArray[Any]:
+    """A torch tensor or array as a contiguous array that onnxruntime takes."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu().numpy()
+    return np.ascontiguousarray(value)

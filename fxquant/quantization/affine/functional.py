@@ -1,0 +1,131 @@
+"""Quantization as functions of tensor, scale and offset; all three get gradients."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fxquant.quantization import kernels, traced
+from fxquant.quantization.affine.quantizers import _grid
+from fxquant.quantization.base import float32
+from fxquant.quantization.layout import Layout
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fxquant.quantization.grid import AffineGrid
+
+
+def quantize(
+    x: Tensor,
+    scale: Tensor,
+    offset: Tensor,
+    bitwidth: int | None = None,
+    signed: bool | None = None,
+    *,
+    num_steps: int | None = None,
+    qmin: int | None = None,
+    qmax: int | None = None,
+    block_size: Sequence[int] | None = None,
+) -> Tensor:
+    """Integers `clamp(round(x / scale) - offset, qmin, qmax)`, stored as floats.
+
+    Args:
+        x: the tensor, `[...]`.
+        scale: step of the grid, float32 `[S]`, laid against the tensor from the right.
+        offset: minus the zero point, `[S]`.
+        bitwidth: bits of the grid.
+        signed: True for integers from `-2 ** (bitwidth - 1)`.
+        num_steps: steps of a grid that starts at 0, instead of `bitwidth`.
+        qmin: smallest integer, instead of `bitwidth`.
+        qmax: largest integer, instead of `bitwidth`.
+        block_size: elements per block along each axis of `scale`, or None.
+
+    Returns:
+        The integers, in the precision of `x` but at least float32.
+
+    Example:
+        >>> quantize(torch.tensor([0.3, 9.0]), torch.tensor(0.1), torch.tensor(0.0), bitwidth=4)
+        tensor([ 3., 15.])
+    """
+    if num_steps is not None:
+        qmin, qmax = 0, num_steps
+    grid = _grid(bitwidth, qmin, qmax, signed, False)
+    return _run(x, scale, offset, grid, block_size, integers=True)
+
+
+def quantize_dequantize(
+    x: Tensor,
+    scale: Tensor,
+    offset: Tensor,
+    bitwidth: int | None = None,
+    signed: bool | None = None,
+    *,
+    num_steps: int | None = None,
+    qmin: int | None = None,
+    qmax: int | None = None,
+    block_size: Sequence[int] | None = None,
+) -> Tensor:
+    """The nearest values of the grid, in the precision of `x`; arguments as in `quantize`.
+
+    Example:
+        >>> zero = torch.tensor(0.0)
+        >>> quantize_dequantize(torch.tensor([0.34, 9.0]), torch.tensor(0.25), zero, bitwidth=4)
+        tensor([0.2500, 3.7500])
+    """
+    if num_steps is not None:
+        qmin, qmax = 0, num_steps
+    grid = _grid(bitwidth, qmin, qmax, signed, False)
+    return _run(x, scale, offset, grid, block_size, integers=False).to(x.dtype)
+
+
+def dequantize(
+    q: Tensor, scale: Tensor, offset: Tensor, *, block_size: Sequence[int] | None = None
+) -> Tensor:
+    """Real values `(q + offset) * scale`; arguments as in `quantize`.
+
+    Example:
+        >>> dequantize(torch.tensor([3.0]), torch.tensor(0.5), torch.tensor(-1.0))
+        tensor([1.])
+    """
+    layout = _layout(scale, block_size)
+    y = layout.split(float32(q)) + layout.spread(offset)
+    return (y * layout.spread(scale)).reshape(q.shape)
+
+
+def _layout(scale: Tensor, block_size: Sequence[int] | None) -> Layout:
+    return Layout(tuple(scale.shape), None if block_size is None else tuple(block_size))
+
+
+def _run(
+    x: Tensor,
+    scale: Tensor,
+    offset: Tensor,
+    grid: AffineGrid,
+    block_size: Sequence[int] | None,
+    *,
+    integers: bool,
+) -> Tensor:
+    layout = _layout(scale, block_size)
+    y = layout.split(float32(x))
+    first, second = layout.spread(scale), layout.spread(offset).expand(layout.spread(scale).shape)
+    if torch.compiler.is_compiling():
+        step = traced.quantize if integers else traced.quantize_dequantize
+        return step(y, first, -second, grid.qmin, grid.qmax).reshape(x.shape)
+    single = layout.single and not integers
+    p = kernels.affine(
+        first.detach(), (0.0 - second).detach(), grid.qmin, grid.qmax, single=single
+    )
+    needed = y.requires_grad or first.requires_grad or second.requires_grad
+    if torch.is_grad_enabled() and needed:
+        run = kernels.apply_quantize if integers else kernels.apply
+        return run(y, first, second, p, _negated).reshape(x.shape)
+    with torch.no_grad():
+        plain = kernels.quantize if integers else kernels.quantize_dequantize
+        return plain(y, p).reshape(x.shape)
+
+
+def _negated(d_scale: Tensor, d_zero: Tensor) -> tuple[Tensor, Tensor]:
+    return d_scale, -d_zero  # offset = -zero point

@@ -1,0 +1,72 @@
+"""The same arithmetic for compilers: primitives for `torch.compile`, one operator for `torch.export`.
+
+A compiler fuses primitives into one loop, so under `torch.compile` the steps are written out of place
+and differentiate by themselves. An exporter must keep the quantization whole, so while
+`torch.export` runs it sees the operator `fxquant::quantize_dequantize`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxquant.quantization import kernels
+
+_library = torch.library.Library("fxquant", "DEF")
+for _name in ("quantize", "quantize_dequantize"):
+    _library.define(f"{_name}(Tensor x, Tensor scale, Tensor zero_point, int qmin, int qmax) -> Tensor")
+
+
+def _run(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
+    return kernels.quantize_dequantize(x, kernels.affine(scale, zero_point, qmin, qmax))
+
+
+def _run_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
+    return kernels.quantize(x, kernels.affine(scale, zero_point, qmin, qmax))
+
+
+def _shape(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
+    return torch.empty_like(x)
+
+
+_library.impl("quantize_dequantize", _run, "CompositeExplicitAutograd")
+_library.impl("quantize", _run_quantize, "CompositeExplicitAutograd")
+torch.library.register_fake("fxquant::quantize_dequantize", _shape, lib=_library)
+torch.library.register_fake("fxquant::quantize", _shape, lib=_library)
+
+
+class _Round(torch.autograd.Function):
+    """Rounding, ties to even, whose gradient is that of the identity."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return torch.round(x)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return g
+
+
+def straight_through_round(x: Tensor) -> Tensor:
+    """`round(x)` with the gradient of `x`."""
+    return _Round.apply(x)  # type: ignore[no-any-return]
+
+
+def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
+    """Integers of the grid as floats, in a form that a compiler can take apart."""
+    if torch.compiler.is_exporting():
+        op = torch.ops.fxquant.quantize.default
+        return op(x, scale, zero_point, qmin, qmax)  # type: ignore[no-any-return]
+    return (straight_through_round(x / scale) + zero_point).clamp(qmin, qmax)
+
+
+def quantize_dequantize(
+    x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int
+) -> Tensor:
+    """The nearest values of the grid, in a form that a compiler can take apart."""
+    if torch.compiler.is_exporting():
+        op = torch.ops.fxquant.quantize_dequantize.default
+        return op(x, scale, zero_point, qmin, qmax)  # type: ignore[no-any-return]
+    return (quantize(x, scale, zero_point, qmin, qmax) - zero_point) * scale

@@ -1,0 +1,215 @@
+"""QuantizationSimModel: a prepared model with a quantizer at every place the target has a grid."""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import fx, nn
+
+from fxquant import calibrate
+from fxquant.config import QuantConfig
+from fxquant.graph.passes import state_of
+from fxquant.errors import ConfigError, ModelError, SelectorError, nearest
+from fxquant.nn import QuantizationMixin
+from fxquant.passes import simulation_pipeline
+from fxquant.prepare import call_arguments, is_prepared, prepare_model
+from fxquant.quantization import QuantizerBase, QuantScheme
+from fxquant.targets import Target, load_target
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from fxquant.onnx.report import ParityReport
+
+
+class QuantizationSimModel:
+    """Simulates how a target computes a model in integers.
+
+    The model that is handed in is prepared if it is not yet, and never changed: the simulation works
+    on a copy. `sim.model` is an ordinary `torch.fx.GraphModule` whose modules are `Quantized*`
+    classes at the paths the user gave them.
+
+    Args:
+        model: float model, or the result of `prepare_model`.
+        dummy_input: example inputs: a tensor, a tuple of positional or a dict of keyword inputs.
+        quant_scheme: how ranges are found; a `QuantScheme` or its name ("tf", "tf_enhanced",
+            "percentile", "min_max").
+        default_output_bw: bits of activations, 2 to 32.
+        default_param_bw: bits of weights, 2 to 32.
+        config: a `QuantConfig`, a mapping of its fields or the path of a JSON file.
+        target: name of a shipped target, or a `Target`.
+        in_place: build the simulation in the prepared graph that was handed in.
+
+    Raises:
+        ModelError: the model cannot be prepared.
+        ConfigError: FXQ230 the model holds quantized modules already; a configuration is wrong.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> x = torch.randn(4, 3)
+        >>> sim = QuantizationSimModel(nn.Sequential(nn.Linear(3, 2), nn.ReLU()), x)
+        >>> sim.compute_encodings([x])
+        >>> sim.model(x).shape
+        torch.Size([4, 2])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        dummy_input: Any,
+        quant_scheme: QuantScheme | str = QuantScheme.post_training_tf_enhanced,
+        default_output_bw: int = 8,
+        default_param_bw: int = 8,
+        *,
+        config: QuantConfig | dict[str, Any] | str | Path | None = None,
+        target: Target | str = "onnxruntime_x86",
+        in_place: bool = False,
+    ) -> None:
+        _refuse_quantized(model)
+        self.target = load_target(target) if isinstance(target, str) else target
+        self.config = _merged(QuantConfig.load(config), default_output_bw, default_param_bw)
+        self.quant_scheme = QuantScheme.from_name(quant_scheme)
+        self._example = call_arguments(dummy_input)
+        prepared = model if is_prepared(model) else prepare_model(model, dummy_input)
+        if not isinstance(prepared, fx.GraphModule):
+            raise ModelError("FXQ150", "preparation did not return a GraphModule")
+        owned = in_place or prepared is not model
+        self.model: fx.GraphModule = prepared if owned else copy.deepcopy(prepared)
+        pipeline = simulation_pipeline(self.config, self.target, self.quant_scheme)
+        pipeline(self.model)
+
+    # --- calibration ---------------------------------------------------------------------------
+
+    def compute_encodings(
+        self,
+        forward_pass_callback: Callable[..., Any] | Iterable[Any],
+        forward_pass_callback_args: Any = calibrate.NOT_GIVEN,
+        *,
+        progress: calibrate.Progress | None = None,
+    ) -> None:
+        """Calibrate: run data through the model and set every range.
+
+        Args:
+            forward_pass_callback: `callback(model, args)`, or an iterable of batches.
+            forward_pass_callback_args: second argument of the callback.
+            progress: called after each batch with (done, total or None).
+
+        Raises:
+            CalibrationError: no data came, or a tensor held NaN or infinity (it is named).
+        """
+        calibrate.calibrate(
+            self.model, forward_pass_callback, forward_pass_callback_args, progress=progress
+        )
+
+    # --- looking -------------------------------------------------------------------------------
+
+    def named_qmodules(self) -> Iterator[tuple[str, QuantizationMixin]]:
+        """(path, module) of every quantized module."""
+        for name, module in self.model.named_modules():
+            if isinstance(module, QuantizationMixin):
+                yield name, module
+
+    def qmodules(self) -> Iterator[QuantizationMixin]:
+        """Every quantized module."""
+        return (module for _, module in self.named_qmodules())
+
+    def named_quantizers(self) -> Iterator[tuple[str, QuantizerBase]]:
+        """(path, quantizer) of every quantizer; a shared one comes once."""
+        for name, module in self.model.named_modules():
+            if isinstance(module, QuantizerBase):
+                yield name, module
+
+    def quantizers(self) -> Iterator[QuantizerBase]:
+        """Every quantizer, a shared one once."""
+        return (quantizer for _, quantizer in self.named_quantizers())
+
+    def explain(self, name: str) -> str:
+        """Why a module, or every module that a glob matches, is quantized as it is.
+
+        Raises:
+            SelectorError: FXQ240, nothing matches.
+        """
+        nodes = {_label(n): n for n in self.model.graph.nodes if n.op not in ("output", "get_attr")}
+        found = [k for k in nodes if k == name or fnmatch.fnmatchcase(k, name)]
+        if not found:
+            raise SelectorError("FXQ240", f"no module is called {name!r}", fix=nearest(name, nodes))
+        return "\n".join(self._explain(nodes[k]) for k in found)
+
+    def _explain(self, node: fx.Node) -> str:
+        why = state_of(self.model).why.get(_label(node), ("no tensor operation",))
+        source = node.meta.get("source")
+        head = f"{_label(node)} ({source})" if source else _label(node)
+        lines = [head, *(f"  - {reason}" for reason in why)]
+        if node.op == "call_module":
+            lines += _quantizer_lines(self.model.get_submodule(str(node.target)))
+        return "\n".join(lines)
+
+    # --- export --------------------------------------------------------------------------------
+
+    def export(
+        self,
+        path: str | Path,
+        filename_prefix: str,
+        dummy_input: Any = None,
+        *,
+        opset: int = 21,
+        prove: bool = True,
+    ) -> ParityReport:
+        """Write integer ONNX, its encodings and float weights, and prove them against onnxruntime.
+
+        Args:
+            path: folder; it is made when missing.
+            filename_prefix: files are called `<prefix>.onnx`, `<prefix>.encodings`, ...
+            dummy_input: inputs of the proof; default: those of the constructor.
+            opset: ONNX opset, 13 to 23.
+            prove: compare with onnxruntime before the files get their names.
+
+        Returns:
+            The report of the proof; truthy when simulation and runtime agree.
+
+        Raises:
+            UncalibratedError: a quantizer has no range.
+            ExportError: lowering, verification or writing failed; nothing is left behind.
+            ParityError: the runtime computes something else; nothing is left behind.
+        """
+        from fxquant.export import export_model
+
+        example = self._example if dummy_input is None else call_arguments(dummy_input)
+        return export_model(
+            self.model, path, filename_prefix, example, opset=opset, prove=prove,
+            scheme=self.quant_scheme.name,
+        )  # fmt: skip
+
+
+def _label(node: fx.Node) -> str:
+    return str(node.target) if node.op == "call_module" else node.name
+
+
+def _quantizer_lines(module: nn.Module) -> list[str]:
+    if not isinstance(module, QuantizationMixin):
+        return []
+    lines = [f"  output {i}: {q}" for i, q in enumerate(module.output_quantizers) if q is not None]
+    lines += [f"  {k}: {q}" for k, q in module.param_quantizers.items() if q is not None]
+    return lines
+
+
+def _refuse_quantized(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, (QuantizationMixin, QuantizerBase)):
+            raise ConfigError(
+                "FXQ230",
+                f"the model holds a quantized module already: {name or 'the model itself'}",
+                fix="pass the float model, not sim.model",
+            )
+
+
+def _merged(config: QuantConfig, output_bw: int, param_bw: int) -> QuantConfig:
+    """The arguments of the constructor, under what the configuration says."""
+    return config.replace(
+        activation_bitwidth=config.activation_bitwidth or output_bw,
+        weight_bitwidth=config.weight_bitwidth or param_bw,
+    )

@@ -1,0 +1,83 @@
+"""Make every tensor operation a module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from fxquant import ops
+from fxquant.graph.meta import TensorSpec, spec
+from fxquant.graph.passes import Fact, Pass
+
+if TYPE_CHECKING:
+    from torch import fx
+
+    from fxquant.graph.rewriter import Rewriter
+
+
+@dataclass(frozen=True)
+class FunctionalsToModules(Pass):
+    """Functions, operators and tensor methods become modules, by the rows of the operator table.
+
+    Before::
+
+        %add  = add(%x, %y)
+        %relu = relu(%add, inplace=True)
+
+    After::
+
+        %add  = add[layer1.add](%x, %y)
+        %relu = relu[layer1.relu](%add)
+
+    A new module lives in the module that made the call and is named after its row. It is a
+    `torch.nn` class where that class can hold the arguments (weights are shared, not copied), else
+    a functional module that is called with all of them. Arithmetic on sizes is no tensor operation
+    and stays; an operator without a row stays and is logged.
+    """
+
+    needs: ClassVar[frozenset[Fact]] = frozenset({Fact.NO_WRITES})
+    gives: ClassVar[frozenset[Fact]] = frozenset({Fact.MODULES_ONLY})
+    breaks: ClassVar[frozenset[Fact]] = frozenset({Fact.NO_DEAD_CODE})
+
+    def run(self, rw: Rewriter) -> None:
+        """Walk the nodes in order."""
+        for node in rw.nodes:
+            if node.op not in ("call_function", "call_method"):
+                continue
+            row = rw.op(node)
+            if row is None:
+                if _makes_tensor(node):
+                    rw.skip(node, "the operator has no row in the operator table")
+            elif ops.is_inplace(node):
+                rw.skip(node, "it writes into a tensor")
+            else:
+                _convert(rw, node, row)
+
+
+def _convert(rw: Rewriter, node: fx.Node, row: ops.Op) -> None:
+    try:
+        values = rw.arguments(node)
+        held = {k: _resolved(rw, k, v, row) for k, v in values.items()}
+        module, holds = ops.module_for(row, held)
+    except (TypeError, KeyError) as e:
+        rw.skip(node, f"its arguments do not fit the row {row.name!r}: {e}")
+        return
+    if holds:
+        args: tuple[Any, ...] = tuple(values[name] for name in row.inputs)
+        kwargs: dict[str, Any] = {}
+    else:
+        args, kwargs = ops.call_arguments(row, values)
+    rw.replace(node, rw.new_module(module, *args, kwargs=kwargs, like=node, name=row.name))
+
+
+def _resolved(rw: Rewriter, name: str, value: Any, row: ops.Op) -> Any:
+    """Weights and other tensors that a module can hold, as tensors; the rest as it is."""
+    if name in row.inputs:
+        return value
+    constant = rw.constant(value)
+    return value if constant is None else constant
+
+
+def _makes_tensor(node: fx.Node) -> bool:
+    found = spec(node)
+    return isinstance(found, TensorSpec) and found.dtype.is_floating_point

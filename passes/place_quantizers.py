@@ -1,0 +1,147 @@
+"""Placement: modules become quantized modules and every planned grid gets its quantizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from torch import fx, nn
+
+from fxquant import ops
+from fxquant.config import QuantConfig
+from fxquant.errors import place
+from fxquant.graph.grids import Slot, slot_spec
+from fxquant.graph.passes import Fact, Pass
+from fxquant.graph.plan import GridPlan, Plan, WeightPlan, make_plan
+from fxquant.nn import QuantizationMixin, QuantStub
+from fxquant.quantization import QuantizerBase, QuantScheme, affine
+from fxquant.targets import Target
+
+if TYPE_CHECKING:
+    from fxquant.graph.rewriter import Rewriter
+
+
+@dataclass(frozen=True)
+class PlaceQuantizers(Pass):
+    """Give every value that is read in integers one quantizer, in the module that makes it.
+
+    Before: `x -> conv2d -> relu -> linear`.
+    After: `x -> QuantStub -> QuantizedConv2d -> QuantizedReLU -> QuantizedLinear`, with quantizers
+    on the stub's output, the relu's output and the weights.
+
+    Attributes:
+        config: what to quantize and how.
+        target: what the runtime computes in integers.
+        scheme: how ranges are found.
+    """
+
+    needs = frozenset({Fact.MODULES_ONLY, Fact.UNIQUE_MODULES})
+    gives = frozenset({Fact.PLACED})
+
+    config: QuantConfig = field(default_factory=QuantConfig)
+    target: Target = field(default_factory=lambda: Target(name="none"))
+    scheme: QuantScheme = QuantScheme.post_training_tf_enhanced
+
+    def run(self, rw: Rewriter) -> None:
+        """Plan, then carry out the plan."""
+        plan = make_plan(rw.gm, self.config, self.target)
+        self._swap_modules(rw)
+        owners = self._place_grids(rw, plan)
+        self._place_weights(rw, plan, owners)
+        for node, reasons in plan.why.items():
+            rw.explain(node, *reasons)
+
+    def _swap_modules(self, rw: Rewriter) -> None:
+        for node in rw.nodes:
+            module = rw.module(node)
+            if module is not None and _is_quantizable(module):
+                rw.set_module(str(node.target), QuantizationMixin.from_module(module))
+
+    def _place_grids(self, rw: Rewriter, plan: Plan) -> dict[Slot, QuantizerBase]:
+        owners: dict[Slot, QuantizerBase] = {}
+        for grid in plan.grids:
+            quantizer = self._activation_quantizer(grid)
+            for slot in grid.slots:
+                owner, index = self._owner(rw, slot)
+                while len(owner.output_quantizers) <= index:
+                    owner.output_quantizers.append(None)
+                owner.output_quantizers[index] = quantizer
+                owners[slot] = quantizer
+            quantizer.where = f"the output of {place(grid.slots[0][0])}"
+        return owners
+
+    def _owner(self, rw: Rewriter, slot: Slot) -> tuple[QuantizationMixin, int]:
+        """The module that makes a value; a stub where no module does."""
+        node, index = slot
+        module = rw.module(node)
+        if isinstance(module, QuantizationMixin):
+            return module, index
+        if module is not None:
+            quantized = QuantizationMixin.from_module(module)
+            rw.set_module(str(node.target), quantized)
+            return quantized, index
+        return self._stub(rw, slot), 0
+
+    def _stub(self, rw: Rewriter, slot: Slot) -> QuantizationMixin:
+        """A QuantStub behind a value that no module makes; constants stay float for float readers."""
+        node = slot[0]
+        readers = [u for u in node.users if u.op != "output"]
+        if rw.constant(node) is not None:
+            readers = [u for u in readers if self._reads_integers(rw, u)]
+        stub = QuantizationMixin.from_module(QuantStub())
+        with rw.after(node):
+            name = f"{node.name}_stub"
+            made = rw.new_module(stub, node, like=node, name=name, spec=slot_spec(slot))
+        rw.redirect(node, made, readers)
+        return stub
+
+    def _reads_integers(self, rw: Rewriter, user: fx.Node) -> bool:
+        row = rw.op(user)
+        return row is not None and row.name in self.target.operators
+
+    def _activation_quantizer(self, grid: GridPlan) -> affine.QuantizeDequantize:
+        quantizer = affine.QuantizeDequantize(
+            shape=(), bitwidth=grid.bitwidth, symmetric=grid.symmetric,
+            encoding_analyzer=self.scheme.activation_analyzer(()),
+        )  # fmt: skip
+        quantizer.signed = grid.signed
+        if grid.fixed is not None:
+            quantizer.set_range(*grid.fixed)
+            quantizer.allow_overwrite(False)
+            quantizer.requires_grad_(False)
+        return quantizer
+
+    def _place_weights(
+        self, rw: Rewriter, plan: Plan, owners: dict[Slot, QuantizerBase]
+    ) -> None:
+        shared: dict[tuple[int, WeightPlan | None], QuantizerBase] = {}
+        for node, wanted in plan.weights.items():
+            module = rw.module(node, QuantizationMixin)
+            if module is None:
+                continue
+            key = (id(module.weight), _without_bias(wanted))
+            weight = shared.setdefault(key, self._weight_quantizer(wanted))
+            weight.where = weight.where or f"the weight of {place(node)}"
+            module.param_quantizers["weight"] = weight
+            source = owners.get(wanted.bias_input) if wanted.bias_input else None
+            if source is not None:
+                bias = affine.BiasQuantizeDequantize(source, weight)
+                bias.where = f"the bias of {place(node)}"
+                module.param_quantizers["bias"] = bias
+
+    def _weight_quantizer(self, wanted: WeightPlan) -> affine.QuantizeDequantize:
+        quantizer = affine.QuantizeDequantize(
+            shape=wanted.shape, bitwidth=wanted.bitwidth, symmetric=wanted.symmetric,
+            encoding_analyzer=self.scheme.weight_analyzer(wanted.shape),
+        )  # fmt: skip
+        quantizer.signed = wanted.signed
+        return quantizer
+
+
+def _without_bias(plan: WeightPlan) -> WeightPlan:
+    return WeightPlan(plan.shape, plan.bitwidth, plan.signed, plan.symmetric, None)
+
+
+def _is_quantizable(module: nn.Module) -> bool:
+    row = ops.row_for_module(module)
+    return row is not None and row.grid is not ops.Grid.INDEX

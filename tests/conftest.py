@@ -1,0 +1,43 @@
+"""What every test shares: one thread, fixed seeds, and the ``--accept`` switch of golden texts."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+# several workers share the cores, and float sums must not depend on how a loop was split
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--accept", action="store_true", help="rewrite golden texts with what the code does now"
+    )
+
+
+@pytest.fixture
+def accept(request: pytest.FixtureRequest) -> bool:
+    """True if golden texts are to be rewritten."""
+    return bool(request.config.getoption("--accept"))
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    """The same random numbers for a test, whatever ran before it."""
+    torch.manual_seed(0)
+    with torch.random.fork_rng():
+        yield
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that keeps trained weights for one session; see ``fxquant.models.training``."""
+    return tmp_path_factory.mktemp("trained")
