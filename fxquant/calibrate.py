@@ -13,7 +13,6 @@ from torch import Tensor, fx, nn
 
 from fxquant import nn as qnn
 from fxquant.errors import CalibrationError
-from fxquant.quantization import affine
 
 log = logging.getLogger("fxquant")
 
@@ -65,7 +64,6 @@ def calibrate(
     finally:
         for module, training in was_training.items():
             module.training = training
-    fit_biases(model)
 
 
 class _Counter:
@@ -135,38 +133,3 @@ def _feed(model: fx.GraphModule, data: Iterable[Any]) -> None:
             model(*batch[:most])
         else:
             model(batch)
-
-
-def fit_biases(model: nn.Module) -> list[str]:
-    """Widen weight grids whose int32 bias would not fit; returns the modules that changed.
-
-    A bias lies on the grid `s_input * s_weight`; where a channel's weights are tiny, so is the grid,
-    and `|bias| / (s_input * s_weight)` exceeds int32. The weight's step is raised just enough: the
-    weights of such a channel are negligible beside its bias.
-    """
-    changed = []
-    for name, module in model.named_modules():
-        quantizers = getattr(module, "param_quantizers", None)
-        bias = getattr(module, "bias", None)
-        if quantizers is None or "bias" not in quantizers or bias is None:
-            continue
-        grid = quantizers["bias"]
-        fits = isinstance(grid, affine.BiasQuantizeDequantize) and grid.is_initialized()
-        if fits and _widen(grid, bias.detach()):
-            changed.append(name)
-            log.info("%s: the weight's grid was widened so that its bias fits int32", name)
-    return changed
-
-
-def _widen(grid: affine.BiasQuantizeDequantize, bias: Tensor) -> bool:
-    """Raise the weight's range where the bias would exceed its int32 grid."""
-    factor = grid.needed_widening(bias)
-    weight = grid.weight_quantizer
-    low, high = weight.get_min(), weight.get_max()
-    if factor is None or low is None or high is None:
-        return False
-    if not isinstance(weight, affine.AffineQuantizer):
-        return False
-    shaped = factor.reshape(low.shape) if factor.numel() == low.numel() else factor.max()
-    weight.set_range(low * shaped, high * shaped)
-    return True

@@ -312,7 +312,7 @@ def _activations() -> tuple[Op, ...]:
         row("softshrink", "lambd=0.5", nn.Softshrink),
         row("hardshrink", "lambd=0.5", nn.Hardshrink),
         row("threshold", "threshold, value, inplace=False", nn.Threshold, samples=(s(t(2, 6), 0.1, -2.0),)),
-        row("glu", "dim=-1", nn.GLU),
+        row("glu", "dim=-1", nn.GLU, samples=_V),
         row("rrelu", "lower=0.125, upper=0.3333333333333333, training=False, inplace=False", nn.RReLU),
         Op("prelu", "input, weight", nn.PReLU, dynamic=fn.DynamicPReLU, build=_prelu, samples=(s(t(2, 4, 5), t(4, kind="positive")),)),
         Op("softmax", "input, dim=None, _stacklevel=3, dtype=None", nn.Softmax, _FIXED, names="softmax", dynamic=fn.DynamicSoftmax,
@@ -357,12 +357,12 @@ def _weighted() -> tuple[Op, ...]:
         Op("embedding", "input, weight, padding_idx=None, max_norm=None, norm_type=2.0, scale_grad_by_freq=False, sparse=False", nn.Embedding,
            names="F.embedding", dynamic=fn.DynamicEmbedding, build=_embedding, weight_axis=0, samples=(s(t(2, 5, kind="int", high=7), t(7, 4, kind="weight")),),
            odd={torch.embedding: "weight, input, padding_idx=None, scale_grad_by_freq=False, sparse=False"}),
-        Op("matmul", "input, other", fn.MatMul, names="matmul __matmul__ __rmatmul__", inputs=_TWO, absorbs=_ACTIVATIONS,
-           samples=(s(t(2, 3, 4, 5), t(2, 3, 5, 6)), s(t(2, 4, 5), t(5, 3)))),
-        Op("bmm", "input, mat2", fn.Bmm, names="bmm mm", inputs=("input", "mat2"), absorbs=_ACTIVATIONS, samples=(s(t(2, 4, 5), t(2, 5, 3)),)),
+        Op("matmul", "input, other", fn.MatMul, names="matmul mm __matmul__", inputs=_TWO, absorbs=_ACTIVATIONS,
+           odd={Tensor.__rmatmul__: "other, input"}, samples=(s(t(2, 3, 4, 5), t(2, 3, 5, 6)), s(t(2, 4, 5), t(5, 3)), s(t(4, 5), t(5, 3)))),
+        Op("bmm", "input, mat2", fn.Bmm, inputs=("input", "mat2"), absorbs=_ACTIVATIONS, samples=(s(t(2, 4, 5), t(2, 5, 3)),)),
         Op("baddbmm", "input, batch1, batch2, *, beta=1, alpha=1", fn.Baddbmm, inputs=("input", "batch1", "batch2"),
            samples=(s(t(2, 4, 3), t(2, 4, 5), t(2, 5, 3)), s(t(2, 4, 3), t(2, 4, 5), t(2, 5, 3), beta=0.5, alpha=2.0))),
-        Op("addmm", "input, mat1, mat2, *, beta=1, alpha=1", fn.Addmm, inputs=("input", "mat1", "mat2"), samples=(s(t(3), t(2, 5), t(5, 3)),)),
+        Op("addmm", "input, mat1, mat2, *, beta=1, alpha=1", fn.Addmm, inputs=("input", "mat1", "mat2"), samples=(s(t(3), t(2, 5), t(5, 3)), s(t(2, 3), t(2, 5), t(5, 3)))),
         Op("einsum", "equation, *operands", fn.Einsum, inputs=("operands",), samples=(s("bij,bjk->bik", t(2, 3, 4), t(2, 4, 5)), s("nchw,oc->nohw", t(2, 3, 4, 4), t(5, 3)))),
         Op("outer", "input, vec2", fn.Outer, names="outer ger", inputs=("input", "vec2"), samples=(s(t(4), t(3)),)),
         Op("scaled_dot_product_attention", "query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=None, enable_gqa=False",
@@ -417,7 +417,8 @@ def _norms() -> tuple[Op, ...]:
         Op("local_response_norm", "input, size, alpha=0.0001, beta=0.75, k=1.0", nn.LocalResponseNorm, samples=(s(t(2, 6, 5, 5), 3),)),
         Op("normalize", "input, p=2.0, dim=1, eps=1e-12, out=None", fn.Normalize, names="F.normalize", samples=(s(t(2, 5)), s(t(2, 5, 3), dim=-1))),
         Op("norm", "input, p='fro', dim=None, keepdim=False, out=None, dtype=None", fn.Norm, samples=(s(t(2, 5)), s(t(2, 5), 2, -1, True))),
-        Op("vector_norm", "x, ord=2, dim=None, keepdim=False, *, dtype=None", fn.VectorNorm, names="linalg.vector_norm linalg.norm", inputs=("x",), samples=(s(t(2, 5), 2, -1, True),)),
+        Op("vector_norm", "x, ord=2, dim=None, keepdim=False, *, dtype=None", fn.VectorNorm, names="linalg.vector_norm", inputs=("x",), samples=(s(t(2, 5), 2, -1, True),)),
+        Op("linalg_norm", "A, ord=None, dim=None, keepdim=False, *, dtype=None", fn.LinalgNorm, names="linalg.norm", inputs=("A",), samples=(s(t(2, 5)), s(t(2, 5), 2, -1, True))),
         Op("cosine_similarity", "x1, x2, dim=1, eps=1e-08", fn.CosineSimilarity, inputs=("x1", "x2"), classes=(nn.CosineSimilarity,), samples=(s(t(2, 5), t(2, 5)),)),
     )  # fmt: skip
 
@@ -436,8 +437,9 @@ def _pools() -> tuple[Op, ...]:
             Op(f"adaptive_avg_pool{n}d", "input, output_size", getattr(nn, f"AdaptiveAvgPool{n}d"), dynamic=getattr(fn, f"DynamicAdaptiveAvgPool{n}d"),
                samples=(s(x, 1), s(x, 4))),
             Op(f"adaptive_max_pool{n}d", "input, output_size, return_indices=False", getattr(nn, f"AdaptiveMaxPool{n}d"), _SAME,
-               dynamic=getattr(fn, f"DynamicAdaptiveMaxPool{n}d"), names=f"adaptive_max_pool{n}d F.adaptive_max_pool{n}d", samples=(s(x, 1), s(x, 4)),
-               odd={getattr(F, f"adaptive_max_pool{n}d_with_indices"): "input, output_size, return_indices=True"}),
+               dynamic=getattr(fn, f"DynamicAdaptiveMaxPool{n}d"), names=f"F.adaptive_max_pool{n}d", samples=(s(x, 1), s(x, 4)),
+               odd={getattr(F, f"adaptive_max_pool{n}d_with_indices"): "input, output_size, return_indices=True"}
+               | ({torch.adaptive_max_pool1d: "input, output_size, return_indices=True"} if n == 1 else {})),
         )  # fmt: skip
     lp = "input, norm_type, kernel_size, stride=None, ceil_mode=False"
     rows += (
@@ -457,11 +459,11 @@ def _elementwise() -> tuple[Op, ...]:
            odd={torch.rsub: "other, input, *, alpha=1", Tensor.__rsub__: "other, input"}),
         Op("mul", "input, other", fn.Multiply, names="mul multiply __mul__ __rmul__ __imul__ operator.imul", inputs=_TWO, samples=_PAIR),
         Op("div", "input, other, *, rounding_mode=None", fn.Divide, names="div divide true_divide truediv __truediv__ __itruediv__ __div__ operator.itruediv", inputs=_TWO,
-           samples=(s(t(2, 4), t(2, 4, kind="positive")), s(t(2, 4), 3.0), s(2.0, t(2, 4, kind="positive"))), odd={Tensor.__rtruediv__: "other, input", Tensor.__rdiv__: "other, input"}),
+           samples=(s(t(2, 4), t(2, 4, kind="positive")), s(t(2, 4), 3.0), s(2.0, t(2, 4, kind="positive"))), odd={Tensor.__rtruediv__: "other, input"}),
         Op("floor_divide", "input, other", fn.FloorDivide, _FLOAT, names="floor_divide floordiv __floordiv__", inputs=_TWO, samples=(s(t(2, 4), 0.5),)),
         Op("remainder", "input, other", fn.Remainder, _FLOAT, names="remainder __mod__ operator.mod", inputs=_TWO, samples=(s(t(2, 4), 0.7),)),
         Op("fmod", "input, other", fn.Fmod, _FLOAT, inputs=_TWO, samples=(s(t(2, 4), 0.7),)),
-        Op("pow", "input, exponent", fn.Pow, names="pow float_power __pow__", inputs=("input", "exponent"), samples=(s(t(2, 4), 2), s(t(2, 4, kind="positive"), 0.5), s(t(2, 4), 3.0)),
+        Op("pow", "input, exponent", fn.Pow, names="pow __pow__", inputs=("input", "exponent"), samples=(s(t(2, 4), 2), s(t(2, 4, kind="positive"), 0.5), s(t(2, 4), 3.0), s(2.0, t(2, 4))),
            odd={Tensor.__rpow__: "exponent, input"}),
         Op("atan2", "input, other", fn.Atan2, names="atan2 arctan2", inputs=_TWO, samples=(s(t(2, 4), t(2, 4)),)),
         Op("maximum", "input, other", fn.Maximum, _SHARED, inputs=_TWO, samples=(s(t(2, 4), t(2, 4)),)),
@@ -560,8 +562,7 @@ def _moves() -> tuple[Op, ...]:
     pads = (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ReflectionPad1d, nn.ReflectionPad2d,
             nn.ReflectionPad3d, nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d, nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d)  # fmt: skip
     return (
-        Op("cat", "tensors, dim=0", fn.Concat, _SHARED, names="cat concat concatenate", inputs=("tensors",), samples=(s([t(2, 3), t(2, 4)], 1), s((t(2, 3), t(2, 3)), dim=-1)),
-           odd={torch.cat: "tensors, dim=0, *, axis=None"}),
+        Op("cat", "tensors, dim=0", fn.Concat, _SHARED, names="torch.cat torch.concat torch.concatenate", inputs=("tensors",), samples=(s([t(2, 3), t(2, 4)], 1), s((t(2, 3), t(2, 3)), dim=-1))),
         Op("stack", "tensors, dim=0", fn.Stack, _SHARED, inputs=("tensors",), samples=(s([t(2, 3), t(2, 3)]), s((t(2, 3), t(2, 3)), dim=1))),
         move("chunk", "chunks, dim=0", fn.Chunk, s(t(2, 6), 2, 1), s(t(2, 6), 3, dim=-1)),
         move("split", "split_size_or_sections, dim=0", fn.Split, s(t(2, 6), 2, 1), s(t(2, 6), [2, 4], dim=1), names="split split_with_sizes",
@@ -603,7 +604,7 @@ def _moves() -> tuple[Op, ...]:
         move("scatter", "dim, index, src", fn.Scatter, s(x, 2, index, t(2, 3, 2)), grid=_FLOAT, odd={Tensor.scatter: "input, dim, index, src"}),
         move("scatter_add", "dim, index, src", fn.ScatterAdd, s(x, 2, index, t(2, 3, 2)), grid=_FLOAT),
         move("masked_fill", "mask, value", fn.MaskedFill, s(x, t(2, 3, 4, kind="bool"), -1e9), grid=_FLOAT),
-        move("masked_select", "mask", fn.MaskedSelect, grid=_FLOAT),
+        move("masked_select", "mask", fn.MaskedSelect, s(x, t(2, 3, 4, kind="bool")), grid=_FLOAT),
         move("pad", "pad, mode='constant', value=None", fn.Pad, s(image, (1, 2, 1, 0)), s(image, (1, 1, 1, 1), mode="reflect"), s(image, (1, 1), "constant", 2.5), names="F.pad",
              classes=pads, read=_pad_arguments, when=_when_pad),
         move("interpolate", "size=None, scale_factor=None, mode='nearest', align_corners=None, recompute_scale_factor=None, antialias=False", fn.Interpolate,
@@ -611,7 +612,7 @@ def _moves() -> tuple[Op, ...]:
              classes=(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d), when=_when_interpolate),
         move("grid_sample", "grid, mode='bilinear', padding_mode='zeros', align_corners=None", fn.GridSample, s(image, T((2, 5, 5, 2), "unit"), align_corners=False),
              names="F.grid_sample", when=_when_grid_sample),
-        Op("affine_grid", "theta, size, align_corners=None", fn.AffineGrid, _FLOAT, inputs=("theta",)),
+        Op("affine_grid", "theta, size, align_corners=None", fn.AffineGrid, _FLOAT, inputs=("theta",), names="F.affine_grid", samples=(s(t(2, 2, 3), (2, 4, 5, 5), align_corners=False),)),
         move("pixel_shuffle", "upscale_factor", nn.PixelShuffle, s(image, 2), names="pixel_shuffle F.pixel_shuffle"),
         move("pixel_unshuffle", "downscale_factor", nn.PixelUnshuffle, s(image, 2), names="pixel_unshuffle F.pixel_unshuffle"),
         move("channel_shuffle", "groups", nn.ChannelShuffle, s(image, 2), names="channel_shuffle F.channel_shuffle"),
@@ -621,19 +622,18 @@ def _moves() -> tuple[Op, ...]:
         move("contiguous", "*, memory_format=None", fn.Contiguous, s(x)),
         move("clone", "*, memory_format=None", fn.Clone, s(x)),
         move("detach", "", fn.Detach, s(x), names="torch.detach Tensor.detach"),
-        move("identity", "", nn.Identity, names=""),
+        move("identity", "", nn.Identity, s(x), names="torch.positive Tensor.positive operator.pos"),
         move("dropout", "p=0.5, training=True, inplace=False", nn.Dropout, s(x, 0.5, False), names="F.dropout", dynamic=fn.DynamicDropout, build=_dropout,
              classes=(nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)),
-        move("to", "*args, dtype=None, device=None, non_blocking=False, copy=False, memory_format=None", fn.Cast, s(x, torch.float32), names="Tensor.to", when=_when_cast),
-        move("type", "dtype=None", fn.Cast, s(x, torch.float32), names="Tensor.type", when=_when_cast),
+        move("to", "*args, dtype=None, device=None, non_blocking=False, copy=False, memory_format=None", fn.Cast, s(x, torch.float64), names="Tensor.to", odd={Tensor.type: "input, *args"}, when=_when_cast),
         move("type_as", "other", fn.TypeAs, s(x, t(1)), names="Tensor.type_as"),
         move("float", "", fn.ToFloat, s(x), names="Tensor.float"),
         move("long", "", fn.ToLong, s(t(2, 3, kind="bool")), names="Tensor.long", grid=_INDEX),
         move("int", "", fn.ToInt, s(t(2, 3, kind="bool")), names="Tensor.int", grid=_INDEX),
         move("bool", "", fn.ToBool, s(t(2, 3, kind="int")), names="Tensor.bool", grid=_INDEX),
         move("one_hot", "num_classes=-1", fn.OneHot, s(t(2, 3, kind="int", high=4), 4), names="F.one_hot", grid=_INDEX),
-        move("bucketize", "boundaries, *, out_int32=False, right=False", fn.Bucketize, grid=_INDEX),
-        move("nonzero", "*, as_tuple=False", fn.NonZero, grid=_INDEX),
+        move("bucketize", "boundaries, *, out_int32=False, right=False", fn.Bucketize, s(x, t(1)), grid=_INDEX),
+        move("nonzero", "*, as_tuple=False", fn.NonZero, s(t(2, 3, kind="int")), grid=_INDEX),
     )  # fmt: skip
 
 
@@ -671,6 +671,8 @@ class Table:
         names = row.name if row.names is None else row.names
         for name in names.split():
             for target, inplace in _objects(name):
+                if inplace and row.grid is Grid.INDEX and not name.startswith(("bitwise", "__", "operator")):
+                    continue  # `x.eq_(y)` keeps x's type where `x.eq(y)` gives a bool
                 self._enter(target, Spelling(row, row.signature, inplace))
         for target, text in row.odd.items():
             self._enter(target, Spelling(row, parse_signature(text)), replace=True)
@@ -710,7 +712,8 @@ def _objects(name: str) -> list[tuple[Any, bool]]:
         space, short = name.split(".")
         spaces: tuple[Any, ...] = (_NAMED[space],)
     else:
-        short, spaces = name, _NAMESPACES
+        # every Python object has some of the double-underscore names
+        short, spaces = name, (Tensor, operator) if name.startswith("__") else _NAMESPACES
     found: list[tuple[Any, bool]] = []
     dunder_write = short.startswith("__i") and short not in ("__invert__",)
     for space_ in spaces:
@@ -797,7 +800,7 @@ def bind(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[st
     return {k: _unpacked(v) if k == variadic else v for k, v in bound.arguments.items()}
 
 
-_ALIASES = {"axis": "dim", "self": "input", "keepdims": "keepdim", "tensor": "input", "size": "shape", "dims": "dim", "x": "input", "split_size": "split_size_or_sections"}
+_ALIASES = {"axis": "dim", "self": "input", "keepdims": "keepdim", "tensor": "input", "size": "shape", "dims": "dim", "x": "input", "split_size": "split_size_or_sections", "mat2": "other", "vec1": "input"}
 
 
 def _unpacked(values: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -72,7 +72,7 @@ class QuantizationSimModel:
         _refuse_quantized(model)
         self.target = load_target(target) if isinstance(target, str) else target
         self.config = _merged(QuantConfig.load(config), default_output_bw, default_param_bw)
-        self.quant_scheme = QuantScheme.from_name(quant_scheme)
+        self.quant_scheme = QuantScheme(quant_scheme)
         self._example = call_arguments(dummy_input)
         prepared = model if is_prepared(model) else prepare_model(model, dummy_input)
         if not isinstance(prepared, fx.GraphModule):

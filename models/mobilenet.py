@@ -150,9 +150,7 @@ class InvertedResidualV3(nn.Module):
         layers: list[nn.Module] = []
         if hidden != inp:
             layers.append(conv(inp, hidden, 1, act=act))
-        layers.append(
-            conv(hidden, hidden, row.kernel, stride=row.stride, groups=hidden, act=act)
-        )
+        layers.append(conv(hidden, hidden, row.kernel, stride=row.stride, groups=hidden, act=act))
         if row.se:
             layers.append(SqueezeExcitation(hidden, _divisible(hidden // 4)))
         layers.append(conv(hidden, oup, 1, act=None))

@@ -40,9 +40,7 @@ class SqueezeNet(nn.Module):
         width: channels of the stem; all other numbers follow it.
     """
 
-    def __init__(
-        self, *, num_classes: int = 1000, in_channels: int = 3, width: int = 64
-    ) -> None:
+    def __init__(self, *, num_classes: int = 1000, in_channels: int = 3, width: int = 64) -> None:
         super().__init__()
         s = width // 4
         self.features = nn.Sequential(

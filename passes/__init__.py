@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fxquant.graph.passes import Fact, Pass, Pipeline
+from fxquant.graph.passes import Fact, Pipeline
 from fxquant.passes.decompose_attention import DecomposeAttention
 from fxquant.passes.drop_dead_code import DropDeadCode
 from fxquant.passes.fold_batch_norms import FoldBatchNorms
 from fxquant.passes.functionals_to_modules import FunctionalsToModules
-from fxquant.passes.place_quantizers import PlaceQuantizers
 from fxquant.passes.remove_writes import RemoveWrites
 from fxquant.passes.unique_modules import UniqueModules
 
@@ -25,15 +24,17 @@ PREPARE = (
     DropDeadCode(),
 )
 
-PREPARED = frozenset({Fact.MODULES_ONLY, Fact.UNIQUE_MODULES})
+PREPARED = frozenset({Fact.UNIQUE_MODULES, Fact.NO_WRITES, Fact.MODULES_ONLY})
 
 
 def simulation_pipeline(config: QuantConfig, target: Target, scheme: QuantScheme) -> Pipeline:
-    """The passes from a prepared graph to a simulated one."""
-    folding: tuple[Pass, ...] = (FoldBatchNorms(),) if config.fold_batch_norms else ()
-    return Pipeline(
-        (*folding, DecomposeAttention(), PlaceQuantizers(config, target, scheme)), given=PREPARED
-    )
+    """The passes from a prepared model to its simulation."""
+    # placement needs the quantized modules, which preparation does without
+    from fxquant.passes.place_quantizers import PlaceQuantizers
+
+    folding = (FoldBatchNorms(),) if config.fold_batch_norms else ()
+    placing = PlaceQuantizers(config=config, target=target, scheme=scheme)
+    return Pipeline((DecomposeAttention(), *folding, placing), given=PREPARED)
 
 
 __all__ = [
@@ -43,7 +44,6 @@ __all__ = [
     "DropDeadCode",
     "FoldBatchNorms",
     "FunctionalsToModules",
-    "PlaceQuantizers",
     "RemoveWrites",
     "UniqueModules",
     "simulation_pipeline",

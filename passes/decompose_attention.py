@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from fxquant.graph.meta import TensorSpec
 from fxquant.graph.passes import Fact, Pass
+from fxquant.graph.regions import find_regions
 from fxquant.nn import functional as fn
 
 if TYPE_CHECKING:
@@ -35,9 +36,14 @@ class DecomposeAttention(Pass):
 
     def run(self, rw: Rewriter) -> None:
         """Rewrite every attention of the graph."""
+        regions = find_regions(rw.gm)
         for node in rw.nodes:
             row = rw.op(node)
-            if row is not None and row.name == _ATTENTION:
+            if row is None or row.name != _ATTENTION:
+                continue
+            if regions is not None and not regions.holds(node):
+                rw.skip(node, "it lies outside of the quantized regions")
+            else:
                 _Attention(rw, node).rewrite()
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fxquant import ops
+from fxquant.graph.aliases import written
 from fxquant.graph.meta import TensorSpec, spec
 from fxquant.graph.passes import Fact, Pass
 
@@ -48,7 +49,7 @@ class FunctionalsToModules(Pass):
             if row is None:
                 if _makes_tensor(node):
                     rw.skip(node, "the operator has no row in the operator table")
-            elif ops.is_inplace(node):
+            elif written(node, rw.gm) is not None:
                 rw.skip(node, "it writes into a tensor")
             else:
                 _convert(rw, node, row)
@@ -67,7 +68,7 @@ def _convert(rw: Rewriter, node: fx.Node, row: ops.Op) -> None:
         kwargs: dict[str, Any] = {}
     else:
         args, kwargs = ops.call_arguments(row, values)
-    rw.replace(node, rw.new_module(module, *args, kwargs=kwargs, like=node, name=row.name))
+    rw.become_module(node, module, *args, kwargs=kwargs, name=row.name)
 
 
 def _resolved(rw: Rewriter, name: str, value: Any, row: ops.Op) -> Any:

@@ -62,7 +62,7 @@ class PlaceQuantizers(Pass):
         for grid in plan.grids:
             quantizer = self._activation_quantizer(grid)
             for slot in grid.slots:
-                owner, index = self._owner(rw, slot)
+                owner, index = self._owner(rw, slot, plan)
                 while len(owner.output_quantizers) <= index:
                     owner.output_quantizers.append(None)
                 owner.output_quantizers[index] = quantizer
@@ -70,9 +70,12 @@ class PlaceQuantizers(Pass):
             quantizer.where = f"the output of {place(grid.slots[0][0])}"
         return owners
 
-    def _owner(self, rw: Rewriter, slot: Slot) -> tuple[QuantizationMixin, int]:
-        """The module that makes a value; a stub where no module does."""
+    def _owner(self, rw: Rewriter, slot: Slot, plan: Plan) -> tuple[QuantizationMixin, int]:
+        """The module that makes a value; a stub where no module does, or at a region's border."""
         node, index = slot
+        if slot in plan.borders:
+            inside = plan.inside or frozenset()
+            return self._stub(rw, slot, [u for u in node.users if u in inside]), 0
         module = rw.module(node)
         if isinstance(module, QuantizationMixin):
             return module, index
@@ -80,14 +83,11 @@ class PlaceQuantizers(Pass):
             quantized = QuantizationMixin.from_module(module)
             rw.set_module(str(node.target), quantized)
             return quantized, index
-        return self._stub(rw, slot), 0
+        return self._stub(rw, slot, [u for u in node.users if u.op != "output"]), 0
 
-    def _stub(self, rw: Rewriter, slot: Slot) -> QuantizationMixin:
-        """A QuantStub behind a value that no module makes; constants stay float for float readers."""
+    def _stub(self, rw: Rewriter, slot: Slot, readers: list[fx.Node]) -> QuantizationMixin:
+        """A QuantStub behind a value that no quantized module makes."""
         node = slot[0]
-        readers = [u for u in node.users if u.op != "output"]
-        if rw.constant(node) is not None:
-            readers = [u for u in readers if self._reads_integers(rw, u)]
         stub = QuantizationMixin.from_module(QuantStub())
         with rw.after(node):
             name = f"{node.name}_stub"
@@ -95,16 +95,11 @@ class PlaceQuantizers(Pass):
         rw.redirect(node, made, readers)
         return stub
 
-    def _reads_integers(self, rw: Rewriter, user: fx.Node) -> bool:
-        row = rw.op(user)
-        return row is not None and row.name in self.target.operators
-
     def _activation_quantizer(self, grid: GridPlan) -> affine.QuantizeDequantize:
         quantizer = affine.QuantizeDequantize(
-            shape=(), bitwidth=grid.bitwidth, symmetric=grid.symmetric,
-            encoding_analyzer=self.scheme.activation_analyzer(()),
+            shape=(), bitwidth=grid.bitwidth, symmetric=grid.symmetric, signed=grid.signed,
+            encoding_analyzer=self.scheme.analyzer(),
         )  # fmt: skip
-        quantizer.signed = grid.signed
         if grid.fixed is not None:
             quantizer.set_range(*grid.fixed)
             quantizer.allow_overwrite(False)
@@ -130,12 +125,10 @@ class PlaceQuantizers(Pass):
                 module.param_quantizers["bias"] = bias
 
     def _weight_quantizer(self, wanted: WeightPlan) -> affine.QuantizeDequantize:
-        quantizer = affine.QuantizeDequantize(
+        return affine.QuantizeDequantize(
             shape=wanted.shape, bitwidth=wanted.bitwidth, symmetric=wanted.symmetric,
-            encoding_analyzer=self.scheme.weight_analyzer(wanted.shape),
+            signed=wanted.signed, encoding_analyzer=self.scheme.analyzer(),
         )  # fmt: skip
-        quantizer.signed = wanted.signed
-        return quantizer
 
 
 def _without_bias(plan: WeightPlan) -> WeightPlan:

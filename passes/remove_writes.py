@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from torch import fx
 
 from fxquant import ops
-from fxquant.graph.aliases import aliases, disjoint, written
-from fxquant.graph.meta import TensorSpec, spec
+from fxquant.graph.aliases import OUT_OF_PLACE, aliases, disjoint, written
+from fxquant.graph.meta import TensorSpec, spec, spec_of
 from fxquant.graph.passes import Fact, Pass
 from fxquant.nn.functional import SetItem
 
 if TYPE_CHECKING:
-    from torch import fx
-
     from fxquant.graph.rewriter import Rewriter
 
 
@@ -66,7 +65,7 @@ def _objection(
         return "what it writes into is no single tensor"
     if not _is_item_write(node) and rw.module(node) is None and _plain_target(node) is None:
         return "it has no form that returns a new tensor"
-    if _changes_type(node, target):
+    if _changes_type(node):
         return "written out of place, its result would have another type or shape"
     now = order[node]
     for alias in aliases(target, rw.gm):
@@ -84,20 +83,34 @@ def _is_item_write(node: fx.Node) -> bool:
     return node.target in (operator.setitem, "__setitem__")
 
 
-def _changes_type(node: fx.Node, target: fx.Node) -> bool:
-    """Whether `x.add_(y)` keeps x's type or shape where `x.add(y)` would take y's."""
+def _changes_type(node: fx.Node) -> bool:
+    """Whether `x.add_(y)` keeps x's type where `x.add(y)` would have another one."""
     if _is_item_write(node) or node.op == "call_module":
         return False
-    mine = spec(target)
-    for operand in node.all_input_nodes:
-        other = spec(operand)
-        if not isinstance(other, TensorSpec) or operand is target:
-            continue
-        wider = torch.promote_types(mine.dtype, other.dtype) != mine.dtype
-        if wider and len(other.shape) > 0:
-            return True
-    row = ops.TABLE.spelling(node)
-    return bool(row and row.op.grid is ops.Grid.INDEX and mine.dtype is not torch.bool)
+    try:
+        args, kwargs = _without_flag(node)
+        value = _call(node, _plain_target(node), _on_meta(args), _on_meta(kwargs))
+    except (RuntimeError, TypeError, ValueError, NotImplementedError):
+        return True
+    return bool(spec_of(value) != spec(node))
+
+
+def _call(node: fx.Node, target: Any, args: Any, kwargs: Any) -> Any:
+    if node.op == "call_method":
+        return getattr(args[0], target)(*args[1:], **kwargs)
+    return target(*args, **kwargs)
+
+
+def _on_meta(arguments: Any) -> Any:
+    """Arguments with tensors that have a shape and a type but no values in place of nodes."""
+
+    def empty(node: fx.Node) -> Any:
+        found = spec(node)
+        if isinstance(found, TensorSpec):
+            return torch.empty(found.shape, dtype=found.dtype, device="meta")
+        return found
+
+    return fx.node.map_arg(arguments, empty)
 
 
 def _plain_target(node: fx.Node) -> Any:
@@ -105,28 +118,15 @@ def _plain_target(node: fx.Node) -> Any:
     if "out" in node.kwargs or node.target is setattr:
         return node.target if node.target is not setattr else None
     if node.op == "call_method":
-        name = str(node.target).rstrip("_")
+        name = str(node.target)
+        name = f"__{name[3:]}" if name.startswith("__i") else name.rstrip("_")
         return name if hasattr(torch.Tensor, name) else None
     name = getattr(node.target, "__name__", "")
-    if getattr(node.target, "__module__", None) in ("_operator", "operator"):
-        return _OPERATORS.get(name)
+    if node.target in OUT_OF_PLACE:
+        return OUT_OF_PLACE[node.target]
     if not name.endswith("_"):
         return node.target  # `inplace=True`
     return next((f for m in (torch, F) if (f := getattr(m, name.rstrip("_"), None))), None)
-
-
-_OPERATORS = {
-    "iadd": operator.add,
-    "isub": operator.sub,
-    "imul": operator.mul,
-    "itruediv": operator.truediv,
-    "ifloordiv": operator.floordiv,
-    "imod": operator.mod,
-    "ipow": operator.pow,
-    "iand": operator.and_,
-    "ior": operator.or_,
-    "ixor": operator.xor,
-}
 
 
 def _later(node: fx.Node, target: fx.Node, order: dict[fx.Node, int]) -> list[fx.Node]:
@@ -141,16 +141,12 @@ def _replace(rw: Rewriter, node: fx.Node, target: fx.Node, order: dict[fx.Node, 
         rw.changes += 1
         rw.redirect(target, node, later)
         return
-    args, kwargs = _without_flag(rw, node)
-    plain = _plain_target(node)
-    call = rw.call_method if node.op == "call_method" else rw.call_function
-    new = call(plain, *args, kwargs=kwargs, like=node)
-    order[new] = order[node]
-    rw.redirect(target, new, later)
-    rw.replace(node, new)
+    args, kwargs = _without_flag(node)
+    rw.become_call(node, _plain_target(node), *args, kwargs=kwargs)
+    rw.redirect(target, node, later)
 
 
-def _without_flag(rw: Rewriter, node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _without_flag(node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments without `inplace` and `out`, wherever they stood."""
     kwargs = {k: v for k, v in node.kwargs.items() if k not in ("inplace", "out")}
     spelled = ops.TABLE.spelling(node)
@@ -170,8 +166,6 @@ def _replace_item_write(
 ) -> None:
     """`x[i] = y` becomes a new tensor that later readers of x read."""
     later = _later(node, target, order)
-    new = rw.new_module(SetItem(), *node.args, like=node, name="setitem")
-    new.meta["spec"] = spec(target)
-    order[new] = order[node]
-    rw.redirect(target, new, later)
-    rw.replace(node, new)
+    rw.become_module(node, SetItem(), *node.args, name="setitem")
+    node.meta["spec"] = spec(target)
+    rw.redirect(target, node, later)

@@ -85,11 +85,10 @@ def inspect_model(
     sim = QuantizationSimModel(model, dummy_input, config=config, target=target)
     grids = resolve_grids(sim.model)
     why = state_of(sim.model).why
-    skipped = ("placeholder", "output", "get_attr")
     rows = [
         _row(node, sim.model, grids[node], why)
         for node in sim.model.graph.nodes
-        if node.op not in skipped
+        if node.op == "call_module" or ops.row_of(node, sim.model) is not None
     ]
     return Inspection(sim.target.name, tuple(rows))
 

@@ -11,22 +11,70 @@ from typing import Any
 from torch import fx, nn
 
 from fxquant import ops
+from fxquant.graph.meta import TensorSpec
 
 # rows that return (parts of) their operand instead of new memory
 _VIEWS = frozenset(
-    """
-    chunk split tensor_split unbind view reshape view_as flatten unflatten permute transpose
-    swapaxes movedim t adjoint squeeze unsqueeze expand expand_as broadcast_to narrow select getitem
-    diagonal tensor_unfold contiguous detach identity dropout to type type_as float long int bool
-    pixel_shuffle pixel_unshuffle channel_shuffle rrelu
-    """.split()
+    {
+        "chunk",
+        "split",
+        "tensor_split",
+        "unbind",
+        "view",
+        "reshape",
+        "view_as",
+        "flatten",
+        "unflatten",
+        "permute",
+        "transpose",
+        "swapaxes",
+        "movedim",
+        "t",
+        "adjoint",
+        "squeeze",
+        "unsqueeze",
+        "expand",
+        "expand_as",
+        "broadcast_to",
+        "narrow",
+        "select",
+        "getitem",
+        "diagonal",
+        "tensor_unfold",
+        "contiguous",
+        "detach",
+        "identity",
+        "dropout",
+        "to",
+        "type",
+        "type_as",
+        "float",
+        "long",
+        "int",
+        "bool",
+        "pixel_shuffle",
+        "pixel_unshuffle",
+        "channel_shuffle",
+        "rrelu",
+    }
 )
 _PARTS = frozenset({"chunk", "split", "tensor_split", "unbind"})
 _NO_VALUE_WRITTEN = frozenset({"requires_grad_", "retain_grad", "rename_", "share_memory_"})
-_WRITING_OPERATORS = frozenset(
-    getattr(operator, name)
-    for name in "iadd isub imul itruediv ifloordiv imod ipow iand ior ixor ilshift irshift".split()
-)
+OUT_OF_PLACE = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+    operator.ifloordiv: operator.floordiv,
+    operator.imod: operator.mod,
+    operator.ipow: operator.pow,
+    operator.iand: operator.and_,
+    operator.ior: operator.or_,
+    operator.ixor: operator.xor,
+    operator.ilshift: operator.lshift,
+    operator.irshift: operator.rshift,
+}
+_IN_PLACE_NAMES = frozenset({*(f.__name__ for f in OUT_OF_PLACE), "idiv"})
 
 
 def written(node: fx.Node, root: fx.GraphModule) -> fx.Node | None:
@@ -42,8 +90,9 @@ def written(node: fx.Node, root: fx.GraphModule) -> fx.Node | None:
         return out
     if not (_writes_by_name(node) or _writes_by_flag(node, root)):
         return None
-    operands = [*node.args, *node.kwargs.values()]
-    return next((a for a in operands if isinstance(a, fx.Node)), None)
+    first = next(iter([*node.args, *node.kwargs.values()]), None)
+    # `isub(1.5, x)` makes a new tensor
+    return first if isinstance(first, fx.Node) else None
 
 
 def _writes_by_name(node: fx.Node) -> bool:
@@ -51,10 +100,10 @@ def _writes_by_name(node: fx.Node) -> bool:
         return False
     if node.op == "call_method":
         name = str(node.target)
-        return name == "__setitem__" or (
-            name.endswith("_") and not name.endswith("__") and name not in _NO_VALUE_WRITTEN
-        )
-    if node.target in _WRITING_OPERATORS or node.target in (operator.setitem, setattr):
+        if name.endswith("__"):
+            return name == "__setitem__" or name[2:-2] in _IN_PLACE_NAMES
+        return name.endswith("_") and name not in _NO_VALUE_WRITTEN
+    if node.target in OUT_OF_PLACE or node.target in (operator.setitem, setattr):
         return True
     name = getattr(node.target, "__name__", "")
     space = str(getattr(node.target, "__module__", None))
@@ -81,9 +130,7 @@ def viewed(node: fx.Node, root: fx.GraphModule) -> list[fx.Node]:
     if target is not None:
         return [target]
     if node.op == "call_function" and node.target is operator.getitem:
-        # the tensors in a container that the caller gave are memory of their own
-        inside = node.args[0].op == "placeholder" and not hasattr(node.args[0].meta.get("spec"), "dtype")  # type: ignore[union-attr]
-        return [] if inside else node.all_input_nodes[:1]
+        return [] if _is_given(node.args[0]) else node.all_input_nodes[:1]
     row = ops.row_of(node, root)
     if row is None:
         return [] if _is_plain(node) else node.all_input_nodes
@@ -92,10 +139,20 @@ def viewed(node: fx.Node, root: fx.GraphModule) -> list[fx.Node]:
     return [] if _is_house_module(node, root) else node.all_input_nodes
 
 
+def _is_given(container: Any) -> bool:
+    """Whether it is a container of inputs: the tensors in it are memory of their own."""
+    is_input = isinstance(container, fx.Node) and container.op == "placeholder"
+    return is_input and not isinstance(container.meta.get("spec"), TensorSpec)
+
+
 def _is_plain(node: fx.Node) -> bool:
     """Whether the value is no tensor: numbers, sizes."""
     value = node.meta.get("spec")
-    return value is not None and not hasattr(value, "shape") and not isinstance(value, tuple | list | dict)
+    return (
+        value is not None
+        and not hasattr(value, "shape")
+        and not isinstance(value, tuple | list | dict)
+    )
 
 
 def _is_house_module(node: fx.Node, root: fx.GraphModule) -> bool:

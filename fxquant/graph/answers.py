@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fxquant.graph.calls import THROUGH, body_of
 from fxquant.graph.sizes import Change
@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from fxquant.graph.recorder import Recorder
 
 Answer: TypeAlias = Callable[["Recorder", Any, tuple[Any, ...], dict[str, Any]], Any]
-
-# nn.Module.__call__ as torch made it; recordings replace it for a while
-original_call = nn.Module.__call__
 
 
 def _shape(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -72,6 +69,10 @@ def _getters(*names: str) -> list[Any]:
     return [getattr(Tensor, n).__get__ for n in names if hasattr(Tensor, n)]
 
 
+def _setters(*names: str) -> list[Any]:
+    return [getattr(Tensor, n).__set__ for n in names]
+
+
 def _methods(*names: str) -> list[Any]:
     return [getattr(Tensor, n) for n in names if hasattr(Tensor, n)]
 
@@ -86,12 +87,12 @@ _METADATA = [
         "dim", "stride", "is_floating_point", "is_complex", "is_contiguous", "data_ptr",
         "element_size", "get_device", "__repr__", "__format__", "__hash__", "register_hook",
         "retain_grad", "storage_offset", "untyped_storage", "ndimension", "is_signed",
-        "has_names", "type", "is_pinned", "is_shared", "is_inference", "_is_view",
+        "has_names", "is_pinned", "is_shared", "is_inference", "_is_view",
     ),
     torch.is_floating_point, torch.is_complex, torch.is_grad_enabled, torch._assert,
     torch._C._set_grad_enabled, torch.get_default_dtype, torch.is_inference_mode_enabled,
     torch.result_type, torch.promote_types, torch.can_cast,
-    Tensor.requires_grad.__set__, Tensor.grad.__set__,
+    *_setters("requires_grad", "grad"),
 ]  # fmt: skip
 _LOOKS = [
     *_methods(
@@ -108,7 +109,7 @@ for _functions, _answer in (
     (_LOOKS, _look),
     (_UNPACKS, _unpack),
     (list(THROUGH), _through),
-    ([Tensor.shape.__get__], _shape),
+    (_getters("shape"), _shape),
     ([Tensor.size], _size),
     ([Tensor.__len__], _length),
     ([Tensor.numel, Tensor.nelement, torch.numel], _numel),

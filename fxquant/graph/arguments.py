@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fxquant.graph.meta import Source, spec_of
 from fxquant.graph.origins import Origin, Origins
-from fxquant.graph.sizes import Change, Tracked, plain
+from fxquant.graph.sizes import Change, Tracked
 
 if TYPE_CHECKING:
     from torch.fx import Node
@@ -56,7 +56,7 @@ class State:
         named = [*root.named_parameters(), *root.named_buffers()]
         self.tensors = {id(t): (name, t) for name, t in named}
         self.modules = {id(m): path for path, m in root.named_modules()}
-        self.versions = [(name, t, _version(t)) for name, t in named]
+        self.before = named
         self.attributes = {id(t): (path, t) for path, t in _plain_tensors(root)}
 
     def holds(self, module: nn.Module) -> bool:
@@ -77,10 +77,6 @@ def _plain_tensors(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 for i, item in enumerate(value):
                     if isinstance(item, Tensor):
                         yield f"{path}.{name}[{i}]".lstrip("."), item
-
-
-def _version(tensor: Tensor) -> int:
-    return -1 if tensor.is_inference() else tensor._version
 
 
 class Writer:
@@ -116,7 +112,8 @@ class Writer:
         if isinstance(value, dict):
             return self._write_dict(value)
         if isinstance(value, tuple) and hasattr(value, "_fields"):
-            return type(value)(*(self.write(v) for v in value))
+            # built by a call: fx loses the class of a named tuple inside a dict
+            return self._build(type(value), tuple(self.write(v) for v in value), {}, value)
         if isinstance(value, tuple):
             return tuple(self.write(v) for v in value)
         if isinstance(value, list):

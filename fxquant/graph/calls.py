@@ -1,4 +1,4 @@
-"""How a call seen by torch is written in a graph: which kind of node, which target, which arguments.
+"""How a call that torch shows is written in a graph: kind of node, target, arguments.
 
 Everything here is about spelling; nothing knows about recording.
 """
@@ -102,11 +102,18 @@ def _is_method(func: Any, name: str) -> bool:
 @functools.cache
 def _defaults(func: Callable[..., Any]) -> dict[str, Any]:
     """Defaults of a function written in Python; nothing for those in C."""
+    # F.max_pool2d and its like choose between two functions and take anything
+    func = getattr(F, f"_{func.__name__}", func) if is_switch(func) else func
     try:
         parameters = inspect.signature(func).parameters.values()
     except (TypeError, ValueError):
         return {}
     return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+def is_switch(func: Any) -> bool:
+    """Whether torch made the function with its ``boolean_dispatch``."""
+    return "boolean_dispatch" in getattr(func, "__qualname__", "")
 
 
 def written_kwargs(func: Callable[..., Any], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -120,7 +127,9 @@ def written_kwargs(func: Callable[..., Any], kwargs: dict[str, Any]) -> dict[str
     return {
         k: v
         for k, v in kwargs.items()
-        if k != "_stacklevel" and not (k in defaults and _is_same(defaults[k], v))
+        if k != "_stacklevel"
+        and not (k == "return_indices" and v is False)
+        and not (k in defaults and _is_same(defaults[k], v))
     }
 
 
@@ -138,8 +147,7 @@ def body_of(func: Any) -> Callable[..., Any]:
     record what is inside it, the same code runs with names of its own for that question.
     """
     blind = {
-        name: lambda *_: False
-        for name in ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
+        name: lambda *_: False for name in func.__globals__ if name.startswith("has_torch_function")
     }
     names = {**func.__globals__, **blind}
     body = type(func)(func.__code__, names, func.__name__, func.__defaults__, func.__closure__)

@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from fxquant import ops
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from fxquant.quantization import QuantizerBase
 
@@ -62,10 +62,14 @@ def takes_item(node: fx.Node) -> tuple[fx.Node, Any] | None:
     return container, key
 
 
-def origin(node: fx.Node, root: fx.GraphModule) -> Slot:
-    """The slot in which the values of `node` were made."""
+def origin(
+    node: fx.Node, root: fx.GraphModule, stop: Callable[[fx.Node], bool] = lambda _: False
+) -> Slot:
+    """The slot in which the values of `node` were made; the walk ends where `stop` holds."""
     index = 0
     while True:
+        if stop(node):
+            return node, index
         item = takes_item(node)
         if item is not None:
             container, key = item

@@ -1,8 +1,8 @@
 """What every node of a recorded graph knows about itself: the user's line, the module, the value.
 
-``node.meta`` is a cache: it is lost by pickling and may be recomputed. Four keys are written here
-and read everywhere: ``source``, ``module_path``, ``spec`` and ``nn_module_stack`` (for torch's
-own tools).
+``node.meta`` is a cache: it is lost by pickling and may be recomputed. Five keys are written while
+recording: ``source``, ``module_path``, ``spec``, ``dynamic`` (dimensions of a tensor that can have
+another size in another run) and ``nn_module_stack`` (for torch's own tools).
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def user_source(until: CodeType | None = None) -> Source | None:
         code = frame.f_code
         if code is until:
             return None
-        shown = _shown(code.co_filename)
+        shown = shown_file(code.co_filename)
         if shown is not None:
             text = linecache.getline(code.co_filename, frame.f_lineno).strip()
             return Source(shown, frame.f_lineno, code.co_name, text)
@@ -115,7 +115,7 @@ def user_source(until: CodeType | None = None) -> Source | None:
 
 
 @functools.cache
-def _shown(filename: str) -> str | None:
+def shown_file(filename: str) -> str | None:
     """How a file is named to the user, or None when it is not the user's.
 
     Generated code (``<string>`` of dataclasses, ``<eval_with_key>`` of torch.fx) has no line worth

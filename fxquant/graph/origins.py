@@ -48,6 +48,11 @@ class Origin:
         self.sizes: dict[int, Trail] = {}
         self.value: Any = None
 
+    @property
+    def dynamic(self) -> tuple[int, ...]:
+        """The dimensions that can have another size in another run."""
+        return tuple(d for d, change in enumerate(self.dims) if change)
+
 
 class Origins:
     """The table of live tensors and the nodes made lazily for parts of containers."""
@@ -57,6 +62,7 @@ class Origins:
         self.removable: list[Node] = []
         self.after_inputs: Node | None = None
         self._table: dict[int, Origin] = {}
+        self._tails: dict[Node, Node] = {}
 
     def find(self, tensor: Tensor) -> Origin | None:
         """The origin of a live tensor, or None if no recorded call made it."""
@@ -82,6 +88,8 @@ class Origins:
         if isinstance(value, Tensor):
             finish(value, origin)
             self.bind(value, origin)
+            if origin.node is not None:
+                origin.node.meta["dynamic"] = origin.dynamic
             return
         found = parts(value)
         if found is None and opaque and hasattr(value, "__dict__") and not callable(value):
@@ -102,6 +110,7 @@ class Origins:
             access: Any = operator.getitem if how == "item" else getattr
             origin.node = self.insert(whole, access, (whole, key))
             origin.node.meta["spec"] = origin.value
+            origin.node.meta["dynamic"] = origin.dynamic
         return origin.node
 
     def insert(self, after: Node, target: Any, args: tuple[Any, ...]) -> Node:
@@ -109,9 +118,11 @@ class Origins:
         behind = after
         if after.op == "placeholder" and self.after_inputs is not None:
             behind = self.after_inputs
-        with self.graph.inserting_after(behind):
+        # behind those put there before, so that parts and sizes keep the order of their use
+        with self.graph.inserting_after(self._tails.get(behind, behind)):
             op = "call_method" if isinstance(target, str) else "call_function"
             node = self.graph.create_node(op, target, args)
+        self._tails[behind] = node
         for key in ("source", "module_path", "nn_module_stack"):
             if key in after.meta:
                 node.meta[key] = after.meta[key]

@@ -45,6 +45,7 @@ class State:
         specialisations: where recording had to assume something.
         skips: what passes left alone, and why.
         excluded: paths of modules that are kept whole.
+        any_batch: whether the graph was seen to work at another batch size.
         why: reasons of decisions, by module path or node name.
     """
 
@@ -53,6 +54,7 @@ class State:
     skips: tuple[Skip, ...] = ()
     excluded: tuple[str, ...] = ()
     why: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    any_batch: bool = True
 
 
 def state_of(gm: fx.GraphModule) -> State:
@@ -74,7 +76,7 @@ class Outcome(PassResult):
 
 
 @dataclass(frozen=True)
-class Pass(PassBase):  # type: ignore[misc]  # torch ships the class untyped
+class Pass(PassBase):
     """Base of passes: a frozen dataclass with its options as fields and `run` as its work.
 
     Attributes:
@@ -108,6 +110,11 @@ class Pass(PassBase):  # type: ignore[misc]  # torch ships the class untyped
                 "FXQ302", f"{self.name} needs a graph in which {_say(missing)}", fix=_FIX_STATE
             )
 
+    def __call__(self, graph_module: fx.GraphModule) -> Outcome:
+        """Check that the graph is ready, then run on it in place."""
+        self.requires(graph_module)
+        return self.call(graph_module)
+
     def call(self, graph_module: fx.GraphModule) -> Outcome:
         """Run on a graph in place."""
         rw = Rewriter(graph_module, self.name)
@@ -115,7 +122,7 @@ class Pass(PassBase):  # type: ignore[misc]  # torch ships the class untyped
         rw.finish()
         state = state_of(graph_module)
         facts = (state.facts - self.breaks) | self.gives
-        why = {**state.why, **rw.reasons}
+        why = {**state.why, **{k: state.why.get(k, ()) + v for k, v in rw.reasons.items()}}
         set_state(graph_module, facts=facts, skips=state.skips + tuple(rw.skips), why=why)
         result = Outcome(graph_module, rw.changes > 0)
         result.changes, result.skips = rw.changes, tuple(rw.skips)
@@ -166,7 +173,9 @@ class Pipeline:
         """
         missing = self.given - state_of(gm).facts
         if missing:
-            raise PassError("FXQ302", f"the pipeline needs a graph in which {_say(missing)}", fix=_FIX_STATE)
+            raise PassError(
+                "FXQ302", f"the pipeline needs a graph in which {_say(missing)}", fix=_FIX_STATE
+            )
         outcomes = []
         for step in self.passes:
             if progress:

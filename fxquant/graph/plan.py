@@ -22,6 +22,7 @@ import torch
 from torch import fx
 
 from fxquant import ops
+from fxquant.graph.regions import find_regions
 from fxquant.graph.grids import (
     Slot,
     constant_of,
@@ -64,15 +65,22 @@ class WeightPlan:
 
 @dataclass
 class Plan:
-    """Grids of activations and weights, and the reason of every decision by node."""
+    """Grids of activations and weights, and the reason of every decision by node.
 
+    Attributes:
+        inside: nodes that may read integers; None where the whole graph may.
+        borders: slots outside of the regions whose values get a grid for readers inside only.
+    """
+
+    inside: frozenset[fx.Node] | None = None
+    borders: set[Slot] = field(default_factory=set)
     grids: list[GridPlan] = field(default_factory=list)
     weights: dict[fx.Node, WeightPlan] = field(default_factory=dict)
     why: dict[fx.Node, list[str]] = field(default_factory=dict)
 
 
 def make_plan(gm: fx.GraphModule, config: QuantConfig, target: Target) -> Plan:
-    """Decide every grid of a prepared graph.
+    """Decide every grid of a prepared graph, inside its regions if it has stubs.
 
     Args:
         gm: prepared graph with recorded specs.
@@ -81,6 +89,9 @@ def make_plan(gm: fx.GraphModule, config: QuantConfig, target: Target) -> Plan:
 
     Returns:
         The plan; nothing is changed.
+
+    Raises:
+        RegionError: the stubs of the graph do not mark whole regions.
     """
     return _Planner(gm, config, target).run()
 
@@ -97,8 +108,10 @@ class _Planner:
     def __init__(self, gm: fx.GraphModule, config: QuantConfig, target: Target) -> None:
         self.gm, self.config, self.target = gm, config, target
         self.rows = {n: ops.row_of(n, gm) for n in gm.graph.nodes}
-        self.plan = Plan()
+        self.regions = find_regions(gm)
+        self.plan = Plan(inside=self.regions.inside if self.regions else None)
         self.rules: dict[fx.Node, OperatorRule] = {}
+        self.absorbed: dict[fx.Node, fx.Node] = {}
         self.needs: dict[Slot, _Need] = {}
         self.parent: dict[Slot, Slot] = {}
 
@@ -106,9 +119,12 @@ class _Planner:
         for node in reversed(self.gm.graph.nodes):
             self._classify(node)
         for node in self.gm.graph.nodes:
+            self._demote(node)
+        for activation, node in self.absorbed.items():
+            self.plan.why[activation] = [f"it is computed inside the kernel of {node.name}"]
+        for node in self.gm.graph.nodes:
             self._ask(node)
-        if self.config.quantize_outputs:
-            self._ask_outputs()
+        self._ask_ends()
         self._group()
         self._weights()
         return self.plan
@@ -122,6 +138,7 @@ class _Planner:
         row = self.rows[node]
         if row is None or node.op != "call_module":
             return
+        self._find_absorber(node, row)
         if row.grid_for(ops.arguments(node, self.gm)) is ops.Grid.SAME:
             self._note(node, f"{row.name} only moves values: it keeps its producer's grid")
             return
@@ -132,8 +149,19 @@ class _Planner:
         else:
             self._note(node, reason)
 
+    def _find_absorber(self, node: fx.Node, row: ops.Op) -> None:
+        """Note the activation that is computed inside this operator's kernel."""
+        absorbs = row.absorbs.intersection(self.target.absorbs)
+        user = next(iter(node.users), None)
+        after = self.rows.get(user) if user is not None and len(node.users) == 1 else None
+        listed = row.name in self.target.operators
+        if user is not None and after is not None and listed and after.name in absorbs:
+            self.absorbed[user] = node
+
     def _refusal(self, node: fx.Node, row: ops.Op) -> str | None:
         """Why the operator stays in floating point, or None."""
+        if self._is_outside(node):
+            return "it lies outside of the quantized regions"
         rule = self.target.operators.get(row.name)
         if rule is None:
             return f"{row.name} is computed in floating point on {self.target.name}"
@@ -156,9 +184,20 @@ class _Planner:
             return "only a softmax reads it, and softmax is computed in floating point"
         if any(self._is_unbounded(n) for _, n in found):
             return "an operand is a constant without a finite range (a mask)"
-        if not any(self._is_near_integer(n) for _, n in found):
-            return "its operands are made in floating point: a grid would only cost accuracy"
         return None
+
+    def _demote(self, node: fx.Node) -> None:
+        """Take back a sum or product none of whose operands comes from integers.
+
+        Makers come before readers here, so what is taken back counts for the nodes after it.
+        """
+        rule = self.rules.get(node)
+        if rule is None or not rule.elementwise:
+            return
+        if not any(self._is_near_integer(n) for _, n in operands(node, self.gm)):
+            del self.rules[node]
+            reason = "its operands are made in floating point: a grid would only cost accuracy"
+            self.plan.why[node] = [reason]
 
     def _feeds_softmax_only(self, node: fx.Node) -> bool:
         """All readers, through moves and floating-point arithmetic, are softmaxes."""
@@ -186,16 +225,17 @@ class _Planner:
     def _is_near_integer(self, node: fx.Node) -> bool:
         """Made by an integer kernel, or by one function of such a value."""
         maker = origin(node, self.gm)[0]
-        if self._has_rule(maker):
+        if self._is_integer(maker):
             return True
         row = self.rows.get(maker)
         if row is None or len(row.inputs) != 1:
             return False
-        return any(self._has_rule(origin(n, self.gm)[0]) for _, n in operands(maker, self.gm))
+        return any(self._is_integer(origin(n, self.gm)[0]) for _, n in operands(maker, self.gm))
 
-    def _has_rule(self, node: fx.Node) -> bool:
+    def _is_integer(self, node: fx.Node) -> bool:
+        """Whether a kernel makes the value from integers; a table look-up does not."""
         row = self.rows.get(node)
-        return row is not None and row.name in self.target.operators and row.name != "embedding"
+        return node in self.rules and row is not None and row.name != "embedding"
 
     # 2. which slots need a grid --------------------------------------------------------------
 
@@ -207,7 +247,7 @@ class _Planner:
             second = rule.second == "symmetric" and name == row.inputs[1]
             self._need(operand, second=second, reader=node)
         if rule.output == "required":
-            owner = self._absorber(node) or node
+            owner = next((a for a, n in self.absorbed.items() if n is node), node)
             slot = (owner, 0)
             self.needs.setdefault(slot, _Need()).others += 1
             self._note(owner, f"its output has a grid: {row.name} writes integers")
@@ -216,8 +256,18 @@ class _Planner:
         if row.grid is ops.Grid.SHARED:
             self._share(node)
 
+    def _is_outside(self, node: fx.Node) -> bool:
+        return self.regions is not None and not self.regions.holds(node)
+
+    def _origin(self, operand: fx.Node) -> Slot:
+        """Where a value was made; for one that enters a region, the border."""
+        slot = origin(operand, self.gm, self._is_outside)
+        if self.regions is not None and slot[0] not in self.regions.inside | self.regions.begins:
+            self.plan.borders.add(slot)
+        return slot
+
     def _need(self, operand: fx.Node, *, second: bool, reader: fx.Node) -> None:
-        slot = origin(operand, self.gm)
+        slot = self._origin(operand)
         need = self.needs.setdefault(slot, _Need())
         if second:
             need.seconds += 1
@@ -225,21 +275,15 @@ class _Planner:
             need.others += 1
         self._note(slot[0], f"its output has a grid: {reader.name} reads it in integers")
 
-    def _absorber(self, node: fx.Node) -> fx.Node | None:
-        """The activation that is computed inside this operator's kernel."""
-        row = self.rows[node]
-        if row is None or len(node.users) != 1:
-            return None
-        user = next(iter(node.users))
-        after = self.rows.get(user)
-        absorbs = row.absorbs.intersection(self.target.absorbs)
-        return user if after is not None and after.name in absorbs else None
-
-    def _ask_outputs(self) -> None:
-        last = self.gm.graph.output_node()
-        for node in last.all_input_nodes:
-            if is_float_spec(node.meta.get("spec")):
-                self._need(node, second=False, reader=last)
+    def _ask_ends(self) -> None:
+        """What leaves a region, and on request the graph, is an integer."""
+        ends = set(self.regions.ends) if self.regions else set()
+        if self.config.quantize_outputs and not self.regions:
+            ends.add(self.gm.graph.output_node())
+        for end in ends:
+            for node in end.all_input_nodes:
+                if is_float_spec(node.meta.get("spec")):
+                    self._need(node, second=False, reader=end)
 
     # 3. and 4. grids -------------------------------------------------------------------------
 
@@ -250,7 +294,7 @@ class _Planner:
 
     def _share(self, node: fx.Node) -> None:
         for _, operand in operands(node, self.gm):
-            slot = origin(operand, self.gm)
+            slot = self._origin(operand)
             a, b = self._find(slot), self._find((node, 0))
             if a != b:
                 self.parent[b] = a
@@ -322,4 +366,4 @@ class _Planner:
         has_bias = isinstance(given.get("bias"), torch.Tensor)
         if not has_bias or not self.config.quantize_bias or not isinstance(first, fx.Node):
             return None
-        return origin(first, self.gm)
+        return self._origin(first)

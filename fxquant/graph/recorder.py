@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from fxquant.graph import answers, dims
 from fxquant.graph.arguments import State, Writer
 from fxquant.graph.calls import spelling, written_kwargs
+from fxquant.graph.dim_call import Call, Dims
 from fxquant.graph.meta import Source, spec_of, user_source
 from fxquant.graph.origins import Origin, Origins
 from fxquant.graph.sizes import Change, Tracked, Trail, plain, tracked
@@ -77,7 +78,6 @@ class Recorder(TorchFunctionMode):
         self.closed = False
         self.quiet = 0
         self.grad = torch.is_grad_enabled()
-        self.last: Node | None = None
         self._boundary = boundary
         self._scopes: list[Scope] = [Scope("", {"": ("", type(root))})]
         self._looks: dict[tuple[Any, ...], list[Any]] = {}
@@ -112,15 +112,20 @@ class Recorder(TorchFunctionMode):
             run = func
         shown = (args[1], args[0]) if spelled.swap else args
         with self.writing(spelled.op, spelled.target, shown, kwargs_shown) as written:
+            written.name = spelled.target.__name__ if spelled.swap else spelled.name
             written.result = run(*plain_all(args), **plain_all(kwargs))
         return written.result
 
     def call_leaf(self, module: nn.Module, path: str, args: Any, kwargs: dict[str, Any]) -> Any:
         """Run a leaf module, hooks and all, and write it down as one node."""
-        with self.writing("call_module", path, args, kwargs) as written:
+        with (
+            torch._C.DisableTorchFunction(),
+            self.writing("call_module", path, args, kwargs) as written,
+        ):
+            written.name = type(module).__name__
+            written.kwargs = {n: getattr(module, n) for n in _SIZES if hasattr(module, n)}
             written.trains = any(p.requires_grad for p in module.parameters())
-            with torch._C.DisableTorchFunction():
-                written.result = answers.original_call(module, *plain_all(args), **plain_all(kwargs))
+            written.result = module(*plain_all(args), **plain_all(kwargs))
         return written.result
 
     @contextmanager
@@ -136,7 +141,7 @@ class Recorder(TorchFunctionMode):
         }
         node_args = self.writer.write(tuple(args))
         node_kwargs = self.writer.write(dict(kwargs))
-        written = Written(op, target, meta)
+        written = Written(op, target, meta, args, kwargs)
         self.quiet += 1
         try:
             yield written
@@ -163,19 +168,30 @@ class Recorder(TorchFunctionMode):
         if mutated:
             node.meta["mutates"] = True
             self._protect_constants(mutated)
-        self.last = node
         if self.frozen and written.op == "call_module" and has_tensor(written.result):
             written.node = node = self._detach_result(written, inputs)
+        call = Call(
+            written.name,
+            written.args,
+            {**written.kwargs, **written.given},
+            self._dims_of,
+            inputs.sized,
+            inputs.known,
+        )
         depends = inputs.depends()
 
         def finish(tensor: Tensor, origin: Origin) -> None:
-            origin.dims = dims.result_dims(inputs.known, inputs.sized, tensor)
+            origin.dims = dims.result_dims(call, tensor)
             origin.depends = depends
 
         if self.frozen and any(written.result is t and t.requires_grad for t in mutated):
             # an in-place write under no_grad leaves the tensor's own history alone
             return
         self.origins.bind_all(written.result, Origin(node), finish)
+
+    def _dims_of(self, tensor: Tensor) -> Dims:
+        origin = self.origins.find(tensor)
+        return origin.dims if origin is not None else (Change.NEVER,) * tensor.dim()
 
     def _protect_constants(self, mutated: list[Tensor]) -> None:
         """A constant that the model writes to starts every run as it was."""
@@ -187,7 +203,8 @@ class Recorder(TorchFunctionMode):
             held = origin.node
             clone = self.origins.insert(held, "clone", (held,))
             clone.meta["spec"] = held.meta["spec"]
-            held.replace_all_uses_with(clone, delete_user_cb=lambda user: user is not clone)
+            for user in [u for u in held.users if u is not clone]:
+                user.replace_input_with(held, clone)
             origin.node, origin.held = clone, None
 
     def _detached(self, inputs: Inputs, args: Any, kwargs: Any) -> tuple[Any, Any]:
@@ -292,15 +309,25 @@ class Recorder(TorchFunctionMode):
         return {"source": source, "module_path": scope.path, "nn_module_stack": scope.stack}
 
 
+# attributes of torch's modules that say how large the result is
+_SIZES = ("output_size", "start_dim", "end_dim", "size")
+
+
 class Written:
     """A call being written: filled by the body of ``Recorder.writing``."""
 
     node: Node
 
-    def __init__(self, op: str, target: Any, meta: dict[str, Any]) -> None:
+    def __init__(
+        self, op: str, target: Any, meta: dict[str, Any], args: Any, given: dict[str, Any]
+    ) -> None:
         self.op = op
         self.target = target
         self.meta = meta
+        self.args = args
+        self.given = given
+        self.name = str(getattr(target, "__name__", target))
+        self.kwargs: dict[str, Any] = {}
         self.result: Any = None
         self.trains = False
 
@@ -313,7 +340,7 @@ class Inputs:
         self.tensors: list[Tensor] = []
         self.sized = Change.NEVER
         self._collect(values)
-        self.known: list[tuple[Tensor, dims.Dims]] = []
+        self.known: list[tuple[Tensor, Dims]] = []
         self._depends = self.sized
         for tensor in self.tensors:
             origin = recorder.origins.find(tensor)

@@ -1,8 +1,8 @@
 """The only editor of graphs.
 
-Every pass changes a graph through a `Rewriter`: new nodes inherit the user's source line, module path
-and recorded value from the node they stand for; edits are counted, so that a pass knows whether it
-changed anything; and a pattern that nearly matched leaves a reason behind (`skip`).
+Every pass changes a graph through a `Rewriter`: new nodes inherit the user's source line, module
+path and recorded value from the node they stand for; edits are counted, so that a pass knows
+whether it changed anything; and a pattern that nearly matched leaves a reason behind (`skip`).
 """
 
 from __future__ import annotations
@@ -10,22 +10,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
 from torch import Tensor, fx, nn
 
 from fxquant import ops
 from fxquant.errors import PassError, place
-from fxquant.graph.meta import Spec, module_path
+from fxquant.graph.meta import Spec, TensorSpec, module_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _log = logging.getLogger("fxquant")
 M = TypeVar("M", bound=nn.Module)
-
-#: where a node of the recorded graph came from: the name it had when it was recorded
-RECORDED = "recorded"
 
 
 class Skip(NamedTuple):
@@ -91,6 +88,11 @@ class Rewriter:
             return None
         found = self.gm.get_submodule(str(node.target))
         return found if isinstance(found, kind) else None
+
+    def shape(self, node: fx.Node) -> tuple[int, ...]:
+        """Recorded shape of a node's tensor; empty if it is not known."""
+        found = node.meta.get("spec")
+        return found.shape if isinstance(found, TensorSpec) else ()
 
     def constant(self, node: Any) -> Tensor | None:
         """The tensor that a get_attr node reads, or None."""
@@ -203,9 +205,30 @@ class Rewriter:
             node.meta["spec"] = spec
         return node
 
+    def become_module(
+        self,
+        node: fx.Node,
+        module: nn.Module,
+        *args: Any,
+        name: str,
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Let `node` call a new module instead of what it calls; its own name and readers stay."""
+        path = self.add_module(module_path(node), name, module)
+        node.op, node.target = "call_module", path
+        node.args, node.kwargs = args, dict(kwargs or {})
+        self.changes += 1
+
+    def become_call(
+        self, node: fx.Node, target: Any, *args: Any, kwargs: Mapping[str, Any] | None = None
+    ) -> None:
+        """Let a function or method node call another one; its own name and readers stay."""
+        node.target = target
+        node.args, node.kwargs = args, dict(kwargs or {})
+        self.changes += 1
+
     def replace(self, old: fx.Node, new: fx.Node) -> None:
         """Let every reader of `old` read `new`, and erase `old`."""
-        new.meta.setdefault(RECORDED, old.meta.get(RECORDED, old.name))
         old.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
         self.erase(old)
 
@@ -252,7 +275,7 @@ class Rewriter:
         return self.gm.graph.inserting_before(self._before or like)
 
     def _born(self, node: fx.Node, like: fx.Node) -> fx.Node:
-        node.meta = {k: v for k, v in like.meta.items() if k != RECORDED}
+        node.meta = dict(like.meta)
         self.changes += 1
         return node
 
@@ -262,4 +285,4 @@ def producer(node: fx.Node, root: fx.GraphModule, name: str = "input") -> fx.Nod
     if ops.row_of(node, root) is None:
         return None
     found = ops.arguments(node, root).get(name)
-    return cast("fx.Node", found) if isinstance(found, fx.Node) else None
+    return found if isinstance(found, fx.Node) else None

@@ -4,11 +4,11 @@ Two correct programs add the same products in another order, so the value before
 last bits; where it lies at a rounding boundary the integers then differ by one step: a *tie*. This
 file bounds that difference so that nothing else can hide behind the word.
 
-A walk over the graph carries two numbers a value: `peak`, a bound of its magnitude, and `error`, a
-bound of its float32 noise. Between two quantized tensors `peak` starts from the grid (|q - z| · s) and
-`error` from zero. A sum of products `Σ x·w` has partial sums of at most A = max|x| · Σ|w|; the
-roundings of n terms are independent and grow as √n · u · rms ≤ u · A (u = 2^-24), which two programs
-have once each: 2·u·A. (The rigorous worst case is n·u·A; measured noise is a tenth of 2·u·A.)
+A walk over the graph carries two numbers a value: `peak`, a bound of its magnitude, and `error`,
+a bound of its float32 noise. At a quantized tensor `peak` is that of its grid (|q - z| · s) and
+`error` is zero. A sum of products `Σ x·w` has partial sums of at most A = max|x| · Σ|w|; the
+roundings of n terms are independent and grow as √n · u · rms ≤ u · A (u = 2^-24), and two programs
+have them once each: 2·u·A. (The worst case is n·u·A; measured noise is a tenth of 2·u·A.)
 
 Operators without such a bound (exponentials, norms, divisions: the float islands) are computed by
 different polynomials in torch and in onnxruntime: they add `ISLAND_ULPS` of the tensor's peak.
@@ -24,8 +24,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from fxquant.onnx.grid import type_range
+
 UNIT = 2.0**-24  # half a unit in the last place of 1.0 in float32
-ISLAND_ULPS = 32  # measured: torch and onnxruntime differ by up to 10 in exp, erf, tanh, sqrt chains
+ISLAND_ULPS = (
+    32  # measured: torch and onnxruntime differ by up to 10 in exp, erf, tanh, sqrt chains
+)
 ISLAND_SLACK = 1 / 32  # steps of an 8-bit grid that a float island may drift and still be proven
 WIDEST = 1 / 16  # no tolerance is wider on an 8-bit grid, whatever the bound says
 
@@ -61,7 +65,7 @@ class Tolerance:
 def tolerances(
     model: ir.Model, quantized: Iterable[str], peaks: Mapping[str, float]
 ) -> dict[str, Tolerance]:
-    """Tolerances of the named QuantizeLinear outputs.
+    """Tolerances of the named integer tensors.
 
     Args:
         model: the lowered graph.
@@ -69,12 +73,8 @@ def tolerances(
         peaks: largest magnitudes of the float graph inputs.
     """
     bounds = _Walk(peaks).over(model.graph)
-    wanted = set(quantized)
-    return {
-        node.outputs[0].name: _tolerance(node, bounds)
-        for node in model.graph
-        if node.op_type == "QuantizeLinear" and node.outputs[0].name in wanted
-    }
+    makers = {v.name: node for node in model.graph for v in node.outputs}
+    return {name: _tolerance(makers[name], bounds) for name in quantized}
 
 
 def output_bounds(model: ir.Model, peaks: Mapping[str, float]) -> dict[str, Bound]:
@@ -84,6 +84,8 @@ def output_bounds(model: ir.Model, peaks: Mapping[str, float]) -> dict[str, Boun
 
 
 def _tolerance(node: ir.Node, bounds: Mapping[str, Bound]) -> Tolerance:
+    if node.op_type != "QuantizeLinear":  # integers that are moved as they are
+        return Tolerance(0.0, 0.0)
     source, scale = node.inputs[0], constant(node.inputs[1])
     bound = bounds.get(source.name or "") if source is not None else None
     low, high = grid_range(node)
@@ -102,13 +104,7 @@ def grid_range(node: ir.Node) -> tuple[int, int]:
     """Smallest and largest integer of a Q or DQ node."""
     zero = node.inputs[2] if len(node.inputs) > 2 else None
     dtype = zero.const_value.dtype if zero is not None and zero.const_value is not None else None
-    return integer_range(dtype or ir.DataType.UINT8)
-
-
-def integer_range(dtype: ir.DataType) -> tuple[int, int]:
-    """Smallest and largest value of an integer type."""
-    bits = int(dtype.bitwidth)
-    return (0, 2**bits - 1) if dtype.name.startswith("U") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    return type_range(dtype or ir.DataType.UINT8)
 
 
 def constant(value: ir.Value | None) -> np.ndarray[Any, Any] | None:
@@ -135,8 +131,10 @@ def dequantized(value: ir.Value | None) -> np.ndarray[Any, Any] | None:
     return np.asarray((integers.astype(np.float32) - shift) * spread)
 
 
-def _spread(node: ir.Node, value: np.ndarray[Any, Any], shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
-    """Scale or zero point in a form that broadcasts against the tensor: per tensor, axis or block."""
+def _spread(
+    node: ir.Node, value: np.ndarray[Any, Any], shape: tuple[int, ...]
+) -> np.ndarray[Any, Any]:
+    """Scale or zero point per tensor, axis or block, as it broadcasts against the tensor."""
     if value.size == 1:
         return value.reshape(())
     axis = node.attributes.get_int("axis", 1) % len(shape)
@@ -189,7 +187,10 @@ def _dequantize(walk: _Walk, node: ir.Node) -> Bound:
     array = dequantized(node.outputs[0])
     if array is not None:
         return Bound(_peak(array))
-    scale, zero = constant(node.inputs[1]), constant(node.inputs[2] if len(node.inputs) > 2 else None)
+    scale, zero = (
+        constant(node.inputs[1]),
+        constant(node.inputs[2] if len(node.inputs) > 2 else None),
+    )
     if scale is None:
         return walk.of(node.inputs[0])
     low, high = grid_range(node)
@@ -204,7 +205,11 @@ def _join(bounds: list[Bound], peak: float, error: float) -> Bound:
 
 def _keep(walk: _Walk, node: ir.Node) -> Bound:
     """Values move or shrink: the worst operand's bounds."""
-    found = walk.inputs(node)[:1] if node.op_type not in ("Concat", "Where", "Max", "Min") else walk.inputs(node)
+    found = (
+        walk.inputs(node)[:1]
+        if node.op_type not in ("Concat", "Where", "Max", "Min")
+        else walk.inputs(node)
+    )
     return _join(found, max(b.peak for b in found), max(b.error for b in found))
 
 
@@ -249,7 +254,7 @@ def _norm(node: ir.Node) -> float | None:
         axes = tuple(range(1, weight.ndim))
     elif node.op_type == "ConvTranspose":
         axes = (0, *range(2, weight.ndim))
-    elif node.op_type == "Gemm" and node.attributes.get_int("transB", 0):
+    elif node.op_type == "Gemm" and node.attributes.get_int("transB", False):
         axes = (1,)
     return float(np.abs(weight).sum(axis=axes, dtype=np.float64).max(initial=0.0))
 
@@ -282,9 +287,12 @@ def _island(walk: _Walk, node: ir.Node) -> Bound:
     return Bound(max((b.peak for b in found), default=1.0), 0.0, island=True)
 
 
-_MOVES = """Relu Clip MaxPool GlobalMaxPool ReduceMax ReduceMin Max Min Reshape Transpose Squeeze Unsqueeze
-    Flatten Slice Expand Tile Gather GatherElements GatherND Split Concat Where Identity Cast Pad DepthToSpace
-    SpaceToDepth LeakyRelu PRelu Neg Abs Dropout""".split()
+_MOVES = (
+    "Relu", "Clip", "MaxPool", "GlobalMaxPool", "ReduceMax", "ReduceMin", "Max", "Min", "Reshape",
+    "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Expand", "Tile", "Gather",
+    "GatherElements", "GatherND", "Split", "Concat", "Where", "Identity", "Cast", "Pad",
+    "DepthToSpace", "SpaceToDepth", "LeakyRelu", "PRelu", "Neg", "Abs", "Dropout",
+)  # fmt: skip
 
 _RULES: dict[str, Callable[[_Walk, ir.Node], Bound]] = {
     **dict.fromkeys(_MOVES, _keep),

@@ -299,7 +299,9 @@ def _equal_values(a: Tensor, b: Tensor) -> bool:
 def _evaluating(gm: fx.GraphModule) -> Iterator[None]:
     """Evaluation mode; every module's own flag comes back."""
     flags = {m: m.training for m in gm.modules()}
-    gm.eval()
+    for module in flags:
+        # not `eval()`: quantized modules drop what they keep when it is called
+        module.training = False
     try:
         yield
     finally:

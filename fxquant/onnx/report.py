@@ -29,7 +29,7 @@ class TensorRow:
         defect: how many are two steps or more apart.
         unexplained: defects, and drift beyond what a float island may do.
         max_steps: largest difference in steps.
-        distance: largest distance from a rounding boundary of an element that differs, in steps.
+        distance: largest distance of a one-step difference from the boundary, in steps, up to 0.5.
         tolerance: distance within which it is a tie, in steps.
     """
 
@@ -60,7 +60,7 @@ class OutputRow:
         difference: largest absolute difference.
         relative: `difference / peak`.
         allowed: relative difference that passes; None where the difference is only shown.
-        labels: share of rows whose largest element is at the same place, where the output is [N, C].
+        labels: share of rows whose largest element is at the same place, for outputs [N, C].
     """
 
     name: str
@@ -162,20 +162,20 @@ class ParityReport:
         return min(found) if found else None
 
     @property
-    def integer(self) -> tuple[OperatorRow, ...]:
+    def integer_operators(self) -> tuple[OperatorRow, ...]:
         """Operators that run in integer kernels."""
         return tuple(row for row in self.operators if row.integer)
 
     @property
-    def float(self) -> tuple[OperatorRow, ...]:
+    def float_operators(self) -> tuple[OperatorRow, ...]:
         """Operators that run in floating point, with reasons."""
         return tuple(row for row in self.operators if not row.integer)
 
     @property
-    def integer_macs_share(self) -> float:  # type: ignore[valid-type]  # `float` is the property
+    def integer_macs_share(self) -> float:
         """Share of all multiply-accumulates that integer kernels do; 1 where there are none."""
         total = sum(row.macs for row in self.operators)
-        return sum(row.macs for row in self.integer) / total if total else 1.0
+        return sum(row.macs for row in self.integer_operators) / total if total else 1.0
 
     def raise_unless_proven(self) -> None:
         """Raise what a failed export raises.
@@ -211,7 +211,7 @@ class ParityReport:
         return "\n".join(_lines(self))
 
 
-_FIX = "export with prove=False to look at the file, and report this: it is an error in fxquant or onnxruntime"
+_FIX = "export with prove=False to look at the file, and report it: fxquant or onnxruntime is wrong"
 
 
 def _severity(row: TensorRow) -> tuple[int, int, float]:
@@ -224,9 +224,11 @@ def _place(row: TensorRow) -> str:
 
 
 def _differing(rows: list[TensorRow]) -> str:
-    head = f"{len({r.node for r in rows})} quantized tensor(s) differ from the simulation by more than rounding:"
+    count = len({r.node for r in rows})
+    head = f"{count} quantized tensor(s) differ from the simulation by more than rounding:"
     worst = [
-        f"    {_place(r)}: {r.unexplained} of {r.elements} elements at level {r.level}, up to {r.max_steps} step(s)"
+        f"    {_place(r)}: {r.unexplained} of {r.elements} elements at level {r.level}, "
+        f"up to {r.max_steps} step(s)"
         for r in rows[:5]
     ]
     return "\n".join([head, *worst])
@@ -234,7 +236,8 @@ def _differing(rows: list[TensorRow]) -> str:
 
 def _outputs_differ(rows: list[OutputRow]) -> str:
     parts = [
-        f"output {r.name!r} differs by {r.relative:.1e} of its peak at level {r.level} ({r.allowed:.1e} is allowed)"
+        f"output {r.name!r} differs by {r.relative:.1e} of its peak at level {r.level} "
+        f"({r.allowed:.1e} is allowed)"
         for r in rows[:5]
     ]
     return "; ".join(parts)
@@ -262,7 +265,9 @@ def _tensor_lines(report: ParityReport) -> Iterable[str]:
     differing = sorted((r for r in report.tensors if r.exact < r.elements), key=_severity)
     if not differing:
         return
-    table = [("tensor", "level", "elements", "tie", "drift", "defect", "steps", "source")]
+    table: list[tuple[str, ...]] = [
+        ("tensor", "level", "elements", "tie", "drift", "defect", "steps", "source")
+    ]
     table += [
         (r.module or r.node, r.level, str(r.elements), str(r.tie), str(r.drift), str(r.defect),
          str(r.max_steps), r.source)
@@ -280,8 +285,9 @@ def _run_lines(report: ParityReport) -> Iterable[str]:
         labels = [r.labels for r in rows if r.labels is not None]
         agree = f", labels agree {min(labels):.1%}" if labels else ""
         yield (
-            f"whole run, optimizations {info.level}: {info.equal_share:.3%} of quantized elements equal, "
-            f"up to {info.max_steps} step(s), outputs within {drift:.1e} of their peak{agree}"
+            f"whole run, optimizations {info.level}: {info.equal_share:.3%} of quantized elements "
+            f"equal, up to {info.max_steps} step(s), "
+            f"outputs within {drift:.1e} of their peak{agree}"
         )
 
 
@@ -289,13 +295,13 @@ def _operator_lines(report: ParityReport) -> Iterable[str]:
     if not report.operators:
         return
     yield (
-        f"integer kernels: {len(report.integer)} of {len(report.operators)} operators, "
+        f"integer kernels: {len(report.integer_operators)} of {len(report.operators)} operators, "
         f"{report.integer_macs_share:.1%} of multiply-accumulates"
     )
-    rows = [(r.name, r.operator, r.reason) for r in report.float[:_WORST]]
+    rows = [(r.name, r.operator, r.reason) for r in report.float_operators[:_WORST]]
     yield from _table([("in floating point", "operator", "reason"), *rows] if rows else [])
-    if len(report.float) > _WORST:
-        yield f"  ... and {len(report.float) - _WORST} more"
+    if len(report.float_operators) > _WORST:
+        yield f"  ... and {len(report.float_operators) - _WORST} more"
 
 
 def _table(rows: list[tuple[str, ...]]) -> Iterable[str]:

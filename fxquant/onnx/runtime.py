@@ -1,7 +1,7 @@
 """onnxruntime sessions: the only file that imports onnxruntime, and only when it is called.
 
 Why two levels are enough: results without optimization equal those of BASIC bit for bit, and those
-of EXTENDED equal those of ALL, because integer kernels are fused at EXTENDED and ALL adds layouts only.
+of EXTENDED equal those of ALL: integer kernels are fused at EXTENDED, and ALL adds layouts only.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from fxquant.errors import ExportError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_INLINE_LIMIT = 1 << 30  # bytes of weights up to which a model travels in memory; protobuf ends at 2 GB
+_INLINE_LIMIT = (
+    1 << 30
+)  # bytes of weights up to which a model travels in memory; protobuf ends at 2 GB
 
 
 class Level(enum.Enum):

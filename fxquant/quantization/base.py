@@ -136,7 +136,7 @@ class QuantizerBase(nn.Module):
             moved = fn(t)
             return moved if moved.dtype == t.dtype else t.to(moved.device)
 
-        super()._apply(keep_precision, recurse)
+        super()._apply(keep_precision, recurse)  # type: ignore[no-untyped-call]
         self._forget()
         return self
 
@@ -145,10 +145,10 @@ class QuantizerBase(nn.Module):
 
     # errors --------------------------------------------------------------------------------------
 
-    def _uncalibrated(self) -> UncalibratedError:
+    def _uncalibrated(self, more: str = "") -> UncalibratedError:
         return UncalibratedError(
             "FXQ401",
-            f"{type(self).__name__} has no range (never calibrated, or its range became NaN)",
+            f"{type(self).__name__} has no range (never calibrated, or it became NaN){more}",
             at=self.where,
             fix="run compute_encodings() with representative data, or set_range(min, max)",
         )

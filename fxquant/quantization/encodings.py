@@ -1,4 +1,4 @@
-"""Encodings: what the numbers of a quantized tensor mean, apart from the quantizer that made them."""
+"""Encodings: what the numbers of a quantized tensor mean, without the quantizer."""
 
 from __future__ import annotations
 
@@ -99,7 +99,8 @@ class AffineEncoding:
         """True if both give every integer the same meaning."""
         return (
             isinstance(other, AffineEncoding)
-            and (self.qmin, self.qmax, self.block_size) == (other.qmin, other.qmax, other.block_size)
+            and (self.qmin, self.qmax, self.block_size)
+            == (other.qmin, other.qmax, other.block_size)
             and torch.equal(self.scale, other.scale)
             and torch.equal(self.offset, other.offset)
         )

@@ -33,7 +33,7 @@ _FORMATS = (*_BY_BITS.values(), torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
 
 
 class _Cast(torch.autograd.Function):
-    """Rounding to a format and back, whose gradient is that of the identity where it is not clipped."""
+    """Rounding to a format and back, with the identity's gradient where it is not clipped."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -46,7 +46,7 @@ class _Cast(torch.autograd.Function):
         return scaled.clamp(-largest, largest).to(dtype).to(x.dtype) * scale
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> Any:
         if ctx.saved_tensors:
             g = hardtanh_backward(g, ctx.saved_tensors[0], -ctx.largest, ctx.largest)
@@ -66,6 +66,9 @@ class FloatQuantizeDequantize(QuantizerBase):
         >>> FloatQuantizeDequantize(dtype=torch.bfloat16)(torch.tensor([1.003]))
         DequantizedTensor([1.])
     """
+
+    min: nn.Parameter
+    max: nn.Parameter
 
     def __init__(
         self,
@@ -90,7 +93,8 @@ class FloatQuantizeDequantize(QuantizerBase):
         self._largest: tuple[Tensor, Tensor] | None = None
         if self.scaled:
             for name in ("min", "max"):
-                self.register_parameter(name, nn.Parameter(torch.full(self.shape, torch.nan)))
+                unknown = torch.full(self.shape, torch.nan)
+                self.register_parameter(name, nn.Parameter(unknown, requires_grad=False))
 
     signed = True
     symmetric = True
@@ -158,7 +162,7 @@ class FloatQuantizeDequantize(QuantizerBase):
         x = self._layout.split(float32(x))
         if scale is not None:
             scale = self._layout.spread(scale)
-        return _Cast.apply(x, scale, self.dtype).to(given)  # type: ignore[no-any-return]
+        return _Cast.apply(x, scale, self.dtype).to(given)  # type: ignore[no-any-return, no-untyped-call]
 
     def _start(self) -> None:
         self._largest = None

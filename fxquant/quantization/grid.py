@@ -1,4 +1,4 @@
-"""The integer grid of a quantizer: its step and zero point from a range, and the way back for gradients.
+"""The integer grid of a quantizer: step and zero point from a range, and gradients the way back.
 
 Everything here is float32 arithmetic on the ranges themselves (a handful of numbers), never on the
 tensor. The grid holds zero exactly: integer `zero_point` means 0.0, so padding, ReLU and sparse
@@ -99,36 +99,74 @@ class AffineGrid:
             return torch.full_like(scale, self.middle)
         return (self.qmin - torch.round(low.clamp(max=0.0) / scale)).clamp(self.qmin, self.qmax)
 
-    def range_gradients(
-        self, low: Tensor, high: Tensor, scale: Tensor, d_scale: Tensor, d_zero: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Gradients of the range from those of step and zero point; rounding is straight through.
+    def factors(self, low: Tensor, high: Tensor, scale: Tensor) -> Factors:
+        """How the gradients of a range follow from two sums over the tensor.
 
-        A bound on the wrong side of zero acts as zero; it gets the part of its gradient that moves
-        it back, so it cannot get stuck there.
+        With `scale = (high - low) / steps` and `zero_point = qmin - low / scale`, rounding passed
+        straight through, a clipped element pulls at the end that clips it, and the rounding errors
+        of the others at the step.
 
         Args:
             low: lower end of the range, `[S]`.
             high: upper end of the range, `[S]`.
             scale: step of the grid, `[S]`.
-            d_scale: gradient of the step, `[S]`.
-            d_zero: gradient of the zero point, `[S]`.
-
-        Returns:
-            Gradients of `low` and `high`, `[S]` each.
         """
         if self.symmetric:
             above, below = self.qmax - self.middle, self.middle - self.qmin
             upper = high.clamp(min=0.0) / above >= -low.clamp(max=0.0) / below
-            d_high = torch.where(upper, d_scale / above, 0.0)
-            d_low = torch.where(upper, 0.0, d_scale / -below)
+            unit = 1.0 / scale
+            low_products = torch.where(upper, 0.0, unit / -below)
+            high_products = torch.where(upper, unit / above, 0.0)
+            low_outside = high_outside = None
         else:
-            # scale = (high - low) / steps and zero_point = qmin - low / scale
-            d_high = (d_scale + d_zero * low.clamp(max=0.0) / (scale * scale)) / self.steps
-            d_low = -d_high - d_zero / scale
-        d_low = torch.where(low > 0.0, d_low.clamp(min=0.0), d_low)
-        d_high = torch.where(high < 0.0, d_high.clamp(max=0.0), d_high)
-        return d_low, d_high
+            high_products = 1.0 / (scale * self.steps)
+            low_products = -high_products
+            high_outside = low.clamp(max=0.0) * low_products
+            low_outside = 1.0 - high_outside
+        wrong = (low > 0.0, high < 0.0)
+        stuck = wrong if low.is_cuda or bool((wrong[0] | wrong[1]).any()) else None
+        return Factors((low_products, high_products), (low_outside, high_outside), stuck)
+
+
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """Gradients of two numbers (the ends of a range) as a linear map of two sums over the tensor.
+
+    Attributes:
+        products: factors of `sum g * y - sum dx * x` for the first and the second number, `[S]`.
+        outside: factors of `sum g - sum dx`; None for zero.
+        stuck: where the two ends lie on the wrong side of zero, or None if nowhere.
+    """
+
+    products: tuple[Tensor, Tensor]
+    outside: tuple[Tensor | None, Tensor | None]
+    stuck: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def use_outside(self) -> bool:
+        """True if the second sum is needed."""
+        return self.outside[0] is not None or self.outside[1] is not None
+
+    def gradients(self, products: Tensor, outside: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Gradients of both numbers, `[S]` each."""
+        low, high = (
+            self._combined(a, b, products, outside)
+            for a, b in zip(self.products, self.outside, strict=True)
+        )
+        if self.stuck is not None:
+            # acts as zero; only the part of the gradient that moves it back is passed on
+            low = torch.where(self.stuck[0], low.clamp(min=0.0), low)
+            high = torch.where(self.stuck[1], high.clamp(max=0.0), high)
+        return low, high
+
+    def _combined(
+        self, a: Tensor, b: Tensor | None, products: Tensor, outside: Tensor | None
+    ) -> Tensor:
+        if products.shape != a.shape:
+            products = products.reshape(a.shape)
+        if b is None or outside is None:
+            return a * products
+        return torch.addcmul(a * products, b, outside.reshape(a.shape))
 
 
 def _divided(x: Tensor, by: int) -> Tensor:

@@ -8,9 +8,9 @@ and is vectorized by PyTorch for every layout; the built-in fake-quantize operat
 the cost of a copy and multiply by the reciprocal. The gradient needs neither masks nor more saved
 tensors than input and output:
 
-    dx      = g inside the grid, 0 outside                                  (one `hardtanh_backward`)
-    d scale = (sum g * y - sum dx * x) / scale
-    d zero  = -scale * (sum g - sum dx)
+    dx       = g inside the grid, 0 outside                 (one `hardtanh_backward`)
+    products = sum g * y - sum dx * x                        d scale = products / scale
+    outside  = sum g - sum dx                                d zero  = -scale * outside
 
 which is the gradient of the straight-through estimator (Bengio et al. 2013, arXiv:1308.3432) with
 learned steps (Esser et al. 2020, arXiv:1902.08153, eq. 3), summed up before it is multiplied out.
@@ -24,14 +24,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from fxquant.quantization.layout import flat
+from fxquant.quantization.grid import Factors
 
-hardtanh_backward = torch.ops.aten.hardtanh_backward.default
+hardtanh_backward: Callable[[Tensor, Tensor, float, float], Tensor] = (
+    torch.ops.aten.hardtanh_backward.default
+)
 _ZERO = torch.zeros(())
 
-Chain = Callable[[Tensor, Tensor], tuple[Tensor | None, Tensor | None]]
+Lazy = Callable[[], Factors]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,7 @@ class Affine:
         qmin: smallest integer.
         qmax: largest integer.
         numbers: `(scale, zero_point)` as Python numbers if there is one step, on the CPU.
+        centred: True if every zero point is known to be 0.
     """
 
     scale: Tensor
@@ -51,10 +53,17 @@ class Affine:
     qmin: float
     qmax: float
     numbers: tuple[float, float] | None = None
+    centred: bool = False
 
 
 def affine(
-    scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, *, single: bool = False
+    scale: Tensor,
+    zero_point: Tensor,
+    qmin: int,
+    qmax: int,
+    *,
+    single: bool = False,
+    centred: bool = False,
 ) -> Affine:
     """Parameters of a quantization; `single` reads the numbers out, so on the CPU only."""
     if qmax > 2**24:
@@ -63,7 +72,7 @@ def affine(
     numbers = None
     if single and scale.device.type == "cpu":
         numbers = (scale.item(), zero_point.item())
-    return Affine(scale, zero_point, float(qmin), float(qmax), numbers)
+    return Affine(scale, zero_point, float(qmin), float(qmax), numbers, centred)
 
 
 def quantize(x: Tensor, p: Affine) -> Tensor:
@@ -86,47 +95,52 @@ def quantize_dequantize(x: Tensor, p: Affine) -> Tensor:
         y.clamp_(p.qmin - zero, p.qmax - zero)
         # 0 + y * scale: the runtime has no -0.0
         return torch.add(_ZERO, y, alpha=scale, out=y)
-    return y.add_(p.zero_point).clamp_(p.qmin, p.qmax).sub_(p.zero_point).mul_(p.scale)
+    # with a zero point of 0 as well: adding it turns -0.0 into 0.0
+    y.add_(p.zero_point).clamp_(p.qmin, p.qmax)
+    return (y if p.centred else y.sub_(p.zero_point)).mul_(p.scale)
 
 
 class _QuantizeDequantize(torch.autograd.Function):
     """`quantize_dequantize` with gradients for the tensor and for the two ends of the range."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, first: Tensor, second: Tensor, p: Affine, chain: Chain) -> Any:
+    def forward(
+        ctx: Any, x: Tensor, first: Tensor, second: Tensor, p: Affine, factors: Lazy
+    ) -> Tensor:
         y = quantize_dequantize(x, p)
         ctx.affine = p
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            ctx.chain = chain
+            ctx.factors = factors
             ctx.save_for_backward(x, y)
         else:
             ctx.save_for_backward(x)
         return y
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, g: Tensor) -> Any:
         p: Affine = ctx.affine
         x, *more = ctx.saved_tensors
         dx = inside(g, x, p)
         if not more:
             return dx, None, None, None, None
-        d_scale, d_zero = _sums(g, more[0], dx, x, p)
-        d_first, d_second = ctx.chain(d_scale, d_zero)
-        return dx, d_first, d_second, None, None
+        factors: Factors = ctx.factors()
+        products = _products(g, more[0], dx, x, p)
+        outside = _outside(g, dx, p) if factors.use_outside else None
+        return dx, *factors.gradients(products, outside), None, None
 
 
 class _Quantize(torch.autograd.Function):
     """`quantize` with gradients for the tensor and for the two ends of the range."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, first: Tensor, second: Tensor, p: Affine, chain: Chain) -> Any:
-        ctx.affine, ctx.chain = p, chain
+    def forward(
+        ctx: Any, x: Tensor, first: Tensor, second: Tensor, p: Affine, factors: Lazy
+    ) -> Tensor:
+        ctx.affine, ctx.factors = p, factors
         ctx.save_for_backward(x)
         return quantize(x, p)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, g: Tensor) -> Any:
         p: Affine = ctx.affine
         (x,) = ctx.saved_tensors
@@ -134,9 +148,10 @@ class _Quantize(torch.autograd.Function):
         dx = kept / p.scale
         if not (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):
             return dx, None, None, None, None
-        d_scale = -(dx * x).sum_to_size(p.scale.shape) / p.scale
-        d_first, d_second = ctx.chain(d_scale, kept.sum_to_size(p.scale.shape))
-        return dx, d_first, d_second, None, None
+        # as above: d scale is products / scale and d zero -scale * outside
+        products = -(dx * x).sum_to_size(p.scale.shape)
+        outside = -kept.sum_to_size(p.scale.shape) / p.scale
+        return dx, *ctx.factors().gradients(products, outside), None, None
 
 
 def inside(g: Tensor, x: Tensor, p: Affine) -> Tensor:
@@ -145,27 +160,31 @@ def inside(g: Tensor, x: Tensor, p: Affine) -> Tensor:
         scale, zero = p.numbers
         low, high = (p.qmin - zero - 0.5) * scale, (p.qmax - zero + 0.5) * scale
         return hardtanh_backward(g, x, low, high)
-    integers = torch.div(x, p.scale).add_(p.zero_point)
+    integers = torch.div(x, p.scale)
+    if not p.centred:
+        integers.add_(p.zero_point)
     return hardtanh_backward(g, integers, p.qmin - 0.5, p.qmax + 0.5)
 
 
-def _sums(g: Tensor, y: Tensor, dx: Tensor, x: Tensor, p: Affine) -> tuple[Tensor, Tensor]:
-    """Gradients of step and zero point, in the shape of the step."""
-    if p.numbers is not None:
-        if x.is_contiguous() and g.is_contiguous():
-            g, y, dx, x = flat(g), flat(y), flat(dx), flat(x)
-            product = torch.dot(g, y) - torch.dot(dx, x)
-        else:
-            product = (g * y).sum() - (dx * x).sum()
-        outside = g.sum() - dx.sum()
-        return product / p.scale, outside * -p.scale
-    shape = p.scale.shape
-    products = torch.mul(g, y).addcmul_(dx, x, value=-1.0)
-    outside = torch.sub(g, dx).sum_to_size(shape)
-    return products.sum_to_size(shape) / p.scale, outside * -p.scale
+def _products(g: Tensor, y: Tensor, dx: Tensor, x: Tensor, p: Affine) -> Tensor:
+    """`sum g * y - sum dx * x`, in the shape of the step."""
+    if p.scale.dim() or g.is_cuda:
+        return torch.mul(g, y).addcmul_(dx, x, value=-1.0).sum_to_size(p.scale.shape)
+    if not (x.is_contiguous() and g.is_contiguous() and g.dtype is x.dtype):
+        return (g * y).sum() - (dx * x).sum()
+    if x.dim() != 1:
+        g, y, dx, x = g.view(-1), y.view(-1), dx.view(-1), x.view(-1)
+    return torch.dot(g, y) - torch.dot(dx, x)
 
 
-def apply(x: Tensor, first: Tensor, second: Tensor, p: Affine, chain: Chain) -> Tensor:
+def _outside(g: Tensor, dx: Tensor, p: Affine) -> Tensor:
+    """The sum of the gradients of clipped elements, in the shape of the step."""
+    if p.scale.dim():
+        return torch.sub(g, dx).sum_to_size(p.scale.shape)
+    return g.sum() - dx.sum()
+
+
+def apply(x: Tensor, first: Tensor, second: Tensor, p: Affine, factors: Lazy) -> Tensor:
     """`quantize_dequantize` as one differentiable step.
 
     Args:
@@ -173,11 +192,13 @@ def apply(x: Tensor, first: Tensor, second: Tensor, p: Affine, chain: Chain) -> 
         first: what the step is computed from, such as the lower end of the range, `[S]`.
         second: the other one, such as the upper end of the range, `[S]`.
         p: step and zero point.
-        chain: turns the gradients of step and zero point into those of `first` and `second`.
+        factors: gives the factors from sums over the tensor to gradients of `first` and `second`.
     """
-    return _QuantizeDequantize.apply(x, first, second, p, chain)  # type: ignore[no-any-return]
+    run: Any = _QuantizeDequantize.apply
+    return run(x, first, second, p, factors)  # type: ignore[no-any-return]
 
 
-def apply_quantize(x: Tensor, first: Tensor, second: Tensor, p: Affine, chain: Chain) -> Tensor:
+def apply_quantize(x: Tensor, first: Tensor, second: Tensor, p: Affine, factors: Lazy) -> Tensor:
     """`quantize` as one differentiable step; arguments as in `apply`."""
-    return _Quantize.apply(x, first, second, p, chain)  # type: ignore[no-any-return]
+    run: Any = _Quantize.apply
+    return run(x, first, second, p, factors)  # type: ignore[no-any-return]

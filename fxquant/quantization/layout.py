@@ -23,8 +23,8 @@ class Layout:
 
     Args:
         shape: shape of the ranges.
-        block_size: elements per block along each axis of `shape`; -1 means the tensor's size divided
-            by the number of blocks, which is the whole axis where there is one block.
+        block_size: elements per block along each axis of `shape`; -1 means the tensor's size
+            divided by the number of blocks: the whole axis where there is one block.
 
     Example:
         >>> Layout((8, 2), (-1, 4)).spread(torch.ones(8, 2)).shape
@@ -45,7 +45,9 @@ class Layout:
             )
         if any(b != -1 and b < 1 for b in self.block_size):
             raise QuantizationError(
-                "FXQ403", f"block_size {self.block_size} is not positive", fix="use -1 or sizes >= 1"
+                "FXQ403",
+                f"block_size {self.block_size} is not positive",
+                fix="use -1 or sizes >= 1",
             )
 
     @property
@@ -137,7 +139,7 @@ class Layout:
                     "FXQ405",
                     f"axis {axis} of size {size} cannot be cut into {count} blocks"
                     + (f" of {block}" if block != -1 else ""),
-                    fix="choose a block size that divides the axis and a shape that counts the blocks",
+                    fix="choose a block size that divides the axis",
                 )
             sizes += [count, length]
         return sizes

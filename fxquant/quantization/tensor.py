@@ -38,34 +38,36 @@ _KEEP: set[Callable[..., Any]] = {
 }
 # elements move, are dropped or repeated: an encoding survives if it is the same for all elements
 _MOVE_NAMES = (
-    "amax amin chunk diagonal expand expand_as flatten flip gather index_select masked_select max min "
-    "movedim moveaxis narrow permute repeat repeat_interleave reshape reshape_as roll rot90 select "
-    "split squeeze swapaxes swapdims t take take_along_dim tensor_split tile transpose "
-    "unbind unflatten unfold unsqueeze view view_as topk sort __getitem__ hsplit vsplit dsplit"
+    "__getitem__ adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d amax amin "
+    "channel_shuffle chunk diagonal dsplit expand expand_as flatten flip gather hsplit "
+    "index_select masked_select max max_pool1d max_pool1d_with_indices max_pool2d "
+    "max_pool2d_with_indices max_pool3d max_pool3d_with_indices min moveaxis movedim narrow "
+    "native_channel_shuffle permute pixel_shuffle pixel_unshuffle repeat repeat_interleave reshape "
+    "reshape_as roll rot90 select sort split squeeze swapaxes swapdims t take take_along_dim "
+    "tensor_split tile topk transpose unbind unflatten unfold unsqueeze view view_as vsplit"
 )
 _MOVE: set[Callable[..., Any]] = {
-    getattr(home, name) for name in _MOVE_NAMES.split() for home in (Tensor, torch) if hasattr(home, name)
+    getattr(home, name)
+    for name in _MOVE_NAMES.split()
+    for home in (Tensor, torch, F)
+    if hasattr(home, name)
 } | {
-    F.pixel_shuffle,
-    F.pixel_unshuffle,
-    torch.channel_shuffle,
-    torch.max_pool1d,
-    torch.max_pool2d,
-    torch.max_pool3d,
-    F.max_pool1d_with_indices,
-    F.max_pool2d_with_indices,
-    F.max_pool3d_with_indices,
-    torch.adaptive_max_pool1d,
-    F.adaptive_max_pool2d,
-    F.adaptive_max_pool3d,
-    Tensor.T.__get__,
-    Tensor.mT.__get__,
+    Tensor.T.__get__,  # type: ignore[attr-defined]
+    Tensor.mT.__get__,  # type: ignore[attr-defined]
 }
 _plain = torch._C.DisableTorchFunctionSubclass
 
 
 class _EncodedTensor(torch.Tensor):
-    encoding: Encoding | None = None
+    _encoding: Encoding | None = None
+    _written: int | None = None
+
+    @property
+    def encoding(self) -> Encoding | None:
+        """What the numbers mean; None once they have been written to in place."""
+        if self._encoding is not None and _version(self) != self._written:
+            self._encoding = None
+        return self._encoding
 
     @classmethod
     def __torch_function__(
@@ -81,9 +83,6 @@ class _EncodedTensor(torch.Tensor):
             return _carried(out, args[0], moved=False)
         if func in _MOVE:
             return _carried(out, args[0], moved=True)
-        if isinstance(out, _EncodedTensor) and any(out is a for a in args):
-            # written in place: the new values lie on no grid
-            out.encoding = None
         return out
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -100,7 +99,7 @@ class _EncodedTensor(torch.Tensor):
             raise QuantizationError(
                 "FXQ407",
                 "this tensor carries no integer encoding",
-                fix="call quantize() on the output of a quantizer, before anything is computed from it",
+                fix="call quantize() on a quantizer's output, before anything is computed from it",
             )
         return self.encoding
 
@@ -113,7 +112,7 @@ class DequantizedTensor(_EncodedTensor):
         encoding = self._affine()
         return attach(encoding.quantize(self.as_subclass(Tensor)), encoding, QuantizedTensor)
 
-    def dequantize(self) -> DequantizedTensor:  # type: ignore[override]
+    def dequantize(self) -> DequantizedTensor:
         """The tensor itself."""
         return self
 
@@ -129,7 +128,7 @@ class QuantizedTensor(_EncodedTensor):
         """The tensor itself."""
         return self
 
-    def dequantize(self) -> DequantizedTensor:  # type: ignore[override]
+    def dequantize(self) -> DequantizedTensor:
         """The real values that the integers stand for."""
         encoding = self._affine()
         return attach(encoding.dequantize(self.as_subclass(Tensor)), encoding, DequantizedTensor)
@@ -145,8 +144,14 @@ _T = TypeVar("_T", bound=_EncodedTensor)
 def attach(x: Tensor, encoding: Encoding | None, kind: type[_T]) -> _T:
     """The tensor as a `kind` that carries `encoding`; shares its memory."""
     out = x.as_subclass(kind)
-    out.encoding = encoding
+    out._encoding = encoding
+    out._written = _version(x)
     return out
+
+
+def _version(x: Tensor) -> int | None:
+    with _plain():
+        return None if x.is_inference() else x._version
 
 
 def plain(x: Tensor) -> Tensor:

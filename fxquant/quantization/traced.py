@@ -1,7 +1,7 @@
-"""The same arithmetic for compilers: primitives for `torch.compile`, one operator for `torch.export`.
+"""The same arithmetic for compilers: primitives to compile, one operator to export.
 
-A compiler fuses primitives into one loop, so under `torch.compile` the steps are written out of place
-and differentiate by themselves. An exporter must keep the quantization whole, so while
+A compiler fuses primitives into one loop, so under `torch.compile` the steps are written out of
+place and differentiate by themselves. An exporter must keep the quantization whole, so while
 `torch.export` runs it sees the operator `fxquant::quantize_dequantize`.
 """
 
@@ -15,8 +15,9 @@ from torch import Tensor
 from fxquant.quantization import kernels
 
 _library = torch.library.Library("fxquant", "DEF")
+_ARGUMENTS = "(Tensor x, Tensor scale, Tensor zero_point, int qmin, int qmax) -> Tensor"
 for _name in ("quantize", "quantize_dequantize"):
-    _library.define(f"{_name}(Tensor x, Tensor scale, Tensor zero_point, int qmin, int qmax) -> Tensor")
+    _library.define(_name + _ARGUMENTS)
 
 
 def _run(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
@@ -51,7 +52,7 @@ class _Round(torch.autograd.Function):
 
 def straight_through_round(x: Tensor) -> Tensor:
     """`round(x)` with the gradient of `x`."""
-    return _Round.apply(x)  # type: ignore[no-any-return]
+    return _Round.apply(x)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:

@@ -15,6 +15,7 @@ from fxquant.errors import ShapeMismatchError
 from fxquant.quantization import kernels, traced
 from fxquant.quantization.base import QuantizerBase, float32
 from fxquant.quantization.encodings import AffineEncoding
+from fxquant.quantization.grid import Factors
 from fxquant.quantization.tensor import DequantizedTensor, attach
 
 _INT32 = (-(2**31), 2**31 - 1)
@@ -99,39 +100,39 @@ class BiasQuantizeDequantize(QuantizerBase):
             return traced.quantize_dequantize(x, scale, zero, *_INT32).to(given)
         p = kernels.affine(scale, zero, *_INT32)
         if torch.is_grad_enabled() and x.requires_grad:
-            return kernels.apply(x, scale, zero, p, _no_gradients).to(given)
-        with torch.no_grad():
-            return kernels.quantize_dequantize(x, p).to(given)
+            return kernels.apply(x, scale, zero, p, _no_factors).to(given)
+        return kernels.quantize_dequantize(x, p).to(given)
 
-    def needed_widening(self, bias: Tensor) -> Tensor | None:
-        """How much wider the weight's range must be for the bias to fit into int32.
+    def needed_step(self, bias: Tensor) -> Tensor | None:
+        """The smallest step of the weight with which the bias fits into int32.
 
         A channel whose weights are all but zero has a tiny step, and the step of the bias is tiny
-        with it: the integer saturates and the channel loses its bias. Widening the range of such
-        weights costs nothing that can be seen.
+        with it: the integer saturates and the channel loses its bias. A wider step for such weights
+        costs nothing that can be seen.
 
         Args:
             bias: the float bias, `[C]`.
 
         Returns:
-            Factors of the weight's range, `[C]` or `[1]`, or None if the bias fits.
+            Steps of the weight, `[C]` or `[1]`, or None if the bias fits as it is.
         """
-        encoding = self.get_encodings()
-        if encoding is None:
+        source, own = self.input_quantizer.get_scale(), self.get_scale()
+        if source is None or own is None:
             return None
-        scale = _repeated(encoding, bias).scale
-        factor = (bias.detach().abs().float() / scale / _HEADROOM).clamp(min=1.0)
-        if not bool((factor > 1.0).any()):
+        largest = bias.detach().abs().float()
+        if own.numel() > 1:
+            largest = largest.reshape(-1, own.numel())
+        largest = largest.amax(0) if own.numel() > 1 else largest.amax().reshape(1)
+        if not bool((largest / own > _HEADROOM).any()):
             return None
-        return factor.reshape(-1, *encoding.scale.shape).amax(0)
+        return largest / _HEADROOM / source.reshape(())
 
     def _for(self, x: Tensor) -> AffineEncoding:
         encoding = self.get_encodings()
         if encoding is None:
             missing = [q.where or type(q).__name__ for q in self._sources if not q.is_initialized()]
-            error = self._uncalibrated()
-            error.what += f"; it waits for {', '.join(missing)}"
-            raise error
+            more = f"; it waits for {', '.join(missing)}"
+            raise self._uncalibrated(more)
         return _repeated(encoding, x)
 
     def _forget(self) -> None:
@@ -178,5 +179,5 @@ def _product(first: AffineEncoding, second: AffineEncoding, where: str | None) -
     return AffineEncoding(scale, torch.zeros_like(scale), *_INT32, True)
 
 
-def _no_gradients(d_scale: Tensor, d_zero: Tensor) -> tuple[None, None]:
-    return None, None
+def _no_factors() -> Factors:
+    return Factors((torch.zeros(()), torch.zeros(())), (None, None))  # never asked for

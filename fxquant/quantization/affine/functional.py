@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from fxquant.quantization import kernels, traced
-from fxquant.quantization.affine.quantizers import _grid
+from fxquant.quantization.affine.base import grid_of
 from fxquant.quantization.base import float32
+from fxquant.quantization.grid import Factors
 from fxquant.quantization.layout import Layout
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def quantize(
     """
     if num_steps is not None:
         qmin, qmax = 0, num_steps
-    grid = _grid(bitwidth, qmin, qmax, signed, False)
+    grid = grid_of(bitwidth, qmin, qmax, signed, False)
     return _run(x, scale, offset, grid, block_size, integers=True)
 
 
@@ -77,7 +78,7 @@ def quantize_dequantize(
     """
     if num_steps is not None:
         qmin, qmax = 0, num_steps
-    grid = _grid(bitwidth, qmin, qmax, signed, False)
+    grid = grid_of(bitwidth, qmin, qmax, signed, False)
     return _run(x, scale, offset, grid, block_size, integers=False).to(x.dtype)
 
 
@@ -115,17 +116,15 @@ def _run(
         step = traced.quantize if integers else traced.quantize_dequantize
         return step(y, first, -second, grid.qmin, grid.qmax).reshape(x.shape)
     single = layout.single and not integers
-    p = kernels.affine(
-        first.detach(), (0.0 - second).detach(), grid.qmin, grid.qmax, single=single
-    )
+    p = kernels.affine(first.detach(), (0.0 - second).detach(), grid.qmin, grid.qmax, single=single)
     needed = y.requires_grad or first.requires_grad or second.requires_grad
     if torch.is_grad_enabled() and needed:
         run = kernels.apply_quantize if integers else kernels.apply
-        return run(y, first, second, p, _negated).reshape(x.shape)
-    with torch.no_grad():
-        plain = kernels.quantize if integers else kernels.quantize_dequantize
-        return plain(y, p).reshape(x.shape)
+        return run(y, first, second, p, lambda: _factors(first.detach())).reshape(x.shape)
+    forward = kernels.quantize if integers else kernels.quantize_dequantize
+    return forward(y, p).reshape(x.shape)
 
 
-def _negated(d_scale: Tensor, d_zero: Tensor) -> tuple[Tensor, Tensor]:
-    return d_scale, -d_zero  # offset = -zero point
+def _factors(scale: Tensor) -> Factors:
+    # gradients of scale and offset; offset = -zero point
+    return Factors((1.0 / scale, torch.zeros_like(scale)), (None, scale))

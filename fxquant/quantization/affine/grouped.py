@@ -68,7 +68,7 @@ class GroupedBlockQuantizeDequantize(QuantizeDequantize):
         exact = super()._scale(low, high)
         factor, group = self._factors(exact.detach())
         scale = factor * group
-        # the small integers are constants for gradients: the step of a block learns as if it were free
+        # small integers are constants for gradients: the step of a block learns as if it were free
         return exact + (scale - exact).detach() if exact.requires_grad else scale
 
     def _factors(self, scale: Tensor) -> tuple[Tensor, Tensor]:

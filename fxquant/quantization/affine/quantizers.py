@@ -1,332 +1,17 @@
-"""`Quantize`, `QuantizeDequantize` and `Dequantize`: grids of integers with a learnable range.
-
-The range (`min`, `max`) is the only state. Not-a-number means "not calibrated", so a state dict
-restores that as well, bit for bit. Step and zero point are computed from the range and kept until
-the range changes, which is seen by the version counter that every write through PyTorch advances
-(writes through `.data` do not; use `torch.no_grad()` instead).
-"""
+"""`QuantizeDequantize`, `Quantize`, `Dequantize`: what an affine quantizer does with a tensor."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fxquant.errors import QuantizationError
 from fxquant.quantization import kernels, traced
-from fxquant.quantization.analyzers import EncodingAnalyzer, MinMax
-from fxquant.quantization.base import QuantizerBase, float32
-from fxquant.quantization.encodings import AffineEncoding
-from fxquant.quantization.grid import AffineGrid
-from fxquant.quantization.layout import Layout
-from fxquant.quantization.tensor import DequantizedTensor, QuantizedTensor, attach, plain
+from fxquant.quantization.affine.base import AffineQuantizer, Known
+from fxquant.quantization.tensor import QuantizedTensor, attach, plain
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from fxquant.quantization.analyzers import Statistics
-
-
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """What follows from the range: kept until the range changes."""
-
-    key: tuple[Any, ...] | None
-    low: Tensor
-    high: Tensor
-    params: kernels.Affine | None = None
-    encoding: AffineEncoding | None = None
-
-
-class AffineQuantizer(QuantizerBase):
-    """A grid of integers over a learnable range.
-
-    Args:
-        shape: one range for each element of this shape, laid against the tensor from the right.
-        bitwidth: bits of the grid, 2 to 32.
-        symmetric: True pins the zero point to the middle of the grid.
-        encoding_analyzer: how a range is chosen from observed tensors; min-max by default.
-        qmin: smallest integer, instead of `bitwidth`.
-        qmax: largest integer, instead of `bitwidth`.
-        signed: True for integers from `-2 ** (bitwidth - 1)`; as `symmetric` by default.
-        block_size: elements per block along each axis of `shape`, -1 to derive it; or None.
-
-    Attributes:
-        min: lower end of the range, a float32 parameter of `shape`; NaN before calibration.
-        max: upper end of the range.
-    """
-
-    min: nn.Parameter
-    max: nn.Parameter
-
-    def __init__(
-        self,
-        shape: Sequence[int] = (),
-        bitwidth: int | None = None,
-        symmetric: bool = False,
-        encoding_analyzer: EncodingAnalyzer | None = None,
-        *,
-        qmin: int | None = None,
-        qmax: int | None = None,
-        signed: bool | None = None,
-        block_size: Sequence[int] | None = None,
-    ) -> None:
-        super().__init__()
-        self._grid = _grid(bitwidth, qmin, qmax, signed, symmetric)
-        self._layout = Layout(tuple(shape), None if block_size is None else tuple(block_size))
-        self.encoding_analyzer: EncodingAnalyzer = encoding_analyzer or MinMax()
-        self._statistics: Statistics | None = None
-        self._known: _Known | None = None
-        for name in ("min", "max"):
-            unknown = torch.full(self._layout.shape, torch.nan, dtype=torch.float32)
-            self.register_parameter(name, nn.Parameter(unknown))
-
-    # the grid ------------------------------------------------------------------------------------
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the ranges."""
-        return self._layout.shape
-
-    @property
-    def block_size(self) -> tuple[int, ...] | None:
-        """Elements per block along each axis, or None."""
-        return self._layout.block_size
-
-    @property
-    def grid(self) -> AffineGrid:
-        """The integers and whether they are symmetric."""
-        return self._grid
-
-    @property
-    def qmin(self) -> int:
-        """Smallest integer."""
-        return self._grid.qmin
-
-    @property
-    def qmax(self) -> int:
-        """Largest integer."""
-        return self._grid.qmax
-
-    @property
-    def bitwidth(self) -> int:
-        """Bits of the grid; setting it keeps signedness and range."""
-        return self._grid.bits
-
-    @bitwidth.setter
-    def bitwidth(self, bits: int) -> None:
-        self._set_grid(AffineGrid.of_bits(bits, signed=self.signed, symmetric=self.symmetric))
-
-    @property
-    def signed(self) -> bool:
-        """True if there are negative integers; setting it keeps the number of steps and the range."""
-        return self._grid.signed
-
-    @signed.setter
-    def signed(self, signed: bool) -> None:
-        if signed != self.signed:
-            shift = 2 ** (self.bitwidth - 1) * (-1 if signed else 1)
-            self._set_grid(AffineGrid(self.qmin + shift, self.qmax + shift, self.symmetric))
-
-    @property
-    def symmetric(self) -> bool:
-        """True if the zero point is pinned to the middle; setting it keeps the range."""
-        return self._grid.symmetric
-
-    @symmetric.setter
-    def symmetric(self, symmetric: bool) -> None:
-        self._set_grid(AffineGrid(self.qmin, self.qmax, symmetric))
-
-    def _set_grid(self, grid: AffineGrid) -> None:
-        self._grid = grid
-        self._forget()
-
-    # the range -----------------------------------------------------------------------------------
-
-    def set_range(
-        self, min: Tensor | float | None = None, max: Tensor | float | None = None
-    ) -> None:
-        """Set one or both ends of the range; numbers and smaller shapes are broadcast."""
-        with torch.no_grad():
-            for end, value in ((self.min, min), (self.max, max)):
-                if value is None:
-                    continue
-                given = torch.as_tensor(value, dtype=torch.float32, device=end.device).detach()
-                if not torch.isfinite(given).all():
-                    what = f"a range cannot end at {value}"
-                    raise QuantizationError("FXQ409", what, at=self.where, fix="use finite numbers")
-                end.copy_(given.expand(end.shape))
-
-    def is_initialized(self) -> bool:
-        """True if every range is known."""
-        return self._state().params is not None
-
-    def get_scale(self) -> Tensor | None:
-        """Step of the grid, float32 of the quantizer's shape, or None before calibration."""
-        encoding = self._state().encoding
-        return None if encoding is None else encoding.scale
-
-    def get_offset(self) -> Tensor | None:
-        """Minus the zero point, float32 of the quantizer's shape, or None before calibration."""
-        encoding = self._state().encoding
-        return None if encoding is None else encoding.offset
-
-    def get_encodings(self) -> AffineEncoding | None:
-        """What the integers mean, or None before calibration."""
-        return self._state().encoding
-
-    @classmethod
-    def from_encodings(cls, encoding: AffineEncoding) -> AffineQuantizer:
-        """A quantizer with this grid; the range is that of the encoding."""
-        quantizer = cls(
-            encoding.shape,
-            symmetric=encoding.symmetry,
-            qmin=encoding.qmin,
-            qmax=encoding.qmax,
-            block_size=encoding.block_size,
-        ).to(encoding.scale.device)
-        quantizer.set_range(encoding.min, encoding.max)
-        return quantizer
-
-    def _state(self) -> _Known:
-        low: Tensor = self._parameters["min"]  # type: ignore[assignment]
-        high: Tensor = self._parameters["max"]  # type: ignore[assignment]
-        key = _stamp(low, high)
-        known = self._known
-        if known is None or key is None or known.key != key or known.low is not low:
-            known = self._known = self._work_out(key, low, high)
-        return known
-
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def _work_out(self, key: tuple[Any, ...] | None, low: Tensor, high: Tensor) -> _Known:
-        grid, layout = self._grid, self._layout
-        scale = self._scale(low.detach().float(), high.detach().float())
-        if not scale.is_meta and bool(scale.isnan().any()):
-            return _Known(key, low, high)
-        zero = grid.zero_point(low.detach(), scale)
-        params = kernels.affine(
-            layout.spread(scale), layout.spread(zero), grid.qmin, grid.qmax, single=layout.single
-        )
-        return _Known(key, low, high, params, self._encoding(scale, 0.0 - zero))
-
-    def _scale(self, low: Tensor, high: Tensor) -> Tensor:
-        return self._grid.scale(low, high)
-
-    def _encoding(self, scale: Tensor, offset: Tensor) -> AffineEncoding:
-        grid = self._grid
-        return AffineEncoding(
-            scale, offset, grid.qmin, grid.qmax, grid.symmetric, self._layout.block_size
-        )
-
-    def _forget(self) -> None:
-        self._known = None
-
-    # using it ------------------------------------------------------------------------------------
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The tensor on the grid, or the tensor itself while observing."""
-        if self._observing:
-            if self._overwritable:
-                self._observe(x)
-            return x
-        if torch.compiler.is_compiling():
-            return self._traced(x)
-        y = self.transform(x)
-        return self._attach(y, self._state().encoding)
-
-    def _traced(self, x: Tensor) -> Tensor:
-        grid, layout = self._grid, self._layout
-        scale = self._scale(self.min, self.max)
-        if grid.symmetric:
-            zero = torch.full_like(scale, grid.middle)
-        else:
-            low = self.min.clamp(max=0.0) / scale
-            zero = (grid.qmin - traced.straight_through_round(low)).clamp(grid.qmin, grid.qmax)
-        y = self._traced_step(
-            layout.split(float32(x)), layout.spread(scale), layout.spread(zero)
-        )
-        return y.reshape(x.shape).to(x.dtype)
-
-    def _traced_step(self, x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
-        return traced.quantize_dequantize(x, scale, zero, self.qmin, self.qmax)
-
-    def _attach(self, y: Tensor, encoding: AffineEncoding | None) -> Tensor:
-        return attach(y, encoding, DequantizedTensor)
-
-    def transform(self, x: Tensor) -> Tensor:
-        """The tensor on the grid as a plain tensor, in the precision of the input."""
-        known = self._state()
-        if known.params is None:
-            raise self._uncalibrated()
-        given = x.dtype
-        if given is not torch.float32:
-            self._check_float(x)
-            x = float32(x)
-        elif type(x) is not Tensor:
-            x = plain(x)
-        if self._layout.single:
-            y = self._step(x, known)
-        else:
-            y = self._step(self._layout.split(x), known).reshape(x.shape)
-        return y if y.dtype is given else y.to(given)
-
-    def _step(self, x: Tensor, known: _Known) -> Tensor:
-        params = known.params
-        assert params is not None  # noqa: S101  # transform has looked
-        if self._differentiable(x, known):
-            return kernels.apply(x, known.low, known.high, params, self._range_gradients)
-        with torch.no_grad():
-            return kernels.quantize_dequantize(x, params)
-
-    def _differentiable(self, x: Tensor, known: _Known) -> bool:
-        return torch.is_grad_enabled() and (
-            x.requires_grad or known.low.requires_grad or known.high.requires_grad
-        )
-
-    def _range_gradients(self, d_scale: Tensor, d_zero: Tensor) -> tuple[Tensor, Tensor]:
-        known = self._state()
-        scale = known.encoding.scale if known.encoding else d_scale
-        shape = self._layout.shape
-        return self._grid.range_gradients(
-            known.low.detach(), known.high.detach(), scale, d_scale.reshape(shape), d_zero.reshape(shape)
-        )
-
-    # observing -----------------------------------------------------------------------------------
-
-    def _start(self) -> None:
-        self._statistics = self.encoding_analyzer.start(self._layout)
-
-    def _stop(self) -> None:
-        self._statistics = None
-
-    def _observe(self, x: Tensor) -> None:
-        self._check_float(x)
-        if x.numel() == 0 or self._statistics is None:
-            return
-        with torch.inference_mode(False), torch.no_grad():
-            seen = float32(x.detach())
-            low, high = self._layout.extremes(seen)
-            self._check_finite(low, high)
-            self._statistics.update(seen, low, high)
-
-    def _finish(self) -> None:
-        found = None
-        if self._statistics is not None:
-            found = self.encoding_analyzer.range(self._statistics, self._grid)
-        if found is not None:
-            low, high = found
-            self.set_range(low.clamp(max=0.0), high.clamp(min=0.0))
-
-    def extra_repr(self) -> str:
-        """Shape, block size and grid."""
-        block = "" if self.block_size is None else f"block_size={self.block_size}, "
-        return (
-            f"shape={self.shape}, {block}qmin={self.qmin}, qmax={self.qmax}, "
-            f"symmetric={self.symmetric}"
-        )
+    from fxquant.quantization.encodings import AffineEncoding
 
 
 class QuantizeDequantize(AffineQuantizer):
@@ -343,13 +28,10 @@ class QuantizeDequantize(AffineQuantizer):
 class Quantize(AffineQuantizer):
     """Turns a tensor into the integers of its grid, stored as floats."""
 
-    def _step(self, x: Tensor, known: _Known) -> Tensor:
-        params = known.params
-        assert params is not None  # noqa: S101  # transform has looked
+    def _step(self, x: Tensor, known: Known, params: kernels.Affine) -> Tensor:
         if self._differentiable(x, known):
-            return kernels.apply_quantize(x, known.low, known.high, params, self._range_gradients)
-        with torch.no_grad():
-            return kernels.quantize(x, params)
+            return kernels.apply_quantize(x, known.low, known.high, params, known.factors)
+        return kernels.quantize(x, params)
 
     def _traced_step(self, x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
         return traced.quantize(x, scale, zero, self.qmin, self.qmax)
@@ -361,31 +43,10 @@ class Quantize(AffineQuantizer):
 class Dequantize(AffineQuantizer):
     """Turns integers of its grid, stored as floats or as integers, into real values."""
 
-    def transform(self, x: Tensor) -> Tensor:
-        """The real values as a plain tensor."""
-        encoding = self._state().encoding
-        if encoding is None:
+    def _run(self, x: Tensor, known: Known) -> Tensor:
+        if known.encoding is None:
             raise self._uncalibrated()
-        return encoding.dequantize(plain(x))
+        return known.encoding.dequantize(plain(x))
 
-
-def _grid(
-    bits: int | None, qmin: int | None, qmax: int | None, signed: bool | None, symmetric: bool
-) -> AffineGrid:
-    if qmin is not None or qmax is not None:
-        if bits is not None or signed is not None or qmin is None or qmax is None:
-            raise QuantizationError(
-                "FXQ410",
-                "a grid is given by bitwidth (and signed) or by qmin and qmax",
-                fix="pass bitwidth=8, or qmin=-127 and qmax=127",
-            )
-        return AffineGrid(qmin, qmax, symmetric)
-    return AffineGrid.of_bits(
-        8 if bits is None else bits, signed=symmetric if signed is None else signed, symmetric=symmetric
-    )
-
-
-def _stamp(low: Tensor, high: Tensor) -> tuple[Any, ...] | None:
-    if low.is_inference() or high.is_inference():
-        return None  # has no version counter
-    return low._version, high._version, low.data_ptr(), high.data_ptr()
+    def _traced_step(self, x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+        return (x - zero) * scale

@@ -1,0 +1,254 @@
+"""The `fxquant` command.
+
+Exit codes: 0 all is well; 1 the model breaks guidelines, cannot be quantized, or the proof failed;
+2 the command line, or a file it names, cannot be used.
+
+With ``--json`` the result, or the error, is the only thing on standard output. Progress and tables
+of progress go to standard error.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import traceback
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from fxquant._version import __version__
+from fxquant.errors import ConfigError, FxQuantError
+from fxquant.progress import Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import nn
+
+    from fxquant.batches import Data
+
+    Command = TypeVar("Command", bound=Callable[..., Any])
+
+# torch is imported inside the commands: `fxquant --help` is then quick
+
+FINDINGS, USAGE = 1, 2
+
+_SCHEMES = ("min_max", "tf", "tf_enhanced", "percentile")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="fxquant")
+def main() -> None:
+    """Quantize PyTorch networks and prove the integer ONNX against onnxruntime.
+
+    FACTORY is path.py:function or package.module:function. The function takes no arguments and
+    returns the network.
+    """
+
+
+def _common(command: Command) -> Command:
+    """Add --json, --quiet and --debug, and turn errors into text and exit codes."""
+
+    @functools.wraps(command)
+    def run(*args: Any, as_json: bool, debug: bool, quiet: bool, **options: Any) -> None:
+        progress = Progress(quiet=quiet)
+        try:
+            with progress, warnings.catch_warnings():
+                warnings.showwarning = progress.warn
+                code = command(*args, as_json=as_json, progress=progress, **options)
+        except FxQuantError as error:
+            _fail(error.to_dict(), str(error), as_json=as_json, debug=debug)
+            code = USAGE if error.code.startswith("FXQ7") else FINDINGS
+        except Exception as error:  # the outermost face: a user sees a message, not a traceback
+            what = f"{type(error).__name__}: {error}"
+            plain = {"error": type(error).__name__, "code": None, "what": str(error)}
+            hint = "" if debug else "\n  this was not expected; --debug shows where it happened"
+            _fail(plain, what + hint, as_json=as_json, debug=debug)
+            code = FINDINGS
+        click.get_current_context().exit(code)
+
+    for option in (
+        click.option("--debug", is_flag=True, help="Show tracebacks of errors."),
+        click.option("--quiet", "-q", is_flag=True, help="No progress."),
+        click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output."),
+    ):
+        run = option(run)
+    return run  # type: ignore[return-value]
+
+
+def _model_options(command: Command) -> Command:
+    """Add FACTORY, --weights and the ways to give example inputs."""
+    for option in (
+        click.option("--batch-size", default=32, show_default=True, type=click.IntRange(1)),
+        click.option(
+            "--input-shape",
+            "shapes",
+            multiple=True,
+            metavar="N,C,H,W",
+            help="Random input of this shape; once for each input.",
+        ),
+        click.option("--data", metavar="DATA", help=".npy, .npz or path.py:function."),
+        click.option("--weights", metavar="FILE", help="State dict: .safetensors, .pt or .pth."),
+        click.argument("factory"),
+    ):
+        command = option(command)
+    return command
+
+
+def _sim_options(command: Command) -> Command:
+    """Add --config and --target."""
+    for option in (
+        click.option("--target", default="onnxruntime_x86", show_default=True, metavar="NAME"),
+        click.option("--config", metavar="FILE", help="Quantization configuration, JSON."),
+    ):
+        command = option(command)
+    return command
+
+
+@main.command()
+@click.argument("factory")
+@click.option("--weights", metavar="FILE", help="State dict: .safetensors, .pt or .pth.")
+@click.option(
+    "--calibration", required=True, metavar="DATA", help=".npy, .npz or path.py:function."
+)
+@click.option("--out", required=True, metavar="DIR", help="Folder of the results.")
+@click.option("--prefix", metavar="NAME", help="Name of the files; default: the function's name.")
+@click.option("--scheme", default="tf_enhanced", show_default=True, type=click.Choice(_SCHEMES))
+@click.option("--param-bw", default=8, show_default=True, help="Bits of weights.")
+@click.option("--activation-bw", default=8, show_default=True, help="Bits of activations.")
+@click.option("--batch-size", default=32, show_default=True, type=click.IntRange(1))
+@click.option("--max-batches", type=click.IntRange(1), help="Stop calibration after so many.")
+@click.option("--opset", default=21, show_default=True, type=click.IntRange(13, 23))
+@click.option("--no-proof", is_flag=True, help="Do not compare with onnxruntime.")
+@_sim_options
+@_common
+def quantize(
+    factory: str,
+    *,
+    calibration: str,
+    batch_size: int,
+    max_batches: int | None,
+    as_json: bool,
+    progress: Progress,
+    **options: Any,
+) -> int:
+    """Calibrate a network and write integer ONNX, proven against onnxruntime.
+
+    Writes PREFIX.onnx, PREFIX.encodings and the float weights into --out. Nothing is left there
+    when the proof fails.
+    """
+    from fxquant import QuantizationSimModel
+    from fxquant.batches import load_data
+    from fxquant.loading import build_model
+
+    progress.step("building the network")
+    model = build_model(factory, options["weights"])
+    data = load_data(calibration, batch_size=batch_size, model=model).take(max_batches)
+    example = data.first()
+    progress.step("preparing and placing quantizers")
+    sim = QuantizationSimModel(
+        model,
+        example,
+        quant_scheme=options["scheme"],
+        default_param_bw=options["param_bw"],
+        default_output_bw=options["activation_bw"],
+        config=options["config"],
+        target=options["target"],
+    )
+    with progress.bar("calibrating", data.count) as advance:
+        sim.compute_encodings(data, progress=lambda done, _: advance(done))
+    progress.step("exporting" if options["no_proof"] else "exporting and proving")
+    prefix = options["prefix"] or factory.rpartition(":")[2]
+    report = sim.export(
+        options["out"], prefix, example, opset=options["opset"], prove=not options["no_proof"]
+    )
+    files = sorted(str(p) for p in Path(options["out"]).glob(f"{prefix}.*"))
+    if as_json:
+        click.echo(json.dumps({"files": files, "report": json.loads(report.to_json())}, indent=1))
+    else:
+        click.echo("\n".join([str(report), "", "written:", *(f"  {f}" for f in files)]))
+    return 0
+
+
+@main.command()
+@_model_options
+@_common
+def validate(factory: str, *, as_json: bool, progress: Progress, **options: Any) -> int:
+    """Check a network against the guidelines; exit code 1 when it breaks one."""
+    from fxquant import validate_model
+
+    model, data = _model_and_data(factory, progress, **options)
+    progress.step("validating")
+    report = validate_model(model, data.first())
+    click.echo(report.to_json() if as_json else str(report))
+    return 0 if report else FINDINGS
+
+
+@main.command()
+@_model_options
+@_sim_options
+@_common
+def inspect(
+    factory: str,
+    *,
+    config: str | None,
+    target: str,
+    as_json: bool,
+    progress: Progress,
+    **options: Any,
+) -> int:
+    """Show what would be quantized and why, operator by operator, without calibrating."""
+    from fxquant import inspect_model
+
+    model, data = _model_and_data(factory, progress, **options)
+    progress.step("preparing and placing quantizers")
+    plan = inspect_model(model, data.first(), config=config, target=target)
+    click.echo(plan.to_json() if as_json else str(plan))
+    return 0
+
+
+@main.command()
+@click.argument("file", metavar="MODEL.onnx")
+@_common
+def verify(file: str, *, as_json: bool, progress: Progress) -> int:
+    """Check the structure of a quantized ONNX file; exit code 1 when something is wrong."""
+    from fxquant.onnx.verify import verify_file
+
+    if not Path(file).is_file():
+        raise ConfigError("FXQ740", f"the file {file} does not exist")
+    progress.step("verifying")
+    report = verify_file(file)
+    click.echo(report.to_json() if as_json else str(report))
+    return 0 if report else FINDINGS
+
+
+def _model_and_data(
+    factory: str,
+    progress: Progress,
+    *,
+    weights: str | None,
+    data: str | None,
+    shapes: tuple[str, ...],
+    batch_size: int,
+) -> tuple[nn.Module, Data]:
+    from fxquant.batches import load_data, random_data
+    from fxquant.loading import build_model
+
+    if (data is None) == (not shapes):
+        raise ConfigError("FXQ731", "give example inputs: either --data or --input-shape")
+    progress.step("building the network")
+    model = build_model(factory, weights)
+    if data is None:
+        return model, random_data(shapes)
+    return model, load_data(data, batch_size=batch_size, model=model)
+
+
+def _fail(plain: dict[str, Any], text: str, *, as_json: bool, debug: bool) -> None:
+    if debug:
+        click.echo(traceback.format_exc(), err=True)
+    if as_json:
+        click.echo(json.dumps(plain))
+    else:
+        click.echo(f"error: {text}", err=True)

@@ -1,0 +1,1 @@
+"""Graphs: recording a model, describing its nodes, rewriting and printing them."""

@@ -1,0 +1,120 @@
+"""The graph module that recording returns, and the fresh copy of the user's model beneath it.
+
+``fx.GraphModule`` keeps only what the graph mentions, makes every buffer persistent and forgets
+the classes of containers. ``RecordedModule`` re-uses the copy's own dictionaries, so that paths,
+classes, ``state_dict`` keys and their order stay as the user wrote them, also after a deep copy.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+_CONTAINERS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+
+
+class RecordedModule(fx.GraphModule):
+    """A graph over the modules, parameters and buffers of a model."""
+
+    def __init__(self, root: Any, graph: fx.Graph, class_name: str = "RecordedModule") -> None:
+        super().__init__(root, graph, class_name)
+        if isinstance(root, nn.Module):
+            adopt(self, root)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RecordedModule:
+        for tensor in computed_tensors(self):
+            memo.setdefault(id(tensor), tensor.detach().clone())
+        copied = super().__deepcopy__(memo)
+        if not isinstance(copied, RecordedModule):
+            msg = "torch.fx copied a recorded module as something else"
+            raise TypeError(msg)
+        for name in _CONTAINERS:
+            # the memo holds the copies that torch.fx has just made
+            copied.__dict__[name] = copy.deepcopy(self.__dict__[name], memo)
+        copied.training = self.training
+        return copied
+
+
+def adopt(module: nn.Module, root: nn.Module) -> None:
+    """Make a module use the very dictionaries of another one."""
+    for name in _CONTAINERS:
+        module.__dict__[name] = root.__dict__[name]
+    module.training = root.training
+
+
+def computed_tensors(root: nn.Module) -> Iterator[Tensor]:
+    """Tensors with a history in plain attributes, such as the ``weight`` of old weight norms.
+
+    ``copy.deepcopy`` refuses them.
+    """
+    for module in root.modules():
+        for value in vars(module).values():
+            parts = value if isinstance(value, list | tuple) else [value]
+            for part in parts:
+                if isinstance(part, Tensor) and part.grad_fn is not None:
+                    yield part
+
+
+def fresh_copy(model: nn.Module) -> nn.Module:
+    """A deep copy to run: the user's model stays untouched, tying and hooks survive."""
+    memo: dict[int, Any] = {id(t): t.detach().clone() for t in computed_tensors(model)}
+    return copy.deepcopy(model, memo)
+
+
+def restore(copied: nn.Module, model: nn.Module, before: list[tuple[str, Tensor]]) -> None:
+    """Undo what the run wrote to the copy's parameters and buffers.
+
+    Args:
+        copied: the copy that ran.
+        model: the model it was copied from.
+        before: name and tensor of each parameter and buffer of the copy before the run.
+    """
+    original = dict([*model.named_parameters(), *model.named_buffers()])
+    for name, tensor in before:
+        owner, _, leaf = name.rpartition(".")
+        holder = copied.get_submodule(owner)
+        kind = holder._parameters if leaf in holder._parameters else holder._buffers
+        if isinstance(kind, dict) and kind.get(leaf) is not tensor:
+            kind[leaf] = tensor
+        # not by version: batch norms and writes through .data do not raise it
+        if not torch.equal(tensor, original[name]):
+            _rewind(tensor, original[name])
+    for module in copied.modules():
+        for name, value in list(vars(module).items()):
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                vars(module)[name] = value.detach()
+
+
+@contextmanager
+def state_kept(module: nn.Module) -> Iterator[None]:
+    """Put parameters and buffers back afterwards, values and identity."""
+    with torch.no_grad():
+        state = [
+            (holder, name, tensor, tensor.detach().clone())
+            for m in module.modules()
+            for holder in (m._parameters, m._buffers)
+            for name, tensor in holder.items()
+            if tensor is not None
+        ]
+        try:
+            yield
+        finally:
+            for holder, name, tensor, value in state:
+                if isinstance(holder, dict):
+                    holder[name] = tensor
+                # not by version: batch norms and writes through .data do not raise it
+                if not torch.equal(tensor, value):
+                    tensor.copy_(value)
+
+
+def _rewind(tensor: Tensor, original: Tensor) -> None:
+    with torch.no_grad():
+        if tensor.shape == original.shape:
+            tensor.copy_(original)
+        else:
+            tensor.data = original.detach().clone()

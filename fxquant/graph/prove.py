@@ -1,0 +1,120 @@
+"""Proof that a prepared graph computes the same bits as its model.
+
+Three questions: the dummy input, other values, another batch size. The last two are asked together
+on few rows, and apart only when that fails: most models answer with two small runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, fx, nn
+
+from fxquant.graph.bisect import first_difference
+from fxquant.graph.structure import map_leaves, tensors
+from fxquant.graph.verify_replay import (
+    Replay,
+    check_constants,
+    other_batch,
+    other_values,
+    replay_equal,
+)
+
+if TYPE_CHECKING:
+    from fxquant.graph.leaves import Leaves
+    from fxquant.graph.trace import Recording
+
+_ROWS = 2
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was found.
+
+    Attributes:
+        same: equal on the dummy input.
+        values: equal on other values.
+        batch: equal at another batch size (or the model itself knows only one).
+        why: the first difference.
+        at: the first node that differs.
+    """
+
+    same: bool
+    values: bool = True
+    batch: bool = True
+    why: str = ""
+    at: fx.Node | str | None = None
+
+
+def prove(
+    recording: Recording,
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    leaves: Leaves | None = None,
+) -> Proof:
+    """Compare a graph with its model on three inputs; both are in evaluation.
+
+    Args:
+        recording: whose graph was prepared since.
+        model: the original.
+        args: the dummy input.
+        kwargs: the dummy keyword input.
+        leaves: as given to `record`.
+
+    Raises:
+        TraceError: FXQ109, a constant of the graph depends on the input.
+    """
+    gm = recording.graph_module
+    found = replay_equal(gm, model, args, kwargs)
+    if not found:
+        at = first_difference(gm, model, args, kwargs, leaves=leaves)
+        return Proof(same=False, why=found.why, at=at)
+    few = few_rows(args, kwargs)
+    check_constants(recording, model, *other_values(args, kwargs), leaves=leaves)
+    other = other_batch(*few)
+    if other is not None and _holds(gm, model, other):
+        return Proof(same=True)
+    values = replay_equal(gm, model, *other_values(args, kwargs))
+    if not values:
+        at = first_difference(gm, model, *other_values(args, kwargs), leaves=leaves)
+        return Proof(same=True, values=False, batch=False, why=values.why, at=at)
+    return _prove_batch(gm, model, other)
+
+
+def _prove_batch(gm: fx.GraphModule, model: nn.Module, other: Any) -> Proof:
+    if other is None:
+        return Proof(same=True)
+    try:
+        found = replay_equal(gm, model, *other)
+    except Exception:  # the model itself, whatever it raises, knows one batch size only
+        return Proof(same=True)
+    return Proof(same=True, batch=bool(found), why=found.why)
+
+
+def _holds(gm: fx.GraphModule, model: nn.Module, inputs: Any) -> bool:
+    try:
+        return bool(replay_equal(gm, model, *inputs))
+    except Exception:  # a model may refuse made-up inputs in any way; what remains is asked apart
+        return False
+
+
+def few_rows(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The first rows of inputs: enough to see a difference, cheap to run.
+
+    The batch is the first axis of the first tensor; tensors with another first axis stay whole.
+    """
+    found = [t for t in tensors((args, kwargs)) if t.dim()]
+    batch = found[0].shape[0] if found else 0
+
+    def cut(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == batch > _ROWS:
+            return leaf[:_ROWS]
+        return leaf
+
+    return map_leaves(args, cut), map_leaves(kwargs, cut)
+
+
+__all__ = ["Proof", "Replay", "few_rows", "prove"]

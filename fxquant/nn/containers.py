@@ -1,0 +1,101 @@
+"""Where a quantized module keeps its quantizers; `None` means float."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from fxquant.errors import QuantizationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fxquant.quantization import QuantizerBase
+
+
+class QuantizerList(nn.ModuleList):
+    """Quantizers by position; assigning beyond the end grows the list.
+
+    Example:
+        >>> quantizers = QuantizerList([None])
+        >>> quantizers[2] = None
+        >>> len(quantizers)
+        3
+    """
+
+    def __getitem__(self, index: Any) -> Any:
+        return super().__getitem__(index)
+
+    def __setitem__(self, index: int, quantizer: nn.Module | None) -> None:
+        while index >= len(self):
+            self.add_module(str(len(self)), None)
+        if index < 0:
+            index += len(self)
+        check(quantizer)
+        self._modules[str(index)] = quantizer  # type: ignore[assignment]
+
+    def active(self) -> Iterator[tuple[int, QuantizerBase]]:
+        """Positions and quantizers that are not None."""
+        for index, quantizer in enumerate(self._modules.values()):
+            if quantizer is not None:
+                yield index, quantizer  # type: ignore[misc]
+
+
+class QuantizerDict(nn.ModuleDict):
+    """Quantizers by the name of a parameter."""
+
+    def __getitem__(self, name: str) -> Any:
+        return super().__getitem__(name)
+
+    def __setitem__(self, name: str, quantizer: nn.Module | None) -> None:
+        check(quantizer)
+        # not by `add_module`: a parameter may be called as a method of this class, "values"
+        self._modules[name] = quantizer  # type: ignore[assignment]
+
+    def active(self) -> Iterator[tuple[str, QuantizerBase]]:
+        """Names and quantizers that are not None."""
+        for name, quantizer in self._modules.items():
+            if quantizer is not None:
+                yield name, quantizer  # type: ignore[misc]
+
+
+def check(quantizer: object) -> None:
+    """Refuse what is neither a quantizer nor None.
+
+    Raises:
+        QuantizationError: it is something else.
+    """
+    if quantizer is not None and not isinstance(quantizer, nn.Module):
+        raise QuantizationError(
+            "FXQ421",
+            f"{type(quantizer).__name__} is no quantizer",
+            fix="assign a quantizer such as Q.affine.QuantizeDequantize(shape=()), or None",
+        )
+
+
+class Removed:
+    """Quantizers that were taken out; as a context manager it puts them back on leaving."""
+
+    def __init__(self, taken: list[tuple[QuantizerList | QuantizerDict, Any, Any]]) -> None:
+        self._taken = taken
+
+    def __enter__(self) -> None:
+        """Nothing: the quantizers are out already."""
+
+    def __exit__(self, *_: object) -> None:
+        for home, key, quantizer in self._taken:
+            home[key] = quantizer
+
+
+def remove(
+    home: QuantizerList | QuantizerDict, keys: Any, taken: list[tuple[Any, Any, Any]]
+) -> None:
+    """Set the quantizers of one key, of several, or (with None) all to None; remember them."""
+    if keys is None:
+        keys = [key for key, _ in home.active()]
+    elif isinstance(keys, str | int):
+        keys = [keys]
+    for key in keys:
+        taken.append((home, key, home[key]))
+        home[key] = None

@@ -1,0 +1,330 @@
+"""`QuantizationMixin`: what turns a module class into its quantized twin.
+
+Around the user's own `forward` a quantized module does three things: it quantizes the tensors that
+come in, lets the module see quantized parameters under the names of its own, and quantizes what
+goes out. Parameters are swapped in the instance's `__dict__`, where Python looks before it asks
+`nn.Module` for its parameters: no copy, no hook, and the autograd graph goes through.
+
+The twins are generated: a quantized class differs from its float class in nothing but its bases, so
+writing them by hand gives a hundred classes and one forgotten one. `QuantizedConv2d` is an
+`nn.Conv2d`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fxquant.errors import QuantizationError
+from fxquant.nn import calibrate
+from fxquant.nn.containers import QuantizerDict, QuantizerList, Removed, remove
+from fxquant.nn.functional import Functional
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from fxquant.quantization import QuantizerBase
+
+PREFIX = "Quantized"
+_REGISTRIES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+
+
+class QuantizationMixin(nn.Module):
+    """A module with quantizers for its inputs, parameters and outputs.
+
+    Attributes:
+        input_quantizers: one for each tensor argument in the order of the call, lists flattened.
+        output_quantizers: one for each tensor of the result, tuples flattened.
+        param_quantizers: one for each direct parameter.
+        float_class: the class without quantizers.
+
+    Example:
+        >>> from fxquant.quantization import affine
+        >>> fc = quantized_class(nn.Linear)(4, 2)
+        >>> fc.output_quantizers[0] = affine.QuantizeDequantize(shape=(), bitwidth=8)
+        >>> with fc.compute_encodings():
+        ...     y = fc(torch.ones(1, 4))
+    """
+
+    float_class: ClassVar[type[nn.Module]] = nn.Module
+    input_quantizers: QuantizerList
+    output_quantizers: QuantizerList
+    param_quantizers: QuantizerDict
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.__quant_init__()
+
+    def __quant_init__(self) -> None:
+        """Start with float everywhere; subclasses may make room for more quantizers."""
+        self.param_quantizers = QuantizerDict()
+        for name, parameter in self._parameters.items():
+            if parameter is not None:
+                self.param_quantizers[name] = None
+        self.input_quantizers = QuantizerList([None] * _arity(self))  # type: ignore[list-item]
+        self.output_quantizers = QuantizerList([None])  # type: ignore[list-item]
+        self._quantized: dict[str, tuple[Any, ...]] = {}
+
+    @staticmethod
+    def from_module(module: nn.Module) -> QuantizationMixin:
+        """The quantized twin of a module: it shares parameters, buffers, submodules and hooks.
+
+        The module itself is not changed; a module that is quantized already is returned as it is.
+        """
+        if isinstance(module, QuantizationMixin):
+            return module
+        quantized = _blank(type(module))
+        for name, value in module.__dict__.items():
+            # registries are copied, so what is added to one module does not appear in the other
+            quantized.__dict__[name] = value.copy() if name in _REGISTRIES else value
+        quantized.__quant_init__()
+        return quantized
+
+    def get_original_module(self) -> nn.Module:
+        """The module without quantizers; it shares parameters, buffers, submodules and hooks."""
+        cls = type(self).float_class
+        module = cls.__new__(cls)
+        own = ("input_quantizers", "output_quantizers", "param_quantizers")
+        for name, value in self.__dict__.items():
+            if name != "_quantized":
+                module.__dict__[name] = value.copy() if name in _REGISTRIES else value
+        for name in own:
+            del module._modules[name]
+        return module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's own forward between quantizers."""
+        inputs: Any = self._modules["input_quantizers"]
+        if any(q is not None for q in inputs._modules.values()):
+            walk = _Walk(inputs)
+            args = walk.over(args)
+            kwargs = {name: walk.over(value) for name, value in kwargs.items()}
+        swapped = self._quantized_parameters()
+        if swapped:
+            result = self._forward_with(swapped, args, kwargs)
+        else:
+            result = super().forward(*args, **kwargs)
+        return self._quantize_outputs(result)
+
+    def _forward_with(self, swapped: dict[str, Tensor], args: Any, kwargs: Any) -> Any:
+        own = self.__dict__
+        flat = own.get("_flat_weights")
+        if flat is not None:  # recurrent modules keep their weights in a list beside the names
+            names = own["_flat_weights_names"]
+            own["_flat_weights"] = [swapped.get(n, w) for n, w in zip(names, flat, strict=True)]
+        own.update(swapped)
+        try:
+            return super().forward(*args, **kwargs)
+        finally:
+            for name in swapped:
+                own.pop(name, None)
+            if flat is not None:
+                own["_flat_weights"] = flat
+
+    def _quantize_outputs(self, result: Any) -> Any:
+        quantizers: Any = self._modules["output_quantizers"]
+        outputs = quantizers._modules
+        first = outputs.get("0")
+        if isinstance(result, Tensor):
+            if first is None or not result.is_floating_point():
+                return result
+            return first(result)
+        if first is None and not any(q is not None for q in outputs.values()):
+            return result
+        return _Walk(quantizers).over(result)
+
+    # parameters ----------------------------------------------------------------------------------
+
+    def _quantized_parameters(self) -> dict[str, Tensor]:
+        """The quantized parameters by name; those that nothing changed are not computed again."""
+        found: dict[str, Tensor] = {}
+        quantizers: Any = self._modules["param_quantizers"]
+        for name, quantizer in quantizers._modules.items():
+            if quantizer is None:
+                continue
+            parameter = self._parameters.get(name)
+            if parameter is not None and not quantizer._observing:
+                found[name] = self._quantized_parameter(name, parameter, quantizer)
+        return found
+
+    def _quantized_parameter(self, name: str, value: Tensor, quantizer: QuantizerBase) -> Tensor:
+        if torch.compiler.is_compiling():
+            return quantizer(value)  # type: ignore[no-any-return]
+        if torch.is_grad_enabled() and (value.requires_grad or _learns(quantizer)):
+            return quantizer.transform(value)
+        if value.is_inference():
+            return quantizer.transform(value)
+        key = (value._version, value.data_ptr(), quantizer.get_encodings())
+        kept = self._quantized.get(name)
+        if (
+            kept is not None
+            and kept[0] is value
+            and kept[1][:2] == key[:2]
+            and kept[1][2] is key[2]
+        ):
+            return kept[2]  # type: ignore[no-any-return]
+        with torch.inference_mode(False), torch.no_grad():
+            quantized = quantizer.transform(value)
+        if key[2] is not None:
+            self._quantized[name] = (value, key, quantized)
+        return quantized
+
+    def train(self, mode: bool = True) -> QuantizationMixin:
+        """Set the training flag; also drops kept quantized parameters."""
+        self._quantized.clear()
+        super().train(mode)
+        return self
+
+    # calibration ---------------------------------------------------------------------------------
+
+    @contextmanager
+    def compute_encodings(self) -> Iterator[None]:
+        """Observe what passes through and set the grids on leaving; see `compute_encodings`."""
+        with calibrate.compute_encodings(self):
+            yield
+
+    # taking quantizers out -----------------------------------------------------------------------
+
+    def _remove_input_quantizers(self, indices: Any = None) -> Removed:
+        """Take input quantizers out; used in a `with` statement they come back."""
+        return self._removed(inputs=indices)
+
+    def _remove_output_quantizers(self, indices: Any = None) -> Removed:
+        """Take output quantizers out; used in a `with` statement they come back."""
+        return self._removed(outputs=indices)
+
+    def _remove_param_quantizers(self, names: Any = None) -> Removed:
+        """Take parameter quantizers out; used in a `with` statement they come back."""
+        return self._removed(params=names)
+
+    def _remove_activation_quantizers(self) -> Removed:
+        """Take input and output quantizers out; used in a `with` statement they come back."""
+        return self._removed(inputs=None, outputs=None)
+
+    def _remove_all_quantizers(self) -> Removed:
+        """Take all quantizers out; used in a `with` statement they come back."""
+        return self._removed(inputs=None, outputs=None, params=None)
+
+    def _removed(self, **keys: Any) -> Removed:
+        homes = {
+            "inputs": self.input_quantizers,
+            "outputs": self.output_quantizers,
+            "params": self.param_quantizers,
+        }
+        taken: list[tuple[Any, Any, Any]] = []
+        for kind, chosen in keys.items():
+            remove(homes[kind], chosen, taken)  # type: ignore[arg-type]
+        return Removed(taken)
+
+    # copying -------------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(super().__getstate__())  # type: ignore[no-untyped-call]
+        state["_quantized"] = {}
+        return state
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # the class is generated, so it is found again by its float class
+        return _blank, (type(self).float_class,), self.__getstate__()
+
+
+def quantized_class(cls: type[nn.Module]) -> type[QuantizationMixin]:
+    """The quantized twin of a module class; the same object for the same class.
+
+    Example:
+        >>> quantized_class(nn.Conv2d).__name__
+        'QuantizedConv2d'
+    """
+    if issubclass(cls, QuantizationMixin):
+        return cls
+    found = _classes.get(cls)
+    if found is None:
+        space = {
+            "__module__": "fxquant.nn" if _is_public(cls) else cls.__module__,
+            "__doc__": f"`{cls.__name__}` with quantizers.",
+            "float_class": cls,
+        }
+        bases = (QuantizationMixin, cls)
+        found = types.new_class(f"{PREFIX}{cls.__name__}", bases, {}, lambda ns: ns.update(space))
+        _classes[cls] = found
+    return found
+
+
+def implements(
+    cls: type[nn.Module],
+) -> Callable[[type[QuantizationMixin]], type[QuantizationMixin]]:
+    """Class decorator: use the decorated class as the quantized twin of `cls`.
+
+    For modules whose inner results need quantizers of their own; everything else is generated.
+    """
+
+    def register(quantized: type[QuantizationMixin]) -> type[QuantizationMixin]:
+        if not issubclass(quantized, cls):
+            raise QuantizationError(
+                "FXQ420",
+                f"{quantized.__name__} is no {cls.__name__}",
+                fix=f"write class {quantized.__name__}(QuantizationMixin, {cls.__name__})",
+            )
+        quantized.float_class = cls
+        _classes[cls] = quantized
+        return quantized
+
+    return register
+
+
+def _is_public(cls: type[nn.Module]) -> bool:
+    return cls.__module__.startswith(("torch.nn.modules.", "fxquant.nn."))
+
+
+_classes: dict[type[nn.Module], type[QuantizationMixin]] = {}
+
+
+class _Walk:
+    """Quantizes the tensors of nested tuples, lists and dicts, by their number."""
+
+    def __init__(self, quantizers: QuantizerList) -> None:
+        self._quantizers = quantizers._modules
+        self._count = 0
+
+    def over(self, value: Any) -> Any:
+        """The value with its floating-point tensors quantized."""
+        if isinstance(value, Tensor):
+            quantizer = self._quantizers.get(str(self._count))
+            self._count += 1
+            if quantizer is None or not value.is_floating_point():
+                return value
+            return quantizer(value)
+        if isinstance(value, dict):
+            return {key: self.over(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            items = [self.over(item) for item in value]
+            if type(value) in (list, tuple):
+                return type(value)(items)
+            # a namedtuple takes its fields, a structseq of PyTorch one iterable
+            return value._make(items) if hasattr(value, "_make") else type(value)(items)
+        return value
+
+
+def _blank(cls: type[nn.Module]) -> QuantizationMixin:
+    """An instance of the quantized twin of a class, before its state is filled in."""
+    quantized = quantized_class(cls)
+    return quantized.__new__(quantized)
+
+
+def _learns(quantizer: nn.Module) -> bool:
+    return any(p is not None and p.requires_grad for p in quantizer._parameters.values())
+
+
+def _arity(module: nn.Module) -> int:
+    """Number of tensor arguments: what the function says, or the arguments without a default."""
+    if isinstance(module, Functional):
+        return module.arity
+    signature = inspect.signature(type(module).float_class.forward)  # type: ignore[attr-defined]
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    wanted = [p for p in signature.parameters.values() if p.kind in kinds and p.default is p.empty]
+    return max(1, len(wanted) - 1)

@@ -1,0 +1,79 @@
+"""Matrix products."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fxquant.onnx.call import Call, UnsupportedError
+from fxquant.onnx.emit.registry import emits
+from fxquant.onnx.weights import TRANSPOSED
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+
+@emits("linear")
+def _linear(c: Call) -> ir.Value:
+    x, rank = c.tensor(), c.spec().rank
+    if c.spec("weight").rank != 2:
+        msg = "the weight has no two dimensions"
+        raise UnsupportedError(msg)
+    if rank == 2:
+        return c.op("Gemm", x, c.parameter("weight"), c.parameter("bias"), transB=1)
+    # stored transposed: onnxruntime has an integer kernel for a product, not for one with Transpose
+    y = c.builder.main(c.op("MatMul", x, c.parameter("weight", TRANSPOSED)))
+    bias = c.parameter("bias")
+    return y if bias is None else c.op("Add", y, bias)
+
+
+@emits("matmul")
+def _matmul(c: Call) -> ir.Value:
+    (a, b), _ = c.operands("input", "other")
+    return c.op("MatMul", a, b)
+
+
+@emits("bmm")
+def _bmm(c: Call) -> ir.Value:
+    return c.op("MatMul", c.tensor("input"), c.tensor("mat2"))
+
+
+@emits("baddbmm")
+def _baddbmm(c: Call) -> ir.Value:
+    product = c.builder.main(c.op("MatMul", c.tensor("batch1"), c.tensor("batch2")))
+    return _weighted_sum(c, product)
+
+
+@emits("addmm")
+def _addmm(c: Call) -> ir.Value:
+    a, b = c.tensor("mat1"), c.tensor("mat2")
+    beta, alpha = float(c.static("beta")), float(c.static("alpha"))
+    return c.op("Gemm", a, b, c.value(c["input"], "input"), alpha=alpha, beta=beta)
+
+
+def _weighted_sum(c: Call, product: ir.Value) -> ir.Value:
+    """`beta * input + alpha * product`."""
+    beta, alpha = c.static("beta"), c.static("alpha")
+    if alpha != 1:
+        product = c.op("Mul", product, c.number(alpha))
+    if beta == 0:
+        return product
+    x = c.value(c["input"], "input")
+    if beta != 1:
+        x = c.op("Mul", x, c.number(beta))
+    return c.op("Add", product, x)
+
+
+@emits("einsum")
+def _einsum(c: Call) -> ir.Value:
+    equation, operands = c.static("equation"), c["operands"]
+    if not isinstance(equation, str):
+        msg = "the equation is given as lists of numbers"
+        raise UnsupportedError(msg)
+    values = [c.value(x, "operands") for x in operands]
+    return c.op("Einsum", *values, equation=equation.replace(" ", ""))
+
+
+@emits("outer")
+def _outer(c: Call) -> ir.Value:
+    (a, b), _ = c.operands("input", "vec2")
+    return c.op("Mul", c.unsqueeze(a, [1]), b)

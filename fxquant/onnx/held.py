@@ -1,0 +1,103 @@
+"""Values of the fx graph in their ONNX forms: tensors, integers with a grid, dynamic sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+from torch import Tensor
+
+from fxquant.onnx.builder import Builder, describe
+from fxquant.onnx.grid import IntegerGrid
+from fxquant.onnx.record import Shaped
+
+
+@dataclass(frozen=True)
+class SizeValue:
+    """A size known at run time: an int64 vector of one element."""
+
+    value: ir.Value
+
+
+@dataclass(frozen=True)
+class GridValues:
+    """A grid with the initializers that hold its scale and zero point."""
+
+    grid: IntegerGrid
+    scale: ir.Value
+    zero_point: ir.Value
+
+
+@dataclass
+class Held:
+    """A tensor, in the forms that were asked for so far.
+
+    Attributes:
+        spec: shape and dtype of the real tensor.
+        name: what its values are named after.
+        real: the tensor itself.
+        integers: its integers, when it lies on a grid.
+        grid: that grid.
+        constant: its value where no input can change it.
+    """
+
+    spec: Shaped
+    name: str
+    real: ir.Value | None = None
+    integers: ir.Value | None = None
+    grid: GridValues | None = None
+    constant: Tensor | None = None
+    sizes: dict[int, ir.Value] = field(default_factory=dict)
+
+    def value(self, builder: Builder) -> ir.Value:
+        """The real tensor; its DequantizeLinear or initializer is made on first use."""
+        if self.real is None:
+            if self.integers is not None and self.grid is not None:
+                self.real = dequantize(builder, self.integers, self.grid, f"{self.name}_dq")
+                describe(self.real, self.spec)
+            elif self.constant is not None:
+                self.real = builder.constant(self.constant, self.name)
+            else:
+                msg = f"{self.name} has no form"
+                raise RuntimeError(msg)
+        return self.real
+
+    def any_value(self, builder: Builder) -> ir.Value:
+        """Whatever form there is, for operators that read the shape only."""
+        if self.real is None and self.integers is not None:
+            return self.integers
+        return self.value(builder)
+
+    def size(self, builder: Builder, axis: int) -> ir.Value:
+        """Size of one axis at run time."""
+        axis %= self.spec.rank
+        if axis not in self.sizes:
+            self.sizes[axis] = builder.dim(self.any_value(builder), axis)
+        return self.sizes[axis]
+
+
+def quantize(builder: Builder, real: ir.Value, grid: GridValues, name: str) -> ir.Value:
+    """A QuantizeLinear; integers outside the grid are cut off first where the type has some."""
+    if grid.grid.clipped:
+        low, high = grid.grid.bounds
+        clipped = builder.op("Clip", real, builder.constant(low), builder.constant(high))
+        producer = clipped.producer()
+        if producer is not None:
+            builder.name_node(producer, f"{name}_clip")
+        real = clipped
+    return _linear(builder, "QuantizeLinear", real, grid, name)
+
+
+def dequantize(builder: Builder, integers: ir.Value, grid: GridValues, name: str) -> ir.Value:
+    """A DequantizeLinear."""
+    return _linear(builder, "DequantizeLinear", integers, grid, name)
+
+
+def _linear(builder: Builder, kind: str, x: ir.Value, grid: GridValues, name: str) -> ir.Value:
+    value = builder.op(
+        kind, x, grid.scale, grid.zero_point, axis=grid.grid.axis, block_size=grid.grid.block
+    )
+    producer = value.producer()
+    if producer is not None:
+        builder.name_node(producer, name)
+    return value

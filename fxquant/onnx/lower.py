@@ -1,0 +1,360 @@
+"""Lowering: from a prepared fx graph, float or quantized, to an ONNX model.
+
+One pass over the nodes in order. What no input can change is a constant (see `record`); every other
+node is written by the emitter of its row; quantizers become QuantizeLinear behind the node that
+owns them and DequantizeLinear in front of whoever reads real values.
+
+Why not `torch.onnx.export`: it takes ten times as long, loses the names, decomposes operators that
+runtimes want whole, and stores float weights behind a QuantizeLinear.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+from torch import Tensor, fx, nn
+
+from fxquant import ops
+from fxquant.errors import ExportError
+from fxquant.graph.grids import resolve_grids
+from fxquant.nn import QuantizationMixin
+from fxquant.onnx import fallback, sizes
+from fxquant.onnx.builder import Builder, describe
+from fxquant.onnx.call import Call, UnsupportedError, path_of
+from fxquant.onnx.emit.registry import emitter_of_function, emitter_of_row
+from fxquant.onnx.finish import assemble, bind_outputs
+from fxquant.onnx.held import Held
+from fxquant.onnx.lowered import Fallback, Lowered
+from fxquant.onnx.quantized import Quantized
+from fxquant.onnx.record import Example, Shaped, bound_example, record
+from fxquant.onnx.weights import Arrangement, Weights
+
+if TYPE_CHECKING:
+    from fxquant.quantization import QuantizerBase
+
+OPSETS = range(13, 24)
+# moved on the integers themselves when these are signed: onnxruntime would turn a signed pair of
+# QuantizeLinear and DequantizeLinear unsigned, and fails to load one that it has moved
+_MOVED_AS_INTEGERS = frozenset(
+    """view reshape view_as flatten unflatten permute transpose swapaxes movedim t adjoint squeeze
+    unsqueeze expand expand_as broadcast_to repeat repeat_interleave tile roll flip narrow select
+    getitem index_select chunk split tensor_split unbind""".split()
+)
+
+
+def lower(
+    gm: fx.GraphModule, example: Example, *, opset: int = 21, contrib: bool = False
+) -> Lowered:
+    """Write a prepared graph as ONNX.
+
+    Args:
+        gm: prepared graph, float or quantized and calibrated; it is not changed.
+        example: positional and keyword inputs; which dimensions follow the batch is found by running
+            the graph on two batch sizes made from it.
+        opset: version of the ONNX operators, 13 to 23.
+        contrib: whether onnxruntime's own operators may be used where they are faster.
+
+    Returns:
+        The model with the correspondence of names.
+
+    Raises:
+        ExportError: FXQ500 to FXQ509, the graph has no form in ONNX; node and line are named.
+        UncalibratedError: FXQ503, a quantizer has no range.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> gm = torch.fx.symbolic_trace(nn.Sequential(nn.Linear(3, 2), nn.ReLU()))
+        >>> lowered = lower(gm, ((torch.ones(1, 3),), {}))
+        >>> [node.op_type for node in lowered.model.graph]
+        ['Gemm', 'Relu']
+    """
+    if opset not in OPSETS:
+        fix = f"use one of {OPSETS.start} to {OPSETS.stop - 1}"
+        raise ExportError("FXQ500", f"opset {opset} is not supported", fix=fix)
+    return _Lowering(gm, example, Builder(opset, contrib=contrib)).run()
+
+
+class _Lowering:
+    def __init__(self, gm: fx.GraphModule, example: Example, builder: Builder) -> None:
+        self.gm = gm
+        self.example = example
+        self.builder = builder
+        self.weights = Weights(builder)
+        self.quantized = Quantized(builder)
+        self.recorded = record(gm, example)
+        self.grids = resolve_grids(gm) if _is_quantized(gm) else {}
+        self.env: dict[fx.Node, Any] = {}
+        self.inputs: list[ir.Value] = []
+        self.fallbacks: list[Fallback] = []
+        self.owners: dict[ir.Node, fx.Node] = {}
+        self.current: fx.Node = next(iter(gm.graph.nodes))
+
+    # --- the walk ------------------------------------------------------------------------------
+
+    def run(self) -> Lowered:
+        """Write every node that the outputs need."""
+        needed = _needed(self.gm, self.recorded.constants)
+        self._placeholders()
+        for node in self.gm.graph.nodes:
+            if node in needed and node.op not in ("placeholder", "output"):
+                first = len(self.builder.nodes)
+                self.current = node
+                self.env[node] = self._node(node)
+                self.owners |= dict.fromkeys(self.builder.nodes[first:], node)
+        output = next(n for n in self.gm.graph.nodes if n.op == "output")
+        outputs = bind_outputs(self.builder, self.resolve(output.args[0]), self.inputs)
+        model, kept = assemble(self.builder, self.inputs, outputs)
+        return Lowered(
+            model=model, tensors=tuple(self.quantized.tensors(kept)),
+            input_names=tuple(str(v.name) for v in model.graph.inputs),
+            output_names=tuple(str(v.name) for v in model.graph.outputs),
+            fallbacks=tuple(self.fallbacks), batch_note=self.recorded.reason,
+            owners={str(n.name): self.owners[n].name for n in model.graph if n in self.owners},
+        )  # fmt: skip
+
+    def _placeholders(self) -> None:
+        values = bound_example(self.gm, self.example)
+        holders = [n for n in self.gm.graph.nodes if n.op == "placeholder"]
+        for node, value in zip(holders, values, strict=True):
+            name = str(node.target).lstrip("*")
+            self.env[node] = self._input(value, self.recorded.specs[node], name)
+
+    def _input(self, value: Any, spec: Any, name: str) -> Any:
+        """A placeholder: each tensor of a container becomes an input."""
+        if isinstance(value, Tensor):
+            made = ir.Value()
+            self.builder.name_value(made, name)
+            describe(made, spec)
+            self.inputs.append(made)
+            return Held(spec, name, real=made)
+        if isinstance(value, Mapping):
+            return {k: self._input(v, spec[k], f"{name}_{k}") for k, v in value.items()}
+        if isinstance(value, (tuple, list)):
+            return [self._input(v, spec[i], f"{name}_{i}") for i, v in enumerate(value)]
+        return value
+
+    def _node(self, node: fx.Node) -> Any:
+        if node in self.recorded.constants:
+            return self._constant(node)
+        if node.target in (operator.getitem, "__getitem__"):
+            container, key = (self.resolve(a) for a in node.args)
+            if not isinstance(container, Held):
+                return container[key]
+        if not any(isinstance(s, Shaped) for s in _leaves(self.recorded.specs[node])):
+            return sizes.emit(node, self.resolve, self.builder)
+        return self._operator(node)
+
+    def _constant(self, node: fx.Node) -> Any:
+        value, spec = self.recorded.constants[node], self.recorded.specs[node]
+        if not isinstance(value, Tensor):
+            return _constant_parts(value, spec, path_of(node))
+        held = Held(spec, path_of(node), constant=value)
+        if node.op == "get_attr":
+            # the parameter itself, so that it is stored once whoever reads it
+            held.constant = _attribute(self.gm, str(node.target))
+            return held
+        quantizer = next(iter(self.grids.get(node, ())), None)
+        if quantizer is not None and value.dtype.is_floating_point:
+            self.quantized.constant(node, held, value, quantizer)
+        return held
+
+    # --- operators -----------------------------------------------------------------------------
+
+    def _operator(self, node: fx.Node) -> Any:
+        row = self._row(node)
+        arguments = self._arguments(node, row)
+        call = Call(self, node, arguments, self.recorded.specs[node])
+        call.primary = row.inputs[0] if row else "input"
+        self._replace_operands(call)
+        own = self._own_quantizers(node)
+        moves = row is not None and row.grid_for(arguments) is ops.Grid.SAME
+        quantizers = own or (self.grids.get(node, ()) if moves else ())
+        if quantizers and not own and row is not None and row.name in _MOVED_AS_INTEGERS:
+            call.integer = _on_signed_grid(self.resolve(arguments.get(call.primary)))
+        with self.builder.scope(path_of(node)):
+            emitted = self._emit(call, row)
+        return self._results(call, emitted, quantizers)
+
+    def _row(self, node: fx.Node) -> ops.Op | None:
+        if node.target in (operator.getitem, "__getitem__"):
+            return ops.TABLE.rows["getitem"]
+        return ops.row_of(node, self.gm)
+
+    def _arguments(self, node: fx.Node, row: ops.Op | None) -> dict[str, Any]:
+        if row is None:
+            return {}
+        try:
+            return ops.arguments(node, self.gm)
+        except TypeError as error:
+            what = f"the arguments do not fit the operator {row.name!r}: {error}"
+            raise ExportError("FXQ506", what, at=node) from error
+
+    def _emit(self, call: Call, row: ops.Op | None) -> Any:
+        node = call.node
+        emitter = emitter_of_row(row.name) if row else emitter_of_function(node.target)
+        try:
+            if emitter is None:
+                msg = f"operator {row.name!r} has no emitter" if row else "it has no row"
+                raise UnsupportedError(msg)
+            return emitter(call)
+        except UnsupportedError as reason:
+            call.integer = False
+            name = _operator_name(call)
+            self.fallbacks.append(Fallback(node.name, name, str(reason)))
+            return fallback.export_node(call, name, self.example, str(reason))
+
+    def _replace_operands(self, call: Call) -> None:
+        """Operands that this consumer reads on a grid of its own (`input_quantizers`)."""
+        given = getattr(call.module, "input_quantizers", None)
+        if not given or all(q is None for q in given):
+            return
+        found: list[fx.Node] = []
+        fx.node.map_arg((call.node.args, call.node.kwargs), found.append)
+        operands = [n for n in found if isinstance(self.resolve(n), Held)]
+        for i, (operand, quantizer) in enumerate(zip(operands, given, strict=False)):
+            if quantizer is not None:
+                held: Held = self.resolve(operand)
+                name = f"{path_of(call.node)}.input_{i}"
+                real = held.value(self.builder)
+                call.replaced[operand] = self.quantized.value(real, held.spec, quantizer, name)
+
+    def _own_quantizers(self, node: fx.Node) -> tuple[QuantizerBase | None, ...]:
+        if node.op != "call_module":
+            return ()
+        module = self.gm.get_submodule(str(node.target))
+        own = tuple(getattr(module, "output_quantizers", ()))
+        return own if any(q is not None for q in own) else ()
+
+    # --- results -------------------------------------------------------------------------------
+
+    def _results(self, call: Call, emitted: Any, quantizers: tuple[Any, ...]) -> Any:
+        """Name, describe and quantize what an emitter made; the index counts leaves."""
+        single = isinstance(call.out, Shaped)
+        if single and isinstance(emitted, (tuple, list)):
+            emitted = emitted[0]
+        count = -1
+
+        def walk(value: Any, spec: Any) -> Any:
+            nonlocal count
+            if isinstance(spec, Mapping):
+                return {k: walk(v, spec[k]) for k, v in zip(spec, value, strict=True)}
+            if isinstance(spec, (tuple, list)):
+                padded = [*value, *[None] * (len(spec) - len(value))]
+                return [walk(v, s) for v, s in zip(padded, spec, strict=True)]
+            count += 1
+            name = f"{call.path}.output" if single else f"{call.path}.output_{count}"
+            quantizer = quantizers[count] if count < len(quantizers) else None
+            return self._result(call, count, value, (spec, name), quantizer)
+
+        return walk(emitted, call.out)
+
+    def _result(
+        self, call: Call, index: int, value: Any, held_as: tuple[Shaped, str],
+        quantizer: QuantizerBase | None,
+    ) -> Any:  # fmt: skip
+        spec, name = held_as
+        if value is None:
+            return None
+        if isinstance(value, Held):
+            if quantizer is None or quantizer is self.quantized.quantizer_of(value):
+                return value
+            value = value.value(self.builder)
+        if quantizer is None or not spec.dtype.is_floating_point:
+            return Held(spec, name, real=self._described(value, spec, name))
+        if call.integer:
+            source = call.held(call.primary)
+            return self.quantized.moved(call.node, index, value, source, held_as, quantizer)
+        real = self._described(value, spec, name)
+        return self.quantized.output(call.node, index, real, held_as, quantizer)
+
+    def _described(self, value: ir.Value, spec: Shaped, name: str) -> ir.Value:
+        """Name a result, unless it is an input, an initializer or another node's result."""
+        producer = value.producer()
+        if producer is not None and producer not in self.owners and value.shape is None:
+            self.builder.name_value(value, name)
+            describe(value, spec)
+        return value
+
+    # --- what calls need (`Surroundings`) ------------------------------------------------------
+
+    def resolve(self, value: Any) -> Any:
+        """fx nodes inside a value -> `Held`, `SizeValue` or plain values."""
+        return fx.node.map_arg(value, self._value_of)
+
+    def _value_of(self, node: fx.Node) -> Any:
+        if node not in self.env:
+            self.env[node] = self._constant(node)
+        return self.env[node]
+
+    def parameter(
+        self, tensor: Tensor, name: str, module: nn.Module | None, arrangement: Arrangement
+    ) -> ir.Value:
+        """The value of a weight, dequantized where the module quantizes it."""
+        quantizer = None
+        if isinstance(module, QuantizationMixin):
+            quantizer = dict(module.param_quantizers.active()).get(name.rpartition(".")[2])
+        known = len(self.weights.stored)
+        value = self.weights.value(tensor, name, quantizer, arrangement)
+        self.quantized.found += ((self.current, w) for w in self.weights.stored[known:])
+        return value
+
+
+def _is_quantized(gm: fx.GraphModule) -> bool:
+    return any(isinstance(m, QuantizationMixin) for m in gm.modules())
+
+
+def _needed(gm: fx.GraphModule, constants: Mapping[fx.Node, Any]) -> set[fx.Node]:
+    """Nodes that the outputs depend on; what only constants need is not among them."""
+    needed: set[fx.Node] = set()
+    for node in reversed(gm.graph.nodes):
+        if node.op == "output" or node in needed:
+            needed.add(node)
+            if node not in constants:
+                needed.update(node.all_input_nodes)
+    return needed
+
+
+def _on_signed_grid(value: Any) -> bool:
+    if not isinstance(value, Held) or value.integers is None or value.grid is None:
+        return False
+    return value.grid.grid.dtype is ir.DataType.INT8 and value.grid.grid.axis is None
+
+
+def _operator_name(call: Call) -> str:
+    if call.module is not None:
+        kind = type(call.module)
+        return str(getattr(kind, "float_class", kind).__name__)
+    target = call.node.target
+    return str(getattr(target, "__name__", target))
+
+
+def _attribute(root: nn.Module, target: str) -> Tensor:
+    path, _, name = target.rpartition(".")
+    found: Tensor = getattr(root.get_submodule(path), name)
+    return found
+
+
+def _constant_parts(value: Any, spec: Any, name: str) -> Any:
+    """Tensors inside a constant container, as `Held`."""
+    if isinstance(value, Tensor):
+        return Held(spec, name, constant=value)
+    if isinstance(value, Mapping):
+        return {k: _constant_parts(v, spec[k], f"{name}_{k}") for k, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        parts = zip(value, spec, strict=True)
+        return [_constant_parts(v, s, f"{name}_{i}") for i, (v, s) in enumerate(parts)]
+    return value
+
+
+def _leaves(spec: Any) -> Iterator[Any]:
+    if isinstance(spec, Mapping):
+        spec = tuple(spec.values())
+    if isinstance(spec, (tuple, list)):
+        for part in spec:
+            yield from _leaves(part)
+    else:
+        yield spec

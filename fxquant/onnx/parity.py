@@ -1,0 +1,276 @@
+"""The proof: does onnxruntime compute what the simulation computes?
+
+Two questions, each at both optimization levels (float arithmetic between Q and DQ, and fused
+integer kernels):
+
+- *forced*: every segment of the graph starts from the simulation's own integers. It must give the
+  simulation's integers, except where its value lies on a rounding boundary. This is the gate.
+- *whole run*: the file as users run it. One flipped tie early changes what follows, so this is a
+  measurement: share of equal elements, drift of the outputs, agreement of labels.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from torch import fx
+
+from fxquant.errors import ExportError
+from fxquant.graph.structure import tensors
+from fxquant.onnx.coverage import coverage
+from fxquant.onnx.noise import UNIT, Tolerance, output_bounds, tolerances
+from fxquant.onnx.record import bound_example
+from fxquant.onnx.report import LevelInfo, OutputRow, ParityReport, TensorRow
+from fxquant.onnx.runtime import Level, Session, as_feed, open_session, version
+from fxquant.onnx.teacher import Lesson, Taught, cut, show, shown_name, teach
+
+if TYPE_CHECKING:
+    from fxquant.onnx.lowered import Lowered, LoweredTensor
+
+Example = tuple[tuple[Any, ...], Mapping[str, Any]]
+
+LEVELS = (Level.OFF, Level.ALL)
+# relative to the output's peak: what a float output may differ by, beyond its own bound
+_FLOAT_OUTPUT = 1e-5
+_FLOAT_ISLAND = 1e-3
+
+
+def prove(
+    gm: fx.GraphModule, lowered: Lowered, example: Example, path: str | Path, *, threads: int = 1
+) -> ParityReport:
+    """Compare a written file with the simulation that it was made from.
+
+    Args:
+        gm: the simulated model.
+        lowered: its lowering: which value of the file is which tensor of the simulation.
+        example: positional and keyword inputs of the simulation.
+        path: the file.
+        threads: of onnxruntime; results do not depend on it.
+
+    Returns:
+        The report; `raise_unless_proven` turns it into an error.
+
+    Raises:
+        ExportError: onnxruntime cannot load or run the file, or the simulation itself is unsound.
+    """
+    start = time.perf_counter()
+    feeds = _graph_feeds(gm, lowered, example)
+    peaks = {name: _peak(value) for name, value in feeds.items()}
+    model = ir.load(path)
+    wanted = _computed(model, lowered)
+    allowed = tolerances(model, [t.quantized_name for t in wanted], peaks)
+    lesson = teach(gm, example, wanted, allowed)
+    lesson.feeds = feeds
+    lesson.outputs = _named_outputs(lowered, lesson)
+    bounds = _output_tolerances(model, lesson, peaks)
+    forced = _Forced(gm, lesson, allowed, bounds)
+    rows, outputs = forced.compare(path, threads)
+    levels, drift = _whole_runs(path, lesson, threads)
+    return ParityReport(
+        proven=not any(r.unexplained for r in rows) and all(o.proven for o in outputs),
+        max_steps=max((r.max_steps for r in rows), default=0),
+        tensors=tuple(rows),
+        outputs=(*outputs, *drift),
+        levels=levels,
+        operators=coverage(path),
+        skipped=tuple(lesson.missed),
+        seconds=time.perf_counter() - start,
+        runtime=f"onnxruntime {version()}",
+    )
+
+
+def _graph_feeds(gm: fx.GraphModule, lowered: Lowered, example: Example) -> dict[str, NDArray[Any]]:
+    given = tensors(bound_example(gm, example))
+    if len(given) != len(lowered.input_names):
+        what = f"the model has {len(lowered.input_names)} inputs, the example {len(given)} tensors"
+        raise ExportError("FXQ564", what, fix="pass every input the model was prepared with")
+    return {name: as_feed(t) for name, t in zip(lowered.input_names, given, strict=True)}
+
+
+def _named_outputs(lowered: Lowered, lesson: Lesson) -> dict[str, NDArray[Any]]:
+    values, names = list(lesson.outputs.values()), lowered.output_names
+    if len(values) != len(names):
+        what = f"the file has {len(names)} outputs, the simulation {len(values)}"
+        raise ExportError("FXQ567", what)
+    return dict(zip(names, values, strict=True))
+
+
+def _peak(value: NDArray[Any]) -> float:
+    return float(np.abs(value).max(initial=0.0)) if value.dtype.kind == "f" else 0.0
+
+
+def _computed(model: ir.Model, lowered: Lowered) -> list[LoweredTensor]:
+    """Quantized tensors that the runtime computes (the others are stored)."""
+    made = {v.name for node in model.graph for v in node.outputs}
+    return [t for t in lowered.tensors if t.kind == "activation" and t.quantized_name in made]
+
+
+def _output_tolerances(
+    model: ir.Model, lesson: Lesson, peaks: Mapping[str, float]
+) -> dict[str, float]:
+    """Relative difference that each float output may have when its segment is forced."""
+    bounds = output_bounds(model, peaks)
+    result = {}
+    for name, value in lesson.outputs.items():
+        peak, bound = _peak(value), bounds.get(name)
+        if bound is None or bound.island:
+            result[name] = _FLOAT_ISLAND
+        else:
+            result[name] = max(_FLOAT_OUTPUT, bound.error / peak if peak else 0.0, 8 * UNIT)
+    return result
+
+
+@dataclass(frozen=True)
+class _Forced:
+    """The forced comparison."""
+
+    gm: fx.GraphModule
+    lesson: Lesson
+    allowed: Mapping[str, Tolerance]
+    outputs: Mapping[str, float]
+
+    def compare(self, path: str | Path, threads: int) -> tuple[list[TensorRow], list[OutputRow]]:
+        """Rows of every tensor and output at both levels."""
+        model = ir.load(path)
+        feeds = cut(model, self.lesson)
+        nodes = {n.name: n for n in self.gm.graph.nodes}
+        rows, outputs = [], []
+        for level in LEVELS:
+            found = open_session(model, level, threads=threads).run(feeds)
+            for taught in self.lesson.tensors:
+                rows.append(self._row(taught, found[_shown(taught.tensor)], level, nodes))
+            for name, ours in self.lesson.outputs.items():
+                outputs.append(_output_row(name, ours, found[name], level, self.outputs[name]))
+        return rows, outputs
+
+    def _row(
+        self, taught: Taught, runtime: NDArray[Any], level: Level, nodes: Mapping[str, fx.Node]
+    ) -> TensorRow:
+        tensor = taught.tensor
+        source = nodes[tensor.node].meta.get("source")
+        tally = classify(taught, runtime, self.allowed[tensor.quantized_name])
+        return TensorRow(
+            tensor.node, tensor.module, str(source) if source else "", level.value, **tally
+        )
+
+
+def classify(taught: Taught, runtime: NDArray[Any], allowed: Tolerance) -> dict[str, Any]:
+    """Sort the elements of one tensor into exact, tie, drift and defect.
+
+    Args:
+        taught: the simulation's integers.
+        runtime: onnxruntime's.
+        allowed: what is a tie, and what drift passes.
+
+    Returns:
+        The counts and measures of a `TensorRow`, by field name.
+
+    Raises:
+        ExportError: FXQ565 the shapes differ.
+    """
+    ours = taught.integers
+    if ours.shape != runtime.shape:
+        name = taught.tensor.quantized_name
+        what = f"{name!r} has shape {runtime.shape}, in the simulation {ours.shape}"
+        raise ExportError("FXQ565", what, at=taught.tensor.node)
+    tally: dict[str, Any] = dict.fromkeys(("tie", "drift", "defect", "unexplained", "max_steps"), 0)
+    tally |= {"elements": ours.size, "exact": ours.size, "distance": 0.0, "tolerance": allowed.tie}
+    flat = np.flatnonzero(ours.reshape(-1) != runtime.reshape(-1))
+    if not flat.size:
+        return tally
+    theirs = runtime.reshape(-1)[flat].astype(np.int64)
+    steps = np.abs(theirs - ours.reshape(-1)[flat].astype(np.int64))
+    one = steps == 1
+    distances = taught.distances(flat[one], theirs[one])
+    ties = distances <= allowed.tie
+    defect = int((~one).sum())
+    return tally | {
+        "exact": ours.size - flat.size,
+        "tie": int(ties.sum()),
+        "drift": int((~ties).sum()),
+        "defect": defect,
+        "unexplained": defect + int((distances > allowed.drift).sum()),
+        "max_steps": int(steps.max()),
+        "distance": float(distances.max(initial=0.0)),
+    }
+
+
+def _output_row(
+    name: str, ours: NDArray[Any], theirs: NDArray[Any], level: Level, allowed: float | None
+) -> OutputRow:
+    forced = allowed is not None
+    if ours.shape != theirs.shape:
+        what = f"output {name!r} has shape {theirs.shape}, in the simulation {ours.shape}"
+        raise ExportError("FXQ566", what)
+    peak = _finite_peak(ours)
+    difference = _difference(ours, theirs)
+    relative = difference / peak if peak else float(difference > 0)
+    return OutputRow(
+        name, level.value, forced, peak, difference, relative, allowed, _labels(ours, theirs)
+    )
+
+
+def _finite_peak(value: NDArray[Any]) -> float:
+    sizes = np.abs(value.astype(np.float64))
+    return float(sizes[np.isfinite(sizes)].max(initial=0.0))
+
+
+def _difference(ours: NDArray[Any], theirs: NDArray[Any]) -> float:
+    """Largest absolute difference; infinities and NaN agree where both have the same."""
+    a, b = ours.astype(np.float64), theirs.astype(np.float64)
+    both = (a == b) | (np.isnan(a) & np.isnan(b))
+    apart = np.abs(a[~both] - b[~both])
+    if apart.size == 0:
+        return 0.0
+    return float("inf") if np.isnan(apart).any() else float(apart.max())
+
+
+def _labels(ours: NDArray[Any], theirs: NDArray[Any]) -> float | None:
+    """Share of rows with the largest element at the same place, for scores [N, C]."""
+    if ours.dtype.kind != "f" or ours.ndim != 2 or ours.shape[1] < 2 or not len(ours):
+        return None
+    return float((ours.argmax(1) == theirs.argmax(1)).mean())
+
+
+def _whole_runs(
+    path: str | Path, lesson: Lesson, threads: int
+) -> tuple[tuple[LevelInfo, ...], list[OutputRow]]:
+    """Run the file from its inputs at both levels."""
+    model = ir.load(path)
+    show(model, [t.tensor.quantized_name for t in lesson.tensors])
+    levels, outputs = [], []
+    for level in LEVELS:
+        found = _run_shown(open_session(model, level, threads=threads), lesson)
+        levels.append(_level_info(level, lesson.tensors, found))
+        for name, ours in lesson.outputs.items():
+            outputs.append(_output_row(name, ours, found[name], level, None))
+    return tuple(levels), outputs
+
+
+def _run_shown(session: Session, lesson: Lesson) -> dict[str, NDArray[Any]]:
+    return session.run(lesson.feeds)
+
+
+def _level_info(
+    level: Level, taught: Sequence[Taught], found: Mapping[str, NDArray[Any]]
+) -> LevelInfo:
+    total = equal = most = 0
+    for item in taught:
+        theirs = found[_shown(item.tensor)]
+        same = int((theirs == item.integers).sum())
+        total, equal = total + item.integers.size, equal + same
+        if same < item.integers.size:
+            steps = np.abs(theirs.astype(np.int32) - item.integers.astype(np.int32))
+            most = max(most, int(steps.max()))
+    return LevelInfo(level.value, equal / total if total else 1.0, most)
+
+
+def _shown(tensor: LoweredTensor) -> str:
+    return shown_name(tensor.quantized_name, narrow=int(tensor.dtype.bitwidth) < 8)

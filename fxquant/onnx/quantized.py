@@ -1,0 +1,173 @@
+"""Quantized values: QuantizeLinear behind what makes them, scale and zero point once per quantizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+from torch import Tensor, fx
+
+from fxquant.errors import ExportError
+from fxquant.onnx.builder import Builder, data_type
+from fxquant.onnx.grid import IntegerGrid, encoding_of, integer_grid, stored_integers
+from fxquant.onnx.held import GridValues, Held, quantize
+from fxquant.onnx.lowered import LoweredTensor
+from fxquant.onnx.record import Shaped
+from fxquant.quantization.float import FloatQuantizeDequantize
+
+if TYPE_CHECKING:
+    from fxquant.onnx.weights import StoredWeight
+    from fxquant.quantization import QuantizerBase
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A quantized activation while names are not final."""
+
+    node: fx.Node
+    index: int
+    real: ir.Value | None
+    held: Held
+    quantizer: QuantizerBase
+
+
+@dataclass
+class Quantized:
+    """Makes and remembers quantized values.
+
+    Attributes:
+        builder: where nodes go.
+        found: activations, and weights with the node that reads them, in the order they were made.
+    """
+
+    builder: Builder
+    found: list[Activation | tuple[fx.Node, StoredWeight]] = field(default_factory=list)
+    _grids: dict[tuple[int, int | None], GridValues] = field(default_factory=dict)
+
+    def value(self, real: ir.Value, spec: Shaped, quantizer: QuantizerBase, name: str) -> Held:
+        """A real value on the grid of a quantizer."""
+        if isinstance(quantizer, FloatQuantizeDequantize):
+            return Held(spec, name, real=self._rounded(real, quantizer, spec, name))
+        grid = self.grid(quantizer, spec, name)
+        integers = quantize(self.builder, real, grid, f"{name}_q")
+        return Held(spec, name, integers=integers, grid=grid)
+
+    def output(
+        self, node: fx.Node, index: int, real: ir.Value, held_as: tuple[Shaped, str],
+        quantizer: QuantizerBase,
+    ) -> Held:  # fmt: skip
+        """An output of a node on its grid."""
+        spec, name = held_as
+        held = self.value(real, spec, quantizer, name)
+        if held.grid is not None:
+            self.found.append(Activation(node, index, real, held, quantizer))
+        return held
+
+    def moved(
+        self, node: fx.Node, index: int, integers: ir.Value, source: Held, held_as: tuple[Shaped, str],
+        quantizer: QuantizerBase,
+    ) -> Held:  # fmt: skip
+        """Integers that an operator moved without leaving their grid."""
+        spec, name = held_as
+        if integers.name is None:
+            self.builder.name_value(integers, f"{name}_q")
+        held = Held(spec, name, integers=integers, grid=source.grid)
+        self.found.append(Activation(node, index, None, held, quantizer))
+        return held
+
+    def constant(self, node: fx.Node, held: Held, value: Tensor, quantizer: QuantizerBase) -> None:
+        """A constant on a grid: integers are stored, there is no QuantizeLinear."""
+        if isinstance(quantizer, FloatQuantizeDequantize):
+            return
+        held.name = f"{held.name}.output"
+        held.grid = self.grid(quantizer, held.spec, held.name)
+        integers = stored_integers(quantizer, value, held.grid.grid)
+        data = ir.Tensor(integers, held.grid.grid.dtype)
+        held.integers = self.builder.initializer(data, f"{held.name}_q")
+        self.found.append(Activation(node, 0, None, held, quantizer))
+
+    def quantizer_of(self, held: Held) -> QuantizerBase | None:
+        """The quantizer on whose grid a value lies."""
+        made = (a for a in self.found if isinstance(a, Activation) and a.held is held)
+        return next((a.quantizer for a in made), None)
+
+    def grid(self, quantizer: QuantizerBase, spec: Shaped, name: str) -> GridValues:
+        """Scale and zero point; the same initializers for all tensors that share the quantizer."""
+        grid = integer_grid(quantizer, spec.shape, self.builder.opset)
+        key = (id(quantizer), grid.axis)
+        if key not in self._grids:
+            scale = self.builder.initializer(ir.Tensor(grid.scale), f"{name}_scale")
+            zero = ir.Tensor(grid.zero_point, grid.dtype)
+            values = GridValues(grid, scale, self.builder.initializer(zero, f"{name}_zero_point"))
+            self._grids[key] = values
+        return self._grids[key]
+
+    def _rounded(
+        self, real: ir.Value, quantizer: FloatQuantizeDequantize, spec: Shaped, name: str
+    ) -> ir.Value:
+        """A narrow floating-point format: there and back by Cast."""
+        encoding = quantizer.get_encodings()
+        if encoding is None or encoding.scale is not None:
+            raise ExportError("FXQ504", "8-bit floating-point tensors have no kernels",
+                              at=quantizer.where, fix="use float16, bfloat16 or integers")  # fmt: skip
+        for dtype, label in ((encoding.dtype, "narrow"), (spec.dtype, "wide")):
+            real = self.builder.op("Cast", real, to=data_type(dtype))
+            producer = real.producer()
+            if producer is not None:
+                self.builder.name_node(producer, f"{name}_{label}")
+        return real
+
+    # --- what came out -------------------------------------------------------------------------
+
+    def tensors(self, kept: set[ir.Value]) -> Iterator[LoweredTensor]:
+        """The quantized tensors of the finished graph.
+
+        Args:
+            kept: values that are still in it.
+        """
+        for entry in self.found:
+            if isinstance(entry, Activation):
+                if entry.held.integers in kept:
+                    yield _activation(entry, kept)
+            elif entry[1].integers in kept:
+                yield _weight(*entry)
+
+
+def _activation(entry: Activation, kept: set[ir.Value]) -> LoweredTensor:
+    held, node = entry.held, entry.node
+    module = str(node.target) if node.op == "call_module" else str(node.meta.get("module_path", ""))
+    return LoweredTensor(
+        node=node.name, index=entry.index, module=module,
+        float_name=_name(entry.real, kept), quantized_name=_known_name(held.integers),
+        dequantized_name=_name(held.real, kept), kind="activation",
+        **_grid_fields(held.grid.grid if held.grid else None, entry.quantizer),
+    )  # fmt: skip
+
+
+def _weight(node: fx.Node, weight: StoredWeight) -> LoweredTensor:
+    return LoweredTensor(
+        node=node.name, index=0, module=weight.name.rpartition(".")[0], float_name=weight.name,
+        quantized_name=_known_name(weight.integers), dequantized_name=_known_name(weight.real),
+        kind="bias" if weight.bias else "weight",
+        **_grid_fields(weight.grid.grid, weight.quantizer),
+    )  # fmt: skip
+
+
+def _grid_fields(grid: IntegerGrid | None, quantizer: QuantizerBase) -> dict[str, Any]:
+    if grid is None:
+        raise ExportError("FXQ504", "a quantized value lost its grid", at=quantizer.where)
+    encoding = encoding_of(quantizer)
+    return {
+        "scale": grid.scale, "zero_point": grid.zero_point, "axis": grid.axis, "block": grid.block,
+        "dtype": grid.dtype, "bits": encoding.bitwidth, "symmetric": encoding.symmetry,
+    }  # fmt: skip
+
+
+def _name(value: ir.Value | None, kept: set[ir.Value]) -> str | None:
+    return value.name if value is not None and value in kept else None
+
+
+def _known_name(value: ir.Value | None) -> str:
+    return (value.name if value is not None else None) or ""

@@ -1,0 +1,297 @@
+"""Teacher forcing: what the simulation computes, and a graph whose every segment starts from it.
+
+Before: `conv1 → Q → DQ → conv2 → Q → DQ → ...`, where one bit early disturbs all that follows.
+After:  each Q is a graph output, and its readers take a new graph input of the same integer type.
+
+One onnxruntime session then checks all segments at once, each fed with the simulation's integers.
+The cut lies at the integers, not at floats, so that onnxruntime fuses the same integer kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+
+from fxquant.errors import ExportError
+from fxquant.graph.structure import leaves, tensors
+from fxquant.onnx.record import bound_example
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fxquant.onnx.lowered import LoweredTensor
+    from fxquant.onnx.noise import Tolerance
+
+FAR = 0.5  # stands for every distance beyond what was kept
+_KEPT = 1 / 32  # steps from a boundary within which positions are kept: a sixteenth of all
+_OFF_GRID = 0.02  # steps; (q - z) · s divided by s again is q - z but for a few last bits
+FORCED = ".simulated"  # suffix of the graph inputs that replace integer tensors
+
+
+@dataclass(frozen=True)
+class Taught:
+    """A quantized tensor of the simulation.
+
+    Attributes:
+        tensor: what the lowering says about it.
+        integers: its integers, in the type of the grid.
+        near: flat positions of elements near a rounding boundary, ascending.
+        positions: the values before the quantizer in steps from zero, of the elements in `near`.
+    """
+
+    tensor: LoweredTensor
+    integers: NDArray[Any]
+    near: NDArray[Any]
+    positions: NDArray[np.float32]
+
+    def distances(self, flat: NDArray[np.int64], runtime: NDArray[Any]) -> NDArray[np.float64]:
+        """Steps between the simulation's values and the boundary to the runtime's integers.
+
+        Args:
+            flat: positions of the elements that differ by one step, ascending.
+            runtime: the runtime's integers there.
+
+        Returns:
+            One distance an element; `FAR` for one that was not near any boundary.
+        """
+        zero = float(self.tensor.zero_point.reshape(-1)[0])
+        ours = self.integers.reshape(-1)[flat].astype(np.float64)
+        at = np.searchsorted(self.near, flat)
+        found = np.isin(flat, self.near, assume_unique=True)
+        boundary = (ours + runtime) / 2 - zero
+        result = np.full(flat.shape, FAR)
+        result[found] = np.abs(self.positions[at[found]] - boundary[found])
+        return result
+
+
+@dataclass
+class Lesson:
+    """What the simulation computed on the example.
+
+    Attributes:
+        feeds: graph inputs by name.
+        tensors: quantized tensors in graph order.
+        outputs: graph outputs by name.
+        missed: quantized tensors of the graph that the simulation has no node for.
+    """
+
+    feeds: dict[str, NDArray[Any]] = field(default_factory=dict)
+    tensors: list[Taught] = field(default_factory=list)
+    outputs: dict[str, NDArray[Any]] = field(default_factory=dict)
+    missed: list[str] = field(default_factory=list)
+
+
+def teach(
+    gm: fx.GraphModule,
+    example: tuple[tuple[Any, ...], Mapping[str, Any]],
+    wanted: Sequence[LoweredTensor],
+    tolerances: Mapping[str, Tolerance],
+) -> Lesson:
+    """Run the simulation node by node and keep its integers.
+
+    Args:
+        gm: simulated model; it is run in evaluation mode without gradients.
+        example: positional and keyword inputs.
+        wanted: quantized activations.
+        tolerances: by `quantized_name`: how near to a boundary a value is kept.
+
+    Raises:
+        ExportError: FXQ562 a tensor holds NaN or infinity, FXQ563 it is not on its grid.
+    """
+    lesson = Lesson()
+    recorder = _Recorder(gm, wanted, tolerances, lesson)
+    with torch.no_grad(), evaluating(gm):
+        result = recorder.run(*bound_example(gm, example))
+    found = (value for _, value in leaves(result) if value is not None)
+    lesson.outputs = {str(i): _array(value) for i, value in enumerate(found)}
+    taught = {id(t.tensor) for t in lesson.tensors}
+    lesson.missed = [t.quantized_name for t in wanted if id(t) not in taught]
+    return lesson
+
+
+class _Recorder(fx.Interpreter):
+    """Takes each wanted tensor before and after its quantizer; forgets values after last use."""
+
+    def __init__(
+        self,
+        gm: fx.GraphModule,
+        wanted: Sequence[LoweredTensor],
+        tolerances: Mapping[str, Tolerance],
+        lesson: Lesson,
+    ) -> None:
+        super().__init__(gm)
+        self.tolerances, self.lesson = tolerances, lesson
+        self.wanted: dict[str, list[LoweredTensor]] = {}
+        for tensor in wanted:
+            if tensor.scale.size == 1:  # nothing reads activations per channel as integers
+                self.wanted.setdefault(tensor.node, []).append(tensor)
+
+    def run_node(self, n: fx.Node) -> Any:
+        wanted = self.wanted.get(n.name)
+        if not wanted:
+            return super().run_node(n)
+        result, before = self._both(n)
+        after = tensors(result)
+        for tensor in wanted:
+            real = before.get(tensor.index, after[tensor.index])
+            window = max(self.tolerances[tensor.quantized_name].drift, _KEPT)
+            self.lesson.tensors.append(_taught(tensor, real, after[tensor.index], window))
+        return result
+
+    def _both(self, node: fx.Node) -> tuple[Any, dict[int, Tensor]]:
+        """Result of a node, and by number the tensors that went into its output quantizers."""
+        before: dict[int, Tensor] = {}
+        module = self.fetch_attr(str(node.target)) if node.op == "call_module" else None
+        quantizers = list(getattr(module, "output_quantizers", ()))
+        with _watched(quantizers, before):
+            return super().run_node(node), before
+
+
+@contextmanager
+def _watched(quantizers: Sequence[nn.Module | None], before: dict[int, Tensor]) -> Iterator[None]:
+    """Keep what each quantizer is given; one that several slots share is told apart by order."""
+    slots: dict[int, list[int]] = {}
+    for i, quantizer in enumerate(quantizers):
+        if quantizer is not None:
+            slots.setdefault(id(quantizer), []).append(i)
+
+    def keep(module: nn.Module, args: tuple[Any, ...]) -> None:
+        free = slots[id(module)]
+        before[free.pop(0) if len(free) > 1 else free[0]] = args[0]
+
+    distinct = {id(q): q for q in quantizers if q is not None}
+    handles = [q.register_forward_pre_hook(keep) for q in distinct.values()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _array(value: Any) -> NDArray[Any]:
+    if not isinstance(value, Tensor):
+        return np.asarray(value)
+    # a result that carries its encoding is a subclass; only its numbers are wanted
+    return np.ascontiguousarray(value.detach().as_subclass(Tensor).cpu().numpy())
+
+
+def _taught(tensor: LoweredTensor, before: Tensor, after: Tensor, window: float) -> Taught:
+    scale = tensor.scale.reshape(-1)[0]
+    positions = _array(after).astype(np.float32, copy=False) / scale
+    centred = np.rint(positions)
+    _check(tensor, positions, centred)
+    zero = int(tensor.zero_point.reshape(-1)[0])
+    integers = (centred + np.float32(zero)).astype(_wide(tensor.dtype))
+    real = _array(before).astype(np.float32, copy=False).reshape(-1) / scale
+    # a boundary lies half-way between two integers
+    offsets = np.abs(real - np.floor(real) - np.float32(0.5))
+    near = np.flatnonzero(offsets <= np.float32(window) + np.float32(1e-6))
+    return Taught(tensor, integers, near.astype(np.min_scalar_type(real.size)), real[near])
+
+
+def _wide(dtype: ir.DataType) -> np.dtype[Any]:
+    """The type in which integers travel: numpy and onnxruntime exchange whole bytes."""
+    if int(dtype.bitwidth) >= 8:
+        return np.dtype(dtype.numpy())
+    return np.dtype(np.int8 if dtype.is_signed() else np.uint8)
+
+
+def _check(tensor: LoweredTensor, positions: NDArray[Any], centred: NDArray[Any]) -> None:
+    if positions.size == 0:
+        return
+    off, where = float(np.abs(positions - centred).max()), tensor.module or tensor.node
+    if np.isnan(off):
+        what = f"the simulation of {where!r} holds NaN or infinity on the example"
+        raise ExportError(
+            "FXQ562", what, at=tensor.node, fix="pass an example like the calibration data"
+        )
+    # in 16 bits the quotient itself is good to a few hundredths of a step
+    if off > max(_OFF_GRID, float(np.abs(centred).max()) * 1e-6):
+        what = f"the simulation of {where!r} is not on the grid that was exported"
+        raise ExportError(
+            "FXQ563", what, at=tensor.node, fix="report this: it is an error in fxquant"
+        )
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; every module's own flag comes back."""
+    flags = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, flag in flags.items():
+            module.training = flag
+
+
+def cut(model: ir.Model, lesson: Lesson) -> dict[str, NDArray[Any]]:
+    """Cut the graph at every quantized activation, in place.
+
+    Args:
+        model: the lowered graph.
+        lesson: what the simulation computed; tensors it lacks stay uncut.
+
+    Returns:
+        Feeds of the cut graph, the model's own inputs included.
+    """
+    values = {v.name: v for node in model.graph for v in node.outputs}
+    feeds = dict(lesson.feeds)
+    for taught in lesson.tensors:
+        value = values[taught.tensor.quantized_name]
+        name = taught.tensor.quantized_name + FORCED
+        _replace(model.graph, value, name, taught)
+        feeds[name] = taught.integers
+    show(model, [t.tensor.quantized_name for t in lesson.tensors])
+    return feeds
+
+
+def _replace(graph: ir.Graph, value: ir.Value, name: str, taught: Taught) -> None:
+    """Give the readers of `value` a graph input."""
+    users = list(value.uses())
+    shape = value.shape if value.shape is not None else ir.Shape(taught.integers.shape)
+    travel = ir.DataType.from_numpy(taught.integers.dtype)
+    fed = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(travel))
+    graph.inputs.append(fed)
+    if travel is not taught.tensor.dtype:
+        fed = _cast(graph, fed, taught.tensor.dtype, users[0].node if users else None)
+    for use in users:
+        use.node.replace_input_with(use.idx, fed)
+
+
+def _cast(graph: ir.Graph, value: ir.Value, dtype: ir.DataType, before: ir.Node | None) -> ir.Value:
+    """Integers of less than a byte are cast inside the graph."""
+    node = ir.node("Cast", [value], {"to": int(dtype)}, name=f"{value.name}.cast")
+    node.outputs[0].name = f"{value.name}.{dtype.name.lower()}"
+    node.outputs[0].type = ir.TensorType(dtype)
+    graph.append(node) if before is None else graph.insert_before(before, node)
+    return node.outputs[0]
+
+
+def show(model: ir.Model, names: Sequence[str]) -> None:
+    """Make the named values graph outputs, in place; integers below a byte as whole bytes."""
+    values = {v.name: v for node in model.graph for v in node.outputs}
+    present = {v.name for v in model.graph.outputs}
+    for name in names:
+        value = values[name]
+        if value.dtype is not None and int(value.dtype.bitwidth) < 8:
+            signed = value.dtype.is_signed()
+            value = _cast(
+                model.graph, value, ir.DataType.INT8 if signed else ir.DataType.UINT8, None
+            )
+            value.name = shown_name(name, narrow=True)
+        if value.name not in present:
+            model.graph.outputs.append(value)
+
+
+def shown_name(name: str, *, narrow: bool) -> str:
+    """Name of the graph output that `show` makes of a value."""
+    return f"{name}.bytes" if narrow else name

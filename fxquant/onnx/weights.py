@@ -1,0 +1,162 @@
+"""Weights: stored as integers behind one DequantizeLinear, or as they are; shared ones once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+
+from fxquant.onnx.builder import Builder
+from fxquant.onnx.grid import IntegerGrid, encoding_of, integer_grid, stored_integers
+from fxquant.onnx.held import GridValues, dequantize
+from fxquant.quantization.affine import BiasQuantizeDequantize
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fxquant.quantization import QuantizerBase
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """How a weight is laid out in ONNX.
+
+    Attributes:
+        order: axes of the stored tensor, as in `Tensor.permute`.
+        rows: rows of the stored tensor, by their index in the given one.
+        label: tells stored forms of one weight apart.
+    """
+
+    order: tuple[int, ...] | None = None
+    rows: tuple[int, ...] | None = None
+    label: str = ""
+
+    def tensor(self, x: Tensor) -> Tensor:
+        """The tensor as it is stored."""
+        x = x.detach()
+        if self.rows is not None:
+            x = x[torch.tensor(self.rows, device=x.device)]
+        return x if self.order is None else x.permute(self.order)
+
+    def array(self, x: NDArray[Any]) -> NDArray[Any]:
+        """The integers as they are stored."""
+        if self.rows is not None:
+            x = x[np.array(self.rows)]
+        return x if self.order is None else np.ascontiguousarray(x.transpose(self.order))
+
+    def grid(self, grid: IntegerGrid) -> IntegerGrid:
+        """The grid of the stored integers."""
+        if self.rows is not None:
+            grid = grid.rows(np.array(self.rows))
+        return grid if self.order is None else grid.permuted(self.order)
+
+
+PLAIN = Arrangement()
+TRANSPOSED = Arrangement(order=(1, 0))
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """A quantized weight in ONNX.
+
+    Attributes:
+        name: the float tensor's name, a state_dict key.
+        integers: the initializer.
+        real: what its DequantizeLinear gives.
+        grid: scale and zero point.
+        bias: whether it lies on the int32 grid of a bias.
+        quantizer: whose integers they are.
+    """
+
+    name: str
+    integers: ir.Value
+    real: ir.Value
+    grid: GridValues
+    bias: bool
+    quantizer: QuantizerBase
+
+
+class Weights:
+    """Parameters as values; a tensor used twice in the same form is stored once."""
+
+    def __init__(self, builder: Builder) -> None:
+        self.builder = builder
+        self.stored: list[StoredWeight] = []
+        self._known: dict[tuple[Any, ...], ir.Value] = {}
+        self._integers: dict[tuple[Any, ...], tuple[ir.Value, GridValues]] = {}
+
+    def value(
+        self, tensor: Tensor, name: str, quantizer: QuantizerBase | None, arrangement: Arrangement
+    ) -> ir.Value:
+        """The real weight.
+
+        Args:
+            tensor: the parameter.
+            name: its key in the state_dict.
+            quantizer: its quantizer, or None to store it as it is.
+            arrangement: how it is laid out.
+        """
+        key = (id(tensor), id(quantizer), arrangement)
+        if key not in self._known:
+            self._known[key] = self._make(tensor, name, quantizer, arrangement)
+        return self._known[key]
+
+    def _make(
+        self, tensor: Tensor, name: str, quantizer: QuantizerBase | None, arrangement: Arrangement
+    ) -> ir.Value:
+        if quantizer is None:
+            return self.builder.constant(arrangement.tensor(tensor), f"{name}{arrangement.label}")
+        integers, grid = self.integers(tensor, name, quantizer, arrangement)
+        real = dequantize(self.builder, integers, grid, f"{integers.name}_dq")
+        real.shape, real.type = integers.shape, ir.TensorType(ir.DataType.FLOAT)
+        bias = isinstance(quantizer, BiasQuantizeDequantize)
+        self.stored.append(StoredWeight(name, integers, real, grid, bias, quantizer))
+        return real
+
+    def integers(
+        self, tensor: Tensor, name: str, quantizer: QuantizerBase, arrangement: Arrangement
+    ) -> tuple[ir.Value, GridValues]:
+        """The stored integers and their grid, without a DequantizeLinear."""
+        key = (id(tensor), id(quantizer), arrangement)
+        if key not in self._integers:
+            self._integers[key] = self._store(tensor, name, quantizer, arrangement)
+        return self._integers[key]
+
+    def _store(
+        self, tensor: Tensor, name: str, quantizer: QuantizerBase, arrangement: Arrangement
+    ) -> tuple[ir.Value, GridValues]:
+        grid, integers = _integers(tensor, quantizer, self.builder.opset)
+        grid, label = arrangement.grid(grid), f"{name}{arrangement.label}"
+        data = ir.Tensor(arrangement.array(integers), grid.dtype)
+        value = self.builder.initializer(data, label)
+        scale = self.builder.constant(grid.scale, f"{label}_scale")
+        zero = ir.Tensor(grid.zero_point, grid.dtype)
+        return value, GridValues(grid, scale, self.builder.initializer(zero, f"{label}_zero_point"))
+
+
+def _integers(
+    tensor: Tensor, quantizer: QuantizerBase, opset: int
+) -> tuple[IntegerGrid, NDArray[Any]]:
+    if isinstance(quantizer, BiasQuantizeDequantize):
+        return _bias_integers(tensor, quantizer)
+    grid = integer_grid(quantizer, tuple(tensor.shape), opset)
+    return grid, stored_integers(quantizer, tensor, grid)
+
+
+def _bias_integers(
+    bias: Tensor, quantizer: BiasQuantizeDequantize
+) -> tuple[IntegerGrid, NDArray[Any]]:
+    encoding_of(quantizer)  # the typed error where it has none
+    with torch.no_grad():
+        encoding = quantizer(bias.detach()).encoding
+        integers = encoding.quantize(bias.detach().float()).cpu().numpy().astype(np.int32)
+    scale = encoding.scale.detach().cpu().numpy().astype(np.float32)
+    axis = None if scale.size == 1 else 0
+    scale = scale.reshape(()) if axis is None else scale.reshape(-1)
+    zero = np.zeros(scale.shape, np.int32)
+    low, high = -(2**31), 2**31 - 1
+    return IntegerGrid(scale, zero, ir.DataType.INT32, axis, None, low, high), integers

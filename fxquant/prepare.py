@@ -1,0 +1,226 @@
+"""prepare_model: the user's network as one graph in which every tensor operation is a module.
+
+The network is recorded, rewritten by the passes of `PREPARE` and proven: the result computes the
+same bits as the original on the dummy input, on other values and at another batch size.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from torch import Tensor, fx, nn
+
+from fxquant.errors import ConfigError, TraceError
+from fxquant.graph import prove
+from fxquant.graph.passes import Fact, Pipeline, set_state, state_of
+from fxquant.graph.select import Selector, select
+from fxquant.graph.trace import Recording, record
+from fxquant.passes import PREPARE, PREPARED
+
+if TYPE_CHECKING:
+    from fxquant.graph.recorder import Specialisation
+
+Inputs: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+OnSpecialisation: TypeAlias = Literal["warn", "error", "leaf"]
+
+_PIPELINE = Pipeline(PREPARE, given=frozenset({Fact.RECORDED}))
+
+
+class SpecialisationWarning(UserWarning):
+    """The prepared graph is narrower than the model: Python decided on a value or a size."""
+
+
+def is_prepared(model: nn.Module) -> bool:
+    """Whether a model is the result of `prepare_model`."""
+    return isinstance(model, fx.GraphModule) and state_of(model).facts >= PREPARED
+
+
+def call_arguments(dummy_input: Any) -> Inputs:
+    """Positional and keyword arguments from a dummy input.
+
+    Args:
+        dummy_input: a tensor, a tuple or list of positional inputs, or a dict of keyword inputs.
+
+    Raises:
+        ConfigError: FXQ210, it is something else.
+
+    Example:
+        >>> call_arguments({"mask": None})
+        ((), {'mask': None})
+    """
+    if isinstance(dummy_input, Tensor):
+        return (dummy_input,), {}
+    if isinstance(dummy_input, tuple | list):
+        return tuple(dummy_input), {}
+    if isinstance(dummy_input, dict):
+        return (), dict(dummy_input)
+    raise ConfigError(
+        "FXQ210",
+        f"the dummy input is of type {type(dummy_input).__name__}",
+        fix="pass a tensor, a tuple of positional inputs or a dict of keyword inputs",
+    )
+
+
+def prepare_model(
+    model: nn.Module,
+    dummy_input: Any,
+    *,
+    modules_to_exclude: Iterable[Selector] | Selector = (),
+    on_specialisation: OnSpecialisation = "warn",
+) -> fx.GraphModule:
+    """Turn a model into a graph in which every tensor operation is a module that is called once.
+
+    Nothing that existed is renamed, parameters stay shared where they were, training flags and
+    hooks are kept, and the model itself is not touched. A model that is prepared already is
+    returned as a copy.
+
+    Args:
+        model: any model that runs on the dummy input.
+        dummy_input: a tensor, a tuple of positional inputs or a dict of keyword inputs; first
+            dimension: the batch.
+        modules_to_exclude: modules to keep whole: instances, classes, or paths with `*`.
+        on_specialisation: what to do where Python decided on a tensor's value: "warn", "error", or
+            "leaf" to keep the smallest module with the decision whole.
+
+    Returns:
+        The prepared graph; it computes the same bits as the model.
+
+    Raises:
+        TraceError: the model cannot be recorded, or the graph does not compute the same bits.
+        SelectorError: FXQ250, an entry of `modules_to_exclude` matches nothing.
+        ConfigError: FXQ210 or FXQ211, a wrong dummy input or `on_specialisation`.
+
+    Example:
+        >>> import torch
+        >>> net = nn.Sequential(nn.Linear(3, 2), nn.ReLU())
+        >>> prepared = prepare_model(net, torch.randn(4, 3))
+        >>> x = torch.randn(5, 3)
+        >>> torch.equal(prepared(x), net(x))
+        True
+    """
+    inputs = call_arguments(dummy_input)
+    if on_specialisation not in ("warn", "error", "leaf"):
+        fix = "use 'warn', 'error' or 'leaf'"
+        raise ConfigError("FXQ211", f"on_specialisation is {on_specialisation!r}", fix=fix)
+    if is_prepared(model) and isinstance(model, fx.GraphModule):
+        return copy.deepcopy(model)
+    excluded = select(model, modules_to_exclude)
+    with evaluating(model) as flags:
+        recorded = _record(model, inputs, excluded, on_specialisation)
+        gm = recorded.recording.graph_module
+        restore_flags(gm, flags)
+        _PIPELINE(gm)
+        with evaluating(gm):
+            proof = prove.prove(recorded.recording, model, *inputs, leaves=recorded.is_leaf)
+    set_state(gm, any_batch=proof.batch)
+    _judge(proof, recorded.recording.specialisations)
+    return gm
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    recording: Recording
+    excluded: frozenset[str]
+
+    def is_leaf(self, path: str, module: nn.Module) -> bool:
+        """Whether a module is kept whole."""
+        return path in self.excluded
+
+
+def _record(
+    model: nn.Module, inputs: Inputs, excluded: frozenset[str], on_specialisation: str
+) -> _Recorded:
+    """Record, and record again with more leaves while Python decides on values in modules."""
+    while True:
+        made = _recorded(model, inputs, excluded)
+        deciding = [s for s in made.recording.specialisations if s.kind == "value"]
+        if deciding and on_specialisation == "error":
+            _refuse(deciding)
+        more = {s.module_path for s in deciding} - excluded - {""}
+        if on_specialisation != "leaf" or not more:
+            return made
+        excluded |= more
+
+
+def _recorded(model: nn.Module, inputs: Inputs, excluded: frozenset[str]) -> _Recorded:
+    made = _Recorded(record(model, *inputs, leaves=lambda path, _: path in excluded), excluded)
+    set_state(
+        made.recording.graph_module,
+        facts=frozenset({Fact.RECORDED}),
+        specialisations=made.recording.specialisations,
+        excluded=tuple(sorted(excluded)),
+    )
+    return made
+
+
+def _refuse(deciding: list[Specialisation]) -> None:
+    first = deciding[0]
+    raise TraceError(
+        "FXQ120",
+        f"Python decides on the value of a tensor ({first.what}): the graph would hold for some "
+        "inputs only",
+        at=_place(first),
+        fix='on_specialisation="leaf" keeps the module with the decision whole, "warn" accepts it',
+    )
+
+
+def _judge(proof: prove.Proof, specialisations: tuple[Specialisation, ...]) -> None:
+    """Refuse a graph that is wrong, warn of one that is narrow."""
+    values = [s for s in specialisations if s.kind == "value"]
+    sizes = [s for s in specialisations if s.kind != "value"]
+    if proof.same and (proof.values or values) and (proof.batch or sizes or values):
+        narrow = values + ([] if proof.batch else sizes)
+        if narrow:
+            warnings.warn(_narrowness(narrow), SpecialisationWarning, stacklevel=3)
+        return
+    inputs = "the dummy input" if not proof.same else "other values"
+    if proof.same and proof.values:
+        inputs = "another batch size"
+    raise TraceError(
+        "FXQ121",
+        f"the graph does not compute what the model computes on {inputs}: {proof.why}",
+        at=proof.at,
+        fix="keep the module that computes it whole: modules_to_exclude=[...]",
+    )
+
+
+def _narrowness(found: list[Specialisation]) -> str:
+    lines = [f"  {_place(s)}: {s.kind} looked at by {s.what}" for s in found]
+    shown = lines[:10] + ([f"  and {len(lines) - 10} more"] if len(lines) > 10 else [])
+    return (
+        "the prepared graph holds the decisions that Python took on the dummy input:\n"
+        + "\n".join(shown)
+        + '\nfix: pass on_specialisation="leaf" to keep the modules that decide whole'
+    )
+
+
+def _place(found: Specialisation) -> str:
+    where = str(found.source) if found.source else "an unknown line"
+    return f"{where} in {found.module_path}" if found.module_path else where
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[dict[str, bool]]:
+    """The model in evaluation; yields its training flags by path and puts them back."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    flags = {path: module.training for path, module in modules.items()}
+    try:
+        for module in modules.values():
+            # not .eval(): a model may override train() to keep parts frozen
+            module.training = False
+        yield flags
+    finally:
+        for path, module in modules.items():
+            module.training = flags[path]
+
+
+def restore_flags(model: nn.Module, flags: dict[str, bool]) -> None:
+    """Give a copy of a model the training flags of the original, by path."""
+    for path, module in model.named_modules(remove_duplicate=False):
+        if path in flags:
+            module.training = flags[path]

@@ -1,0 +1,90 @@
+"""Progress of the command line: rich if installed and somebody watches, else lines."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import TracebackType
+
+_EVERY = 5.0  # seconds between two plain lines of one bar
+
+
+class Progress:
+    """Steps, bars and warnings on standard error.
+
+    Args:
+        quiet: say nothing but warnings.
+        stream: where lines go; standard error by default.
+    """
+
+    def __init__(self, *, quiet: bool = False, stream: TextIO | None = None) -> None:
+        self._quiet = quiet
+        self._stream = stream if stream is not None else sys.stderr
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stream.flush()
+
+    def step(self, text: str) -> None:
+        """Say what begins now."""
+        if not self._quiet:
+            self._line(f"{text} ...")
+
+    def warn(self, message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        """Show a warning as one line; has the signature of `warnings.showwarning`."""
+        self._line(f"warning: {message}")
+
+    @contextmanager
+    def bar(self, text: str, total: int | None) -> Iterator[Callable[[int], None]]:
+        """A bar of ``total`` steps; yields what sets the number of steps done."""
+        rich = _rich() if self._stream.isatty() and not self._quiet else None
+        if rich is None:
+            yield self._plain(text, total)
+            return
+        columns = rich.Progress(transient=True, console=_console(self._stream))
+        with columns:
+            task = columns.add_task(text, total=total)
+            yield lambda done: columns.update(task, completed=done)
+
+    def _plain(self, text: str, total: int | None) -> Callable[[int], None]:
+        last = time.monotonic()
+        end = "" if total is None else f"/{total}"
+
+        def advance(done: int) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if not self._quiet and (done == total or now - last >= _EVERY):
+                last = now
+                self._line(f"{text}: batch {done}{end}")
+
+        return advance
+
+    def _line(self, text: str) -> None:
+        self._stream.write(text + "\n")
+        self._stream.flush()
+
+
+def _rich() -> Any:
+    try:
+        import rich.progress
+    except ImportError:  # an extra
+        return None
+    return rich.progress
+
+
+def _console(stream: TextIO) -> Any:
+    from rich.console import Console
+
+    return Console(file=stream)

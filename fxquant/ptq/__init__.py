@@ -1,0 +1,1 @@
+"""Post-training techniques: better weights and ranges without training."""

@@ -1,0 +1,372 @@
+"""`AffineQuantizer`: a grid of integers with a learnable range, and what is kept beside it.
+
+The range (`min`, `max`) is the only state. Not-a-number means "not calibrated", so a state dict
+restores that as well, bit for bit. Step and zero point are computed from the range and kept until
+the range changes, which is seen by the version counter that every write through PyTorch advances
+(writes through `.data` do not; use `torch.no_grad()` instead).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from fxquant.errors import QuantizationError
+from fxquant.quantization import kernels, traced
+from fxquant.quantization.analyzers import EncodingAnalyzer, MinMax
+from fxquant.quantization.base import QuantizerBase, float32
+from fxquant.quantization.encodings import AffineEncoding
+from fxquant.quantization.grid import AffineGrid, Factors
+from fxquant.quantization.layout import Layout
+from fxquant.quantization.tensor import DequantizedTensor, attach, plain
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fxquant.quantization.analyzers import Statistics
+
+
+@dataclass(slots=True)
+class Known:
+    """What follows from the range: kept until the range changes."""
+
+    key: tuple[Any, ...] | None
+    low: Tensor
+    high: Tensor
+    grid: AffineGrid
+    params: kernels.Affine | None = None
+    encoding: AffineEncoding | None = None
+    _factors: Factors | None = None
+
+    def factors(self) -> Factors:
+        """What turns sums over the tensor into gradients of the range."""
+        if self._factors is None:
+            scale = self.low if self.encoding is None else self.encoding.scale
+            with torch.no_grad():
+                self._factors = self.grid.factors(self.low.detach(), self.high.detach(), scale)
+        return self._factors
+
+
+class AffineQuantizer(QuantizerBase):
+    """A grid of integers over a learnable range.
+
+    Args:
+        shape: one range for each element of this shape, laid against the tensor from the right.
+        bitwidth: bits of the grid, 2 to 32.
+        symmetric: True pins the zero point to the middle of the grid.
+        encoding_analyzer: how a range is chosen from observed tensors; min-max by default.
+        qmin: smallest integer, instead of `bitwidth`.
+        qmax: largest integer, instead of `bitwidth`.
+        signed: True for integers from `-2 ** (bitwidth - 1)`; as `symmetric` by default.
+        block_size: elements per block along each axis of `shape`, -1 to derive it; or None.
+
+    Attributes:
+        min: lower end of the range, a float32 parameter of `shape`; NaN before calibration.
+        max: upper end of the range.
+    """
+
+    min: nn.Parameter
+    max: nn.Parameter
+
+    def __init__(
+        self,
+        shape: Sequence[int] = (),
+        bitwidth: int | None = None,
+        symmetric: bool = False,
+        encoding_analyzer: EncodingAnalyzer | None = None,
+        *,
+        qmin: int | None = None,
+        qmax: int | None = None,
+        signed: bool | None = None,
+        block_size: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        self._grid = grid_of(bitwidth, qmin, qmax, signed, symmetric)
+        self._layout = Layout(tuple(shape), None if block_size is None else tuple(block_size))
+        self._single = self._layout.single
+        self.encoding_analyzer: EncodingAnalyzer = encoding_analyzer or MinMax()
+        self._statistics: Statistics | None = None
+        self._known: Known | None = None
+        for name in ("min", "max"):
+            unknown = torch.full(self._layout.shape, torch.nan, dtype=torch.float32)
+            self.register_parameter(name, nn.Parameter(unknown))
+
+    # the grid ------------------------------------------------------------------------------------
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the ranges."""
+        return self._layout.shape
+
+    @property
+    def block_size(self) -> tuple[int, ...] | None:
+        """Elements per block along each axis, or None."""
+        return self._layout.block_size
+
+    @property
+    def grid(self) -> AffineGrid:
+        """The integers and whether they are symmetric."""
+        return self._grid
+
+    @property
+    def qmin(self) -> int:
+        """Smallest integer."""
+        return self._grid.qmin
+
+    @property
+    def qmax(self) -> int:
+        """Largest integer."""
+        return self._grid.qmax
+
+    @property
+    def bitwidth(self) -> int:
+        """Bits of the grid; setting it keeps signedness and range."""
+        return self._grid.bits
+
+    @bitwidth.setter
+    def bitwidth(self, bits: int) -> None:
+        self._set_grid(AffineGrid.of_bits(bits, signed=self.signed, symmetric=self.symmetric))
+
+    @property
+    def signed(self) -> bool:
+        """True if there are negative integers; setting it keeps the number of steps."""
+        return self._grid.signed
+
+    @signed.setter
+    def signed(self, signed: bool) -> None:
+        if signed != self.signed:
+            shift = 2 ** (self.bitwidth - 1) * (-1 if signed else 1)
+            self._set_grid(AffineGrid(self.qmin + shift, self.qmax + shift, self.symmetric))
+
+    @property
+    def symmetric(self) -> bool:
+        """True if the zero point is pinned to the middle; setting it keeps the range."""
+        return self._grid.symmetric
+
+    @symmetric.setter
+    def symmetric(self, symmetric: bool) -> None:
+        self._set_grid(AffineGrid(self.qmin, self.qmax, symmetric))
+
+    def _set_grid(self, grid: AffineGrid) -> None:
+        self._grid = grid
+        self._forget()
+
+    # the range -----------------------------------------------------------------------------------
+
+    def set_range(
+        self, min: Tensor | float | None = None, max: Tensor | float | None = None
+    ) -> None:
+        """Set one or both ends of the range; numbers and smaller shapes are broadcast."""
+        with torch.no_grad():
+            for end, value in ((self.min, min), (self.max, max)):
+                if value is None:
+                    continue
+                given = torch.as_tensor(value, dtype=torch.float32, device=end.device).detach()
+                if not torch.isfinite(given).all():
+                    what = f"a range cannot end at {value}"
+                    raise QuantizationError("FXQ409", what, at=self.where, fix="use finite numbers")
+                end.copy_(given.expand(end.shape))
+
+    def widen(self, least: Tensor) -> None:
+        """Raise the upper end of ranges whose step is smaller than `least`, `[S]` or as many."""
+        scale = self.get_scale()
+        if scale is None or self.block_size is not None or least.numel() != scale.numel():
+            return
+        least, grid = least.reshape(self.shape), self._grid
+        with torch.no_grad():
+            if grid.symmetric:
+                wide = least * (grid.qmax - grid.middle)
+            else:
+                wide = least * grid.steps + self.min.clamp(max=0.0)
+            self.max.copy_(torch.where(scale < least, wide, self.max))
+
+    def is_initialized(self) -> bool:
+        """True if every range is known."""
+        return self._state().params is not None
+
+    def get_scale(self) -> Tensor | None:
+        """Step of the grid, float32 of the quantizer's shape, or None before calibration."""
+        encoding = self._state().encoding
+        return None if encoding is None else encoding.scale
+
+    def get_offset(self) -> Tensor | None:
+        """Minus the zero point, float32 of the quantizer's shape, or None before calibration."""
+        encoding = self._state().encoding
+        return None if encoding is None else encoding.offset
+
+    def get_encodings(self) -> AffineEncoding | None:
+        """What the integers mean, or None before calibration."""
+        return self._state().encoding
+
+    @classmethod
+    def from_encodings(cls, encoding: AffineEncoding) -> AffineQuantizer:
+        """A quantizer with this grid; the range is that of the encoding."""
+        quantizer = cls(
+            encoding.shape,
+            symmetric=encoding.symmetry,
+            qmin=encoding.qmin,
+            qmax=encoding.qmax,
+            block_size=encoding.block_size,
+        ).to(encoding.scale.device)
+        quantizer.set_range(encoding.min, encoding.max)
+        return quantizer
+
+    def _state(self) -> Known:
+        low: Tensor = self._parameters["min"]  # type: ignore[assignment]
+        high: Tensor = self._parameters["max"]  # type: ignore[assignment]
+        key = _stamp(low, high)
+        known = self._known
+        if known is None or key is None or known.key != key or known.low is not low:
+            known = self._known = self._work_out(key, low, high)
+        return known
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _work_out(self, key: tuple[Any, ...] | None, low: Tensor, high: Tensor) -> Known:
+        grid, layout = self._grid, self._layout
+        scale = self._scale(low.detach().float(), high.detach().float())
+        if not scale.is_meta and bool(scale.isnan().any()):
+            return Known(key, low, high, grid)
+        zero = grid.zero_point(low.detach(), scale)
+        params = kernels.affine(
+            layout.spread(scale),
+            layout.spread(zero),
+            grid.qmin,
+            grid.qmax,
+            single=layout.single,
+            centred=grid.symmetric and grid.middle == 0,
+        )
+        return Known(key, low, high, grid, params, self._encoding(scale, 0.0 - zero))
+
+    def _scale(self, low: Tensor, high: Tensor) -> Tensor:
+        return self._grid.scale(low, high)
+
+    def _encoding(self, scale: Tensor, offset: Tensor) -> AffineEncoding:
+        grid = self._grid
+        return AffineEncoding(
+            scale, offset, grid.qmin, grid.qmax, grid.symmetric, self._layout.block_size
+        )
+
+    def _forget(self) -> None:
+        self._known = None
+
+    # using it ------------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The tensor on the grid, or the tensor itself while observing."""
+        if self._observing:
+            if self._overwritable:
+                self._observe(x)
+            return x
+        if torch.compiler.is_compiling():
+            return self._traced(x)
+        known = self._state()
+        return self._attach(self._run(x, known), known.encoding)
+
+    def _traced(self, x: Tensor) -> Tensor:
+        grid, layout = self._grid, self._layout
+        scale = self._scale(self.min, self.max)
+        if grid.symmetric:
+            zero = torch.full_like(scale, grid.middle)
+        else:
+            low = self.min.clamp(max=0.0) / scale
+            zero = (grid.qmin - traced.straight_through_round(low)).clamp(grid.qmin, grid.qmax)
+        y = self._traced_step(layout.split(float32(x)), layout.spread(scale), layout.spread(zero))
+        return y.reshape(x.shape).to(x.dtype)
+
+    def _traced_step(self, x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+        return traced.quantize_dequantize(x, scale, zero, self.qmin, self.qmax)
+
+    def _attach(self, y: Tensor, encoding: AffineEncoding | None) -> Tensor:
+        return attach(y, encoding, DequantizedTensor)
+
+    def transform(self, x: Tensor) -> Tensor:
+        """The tensor on the grid as a plain tensor, in the precision of the input."""
+        return self._run(x, self._state())
+
+    def _run(self, x: Tensor, known: Known) -> Tensor:
+        params = known.params
+        if params is None:
+            raise self._uncalibrated()
+        if type(x) is not Tensor:
+            x = plain(x)
+        given = x.dtype
+        if given is not torch.float32:
+            self._check_float(x)
+            x = float32(x)
+        if self._single:
+            y = self._step(x, known, params)
+        else:
+            y = self._step(self._layout.split(x), known, params).reshape(x.shape)
+        return y if y.dtype is given else y.to(given)
+
+    def _step(self, x: Tensor, known: Known, params: kernels.Affine) -> Tensor:
+        if self._differentiable(x, known):
+            return kernels.apply(x, known.low, known.high, params, known.factors)
+        return kernels.quantize_dequantize(x, params)
+
+    def _differentiable(self, x: Tensor, known: Known) -> bool:
+        return torch.is_grad_enabled() and (
+            x.requires_grad or known.low.requires_grad or known.high.requires_grad
+        )
+
+    # observing -----------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        self._statistics = self.encoding_analyzer.start(self._layout)
+
+    def _stop(self) -> None:
+        self._statistics = None
+
+    def _observe(self, x: Tensor) -> None:
+        self._check_float(x)
+        if x.numel() == 0 or self._statistics is None:
+            return
+        with torch.inference_mode(False), torch.no_grad():
+            seen = float32(x.detach())
+            low, high = self._layout.extremes(seen)
+            self._check_finite(low, high)
+            self._statistics.update(seen, low, high)
+
+    def _finish(self) -> None:
+        found = None
+        if self._statistics is not None:
+            found = self.encoding_analyzer.range(self._statistics, self._grid)
+        if found is not None:
+            low, high = found
+            self.set_range(low.clamp(max=0.0), high.clamp(min=0.0))
+
+    def extra_repr(self) -> str:
+        """Shape, block size and grid."""
+        block = "" if self.block_size is None else f"block_size={self.block_size}, "
+        return (
+            f"shape={self.shape}, {block}qmin={self.qmin}, qmax={self.qmax}, "
+            f"symmetric={self.symmetric}"
+        )
+
+
+def grid_of(
+    bits: int | None, qmin: int | None, qmax: int | None, signed: bool | None, symmetric: bool
+) -> AffineGrid:
+    if qmin is not None or qmax is not None:
+        if bits is not None or signed is not None or qmin is None or qmax is None:
+            raise QuantizationError(
+                "FXQ410",
+                "a grid is given by bitwidth (and signed) or by qmin and qmax",
+                fix="pass bitwidth=8, or qmin=-127 and qmax=127",
+            )
+        return AffineGrid(qmin, qmax, symmetric)
+    return AffineGrid.of_bits(
+        8 if bits is None else bits,
+        signed=symmetric if signed is None else signed,
+        symmetric=symmetric,
+    )
+
+
+def _stamp(low: Tensor, high: Tensor) -> tuple[Any, ...] | None:
+    if low.is_inference() or high.is_inference():
+        return None  # has no version counter
+    return low._version, high._version, low.data_ptr(), high.data_ptr()

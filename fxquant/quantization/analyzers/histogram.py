@@ -1,0 +1,124 @@
+"""Histograms that grow with the data and do not depend on the order in which the data came.
+
+Bins are `2 ** e` wide and aligned to zero. When a value falls outside, neighbouring bins are merged
+in pairs until everything fits, and merging is exact: `floor(x / 2w)` is `floor(x / w) // 2`. The
+final width follows from the smallest and the largest value alone, so any order, any cut into
+batches and any merging of histograms of parts give the same counts. Histograms that re-bin by
+interpolation do not: what they end with depends on which batch came first.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from fxquant.quantization.layout import Layout
+
+_CHUNK = 1 << 20  # elements that are turned into bin numbers at a time
+# powers of two at which scaling stays exact in float32
+_SMALLEST, _LARGEST = -110, 120
+
+
+class Histogram:
+    """One histogram for every range, `bins` bins each; the span always includes zero.
+
+    Attributes:
+        counts: int64 `[R, bins]`.
+        first: number of the first bin, in multiples of the width, int64 `[R]`.
+        exponent: the width of a bin is `2 ** exponent`, int64 `[R]`.
+        low: smallest value seen, `[R]`.
+        high: largest value seen, `[R]`.
+    """
+
+    def __init__(self, layout: Layout, bins: int) -> None:
+        self.layout = layout
+        self.bins = bins
+        rows = math.prod(layout.shape)
+        self.counts = torch.zeros(rows, bins, dtype=torch.int64)
+        self.first = torch.zeros(rows, dtype=torch.int64)
+        self.exponent = torch.full((rows,), _SMALLEST)
+        self.low = torch.zeros(rows, dtype=torch.float64)
+        self.high = torch.zeros(rows, dtype=torch.float64)
+        self.empty = True
+
+    @property
+    def width(self) -> Tensor:
+        """Width of a bin, float64 `[R]`."""
+        return torch.exp2(self.exponent.double())
+
+    @property
+    def middles(self) -> Tensor:
+        """Middle of every bin, float64 `[R, bins]`."""
+        numbers = torch.arange(self.bins, device=self.first.device) + self.first.unsqueeze(1)
+        return (numbers.double() + 0.5) * self.width.unsqueeze(1)
+
+    def update(self, x: Tensor, low: Tensor, high: Tensor) -> None:
+        """Count the elements of one tensor."""
+        if self.empty and self.counts.device != x.device:
+            for name in ("counts", "first", "exponent", "low", "high"):
+                setattr(self, name, getattr(self, name).to(x.device))
+        self.grow(low.reshape(-1).double(), high.reshape(-1).double())
+        rows = self.layout.rows(x)
+        step = max(1, _CHUNK // rows.shape[0])
+        for start in range(0, rows.shape[1], step):
+            self._count(rows[:, start : start + step])
+
+    def merge(self, other: Histogram) -> None:
+        """Take in what another histogram of the same shape has seen; exact and order-free."""
+        if other.empty:
+            return
+        self.grow(other.low, other.high)
+        moved = _rebinned(other.counts, other.first, other.exponent, self.first, self.exponent)
+        self.counts = self.counts + moved
+
+    def grow(self, low: Tensor, high: Tensor) -> None:
+        """Merge bins until `[low, high]` fits: `[R], [R]`."""
+        seen_low, seen_high = low, high
+        if not self.empty:
+            seen_low, seen_high = torch.minimum(self.low, low), torch.maximum(self.high, high)
+        self.low, self.high, self.empty = seen_low, seen_high, False
+        first, exponent = _bins_for(seen_low.clamp(max=0.0), seen_high.clamp(min=0.0), self.bins)
+        if not torch.equal(first, self.first) or not torch.equal(exponent, self.exponent):
+            self.counts = _rebinned(self.counts, self.first, self.exponent, first, exponent)
+            self.first, self.exponent = first, exponent
+
+    def _count(self, rows: Tensor) -> None:
+        scale = torch.exp2(-self.exponent.to(rows.dtype))
+        first = self.first.to(rows.dtype)
+        if rows.shape[0] > 1:
+            scale, first = scale.unsqueeze(1), first.unsqueeze(1)
+        numbers = torch.mul(rows, scale).floor_().sub_(first).to(torch.int32)
+        if rows.shape[0] > 1:
+            starts = torch.arange(rows.shape[0], dtype=torch.int32, device=rows.device)
+            numbers += starts.unsqueeze(1) * self.bins
+        found = torch.bincount(numbers.reshape(-1), minlength=self.counts.numel())
+        self.counts += found.reshape(self.counts.shape)
+
+
+def _bins_for(low: Tensor, high: Tensor, bins: int) -> tuple[Tensor, Tensor]:
+    """First bin and exponent of the narrowest bins that cover `[low, high]`: `[R] -> [R], [R]`."""
+    span = (high - low).clamp(min=2.0**-140)
+    exponent = (torch.frexp(span / bins).exponent.long() - 1).clamp(_SMALLEST, _LARGEST)
+    while True:
+        width = torch.exp2(exponent.double())
+        first, last = torch.floor(low / width).long(), torch.floor(high / width).long()
+        wide = last - first >= bins
+        if not bool(wide.any()):
+            return first, exponent
+        exponent = exponent + wide.long()
+
+
+def _rebinned(
+    counts: Tensor, first: Tensor, exponent: Tensor, new_first: Tensor, new_exponent: Tensor
+) -> Tensor:
+    """Counts `[R, bins]` in the wider bins of another histogram."""
+    shift = (new_exponent - exponent).clamp(0, 62).unsqueeze(1)
+    numbers = torch.arange(counts.shape[1], device=counts.device) + first.unsqueeze(1)
+    target = (numbers >> shift) - new_first.unsqueeze(1)
+    # bins that lie outside are empty
+    target = target.clamp(0, counts.shape[1] - 1)
+    return torch.zeros_like(counts).scatter_add_(1, target, counts)

@@ -1,0 +1,279 @@
+"""validate_model: the guidelines of a quantizable network, each breach with its place and its fix.
+
+A check only looks at the recorded graph. The network itself runs once, to be recorded; a prepared
+network does not even do that.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import fx, nn
+
+from fxquant import ops
+from fxquant.errors import TraceError
+from fxquant.graph.meta import TensorSpec, module_path, source, spec
+from fxquant.graph.passes import set_state, state_of
+from fxquant.graph.select import Selector, select
+from fxquant.graph.structure import leaves
+from fxquant.graph.trace import record
+from fxquant.prepare import call_arguments, evaluating, is_prepared
+from fxquant.text import table
+
+Severity: TypeAlias = Literal["error", "warning", "note"]
+
+_PREPARE = "run prepare_model(model, dummy_input) first"
+_SHOWN = 60
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One breach of a guideline, or one thing worth knowing.
+
+    Attributes:
+        code: stable identifier of the guideline.
+        severity: "error" breaks a step that follows, "warning" may, "note" does not.
+        what: one sentence.
+        node: name in the graph.
+        module: path of the module.
+        at: the user's file and line.
+        fix: what to do about it.
+    """
+
+    code: str
+    severity: Severity
+    what: str
+    node: str = ""
+    module: str = ""
+    at: str = ""
+    fix: str = ""
+
+
+Check: TypeAlias = Callable[[fx.GraphModule], Iterable[Finding]]
+
+
+@dataclass(frozen=True)
+class ValidationReport:
+    """All findings; truthy when none of them is an error.
+
+    Example:
+        >>> report = validate_model(nn.Sequential(nn.ReLU()), torch.ones(1, 2))
+        >>> bool(report), str(report)
+        (True, 'the model follows all guidelines')
+    """
+
+    findings: tuple[Finding, ...] = ()
+
+    def __bool__(self) -> bool:
+        return not self.errors
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        """The findings that break a later step."""
+        return tuple(f for f in self.findings if f.severity == "error")
+
+    def __str__(self) -> str:
+        if not self.findings:
+            return "the model follows all guidelines"
+        heads = ("code", "severity", "what", "module", "line")
+        rows = [(f.code, f.severity, f.what, f.module, f.at) for f in self.findings]
+        more = [f"and {len(rows) - _SHOWN} more"] if len(rows) > _SHOWN else []
+        fixes = dict.fromkeys((f.code, f.fix) for f in self.findings if f.fix)
+        advice = [f"{code}: {fix}" for code, fix in fixes]
+        return "\n".join([table(heads, rows[:_SHOWN]), *more, *advice])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data."""
+        return {"valid": bool(self), "findings": [asdict(f) for f in self.findings]}
+
+    def to_json(self) -> str:
+        """The report as JSON."""
+        return json.dumps(self.to_dict(), indent=2)
+
+
+class ModelValidator:
+    """Runs checks on models; each validator has a list of its own.
+
+    Args:
+        checks: the checks to begin with; default: all guidelines.
+
+    Example:
+        >>> validator = ModelValidator()
+        >>> validator.add_check(lambda gm: [Finding("X1", "note", f"{len(gm.graph.nodes)} nodes")])
+        >>> print(validator.validate_model(nn.ReLU(), torch.ones(1)).findings[-1].what)
+        3 nodes
+    """
+
+    def __init__(self, checks: Iterable[Check] | None = None) -> None:
+        self.checks = list(GUIDELINES if checks is None else checks)
+
+    def add_check(self, check: Check) -> None:
+        """Add a check: a function from a recorded graph to findings."""
+        self.checks.append(check)
+
+    def validate_model(
+        self,
+        model: nn.Module,
+        dummy_input: Any,
+        *,
+        modules_to_exclude: Iterable[Selector] | Selector = (),
+    ) -> ValidationReport:
+        """Look at a model; see `validate_model`."""
+        args, kwargs = call_arguments(dummy_input)
+        if is_prepared(model) and isinstance(model, fx.GraphModule):
+            gm = model
+        else:
+            excluded = select(model, modules_to_exclude)
+            try:
+                with evaluating(model):
+                    recording = record(model, args, kwargs, leaves=lambda p, _: p in excluded)
+            except TraceError as e:
+                return ValidationReport((_from_error(e),))
+            gm = recording.graph_module
+            set_state(gm, specialisations=recording.specialisations)
+        return ValidationReport(tuple(f for check in self.checks for f in check(gm)))
+
+
+def validate_model(
+    model: nn.Module, dummy_input: Any, *, modules_to_exclude: Iterable[Selector] | Selector = ()
+) -> ValidationReport:
+    """Whether a model follows the guidelines of quantization, and where not.
+
+    Args:
+        model: a model, prepared or not.
+        dummy_input: a tensor, a tuple of positional inputs or a dict of keyword inputs.
+        modules_to_exclude: modules that are not looked into: instances, classes, paths with `*`.
+
+    Returns:
+        A report that is truthy when no guideline is broken, prints as a table and gives JSON.
+
+    Raises:
+        SelectorError: an entry of `modules_to_exclude` matches nothing.
+    """
+    return ModelValidator().validate_model(
+        model, dummy_input, modules_to_exclude=modules_to_exclude
+    )
+
+
+def _from_error(error: TraceError) -> Finding:
+    return Finding(
+        error.code, "error", error.what, at=str(error.at or ""), fix=str(error.fix or "")
+    )
+
+
+def _finding(code: str, severity: Severity, node: fx.Node, what: str, fix: str = "") -> Finding:
+    path = str(node.target) if node.op == "call_module" else module_path(node)
+    return Finding(code, severity, what, node.name, path, str(source(node) or ""), fix)
+
+
+# --- the guidelines ------------------------------------------------------------------------------
+
+
+def functionals(gm: fx.GraphModule) -> Iterator[Finding]:
+    """Tensor operations that are functions, operators or methods instead of modules."""
+    for node in gm.graph.nodes:
+        if node.op not in ("call_function", "call_method"):
+            continue
+        row = ops.row_of(node, gm)
+        if row is not None:
+            what = f"{row.name} is called as a function ({_spelled(node)})"
+            reasons = [s.reason for s in state_of(gm).skips if s.node == node.name]
+            why = f": {reasons[-1]}" if reasons else ""
+            yield _finding("FXQ130", "error", node, what + why, _PREPARE)
+
+
+def reused_modules(gm: fx.GraphModule) -> Iterator[Finding]:
+    """Modules that are called more than once."""
+    calls: dict[int, list[fx.Node]] = {}
+    for node in gm.graph.nodes:
+        if node.op == "call_module":
+            calls.setdefault(id(gm.get_submodule(str(node.target))), []).append(node)
+    for nodes in calls.values():
+        if len(nodes) > 1:
+            what = f"module {nodes[0].target!r} is called {len(nodes)} times"
+            yield _finding("FXQ131", "error", nodes[1], what, _PREPARE)
+
+
+def decisions(gm: fx.GraphModule) -> Iterator[Finding]:
+    """Python that decided on the value of a tensor, or on a size that may change."""
+    state = state_of(gm)
+    for found in state.specialisations:
+        line = str(found.source or "")
+        if found.kind == "value":
+            what = f"Python decides on a tensor's value ({found.what})"
+            fix = 'keep the module whole: on_specialisation="leaf" or modules_to_exclude'
+            yield Finding("FXQ132", "error", what, "", found.module_path, line, fix)
+        elif not state.any_batch:
+            what = f"the graph holds for this batch size only ({found.what})"
+            fix = "compute with tensors what the line computes with sizes"
+            yield Finding("FXQ133", "error", what, "", found.module_path, line, fix)
+        else:
+            what = f"Python decides on a size ({found.what})"
+            yield Finding("FXQ133", "note", what, "", found.module_path, line)
+
+
+def inputs_and_outputs(gm: fx.GraphModule) -> Iterator[Finding]:
+    """Inputs and outputs that are no tensors."""
+    for node in gm.graph.nodes:
+        if node.op == "placeholder" and not isinstance(spec(node), TensorSpec):
+            kind = type(spec(node)).__name__
+            what = f"input {node.target!r} is no tensor but of type {kind}"
+            yield _finding("FXQ134", "note", node, what)
+    result = gm.graph.output_node().args[0]
+    if any(not isinstance(leaf, fx.Node) for _, leaf in leaves(result)):
+        what = "an output is a plain value"
+        yield _finding("FXQ134", "note", gm.graph.output_node(), what)
+
+
+def operators_without_row(gm: fx.GraphModule) -> Iterator[Finding]:
+    """Operations that fxquant does not know: they stay in floating point."""
+    for node in gm.graph.nodes:
+        if not isinstance(spec(node), TensorSpec) or node.op in ("placeholder", "get_attr"):
+            continue
+        if node.op == "output" or ops.row_of(node, gm) is not None:
+            continue
+        name = _spelled(node)
+        if node.op == "call_module":
+            name = type(gm.get_submodule(str(node.target))).__name__
+        what = f"{name} has no row in the operator table and stays in floating point"
+        yield _finding("FXQ135", "note", node, what, "register_op(Op(...)) gives it a row")
+
+
+def dtypes(gm: fx.GraphModule) -> Iterator[Finding]:
+    """Floating-point types other than float32."""
+    for node in gm.graph.nodes:
+        found = spec(node)
+        if node.op == "output" or not isinstance(found, TensorSpec):
+            continue
+        if not found.dtype.is_floating_point or found.dtype is torch.float32:
+            continue
+        if any(_dtype(n) is found.dtype for n in node.all_input_nodes):
+            continue  # told where it began
+        name = str(found.dtype).removeprefix("torch.")
+        fix = "compute in float32: model.float(), or .to(torch.float32) at this line"
+        yield _finding("FXQ136", "warning", node, f"the value is {name}", fix)
+
+
+def _dtype(node: fx.Node) -> torch.dtype | None:
+    found = spec(node)
+    return found.dtype if isinstance(found, TensorSpec) else None
+
+
+def _spelled(node: fx.Node) -> str:
+    if node.op == "call_method":
+        return f".{node.target}()"
+    return str(getattr(node.target, "__name__", node.target))
+
+
+GUIDELINES: tuple[Check, ...] = (
+    functionals,
+    reused_modules,
+    decisions,
+    inputs_and_outputs,
+    operators_without_row,
+    dtypes,
+)

@@ -1,0 +1,66 @@
+"""Tolerances: derived from the number and size of what is added, and never wider than stated."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from fxquant.onnx.noise import ISLAND_SLACK, UNIT, WIDEST, Tolerance, tolerances
+from tests.onnx.qdq import Graph
+
+
+def tolerance_of(g: Graph, output: ir.Value, name: str) -> Tolerance:
+    return tolerances(g.model(output), [name], {"x": 3.0})[name]
+
+
+def test_a_sum_of_products_is_bounded_by_its_largest_partial_sum() -> None:
+    g = Graph(x=("batch", 8, 8, 8))
+    x = g.quantized("in", g["x"], 0.02, 128)
+    y = g.quantized("conv", g.conv("conv", x, 0.02, (8, 8, 3, 3)), 0.5, 128)
+    weight = g.constants["conv.weight"].const_value
+    scale = g.constants["conv.weight_scale"].const_value
+    bias = g.constants["conv.bias"].const_value
+    assert weight is not None
+    assert scale is not None
+    assert bias is not None
+    norms = np.abs(weight.numpy().astype(np.float64)).sum((1, 2, 3)) * scale.numpy()
+    biases = np.abs(bias.numpy()) * scale.numpy() * np.float32(0.02)
+    largest = 128 * 0.02 * norms.max() + biases.max()
+    expected = 2 * UNIT * largest / 0.5 + 2 * UNIT * 255
+    found = tolerance_of(g, y, "conv_q")
+    assert found.tie == pytest.approx(expected, rel=1e-5)
+    assert found.drift == found.tie, "a sum of products is no float island"
+
+
+def test_values_that_only_move_have_no_noise_but_that_of_the_division() -> None:
+    g = Graph(x=("batch", 8, 8, 8))
+    x = g.quantized("in", g["x"], 0.02, 128)
+    y = g.quantized("pool", g.op("MaxPool", "pool", x, kernel_shape=[2, 2]), 0.02, 128)
+    assert tolerance_of(g, y, "pool_q").tie == pytest.approx(2 * UNIT * 255)
+
+
+def test_a_float_island_may_drift_by_a_stated_part_of_a_step() -> None:
+    g = Graph(x=("batch", 8))
+    x = g.quantized("in", g["x"], 0.02, 128)
+    y = g.quantized("gelu", g.op("Gelu", "gelu", x), 0.02, 10)
+    found = tolerance_of(g, y, "gelu_q")
+    assert found.tie < 2e-3
+    assert found.drift == ISLAND_SLACK
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_no_bound_excuses_more_than_a_sixteenth_of_a_step_of_eight_bits(dtype: type) -> None:
+    g = Graph(x=("batch", 8))
+    x = g.quantized("in", g["x"], 1.0, 128)
+    y = g.op("Mul", "mul", g.op("Mul", "square", x, x), g.constant("c", np.float32(1e3)))
+    y = g.quantized("mul", y, 1e-3, 0, dtype)
+    assert tolerance_of(g, y, "mul_q").tie == (WIDEST if dtype is np.uint8 else 0.5)
+
+
+def test_masks_are_no_magnitudes() -> None:
+    g = Graph(x=("batch", 8))
+    x = g.quantized("in", g["x"], 0.02, 128)
+    mask = g.constant("mask", np.array([0, -np.inf, -1e9, -3.4e38] * 2, np.float32))
+    y = g.op("Softmax", "softmax", g.op("Add", "add", x, mask))
+    assert tolerance_of(g, g.quantized("softmax", y, 1 / 255, 0), "softmax_q").tie < 5e-3

@@ -1,0 +1,213 @@
+"""Where quantizers go, as text, for the patterns that the rules speak of."""
+
+from __future__ import annotations
+
+from textwrap import dedent
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fxquant import QuantizationSimModel
+from fxquant.analysis.inspect import inspect_model
+
+
+def placed(model: nn.Module, x: Any, **kw: Any) -> str:
+    rows = inspect_model(model.eval(), x, **kw).rows
+    return "\n".join(" ".join(f"{r.module}: {r.output} {r.weight}".split()) for r in rows)
+
+
+def expect(model: nn.Module, x: Any, text: str, **kw: Any) -> None:
+    assert placed(model, x, **kw) == dedent(text).strip()
+
+
+class Branches(nn.Module):
+    """conv - bn - relu beside conv, a sum, a relu after the sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn = nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+        self.conv2, self.fc = nn.Conv2d(4, 4, 3, padding=1), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn(self.conv1(x)))
+        x = F.relu(self.conv2(x) + x)
+        return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def test_an_activation_lies_inside_its_producers_grid() -> None:
+    expect(
+        Branches(),
+        torch.randn(2, 3, 8, 8),
+        """
+        x_stub: uint8
+        conv1: float int8 x 4 channels
+        relu: uint8
+        conv2: uint8 int8 x 4 channels
+        add: float
+        relu_1: uint8
+        mean: uint8
+        fc: float int8 x 2 channels
+        """,
+    )
+
+
+def test_outputs_get_a_grid_on_request() -> None:
+    text = placed(Branches(), torch.randn(2, 3, 8, 8), config={"quantize_outputs": True})
+    assert text.endswith("fc: uint8 int8 x 2 channels")
+
+
+class Concat(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = F.max_pool2d(self.a(x), 2)
+        b = F.relu(self.b(x))[..., ::2, ::2]
+        return self.c(torch.cat([a, b], 1))  # type: ignore[no-any-return]
+
+
+def test_operands_of_a_concatenation_share_one_quantizer() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    sim = QuantizationSimModel(Concat().eval(), x)
+    a = sim.model.get_submodule("a").output_quantizers[0]
+    relu = sim.model.get_submodule("relu").output_quantizers[0]
+    cat = sim.model.get_submodule("cat").output_quantizers[0]
+    assert a is relu
+    assert a is cat
+    assert sim.model.get_submodule("b").output_quantizers[0] is None
+    sim.compute_encodings([x])
+    assert len({id(q) for q in sim.quantizers() if q is a}) == 1
+
+
+class Attention(nn.Module):
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        self.fused = fused
+        self.q, self.k, self.v = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        q, k, v = (f(x).view(x.size(0), -1, 2, 4).transpose(1, 2) for f in (self.q, self.k, self.v))
+        if self.fused:
+            return F.scaled_dot_product_attention(q, k, v, mask)
+        scores = q @ k.transpose(-1, -2) / 2 + mask
+        return scores.softmax(-1) @ v
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_second_operands_of_products_are_symmetric_and_scores_stay_float(fused: bool) -> None:
+    x, mask = torch.randn(2, 5, 8), torch.zeros(5, 5)
+    rows = {r.module: r.output for r in inspect_model(Attention(fused).eval(), (x, mask)).rows}
+    assert [rows[n] for n in ("q", "k", "v")] == ["uint8", "int8", "int8"]
+    assert rows["softmax"] == "uint8"
+    kept = [n for n in rows if n.startswith(("matmul", "scores", "div", "scale", "add", "mask"))]
+    assert {rows[n] for n in kept if n != "matmul_1"} == {"float"}
+    assert "mask_stub" not in rows
+
+
+class Islands(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.fc1, self.fc2 = nn.LayerNorm(8), nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.fc2(F.gelu(self.fc1(self.norm(x))))  # type: ignore[no-any-return]
+
+
+def test_float_islands_have_a_grid_only_where_integers_read_them() -> None:
+    expect(
+        Islands(),
+        torch.randn(2, 5, 8),
+        """
+        x_stub: uint8
+        norm: uint8
+        fc1: float int8 x 16 channels
+        gelu: uint8
+        fc2: uint8 int8 x 8 channels
+        add: uint8
+        """,
+    )
+
+
+class Table(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(10, 8), nn.Embedding(5, 8)
+        self.norm, self.fc = nn.LayerNorm(8), nn.Linear(8, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.words(ids) + self.places(torch.arange(ids.size(1)))
+        return self.fc(self.norm(x))  # type: ignore[no-any-return]
+
+
+def test_tables_are_stored_in_integers_and_their_sum_stays_float() -> None:
+    expect(
+        Table(),
+        torch.zeros(2, 5, dtype=torch.long),
+        """
+        words: float int8
+        places: float int8
+        add: float
+        norm: uint8
+        fc: float int8 x 3 channels
+        """,
+    )
+
+
+def test_no_quantizer_on_an_integer_tensor() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.fc(x)
+            best = y.argmax(-1)
+            mask = (best + best > 2).unsqueeze(-1)
+            return torch.where(mask, y, torch.zeros_like(y))
+
+    sim = QuantizationSimModel(Model().eval(), torch.randn(3, 4))
+    for node in sim.model.graph.nodes:
+        spec = node.meta.get("spec")
+        if node.op == "call_module" and hasattr(spec, "dtype") and not spec.dtype.is_floating_point:
+            module = sim.model.get_submodule(str(node.target))
+            assert not any(q is not None for q in getattr(module, "output_quantizers", ()))
+
+
+def test_tied_weights_share_their_quantizer() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(torch.relu(self.fc(x)))  # type: ignore[no-any-return]
+
+    sim = QuantizationSimModel(Tied().eval(), torch.randn(3, 4))
+    first = sim.model.get_submodule("fc").param_quantizers["weight"]
+    second = sim.model.get_submodule("fc_1").param_quantizers["weight"]
+    assert first is second
+
+
+def test_a_second_output_of_a_module_gets_its_own_grid() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm, self.fc = nn.LSTM(4, 6, batch_first=True), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out, _ = self.lstm(x)
+            return self.fc(out[:, -1])  # type: ignore[no-any-return]
+
+    expect(
+        Net(),
+        torch.randn(2, 5, 4),
+        """
+        lstm: uint8
+        getitem: uint8
+        fc: float int8 x 2 channels
+        """,
+    )
