@@ -35,7 +35,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@touch $@
 
 demo: $(VENV)/.installed
-	$(BIN)/python examples/digits_demo.py --out out
+	$(BIN)/python -m examples.digits_demo --out out
 
 test: $(VENV)/.installed
 	$(ONE) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not full" $(ARGS)
@@ -49,9 +49,9 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed
-	$(ONE) $(BIN)/python benchmarks/sim_speed.py
-	$(ONE) $(BIN)/python benchmarks/compile_speed.py
-	$(ONE) $(BIN)/python benchmarks/latency.py
+	$(ONE) $(BIN)/python -m benchmarks.sim_speed
+	$(ONE) $(BIN)/python -m benchmarks.compile_speed
+	$(ONE) $(BIN)/python -m benchmarks.latency
 
 clean:
 	rm -rf out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -23,7 +23,7 @@ from fxquant.graph.trace import Recording, record
 from fxquant.passes import PREPARE, PREPARED
 
 if TYPE_CHECKING:
-    from fxquant.graph.recorder import Specialisation
+    from fxquant.graph.looks import Specialisation
 
 Inputs: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 OnSpecialisation: TypeAlias = Literal["warn", "error", "leaf"]

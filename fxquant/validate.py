@@ -18,6 +18,7 @@ from fxquant import ops
 from fxquant.errors import TraceError
 from fxquant.graph.meta import TensorSpec, module_path, source, spec
 from fxquant.graph.passes import set_state, state_of
+from fxquant.graph.rewriter import computes_floats
 from fxquant.graph.select import Selector, select
 from fxquant.graph.structure import leaves
 from fxquant.graph.trace import record
@@ -232,9 +233,7 @@ def inputs_and_outputs(gm: fx.GraphModule) -> Iterator[Finding]:
 def operators_without_row(gm: fx.GraphModule) -> Iterator[Finding]:
     """Operations that fxquant does not know: they stay in floating point."""
     for node in gm.graph.nodes:
-        if not isinstance(spec(node), TensorSpec) or node.op in ("placeholder", "get_attr"):
-            continue
-        if node.op == "output" or ops.row_of(node, gm) is not None:
+        if not computes_floats(node) or ops.row_of(node, gm) is not None:
             continue
         name = _spelled(node)
         if node.op == "call_module":

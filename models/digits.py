@@ -9,6 +9,8 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING
 
+import torch
+
 from fxquant.models.bert import Bert
 from fxquant.models.convnext import ConvNeXt
 from fxquant.models.lstm import LstmClassifier
@@ -17,7 +19,15 @@ from fxquant.models.resnet import ResNet
 from fxquant.models.resnet import resnet18 as _resnet18
 from fxquant.models.squeezenet import SqueezeNet
 from fxquant.models.swin import Swin
-from fxquant.models.training import Recipe, as_images, as_rows, as_tokens, digits
+from fxquant.models.training import (
+    START,
+    Recipe,
+    as_images,
+    as_rows,
+    as_tokens,
+    digits,
+    token_pixels,
+)
 from fxquant.models.unet import UNet
 from fxquant.models.vit import VisionTransformer
 
@@ -36,7 +46,7 @@ def resnet18() -> ResNet:
 
 def mobilenet_v2() -> MobileNetV2:
     """MobileNet V2 of half the width, for 32×32 pixels."""
-    return MobileNetV2(num_classes=10, width_mult=0.5, strides=(2, 1, 2, 2, 1, 1, 2, 1))
+    return MobileNetV2(num_classes=10, width_mult=0.5, strides=(2, 1, 2, 1, 2, 1, 1, 1))
 
 
 def mobilenet_v3() -> MobileNetV3:
@@ -45,13 +55,23 @@ def mobilenet_v3() -> MobileNetV3:
 
 
 def vit() -> VisionTransformer:
-    """A vision transformer of 4 blocks of width 96, for 32×32 pixels in patches of 8×8."""
-    return VisionTransformer(image=32, patch=8, width=96, depth=4, heads=4, num_classes=10)
+    """A vision transformer of 3 blocks of width 96, for 32×32 pixels in patches of 16×16."""
+    model = VisionTransformer(image=32, patch=16, width=96, depth=3, heads=4, num_classes=10)
+    with torch.no_grad():
+        model.pos_embed *= 15  # few images: positions must be told apart from the start
+    return model
 
 
 def bert() -> Bert:
-    """An encoder of 3 layers of width 96 that reads an image as 65 tokens."""
-    return Bert(vocab=18, hidden=96, layers=3, heads=4, positions=65, num_labels=10)
+    """An encoder of 3 layers of width 96 that reads an image as 17 tokens."""
+    model = Bert(
+        vocab=START + 1, hidden=96, layers=3, heads=4, positions=17, num_labels=10, dropout=0.0
+    )
+    with torch.no_grad():  # few images: patches that look alike get vectors that look alike
+        pixels = token_pixels() - 0.3
+        model.embeddings.word_embeddings.weight[:START] = pixels @ torch.randn(4, 96)
+        model.embeddings.position_embeddings.weight.normal_(std=0.5)
+    return model
 
 
 def lstm() -> LstmClassifier:
@@ -82,15 +102,15 @@ def unet() -> UNet:
 _IMAGES = as_images(32)
 
 RECIPES: dict[str, Recipe] = {
-    "resnet18": Recipe(resnet18, _IMAGES, epochs=8),
-    "mobilenet_v2": Recipe(mobilenet_v2, _IMAGES, epochs=10),
-    "mobilenet_v3": Recipe(mobilenet_v3, _IMAGES, epochs=10),
-    "vit": Recipe(vit, _IMAGES, epochs=20, rate=1e-3),
-    "bert": Recipe(bert, as_tokens, epochs=20, rate=1e-3),
-    "lstm": Recipe(lstm, as_rows, epochs=20),
-    "convnext": Recipe(convnext, _IMAGES, epochs=10),
-    "swin": Recipe(swin, _IMAGES, epochs=10),
-    "squeezenet": Recipe(squeezenet, _IMAGES, epochs=15),
+    "resnet18": Recipe(resnet18, _IMAGES, epochs=15),
+    "mobilenet_v2": Recipe(mobilenet_v2, _IMAGES, epochs=14),
+    "mobilenet_v3": Recipe(mobilenet_v3, _IMAGES, epochs=10, rate=5e-3),
+    "vit": Recipe(vit, _IMAGES, epochs=40, rate=2e-3),
+    "bert": Recipe(bert, as_tokens, epochs=30, rate=1.5e-3),
+    "lstm": Recipe(lstm, as_rows, epochs=40, rate=5e-3),
+    "convnext": Recipe(convnext, _IMAGES, epochs=15),
+    "swin": Recipe(swin, _IMAGES, epochs=15, rate=2e-3),
+    "squeezenet": Recipe(squeezenet, _IMAGES, epochs=15, rate=1e-3),
 }
 
 

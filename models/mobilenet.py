@@ -72,6 +72,7 @@ class MobileNetV2(nn.Module):
         features.append(_conv(inp, last, 1, act=nn.ReLU6))
         self.features = nn.Sequential(*features)
         self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(last, num_classes))
+        self.apply(_init)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, in_channels, H, W] -> [N, num_classes]."""
@@ -202,6 +203,7 @@ class MobileNetV3(nn.Module):
             nn.Dropout(0.2, inplace=True),
             nn.Linear(hidden, num_classes),
         )
+        self.apply(_init)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, in_channels, H, W] -> [N, num_classes]."""
@@ -240,6 +242,16 @@ def _conv(
     conv = nn.Conv2d(inp, oup, kernel, stride, kernel // 2, groups=groups, bias=False)
     layers: list[nn.Module] = [conv, nn.BatchNorm2d(oup, eps=eps)]
     return nn.Sequential(*layers, *([act()] if act else []))
+
+
+def _init(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.01)
+        nn.init.zeros_(module.bias)
 
 
 def _divisible(value: float, by: int = 8) -> int:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     Encode = Callable[[Tensor], Inputs]
 
 TEST_SHARE = 0.25
+LEVELS = 5  # grey levels of a pixel in a token
+START = LEVELS**4  # the token before all others
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Recipe:
     encode: Encode
     epochs: int
     rate: float = 3e-3
-    batch: int = 64
+    batch: int = 32
     seed: int = 0
 
 
@@ -101,10 +103,21 @@ def as_rows(grey: Tensor) -> Inputs:
 
 
 def as_tokens(grey: Tensor) -> Inputs:
-    """Grey levels as tokens behind a start token; blank pixels are padding: ids, mask [N, 65]."""
-    ids = grey.round().clamp(0, 16).long().flatten(1)
-    ids = F.pad(ids, (1, 0), value=17)
+    """Each 2×2 patch is a token, behind a start token; blank patches are padding.
+
+    Returns:
+        Ids and mask, both [N, 17]: a patch's id has its four pixels, on 5 levels, as digits.
+    """
+    levels = (grey / 4).round().clamp(0, LEVELS - 1).long()
+    patches = levels.unfold(1, 2, 2).unfold(2, 2, 2).flatten(3).flatten(1, 2)  # [N, 16, 4]
+    ids = (patches * LEVELS ** torch.arange(4)).sum(-1)
+    ids = F.pad(ids, (1, 0), value=START)
     return ids, (ids > 0).long()
+
+
+def token_pixels() -> Tensor:
+    """The four pixels, in 0..1, of every token but the start token: [START, 4]."""
+    return torch.arange(START)[:, None] // LEVELS ** torch.arange(4) % LEVELS / (LEVELS - 1)
 
 
 def distort(grey: Tensor, generator: torch.Generator) -> Tensor:
@@ -114,12 +127,12 @@ def distort(grey: Tensor, generator: torch.Generator) -> Tensor:
     def uniform(limit: float) -> Tensor:
         return (torch.rand(n, generator=generator) * 2 - 1) * limit
 
-    angle, shear = uniform(math.radians(12)), uniform(0.15)
-    sx, sy = 1 + uniform(0.12), 1 + uniform(0.12)
+    angle, shear = uniform(math.radians(8)), uniform(0.1)
+    sx, sy = 1 + uniform(0.1), 1 + uniform(0.1)
     rows = torch.stack(
         [
-            torch.stack([angle.cos() * sx, (shear - angle.sin()) * sx, uniform(0.2)], 1),
-            torch.stack([angle.sin() * sy, angle.cos() * sy, uniform(0.2)], 1),
+            torch.stack([angle.cos() * sx, (shear - angle.sin()) * sx, uniform(0.25)], 1),
+            torch.stack([angle.sin() * sy, angle.cos() * sy, uniform(0.25)], 1),
         ],
         1,
     )

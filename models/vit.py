@@ -100,7 +100,7 @@ class VisionTransformer(nn.Module):
     ) -> None:
         super().__init__()
         self.patch_embed = PatchEmbed(image, patch, in_channels, width)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.cls_token = nn.Parameter(torch.randn(1, 1, width) * 0.02)
         self.pos_embed = nn.Parameter(
             torch.randn(1, self.patch_embed.num_patches + 1, width) * 0.02
         )

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from fxquant import ops
 from fxquant.graph.aliases import written
-from fxquant.graph.meta import TensorSpec, spec
 from fxquant.graph.passes import Fact, Pass
+from fxquant.graph.rewriter import computes_floats
 
 if TYPE_CHECKING:
     from torch import fx
@@ -47,11 +47,9 @@ class FunctionalsToModules(Pass):
                 continue
             row = rw.op(node)
             if row is None:
-                if _makes_tensor(node):
+                if computes_floats(node):
                     rw.skip(node, "the operator has no row in the operator table")
-            elif written(node, rw.gm) is not None:
-                rw.skip(node, "it writes into a tensor")
-            else:
+            elif written(node, rw.gm) is None:  # what still writes was logged by RemoveWrites
                 _convert(rw, node, row)
 
 
@@ -77,8 +75,3 @@ def _resolved(rw: Rewriter, name: str, value: Any, row: ops.Op) -> Any:
         return value
     constant = rw.constant(value)
     return value if constant is None else constant
-
-
-def _makes_tensor(node: fx.Node) -> bool:
-    found = spec(node)
-    return isinstance(found, TensorSpec) and found.dtype.is_floating_point

@@ -16,6 +16,7 @@ from fxquant.graph.plan import GridPlan, Plan, WeightPlan, make_plan
 from fxquant.nn import QuantizationMixin, QuantStub
 from fxquant.quantization import QuantizerBase, QuantScheme, affine
 from fxquant.targets import Target
+from fxquant.targets.quantizers import quantizer_for
 
 if TYPE_CHECKING:
     from fxquant.graph.rewriter import Rewriter
@@ -96,9 +97,9 @@ class PlaceQuantizers(Pass):
         return stub
 
     def _activation_quantizer(self, grid: GridPlan) -> affine.QuantizeDequantize:
-        quantizer = affine.QuantizeDequantize(
-            shape=(), bitwidth=grid.bitwidth, symmetric=grid.symmetric, signed=grid.signed,
-            encoding_analyzer=self.scheme.analyzer(),
+        quantizer = quantizer_for(
+            self.target, "entry" if grid.entry else "activation", self.scheme,
+            bitwidth=grid.bitwidth, symmetric=grid.symmetric, signed=grid.signed,
         )  # fmt: skip
         if grid.fixed is not None:
             quantizer.set_range(*grid.fixed)
@@ -118,6 +119,8 @@ class PlaceQuantizers(Pass):
             weight = shared.setdefault(key, self._weight_quantizer(wanted))
             weight.where = weight.where or f"the weight of {place(node)}"
             module.param_quantizers["weight"] = weight
+            if wanted.own_bias:
+                module.param_quantizers["bias"] = self._own_bias_quantizer(node)
             source = owners.get(wanted.bias_input) if wanted.bias_input else None
             if source is not None:
                 bias = affine.BiasQuantizeDequantize(source, weight)
@@ -125,10 +128,18 @@ class PlaceQuantizers(Pass):
                 module.param_quantizers["bias"] = bias
 
     def _weight_quantizer(self, wanted: WeightPlan) -> affine.QuantizeDequantize:
-        return affine.QuantizeDequantize(
-            shape=wanted.shape, bitwidth=wanted.bitwidth, symmetric=wanted.symmetric,
-            signed=wanted.signed, encoding_analyzer=self.scheme.analyzer(),
+        return quantizer_for(
+            self.target, "weight", self.scheme, shape=wanted.shape, bitwidth=wanted.bitwidth,
+            symmetric=wanted.symmetric, signed=wanted.signed,
         )  # fmt: skip
+
+    def _own_bias_quantizer(self, node: fx.Node) -> affine.QuantizeDequantize:
+        bias = quantizer_for(
+            self.target, "bias", self.scheme, bitwidth=self.target.bias.bitwidth, symmetric=True,
+            signed=True,
+        )  # fmt: skip
+        bias.where = f"the bias of {place(node)}"
+        return bias
 
 
 def _without_bias(plan: WeightPlan) -> WeightPlan:

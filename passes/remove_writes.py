@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-import torch.nn.functional as F
-from torch import fx
-
-from fxquant import ops
-from fxquant.graph.aliases import OUT_OF_PLACE, aliases, disjoint, written
-from fxquant.graph.meta import TensorSpec, spec, spec_of
+from fxquant.graph.aliases import aliases, disjoint, view_of, written
+from fxquant.graph.meta import TensorSpec, spec
 from fxquant.graph.passes import Fact, Pass
-from fxquant.nn.functional import SetItem
+from fxquant.graph.writes import assigned, changes_type, plain_arguments, plain_target
+from fxquant.nn.functional import SetItem, ViewAs
 
 if TYPE_CHECKING:
+    from torch import fx
+
     from fxquant.graph.rewriter import Rewriter
 
 
@@ -26,16 +23,17 @@ class RemoveWrites(Pass):
 
     Before::
 
-        %relu  = relu_(%x)
-        %add   = add(%x, %relu)
+        %relu = relu_(%x)
+        %add  = add(%x, %relu)
 
     After::
 
-        %relu  = relu(%x)
-        %add   = add(%relu, %relu)
+        %relu = relu(%x)
+        %add  = add(%relu, %relu)
 
-    Only where the order of effects cannot be seen: a write into a parameter or buffer stays, and so
-    does a write into a tensor of which another view is read afterwards. Both are logged.
+    `x[i] = y` becomes a `SetItem` module, and so does the way back from a view that was written to
+    the tensor it is a part of. A write into a parameter or buffer stays, and so does a write into a
+    tensor of which another view is read afterwards; both are logged.
     """
 
     needs: ClassVar[frozenset[Fact]] = frozenset({Fact.UNIQUE_MODULES})
@@ -46,126 +44,122 @@ class RemoveWrites(Pass):
         order = {node: number for number, node in enumerate(rw.nodes)}
         for node in rw.nodes:
             target = written(node, rw.gm)
-            if target is None:
+            if target is not None:
+                write = _Write(rw, node, target, order)
+                reason = write.objection()
+                if reason:
+                    rw.skip(node, reason)
+                else:
+                    write.remove()
+
+
+class _Write:
+    """One in-place operation: `node` writes into `target`."""
+
+    def __init__(
+        self, rw: Rewriter, node: fx.Node, target: fx.Node, order: dict[fx.Node, int]
+    ) -> None:
+        self.rw, self.node, self.target, self.order = rw, node, target, order
+        self.now = order[node]
+        self.bases = self._bases()
+
+    def _late(self, of: fx.Node) -> list[fx.Node]:
+        """The readers of a node after the write."""
+        return [user for user in of.users if self.order.get(user, -1) > self.now]
+
+    def _bases(self) -> list[tuple[fx.Node, fx.Node]]:
+        """(view, what it is a view of), from the target up, as far as something is read later."""
+        chain: list[tuple[fx.Node, fx.Node]] = []
+        needed, view = 0, self.target
+        while (base := view_of(view, self.rw.gm)) is not None:
+            chain.append((view, base))
+            if self._late(base) and not self._is_written_back(view, base):
+                needed = len(chain)
+            view = base
+        return chain[:needed]
+
+    def _is_written_back(self, view: fx.Node, base: fx.Node) -> bool:
+        """Whether the program itself goes on with `base[i] = view`, as `x[i] += 1` does."""
+        first = min(self._late(base), key=lambda n: self.order[n])
+        given = assigned(first)
+        index = self.rw.arguments(view).get("index")
+        return (
+            view is self.target
+            and written(first, self.rw.gm) is base
+            and given == (index, self.node)
+        )
+
+    def objection(self) -> str | None:
+        """Why the write has to stay, or None."""
+        if not isinstance(spec(self.target), TensorSpec):
+            return "what it writes into is no single tensor"
+        if self.rw.module(self.node) is None and assigned(self.node) is None:
+            if plain_target(self.node) is None:
+                return "it has no form that returns a new tensor"
+            if changes_type(self.node):
+                return "written out of place, its result would have another type"
+        return self._witness()
+
+    def _witness(self) -> str | None:
+        """What could tell whether memory was written, or None."""
+        known = {self.node, self.target, *(base for _, base in self._chain())}
+        for alias in aliases(self.target, self.rw.gm):
+            if alias.op == "get_attr":
+                return f"it changes {alias.target}, which outlives the call"
+            if alias in known or self.order.get(alias, self.now) > self.now:
                 continue
-            reason = _objection(rw, node, target, order)
-            if reason:
-                rw.skip(node, reason)
-            elif _is_item_write(node):
-                _replace_item_write(rw, node, target, order)
-            else:
-                _replace(rw, node, target, order)
+            late = self._late(alias)
+            if late and not disjoint(alias, self.target, self.rw.gm):
+                return f"{late[0].name} reads {alias.name} afterwards, which may share its memory"
+        return None
 
+    def _chain(self) -> list[tuple[fx.Node, fx.Node]]:
+        chain, view = [], self.target
+        while (base := view_of(view, self.rw.gm)) is not None:
+            chain.append((view, base))
+            view = base
+        return chain
 
-def _objection(
-    rw: Rewriter, node: fx.Node, target: fx.Node, order: dict[fx.Node, int]
-) -> str | None:
-    """Why the write has to stay, or None."""
-    if not isinstance(spec(target), TensorSpec):
-        return "what it writes into is no single tensor"
-    if not _is_item_write(node) and rw.module(node) is None and _plain_target(node) is None:
-        return "it has no form that returns a new tensor"
-    if _changes_type(node):
-        return "written out of place, its result would have another type or shape"
-    now = order[node]
-    for alias in aliases(target, rw.gm):
-        if alias.op == "get_attr":
-            return f"it changes {alias.target}, which outlives the call"
-        if alias is target or alias is node or order.get(alias, now) > now:
-            continue
-        late = [user for user in alias.users if order.get(user, -1) > now]
-        if late and not disjoint(alias, target, rw.gm):
-            return f"{late[0].name} reads {alias.name} afterwards, which may share its memory"
-    return None
+    def remove(self) -> None:
+        """Rewrite the operation and let later readers read its result."""
+        later = self._late(self.target)
+        self._become_plain()
+        self.rw.redirect(self.target, self.node, later)
+        self._write_back()
 
+    def _become_plain(self) -> None:
+        node = self.node
+        module, given = self.rw.module(node), assigned(node)
+        if module is not None:
+            self.rw.set_flag(module, "inplace", False)
+        elif given is not None:
+            self.rw.become_module(node, SetItem(), self.target, *given, name="setitem")
+            node.meta["spec"] = spec(self.target)
+        else:
+            args, kwargs = plain_arguments(node)
+            self.rw.become_call(node, plain_target(node), *args, kwargs=kwargs)
 
-def _is_item_write(node: fx.Node) -> bool:
-    return node.target in (operator.setitem, "__setitem__")
-
-
-def _changes_type(node: fx.Node) -> bool:
-    """Whether `x.add_(y)` keeps x's type where `x.add(y)` would have another one."""
-    if _is_item_write(node) or node.op == "call_module":
-        return False
-    try:
-        args, kwargs = _without_flag(node)
-        value = _call(node, _plain_target(node), _on_meta(args), _on_meta(kwargs))
-    except (RuntimeError, TypeError, ValueError, NotImplementedError):
-        return True
-    return bool(spec_of(value) != spec(node))
-
-
-def _call(node: fx.Node, target: Any, args: Any, kwargs: Any) -> Any:
-    if node.op == "call_method":
-        return getattr(args[0], target)(*args[1:], **kwargs)
-    return target(*args, **kwargs)
-
-
-def _on_meta(arguments: Any) -> Any:
-    """Arguments with tensors that have a shape and a type but no values in place of nodes."""
-
-    def empty(node: fx.Node) -> Any:
-        found = spec(node)
-        if isinstance(found, TensorSpec):
-            return torch.empty(found.shape, dtype=found.dtype, device="meta")
-        return found
-
-    return fx.node.map_arg(arguments, empty)
-
-
-def _plain_target(node: fx.Node) -> Any:
-    """The out-of-place form of a function or method, or None."""
-    if "out" in node.kwargs or node.target is setattr:
-        return node.target if node.target is not setattr else None
-    if node.op == "call_method":
-        name = str(node.target)
-        name = f"__{name[3:]}" if name.startswith("__i") else name.rstrip("_")
-        return name if hasattr(torch.Tensor, name) else None
-    name = getattr(node.target, "__name__", "")
-    if node.target in OUT_OF_PLACE:
-        return OUT_OF_PLACE[node.target]
-    if not name.endswith("_"):
-        return node.target  # `inplace=True`
-    return next((f for m in (torch, F) if (f := getattr(m, name.rstrip("_"), None))), None)
-
-
-def _later(node: fx.Node, target: fx.Node, order: dict[fx.Node, int]) -> list[fx.Node]:
-    return [user for user in target.users if order.get(user, -1) > order[node]]
-
-
-def _replace(rw: Rewriter, node: fx.Node, target: fx.Node, order: dict[fx.Node, int]) -> None:
-    later = _later(node, target, order)
-    module = rw.module(node)
-    if module is not None:
-        module.inplace = False  # type: ignore[assignment]  # a flag of torch's activations
-        rw.changes += 1
-        rw.redirect(target, node, later)
-        return
-    args, kwargs = _without_flag(node)
-    rw.become_call(node, _plain_target(node), *args, kwargs=kwargs)
-    rw.redirect(target, node, later)
-
-
-def _without_flag(node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments without `inplace` and `out`, wherever they stood."""
-    kwargs = {k: v for k, v in node.kwargs.items() if k not in ("inplace", "out")}
-    spelled = ops.TABLE.spelling(node)
-    if spelled is None or "inplace" not in spelled.signature.parameters:
-        return node.args, kwargs
-    position = list(spelled.signature.parameters).index("inplace")
-    if len(node.args) <= position:
-        return node.args, kwargs
-    names = list(spelled.signature.parameters)
-    return node.args[:position], kwargs | dict(
-        zip(names[position + 1 :], node.args[position + 1 :], strict=False)
-    )
-
-
-def _replace_item_write(
-    rw: Rewriter, node: fx.Node, target: fx.Node, order: dict[fx.Node, int]
-) -> None:
-    """`x[i] = y` becomes a new tensor that later readers of x read."""
-    later = _later(node, target, order)
-    rw.become_module(node, SetItem(), *node.args, name="setitem")
-    node.meta["spec"] = spec(target)
-    rw.redirect(target, node, later)
+    def _write_back(self) -> None:
+        """Put the new value of a view into what it is a view of."""
+        value = self.node
+        for view, base in self.bases:
+            later = self._late(base)
+            given = self.rw.arguments(view)
+            with self.rw.after(value):
+                if "index" in given:
+                    made = self.rw.new_module(
+                        SetItem(),
+                        base,
+                        given["index"],
+                        value,
+                        like=self.node,
+                        name="setitem",
+                        spec=spec(base),
+                    )
+                else:
+                    made = self.rw.new_module(
+                        ViewAs(), value, base, like=self.node, name="view_as", spec=spec(base)
+                    )
+            self.order[made] = self.now
+            self.rw.redirect(base, made, later)
+            value = made

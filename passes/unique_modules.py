@@ -35,19 +35,13 @@ class UniqueModules(Pass):
 
     def run(self, rw: Rewriter) -> None:
         """Walk the calls in order."""
-        called_modules: set[int] = set()
-        called_paths: set[str] = set()
+        called: set[int] = set()
         for node in rw.nodes:
             module = rw.module(node)
             if module is None:
                 continue
-            path = str(node.target)
-            if path in called_paths:
-                scope, _, name = path.rpartition(".")
-                path = rw.add_module(scope, name, twin(module))
-                rw.retarget(node, path)
-            elif id(module) in called_modules:
-                # one module under two names: the second name gets the twin
-                rw.set_module(path, twin(module))
-            called_paths.add(path)
-            called_modules.add(id(rw.module(node)))
+            if id(module) in called:
+                scope, _, name = str(node.target).rpartition(".")
+                module = twin(module)
+                rw.retarget(node, rw.add_module(scope, name, module))
+            called.add(id(module))

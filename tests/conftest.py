@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from tests.helpers import golden
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -21,6 +23,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--accept", action="store_true", help="rewrite golden texts with what the code does now"
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    golden.ACCEPTING.on = bool(config.getoption("--accept"))
+
+
+def pytest_sessionfinish() -> None:
+    golden.write_accepted()
 
 
 @pytest.fixture

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -156,7 +158,7 @@ def test_a_folder_that_cannot_be_written_is_an_error(
     def refuse(*_: Any, **__: Any) -> str:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(export.tempfile, "mkdtemp", refuse)
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
     with pytest.raises(ExportError, match=r"FXQ543.*Permission denied"):
         run(tmp_path)
 
@@ -225,7 +227,7 @@ def test_the_stage_of_a_living_process_is_left_alone(
 ) -> None:
     other = tmp_path / ".fxquant-export-other-abc"
     other.mkdir()
-    owner = {"process": os.getppid(), "host": export.socket.gethostname()}
+    owner = {"process": os.getppid(), "host": socket.gethostname()}
     (other / "owner.json").write_text(json.dumps(owner))
     write(writer())
     run(tmp_path)

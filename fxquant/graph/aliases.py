@@ -49,6 +49,9 @@ _VIEWS = frozenset(
         "type",
         "type_as",
         "float",
+        "double",
+        "half",
+        "bfloat16",
         "long",
         "int",
         "bool",
@@ -130,7 +133,7 @@ def viewed(node: fx.Node, root: fx.GraphModule) -> list[fx.Node]:
     if target is not None:
         return [target]
     if node.op == "call_function" and node.target is operator.getitem:
-        return [] if _is_given(node.args[0]) else node.all_input_nodes[:1]
+        return [] if _is_given(node.args[0]) or _gathers(node) else node.all_input_nodes[:1]
     row = ops.row_of(node, root)
     if row is None:
         return [] if _is_plain(node) else node.all_input_nodes
@@ -143,6 +146,16 @@ def _is_given(container: Any) -> bool:
     """Whether it is a container of inputs: the tensors in it are memory of their own."""
     is_input = isinstance(container, fx.Node) and container.op == "placeholder"
     return is_input and not isinstance(container.meta.get("spec"), TensorSpec)
+
+
+def _gathers(node: fx.Node) -> bool:
+    """Whether `x[i]` copies because `i` holds a tensor or a list."""
+    index = node.args[1]
+    parts = index if isinstance(index, tuple) else (index,)
+    tensors = [p for p in parts if isinstance(p, fx.Node)]
+    return any(isinstance(p, list) for p in parts) or any(
+        isinstance(p.meta.get("spec"), TensorSpec) for p in tensors
+    )
 
 
 def _is_plain(node: fx.Node) -> bool:
@@ -161,6 +174,27 @@ def _is_house_module(node: fx.Node, root: fx.GraphModule) -> bool:
     module: nn.Module = root.get_submodule(str(node.target))
     hooked = module._forward_hooks or module._forward_pre_hooks
     return type(module).__module__.startswith(("torch.nn.", "fxquant.")) and not hooked
+
+
+def view_of(node: fx.Node, root: fx.GraphModule) -> fx.Node | None:
+    """The tensor of which `node` is surely a view that `x[i] = y` or a reshape can write back to.
+
+    That is `x[i]` with an index of numbers and slices, and `x.view(...)`.
+    """
+    row = ops.row_of(node, root) if node.op in ("call_function", "call_method") else None
+    if row is None or row.name not in ("getitem", "view"):
+        return None
+    given = ops.arguments(node, root)
+    base = given["input"]
+    if not isinstance(base, fx.Node) or (row.name == "getitem" and not _is_basic(given["index"])):
+        return None
+    return base
+
+
+def _is_basic(index: Any) -> bool:
+    """Whether an index of numbers, slices, None and `...` makes a view, not a copy."""
+    parts = index if isinstance(index, tuple) else (index,)
+    return all(p is None or p is Ellipsis or isinstance(p, slice) or type(p) is int for p in parts)
 
 
 def aliases(node: fx.Node, root: fx.GraphModule) -> set[fx.Node]:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fxquant.errors import TraceError
 from fxquant.graph.meta import Source, spec_of
 from fxquant.graph.origins import Origin, Origins
 from fxquant.graph.sizes import Change, Tracked
@@ -28,6 +29,10 @@ _LITERALS = (
     bool, int, float, complex, str, type(None), torch.dtype, torch.device, torch.layout,
     torch.memory_format, type(Ellipsis), range, enum.Enum, torch._ops.OpOverload,
 )  # fmt: skip
+
+
+# what nn.Module keeps its own tensors in
+_CONTAINERS = frozenset({"_parameters", "_buffers", "_modules"})
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class State:
         self.tensors = {id(t): (name, t) for name, t in named}
         self.modules = {id(m): path for path, m in root.named_modules()}
         self.before = named
-        self.attributes = {id(t): (path, t) for path, t in _plain_tensors(root)}
+        self.attributes = {id(t): (path, t) for path, t in plain_tensors(root)}
 
     def holds(self, module: nn.Module) -> bool:
         """Whether a module still has the tensors it had before the run (nobody swapped them)."""
@@ -68,15 +73,16 @@ class State:
         )
 
 
-def _plain_tensors(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def plain_tensors(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for path, module in root.named_modules():
         for name, value in vars(module).items():
             if isinstance(value, Tensor):
                 yield f"{path}.{name}".lstrip("."), value
-            elif isinstance(value, list | tuple):
-                for i, item in enumerate(value):
+            elif isinstance(value, list | tuple | dict) and name not in _CONTAINERS:
+                items = value.items() if isinstance(value, dict) else enumerate(value)
+                for key, item in items:
                     if isinstance(item, Tensor):
-                        yield f"{path}.{name}[{i}]".lstrip("."), item
+                        yield f"{path}.{name}[{key!r}]".lstrip("."), item
 
 
 class Writer:
@@ -88,7 +94,7 @@ class Writer:
         self.constants: list[Constant] = []
         self.source: Source | None = None
         self.meta: dict[str, Any] = {}
-        self._kept: list[Tensor] = []
+        self.kept: list[Tensor] = []
 
     def write(self, value: Any) -> Any:
         """The fx argument for a Python value."""
@@ -169,6 +175,14 @@ class Writer:
         return found
 
     def _constant(self, tensor: Tensor) -> str:
+        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            raise TraceError(
+                "FXQ111",
+                "a transform of torch.func (grad, jvp, vmap) runs around recorded calls",
+                at=str(self.source) if self.source else None,
+                fix="put the transform into a module of its own and keep that module as a leaf "
+                "(modules_to_exclude)",
+            )
         name = self._free("_constant")
         with torch.no_grad():
             value = tensor.detach().clone()
@@ -177,5 +191,5 @@ class Writer:
         attribute = path if known is tensor else None
         # the tensor itself is kept alive by the table of constants: its id stays its own
         self.constants.append(Constant(name, value, self.source, attribute))
-        self._kept.append(tensor)
+        self.kept.append(tensor)
         return name

@@ -160,7 +160,7 @@ def autograd_call(kind: type[torch.autograd.Function]) -> Callable[..., Any]:
     """A plain function that applies an ``autograd.Function``; graphs need a name to call it by."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        return kind.apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        return kind.apply(*args, **kwargs)
 
     return named(call, kind.__name__, kind.__module__)
 

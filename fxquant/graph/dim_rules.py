@@ -22,6 +22,11 @@ def inherit(call: Call, out: Tensor) -> Dims:
     return tuple(max(c, call.sized if c else NEVER) for c in call.dims)
 
 
+def alike(call: Call, out: Tensor) -> Dims:
+    """The shape of the first tensor, whatever the shapes of its parameters."""
+    return call.dims if out.shape == call.first.shape else largest(call, out)
+
+
 def padded(call: Call, out: Tensor) -> Dims:
     same = zip(call.dims, call.first.shape, out.shape, strict=True)
     return tuple(max(c, call.sized) if a != b or call.sized else c for c, a, b in same)

@@ -85,6 +85,7 @@ RULES: dict[str, Rule] = _table(
         "AdaptiveAvgPool2d AdaptiveAvgPool3d AdaptiveMaxPool1d AdaptiveMaxPool2d "
         "AdaptiveMaxPool3d Upsample UpsamplingNearest2d UpsamplingBilinear2d",
     ),
+    (rules.alike, "batch_norm layer_norm group_norm instance_norm rms_norm prelu"),
     (rules.embedded, "embedding"),
     (rules.attention, "scaled_dot_product_attention"),
     (rules.einsum, "einsum"),

@@ -56,6 +56,8 @@ def _kind(node: fx.Node, gm: fx.GraphModule) -> str:
     module = gm.get_submodule(str(node.target))
     row = ops.row_for_module(module)
     name = row.name if row else type(module).__name__
+    if getattr(module, "inplace", False):
+        name += "_"
     return f"quantized_{name}" if hasattr(module, "output_quantizers") and row else name
 
 

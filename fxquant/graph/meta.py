@@ -128,9 +128,9 @@ def shown_file(filename: str) -> str | None:
         return None
     packages = f"{os.sep}site-packages{os.sep}"
     if packages in path:
-        if path.rpartition(packages)[2].split(os.sep)[0] in _NOT_MODELS:
-            return None
-    elif _is_below(path, _TORCH) or _is_below(path, _STDLIB):
+        inside = path.rpartition(packages)[2].split(os.sep)
+        return None if inside[0] in _NOT_MODELS else "/".join(inside)
+    if _is_below(path, _TORCH) or _is_below(path, _STDLIB):
         return None
     try:
         return Path(path).relative_to(Path.cwd()).as_posix()

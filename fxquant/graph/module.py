@@ -63,7 +63,29 @@ def computed_tensors(root: nn.Module) -> Iterator[Tensor]:
 def fresh_copy(model: nn.Module) -> nn.Module:
     """A deep copy to run: the user's model stays untouched, tying and hooks survive."""
     memo: dict[int, Any] = {id(t): t.detach().clone() for t in computed_tensors(model)}
-    return copy.deepcopy(model, memo)
+    copied = copy.deepcopy(model, memo)
+    _empty_caches(copied)
+    return copied
+
+
+def _empty_caches(model: nn.Module) -> None:
+    """Let modules throw away tensors that they computed from parameters in an earlier run.
+
+    Such a cache (LeViT keeps one of its attention biases) would hide the parameter. By
+    convention ``train()`` empties it, so that is called where a module overrides it.
+    """
+    for module in model.modules():
+        own = type(module).train is not nn.Module.train
+        if not own or not any(_is_cache(v) for v in vars(module).values()):
+            continue
+        flags = [(m, m.training) for m in module.modules()]
+        module.train(True)
+        for part, flag in flags:
+            part.training = flag
+
+
+def _is_cache(value: Any) -> bool:
+    return isinstance(value, dict) and any(isinstance(v, Tensor) for v in value.values())
 
 
 def restore(copied: nn.Module, model: nn.Module, before: list[tuple[str, Tensor]]) -> None:
@@ -78,7 +100,8 @@ def restore(copied: nn.Module, model: nn.Module, before: list[tuple[str, Tensor]
     for name, tensor in before:
         owner, _, leaf = name.rpartition(".")
         holder = copied.get_submodule(owner)
-        kind = holder._parameters if leaf in holder._parameters else holder._buffers
+        kind: Any = holder._parameters if leaf in holder._parameters else holder._buffers
+        # the dictionaries of scripted modules are read-only views
         if isinstance(kind, dict) and kind.get(leaf) is not tensor:
             kind[leaf] = tensor
         # not by version: batch norms and writes through .data do not raise it
@@ -94,13 +117,20 @@ def restore(copied: nn.Module, model: nn.Module, before: list[tuple[str, Tensor]
 def state_kept(module: nn.Module) -> Iterator[None]:
     """Put parameters and buffers back afterwards, values and identity."""
     with torch.no_grad():
-        state = [
+        state: list[tuple[Any, str, Tensor, Tensor]] = [
             (holder, name, tensor, tensor.detach().clone())
             for m in module.modules()
             for holder in (m._parameters, m._buffers)
             for name, tensor in holder.items()
             if tensor is not None
         ]
+        attributes = [
+            (vars(m), name, value, value.detach().clone())
+            for m in module.modules()
+            for name, value in vars(m).items()
+            if isinstance(value, Tensor)
+        ]
+        state += attributes
         try:
             yield
         finally:

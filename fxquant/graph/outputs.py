@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from fxquant.errors import TraceError
-from fxquant.graph.recorder import has_tensor
+from fxquant.graph.arguments import plain_tensors
+from fxquant.graph.call_data import has_tensor
 from fxquant.graph.sizes import Tracked
 from fxquant.graph.structure import leaves, map_leaves
 
@@ -51,31 +52,39 @@ def write_output(recorder: Recorder, value: Any) -> tuple[str, ...]:
 
 
 def write_back(recorder: Recorder) -> None:
-    """Buffers that the model replaced by new tensors: the graph copies the new values into them.
+    """State that the model replaced by new tensors: the graph copies the new values into it.
 
     ``self.buffer = self.buffer * 0.9`` binds a new tensor to the name; a graph has no names, so it
-    writes to the old tensor, which is the same for everybody who reads the buffer.
+    writes to the old tensor, which is the same for everybody who reads it. A plain attribute that
+    carries a tensor from one call to the next is treated alike.
     """
     recorder.writer.meta = {**recorder.place(), "source": None}
     for name, tensor in recorder.state.before:
         owner, _, leaf = name.rpartition(".")
-        buffers = recorder.state.root.get_submodule(owner)._buffers
+        buffers: Any = recorder.state.root.get_submodule(owner)._buffers
         now = buffers.get(leaf, tensor) if isinstance(buffers, dict) else tensor
-        if now is None or now is tensor or recorder.origins.find(now) is None:
-            continue
-        if now.shape != tensor.shape or now.dtype != tensor.dtype:
-            old, new = tuple(tensor.shape), tuple(now.shape)
-            raise TraceError(
-                "FXQ108",
-                f"forward replaces buffer {name!r} ({old}, {tensor.dtype}) by {new}, {now.dtype}",
-                at=recorder.origins.node(recorder.writer.origin(now)),
-                fix="keep state of changing shape outside of the model, or make the module that "
-                "holds it a leaf",
-            )
-        _write_copy(recorder, recorder.writer.write(tensor), now)
+        if isinstance(now, Tensor) and now is not tensor:
+            _write_copy(recorder, name, tensor, now)
+    after = dict(plain_tensors(recorder.state.root))
+    for constant, met in zip(recorder.writer.constants, recorder.writer.kept, strict=True):
+        now = after.get(constant.attribute or "")
+        if now is not None and now is not met:
+            _write_copy(recorder, constant.attribute or "", met, now)
 
 
-def _write_copy(recorder: Recorder, held: fx.Node, now: Tensor) -> None:
+def _write_copy(recorder: Recorder, name: str, tensor: Tensor, now: Tensor) -> None:
+    if recorder.origins.find(now) is None:
+        return
+    if now.shape != tensor.shape or now.dtype != tensor.dtype:
+        old, new = tuple(tensor.shape), tuple(now.shape)
+        raise TraceError(
+            "FXQ108",
+            f"forward replaces {name!r} ({old}, {tensor.dtype}) by {new}, {now.dtype}",
+            at=recorder.origins.node(recorder.writer.origin(now)),
+            fix="keep state of changing shape outside of the model, or make the module that "
+            "holds it a leaf",
+        )
+    held = recorder.writer.write(tensor)
     value = recorder.writer.write(now)
     if now.requires_grad:
         value = recorder.graph.call_method("detach", (value,))

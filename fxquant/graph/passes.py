@@ -144,6 +144,7 @@ class Pipeline:
         PassError: FXQ301, a pass needs a fact that nothing before it gives.
 
     Example:
+        >>> from fxquant.graph.passes import Fact, Pipeline
         >>> from fxquant.passes import PREPARE
         >>> Pipeline(PREPARE, given=frozenset({Fact.RECORDED})).gives >= {Fact.MODULES_ONLY}
         True

@@ -1,26 +1,35 @@
-"""What torch's function mode does not show is caught by replacing three entry points for a while.
+"""What torch's function mode does not show is caught by replacing entry points for a while.
 
-``nn.Module.__call__`` (leaf modules and scopes), ``autograd.Function.apply`` (kept as one call,
-or its gradient would be lost) and ``torch.compile`` (told to run the plain code). Other threads
-keep torch's own behaviour; a lock lets one recording run at a time.
+``nn.Module.__call__`` (leaf modules and scopes), ``autograd.Function.apply`` and scripted
+functions (one call each, or gradient and code would be lost), ``torch.vmap`` (tensors inside
+it cannot be known) and, because ``len`` and ``range`` insist on bare integers, these two. Other
+threads keep their behaviour; a lock lets one recording run at a time.
 """
 
 from __future__ import annotations
 
+import builtins
+import functools
 import sys
 import threading
-from collections.abc import Iterator
+import types
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch._functorch import apis as transforms
 from torch.autograd.function import _SingleLevelFunction
 from torch.utils.checkpoint import CheckpointFunction
 
-from fxquant.graph.calls import autograd_call
+from fxquant.errors import TraceError
+from fxquant.graph.call_data import plain_all
+from fxquant.graph.calls import autograd_call, named, script_call
 from fxquant.graph.leaves import is_leaf_class
-from fxquant.graph.recorder import plain_all
+from fxquant.graph.meta import user_source
+from fxquant.graph.sizes import Tracked, look, plain
 
 if TYPE_CHECKING:
     from fxquant.graph.recorder import Recorder
@@ -30,33 +39,138 @@ _lock = threading.RLock()
 
 @contextmanager
 def watching(recorder: Recorder) -> Iterator[None]:
-    """Route module calls, autograd functions and compiled code of this thread to the recorder."""
+    """Route to the recorder what this thread calls beside functions of torch."""
+    watch = _Watch(recorder, threading.get_ident())
     with _lock, ExitStack() as undo:
-        undo.enter_context(_module_calls(recorder, threading.get_ident()))
-        undo.enter_context(_autograd_functions(recorder, threading.get_ident()))
+        for owner, name, replacement in watch.replacements():
+            undo.enter_context(_replaced(owner, name, replacement))
         if "torch._dynamo" in sys.modules:
+            # compiled modules run their plain code, which can be recorded
             undo.enter_context(torch.compiler.set_stance("force_eager"))
         yield
 
 
 @contextmanager
-def _module_calls(recorder: Recorder, thread: int) -> Iterator[None]:
-    before = nn.Module.__call__
-
-    def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if recorder.quiet or threading.get_ident() != thread:
-            return before(module, *args, **kwargs)
-        path = recorder.state.modules.get(id(module))
-        if path and _is_leaf(recorder, path, module):
-            return recorder.call_leaf(module, path, args, kwargs)
-        with recorder.scope(path, type(module)):
-            return before(module, *args, **kwargs)
-
-    nn.Module.__call__ = call  # type: ignore[method-assign]
+def _replaced(owner: Any, name: str, replacement: Any) -> Iterator[None]:
+    inherited = name not in vars(owner)
+    before = None if inherited else vars(owner)[name]
+    setattr(owner, name, replacement)
     try:
         yield
     finally:
-        nn.Module.__call__ = before  # type: ignore[method-assign]
+        if inherited:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, before)
+
+
+@dataclass(frozen=True)
+class _Watch:
+    """The replacements of one recording."""
+
+    recorder: Recorder
+    thread: int
+
+    def replacements(self) -> list[tuple[Any, str, Any]]:
+        """Owner, attribute and what it is for the time of the run."""
+        script = torch.jit.ScriptFunction
+        return [
+            (nn.Module, "__call__", self._module_call(nn.Module.__call__)),
+            (_SingleLevelFunction, "apply", classmethod(self._apply(_inherited_apply()))),
+            (script, "__call__", self._scripted(vars(script)["__call__"])),
+            (transforms, "vmap_impl", self._vmap(vars(transforms)["vmap_impl"])),
+            (builtins, "len", self._length(len)),
+            (builtins, "range", _range_of(range)),
+        ]
+
+    @property
+    def off(self) -> bool:
+        """Whether a call is not this recording's to see."""
+        recorder = self.recorder
+        return recorder.quiet > 0 or recorder.closed or threading.get_ident() != self.thread
+
+    def _module_call(self, before: Callable[..., Any]) -> Callable[..., Any]:
+        recorder = self.recorder
+
+        def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if self.off:
+                return before(module, *args, **kwargs)
+            path = recorder.state.modules.get(id(module))
+            if path and _is_leaf(recorder, path, module):
+                return recorder.call_leaf(module, path, args, kwargs)
+            with recorder.scope(path, type(module)):
+                return before(module, *args, **kwargs)
+
+        return call
+
+    def _apply(self, before: Any) -> Callable[..., Any]:
+        def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+            run = before.__get__(None, cls)
+            if self.off:
+                return run(*args, **kwargs)
+            if cls is CheckpointFunction:
+                # re-entrant checkpointing hides the forward in a function: record what it runs
+                return args[0](*args[2:])
+            return self._as_one(autograd_call(cls), run, args, kwargs)
+
+        return apply
+
+    def _scripted(self, before: Callable[..., Any]) -> Callable[..., Any]:
+        def call(function: Any, *args: Any, **kwargs: Any) -> Any:
+            run = functools.partial(before, function)
+            if self.off:
+                return run(*args, **kwargs)
+            return self._as_one(script_call(function), run, args, kwargs)
+
+        return call
+
+    def _vmap(self, before: Callable[..., Any]) -> Callable[..., Any]:
+        def vmap_impl(function: Any, *args: Any, **kwargs: Any) -> Any:
+            # function, in_dims, out_dims, randomness, chunk_size, then the arguments
+            if self.off:
+                return before(function, *args, **kwargs)
+            self._refuse_captured(function)
+            head, rest = args[:4], args[4:]
+            run = functools.partial(before, function, *head)
+            called = named(
+                lambda *a, **k: before(function, *head, *a, **k),
+                f"vmap_{getattr(function, '__name__', 'function').strip('<>')}",
+                "mapped",
+            )
+            return self._as_one(called, run, rest, kwargs)
+
+        return vmap_impl
+
+    def _refuse_captured(self, function: Any) -> None:
+        for tensor in _captured(function):
+            known = self.recorder.state.tensors.get(id(tensor), ("", None))[1] is tensor
+            if known or self.recorder.origins.find(tensor) is not None:
+                where = user_source()
+                raise TraceError(
+                    "FXQ110",
+                    "a function under torch.vmap uses a tensor of its surroundings",
+                    at=str(where) if where else None,
+                    fix="hand the tensor to the function as an argument (in_dims=None keeps it "
+                    "whole), or keep the module as a leaf",
+                )
+
+    def _as_one(self, target: Any, run: Any, args: Any, kwargs: Any) -> Any:
+        """Write one call of a function whose inside torch does not show."""
+        with (
+            torch._C.DisableTorchFunction(),
+            self.recorder.writing("call_function", target, args, kwargs) as written,
+        ):
+            written.result = run(*plain_all(args), **plain_all(kwargs))
+        return written.result
+
+    def _length(self, before: Callable[[Any], int]) -> Callable[[Any], int]:
+        def length(value: Any, /) -> int:
+            if not isinstance(value, Tensor) or self.off or value.dim() == 0:
+                return before(value)
+            size: int = self.recorder.sizes(value)[0]
+            return size
+
+        return length
 
 
 def _is_leaf(recorder: Recorder, path: str, module: nn.Module) -> bool:
@@ -67,36 +181,43 @@ def _is_leaf(recorder: Recorder, path: str, module: nn.Module) -> bool:
     return wanted and recorder.state.holds(module)
 
 
-@contextmanager
-def _autograd_functions(recorder: Recorder, thread: int) -> Iterator[None]:
-    own = vars(_SingleLevelFunction).get("apply")
-    before = own or vars(torch._C._FunctionBase)["apply"]
-
-    def inherited(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        return before.__get__(None, cls)(*args, **kwargs)
-
-    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        if recorder.quiet or recorder.closed or threading.get_ident() != thread:
-            return inherited(cls, *args, **kwargs)
-        if cls is CheckpointFunction:
-            # re-entrant checkpointing hides the forward in a function: record what it runs
-            return args[0](*args[2:])
-        with (
-            torch._C.DisableTorchFunction(),
-            recorder.writing("call_function", autograd_call(cls), args, kwargs) as written,
-        ):
-            written.result = inherited(cls, *plain_all(args), **plain_all(kwargs))
-        return written.result
-
-    _set_apply(classmethod(apply))
-    try:
-        yield
-    finally:
-        _set_apply(own)
+def _inherited_apply() -> Any:
+    return vars(_SingleLevelFunction).get("apply") or vars(torch._C._FunctionBase)["apply"]
 
 
-def _set_apply(method: Any) -> None:
-    if method is None:
-        del _SingleLevelFunction.apply  # type: ignore[attr-defined]
-    else:
-        _SingleLevelFunction.apply = method  # type: ignore[attr-defined]
+def _captured(function: Any) -> Iterator[Tensor]:
+    """Tensors that a function holds in its closure, defaults or partial arguments."""
+    if isinstance(function, functools.partial):
+        yield from _tensors_of([function.func, *function.args, *function.keywords.values()])
+    elif isinstance(function, types.FunctionType):
+        cells = [c.cell_contents for c in function.__closure__ or ()]
+        yield from _tensors_of([*cells, *(function.__defaults__ or ())])
+
+
+def _tensors_of(values: list[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors_of(list(value))
+        else:
+            yield from _captured(value)
+
+
+def _range_of(before: type[range]) -> Any:
+    """``range`` that reports a loop over a size; ``isinstance(x, range)`` keeps working."""
+
+    class Meta(type):
+        def __call__(cls, *args: Any) -> Any:
+            for value in args:
+                if isinstance(value, Tracked):
+                    look(value, "range()", plain(value))
+            return before(*map(plain, args))
+
+        def __instancecheck__(cls, value: Any) -> bool:
+            return isinstance(value, before)
+
+        def __subclasscheck__(cls, kind: type) -> bool:
+            return issubclass(kind, before)
+
+    return Meta("range", (), {})

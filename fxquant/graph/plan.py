@@ -50,6 +50,7 @@ class GridPlan:
     signed: bool
     symmetric: bool
     fixed: tuple[float, float] | None = None
+    entry: bool = False  # its values enter the quantized part here
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class WeightPlan:
     signed: bool
     symmetric: bool
     bias_input: Slot | None
+    own_bias: bool = False  # the bias has a step of its own instead of the accumulator's
 
 
 @dataclass
@@ -92,7 +94,9 @@ def make_plan(gm: fx.GraphModule, config: QuantConfig, target: Target) -> Plan:
 
     Raises:
         RegionError: the stubs of the graph do not mark whole regions.
+        ConfigError: FXQ262, the target cannot compute what the configuration asks for.
     """
+    target.check(config)
     return _Planner(gm, config, target).run()
 
 
@@ -112,6 +116,7 @@ class _Planner:
         self.plan = Plan(inside=self.regions.inside if self.regions else None)
         self.rules: dict[fx.Node, OperatorRule] = {}
         self.absorbed: dict[fx.Node, fx.Node] = {}
+        self.tails: dict[fx.Node, fx.Node] = {}  # where a kernel that takes in others writes
         self.needs: dict[Slot, _Need] = {}
         self.parent: dict[Slot, Slot] = {}
 
@@ -121,6 +126,8 @@ class _Planner:
         for node in self.gm.graph.nodes:
             self._demote(node)
         for activation, node in self.absorbed.items():
+            if node not in self.rules:
+                continue
             self.plan.why[activation] = [f"it is computed inside the kernel of {node.name}"]
         for node in self.gm.graph.nodes:
             self._ask(node)
@@ -144,6 +151,7 @@ class _Planner:
             return
         reason = self._refusal(node, row)
         if reason is None:
+            self._extend_kernel(node, row)
             self.rules[node] = self.target.operators[row.name]
             self._note(node, f"{row.name} is computed in integers on {self.target.name}")
         else:
@@ -157,6 +165,21 @@ class _Planner:
         listed = row.name in self.target.operators
         if user is not None and after is not None and listed and after.name in absorbs:
             self.absorbed[user] = node
+            self.tails[node] = user
+
+    def _extend_kernel(self, node: fx.Node, row: ops.Op) -> None:
+        """Let a kernel take in what follows it in a supergroup of the target."""
+        chain, tail = (row.name,), node
+        if node in self.tails:
+            self.rules.pop(self.tails[node], None)
+        while len(tail.users) == 1:
+            user = next(iter(tail.users))
+            after = self.rows.get(user)
+            if after is None or after.name not in self.target.followers(chain):
+                return
+            chain, tail = (*chain, after.name), user
+            self.absorbed[user], self.tails[node] = node, user
+            self.rules.pop(user, None)
 
     def _refusal(self, node: fx.Node, row: ops.Op) -> str | None:
         """Why the operator stays in floating point, or None."""
@@ -247,13 +270,13 @@ class _Planner:
             second = rule.second == "symmetric" and name == row.inputs[1]
             self._need(operand, second=second, reader=node)
         if rule.output == "required":
-            owner = next((a for a, n in self.absorbed.items() if n is node), node)
+            owner = self.tails.get(node, node)
             slot = (owner, 0)
             self.needs.setdefault(slot, _Need()).others += 1
             self._note(owner, f"its output has a grid: {row.name} writes integers")
             if owner is not node:
                 self._note(node, f"its output is float: the kernel takes in {owner.name}")
-        if row.grid is ops.Grid.SHARED:
+        if row.grid is ops.Grid.SHARED or row.name in self.target.shares:
             self._share(node)
 
     def _is_outside(self, node: fx.Node) -> bool:
@@ -293,8 +316,18 @@ class _Planner:
         return slot
 
     def _share(self, node: fx.Node) -> None:
-        for _, operand in operands(node, self.gm):
-            slot = self._origin(operand)
+        """Put a concatenation and its operands on one grid, unless that would cost a kernel.
+
+        A kernel takes in a ReLU only while zero is the smallest integer. On one grid with values of
+        both signs it is not, and the convolution would run in floating point; the concatenation
+        rescales its operands instead.
+        """
+        slots = [self._origin(operand) for _, operand in operands(node, self.gm)]
+        clipped = [s for s in slots if s[0] in self.absorbed]
+        if clipped and len(clipped) < len(slots):
+            self._note(node, f"it rescales: {clipped[0][0].name} must keep zero as smallest integer")
+            return
+        for slot in slots:
             a, b = self._find(slot), self._find((node, 0))
             if a != b:
                 self.parent[b] = a
@@ -317,7 +350,11 @@ class _Planner:
             return GridPlan(slots, bitwidth, signed=True, symmetric=True)
         fixed = self._fixed(slots[0]) if len(slots) == 1 else None
         return GridPlan(slots, bitwidth, signed=grid.signed or symmetric, symmetric=symmetric,
-                        fixed=fixed)  # fmt: skip
+                        fixed=fixed, entry=any(map(self._is_entry, slots)))  # fmt: skip
+
+    def _is_entry(self, slot: Slot) -> bool:
+        begins = self.regions.begins if self.regions else frozenset()
+        return slot[0].op == "placeholder" or slot[0] in begins or slot in self.plan.borders
 
     def _only_second(self, slots: list[Slot]) -> bool:
         needs = [self.needs[s] for s in slots]
@@ -349,6 +386,7 @@ class _Planner:
         )  # fmt: skip
         symmetric = config.weight_symmetric
         symmetric = grid.symmetric if symmetric is None else symmetric
+        own_bias = self.target.bias.scale == "own"
         kind = "per tensor" if axis is None else f"per channel on axis {axis}"
         self._note(node, f"its weight has a grid {kind}")
         return WeightPlan(
@@ -356,7 +394,8 @@ class _Planner:
             bitwidth=config.weight_bitwidth or grid.bitwidth,
             signed=grid.signed,
             symmetric=symmetric,
-            bias_input=self._bias_input(node),
+            bias_input=None if own_bias else self._bias_input(node),
+            own_bias=own_bias and self._bias_input(node) is not None,
         )
 
     def _bias_input(self, node: fx.Node) -> Slot | None:

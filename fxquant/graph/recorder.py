@@ -17,13 +17,16 @@ from torch import Tensor, fx, nn
 from torch.fx import Node
 from torch.overrides import TorchFunctionMode
 
+from fxquant.errors import TraceError
 from fxquant.graph import answers, dims
 from fxquant.graph.arguments import State, Writer
+from fxquant.graph.call_data import Inputs, Written, has_tensor, plain_all
 from fxquant.graph.calls import spelling, written_kwargs
 from fxquant.graph.dim_call import Call, Dims
-from fxquant.graph.meta import Source, spec_of, user_source
+from fxquant.graph.looks import Looks
+from fxquant.graph.meta import spec_of, user_source
 from fxquant.graph.origins import Origin, Origins
-from fxquant.graph.sizes import Change, Tracked, Trail, plain, tracked
+from fxquant.graph.sizes import Change, Trail, plain, tracked
 
 if TYPE_CHECKING:
     from types import CodeType
@@ -31,24 +34,8 @@ if TYPE_CHECKING:
     from fxquant.graph.leaves import Leaves
 
 
-@dataclass(frozen=True)
-class Specialisation:
-    """A place where Python decided on a value or on a dynamic size, so that the graph is narrower
-    than the model.
-
-    Attributes:
-        source: the user's line.
-        module_path: the module whose forward decided.
-        kind: ``"value"`` for a tensor's value, ``"size"`` for a size that depends on an input.
-        what: how it was looked at: ``comparison``, ``item()``, ``bool()`` ...
-        value: what Python saw; a tuple of all if the line looked several times.
-    """
-
-    source: Source | None
-    module_path: str
-    kind: str
-    what: str
-    value: Any
+# attributes of torch's modules that say how large the result is
+_SIZES = ("output_size", "start_dim", "end_dim", "size")
 
 
 @dataclass(frozen=True)
@@ -75,13 +62,13 @@ class Recorder(TorchFunctionMode):
         self.state = State(root)
         self.writer = Writer(self.origins, self.state)
         self.leaves = leaves
+        self.looks = Looks()
         self.closed = False
+        self._cast = _casting()
         self.quiet = 0
         self.grad = torch.is_grad_enabled()
         self._boundary = boundary
         self._scopes: list[Scope] = [Scope("", {"": ("", type(root))})]
-        self._looks: dict[tuple[Any, ...], list[Any]] = {}
-        self._looks_source: dict[tuple[Any, ...], tuple[Source | None, str]] = {}
 
     # ---- what torch tells us
 
@@ -131,8 +118,15 @@ class Recorder(TorchFunctionMode):
     @contextmanager
     def writing(self, op: str, target: Any, args: Any, kwargs: dict[str, Any]) -> Iterator[Written]:
         """Write a node for a call that the body makes; arguments are written before it runs."""
-        inputs = Inputs(self, (args, kwargs))
+        inputs = Inputs(self.origins, (args, kwargs))
         self.writer.source = source = user_source(self._boundary)
+        if _casting() != self._cast:
+            raise TraceError(
+                "FXQ112",
+                "forward switches autocast on or off around recorded calls",
+                at=str(source) if source else None,
+                fix="cast explicitly, or keep the module as a leaf (modules_to_exclude)",
+            )
         scope = self._scopes[-1]
         self.writer.meta = meta = {
             "source": source,
@@ -178,7 +172,7 @@ class Recorder(TorchFunctionMode):
             inputs.sized,
             inputs.known,
         )
-        depends = inputs.depends()
+        depends = inputs.depends
 
         def finish(tensor: Tensor, origin: Origin) -> None:
             origin.dims = dims.result_dims(call, tensor)
@@ -268,26 +262,13 @@ class Recorder(TorchFunctionMode):
 
     def look(self, change: Change, what: str, value: object) -> None:
         """Python decided on something that can differ in another run (`sizes.Keeper`)."""
-        if self.quiet or self.closed or change is Change.NEVER:
-            return
-        source = user_source(self._boundary)
-        kind = "value" if change is Change.VALUE else "size"
-        key = (source, kind, what)
-        self._looks.setdefault(key, []).append(plain(value))
-        self._looks_source.setdefault(key, (source, self._scopes[-1].path))
+        if not (self.quiet or self.closed):
+            path = self._scopes[-1].path
+            self.looks.add(user_source(self._boundary), path, change, what, plain(value))
 
     def depends(self, value: Any) -> Change:
         """What can make the tensors inside a value differ in another run."""
-        return Inputs(self, value).depends()
-
-    def specialisations(self) -> tuple[Specialisation, ...]:
-        """All looks so far, one per line and kind."""
-        found = []
-        for key, seen in self._looks.items():
-            source, path = self._looks_source[key]
-            value = seen[0] if len(seen) == 1 else tuple(seen)
-            found.append(Specialisation(source, path, key[1], key[2], value))
-        return tuple(found)
+        return Inputs(self.origins, value).depends
 
     # ---- scopes
 
@@ -309,102 +290,5 @@ class Recorder(TorchFunctionMode):
         return {"source": source, "module_path": scope.path, "nn_module_stack": scope.stack}
 
 
-# attributes of torch's modules that say how large the result is
-_SIZES = ("output_size", "start_dim", "end_dim", "size")
-
-
-class Written:
-    """A call being written: filled by the body of ``Recorder.writing``."""
-
-    node: Node
-
-    def __init__(
-        self, op: str, target: Any, meta: dict[str, Any], args: Any, given: dict[str, Any]
-    ) -> None:
-        self.op = op
-        self.target = target
-        self.meta = meta
-        self.args = args
-        self.given = given
-        self.name = str(getattr(target, "__name__", target))
-        self.kwargs: dict[str, Any] = {}
-        self.result: Any = None
-        self.trains = False
-
-
-class Inputs:
-    """The tensors and tracked numbers among a call's arguments."""
-
-    def __init__(self, recorder: Recorder, values: Any) -> None:
-        self.recorder = recorder
-        self.tensors: list[Tensor] = []
-        self.sized = Change.NEVER
-        self._collect(values)
-        self.known: list[tuple[Tensor, Dims]] = []
-        self._depends = self.sized
-        for tensor in self.tensors:
-            origin = recorder.origins.find(tensor)
-            self.known.append((tensor, origin.dims if origin else (Change.NEVER,) * tensor.dim()))
-            if origin is not None:
-                self._depends = max(self._depends, origin.depends)
-            elif isinstance(tensor, nn.Parameter):
-                self._depends = Change.VALUE
-        self._versions = [_version(t) for t in self.tensors]
-
-    def _collect(self, value: Any) -> None:
-        if isinstance(value, Tensor):
-            self.tensors.append(value)
-        elif isinstance(value, Tracked):
-            self.sized = max(self.sized, value.trail.change)
-        elif isinstance(value, tuple | list):
-            for part in value:
-                self._collect(part)
-        elif isinstance(value, dict):
-            for part in value.values():
-                self._collect(part)
-        elif isinstance(value, slice):
-            self._collect((value.start, value.stop, value.step))
-
-    def depends(self) -> Change:
-        """What can make the arguments' values differ in another run."""
-        return self._depends
-
-    def mutated(self) -> list[Tensor]:
-        """The tensors that the call wrote to."""
-        pairs = zip(self.tensors, self._versions, strict=True)
-        return [t for t, version in pairs if _version(t) != version]
-
-
-def _version(tensor: Tensor) -> int:
-    return -1 if tensor.is_inference() else tensor._version
-
-
-def has_tensor(value: Any) -> bool:
-    """Whether a result holds a tensor anywhere."""
-    if isinstance(value, Tensor):
-        return True
-    if isinstance(value, tuple | list):
-        return any(has_tensor(v) for v in value)
-    if isinstance(value, dict):
-        return any(has_tensor(v) for v in value.values())
-    return hasattr(value, "__dataclass_fields__") and any(map(has_tensor, vars(value).values()))
-
-
-def plain_all(value: Any) -> Any:
-    """Arguments with bare numbers in the place of tracked ones."""
-    if isinstance(value, Tracked):
-        return plain(value)
-    if isinstance(value, torch.Size):
-        return torch.Size(plain(v) for v in value)
-    if isinstance(value, tuple | list):
-        if not any(isinstance(v, Tracked | tuple | list | slice | dict) for v in value):
-            return value
-        changed = [plain_all(v) for v in value]
-        if isinstance(value, list):
-            return changed
-        return type(value)(*changed) if hasattr(value, "_fields") else tuple(changed)
-    if isinstance(value, dict):
-        return {k: plain_all(v) for k, v in value.items()}
-    if isinstance(value, slice):
-        return slice(plain(value.start), plain(value.stop), plain(value.step))
-    return value
+def _casting() -> tuple[bool, bool]:
+    return torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")

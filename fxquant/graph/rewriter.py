@@ -8,6 +8,7 @@ whether it changed anything; and a pattern that nearly matched leaves a reason b
 from __future__ import annotations
 
 import logging
+import operator
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
@@ -16,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from fxquant import ops
 from fxquant.errors import PassError, place
-from fxquant.graph.meta import Spec, TensorSpec, module_path
+from fxquant.graph.meta import Spec, TensorSpec, is_float, module_path, spec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -129,6 +130,11 @@ class Rewriter:
         """Put `module` where another module was; nodes that call the path call it from now on."""
         owner, _, name = path.rpartition(".")
         self.gm.get_submodule(owner)._modules[name] = module
+        self.changes += 1
+
+    def set_flag(self, module: nn.Module, name: str, value: bool) -> None:
+        """Set a flag of a module, such as `inplace`."""
+        setattr(module, name, value)
         self.changes += 1
 
     def _scope(self, path: str) -> nn.Module:
@@ -286,3 +292,20 @@ def producer(node: fx.Node, root: fx.GraphModule, name: str = "input") -> fx.Nod
         return None
     found = ops.arguments(node, root).get(name)
     return found if isinstance(found, fx.Node) else None
+
+
+def computes_floats(node: fx.Node) -> bool:
+    """Whether a node computes one floating-point tensor from others.
+
+    Taking an element out of a tuple, list or dict and filling a tensor with a number is no
+    computation.
+    """
+    if node.op not in ("call_function", "call_method", "call_module") or not is_float(node):
+        return False
+    if node.op == "call_module":
+        return True
+    name = str(getattr(node.target, "__name__", node.target))
+    taken = node.target is operator.getitem
+    filled = name.endswith("_like") or name.startswith("new_")
+    tensors = any(isinstance(spec(n), TensorSpec) for n in node.all_input_nodes)
+    return tensors and not taken and not filled

@@ -126,7 +126,8 @@ def _combine(op: Callable[..., Any], *operands: Any) -> Any:
     return tracked(value, Trail(keeper, change, lambda: keeper.arithmetic(op, operands, value)))
 
 
-def _look(number: Any, what: str, value: object) -> Any:
+def look(number: Any, what: str, value: object) -> Any:
+    """Report that Python decided on a tracked number; returns ``value``."""
     keeper = number.trail.keeper
     if not keeper.closed:
         keeper.look(number.trail.change, what, value)
@@ -138,7 +139,7 @@ def _binary(op: Callable[..., Any], *, swapped: bool = False) -> Callable[[Any, 
         if isinstance(other, bool) or not isinstance(other, int | float):
             if isinstance(other, list | tuple | str):
                 # [x] * n repeats a list: the number of repetitions is frozen
-                _look(self, "repetition", plain(self))
+                look(self, "repetition", plain(self))
             return NotImplemented
         return _combine(op, other, self) if swapped else _combine(op, self, other)
 
@@ -153,13 +154,13 @@ def _compare(op: Callable[..., Any]) -> Callable[[Any, Any], Any]:
     def method(self: Any, other: Any) -> Any:
         if not isinstance(other, int | float):
             return NotImplemented
-        return _look(self, "comparison", op(plain(self), plain(other)))
+        return look(self, "comparison", op(plain(self), plain(other)))
 
     return method
 
 
 def _convert(kind: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda self: _look(self, f"{kind.__name__}()", kind(plain(self)))
+    return lambda self: look(self, f"{kind.__name__}()", kind(plain(self)))
 
 
 def _fit(kind: type, name: str, method: Callable[..., Any]) -> None:

@@ -19,11 +19,12 @@ from torch.autograd.graph import saved_tensors_hooks
 from fxquant.errors import FxQuantError, TraceError
 from fxquant.graph.arguments import Constant
 from fxquant.graph.inputs import Given, bind_inputs, placeholders
+from fxquant.graph.looks import Specialisation
 from fxquant.graph.meta import shown_file
 from fxquant.graph.module import RecordedModule, fresh_copy, restore
 from fxquant.graph.outputs import write_back, write_output
 from fxquant.graph.patches import watching
-from fxquant.graph.recorder import Recorder, Specialisation
+from fxquant.graph.recorder import Recorder
 
 if TYPE_CHECKING:
     from fxquant.graph.leaves import Leaves
@@ -82,7 +83,7 @@ def record(
     _sweep(recorder)
     return Recording(
         RecordedModule(run.copied, recorder.graph, type(model).__name__),
-        recorder.specialisations(),
+        recorder.looks.specialisations(),
         tuple(recorder.writer.constants),
         run.dropped,
     )

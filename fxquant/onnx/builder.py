@@ -130,7 +130,7 @@ class Builder:
         """An initializer that is not shared by content."""
         name = unique(name, self._value_names)
         data.name = name
-        shape = ir.Shape(list(data.shape))
+        shape = ir.Shape(data.shape.numpy())
         value = ir.Value(name=name, shape=shape, type=ir.TensorType(data.dtype), const_value=data)
         self.initializers[name] = value
         return value

@@ -42,17 +42,20 @@ _INTEGER_TYPES = _BYTES | {
 }  # fmt: skip
 
 
-def coverage(path: str | Path, *, batch: int = 1) -> tuple[OperatorRow, ...]:
+def coverage(
+    path: str | Path, *, model: ir.Model | None = None, batch: int = 1
+) -> tuple[OperatorRow, ...]:
     """Where each operator of a QDQ file runs.
 
     Args:
         path: the file.
+        model: its graph, where it is loaded already.
         batch: size that stands for every symbolic dimension when operations are counted.
 
     Raises:
         ExportError: onnxruntime cannot load the file.
     """
-    model = ir.load(path)
+    model = model or ir.load(path)
     after = _Optimized(optimized(path).graph)
     data = _data_values(model.graph)
     rows = []
@@ -182,13 +185,24 @@ def _input_reason(node: ir.Node) -> str:
     if node.op_type == "MatMul":
         operands = node.inputs[:2]
     for value in operands:
-        if value is None or _dequantizer(value) is not None:
-            continue
-        kind = "constant" if constant(value) is not None else "input"
-        return f"its {kind} {value.name!r} is floating point"
+        if value is not None and _dequantizer(value) is None:
+            return _float_operand(node, value)
     if node.op_type in _SUMS:
         return _weight_reason(node)
     return _width_reason(node, operands)
+
+
+def _float_operand(node: ir.Node, value: ir.Value) -> str:
+    if constant(value) is not None:
+        return "its constant operand is floating point"
+    producer = value.producer()
+    if producer is None:
+        return "its operand is a floating-point input of the model"
+    if node.op_type == "Add" and producer.op_type == "MatMul":
+        return (
+            "a bias that onnxruntime did not join with its MatMul: sizes are dynamic, or no int32"
+        )
+    return f"its operand is floating point, made by {producer.op_type}"
 
 
 def _weight_reason(node: ir.Node) -> str:

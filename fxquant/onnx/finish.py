@@ -1,4 +1,4 @@
-"""The last steps of lowering: outputs get their names, unused nodes go, the model is put together."""
+"""The last steps of lowering: outputs are named, unused nodes go, the model is put together."""
 
 from __future__ import annotations
 
@@ -103,8 +103,8 @@ def assemble(
 ) -> tuple[ir.Model, set[ir.Value]]:
     """The model, and the values that are in it.
 
-    What nothing reads is left out: sizes that turned out static, indices of a pool that nobody asked
-    for.
+    What nothing reads is left out: sizes that turned out static, indices of a pool that nobody
+    asked for.
     """
     kept: set[ir.Value] = set(outputs)
     nodes: list[ir.Node] = []

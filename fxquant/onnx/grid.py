@@ -70,7 +70,10 @@ class IntegerGrid:
             return replace(self, axis=axis)
         scale, zero = self.scale.transpose(order), self.zero_point.transpose(order)
         return replace(
-            self, scale=np.ascontiguousarray(scale), zero_point=np.ascontiguousarray(zero), axis=axis
+            self,
+            scale=np.ascontiguousarray(scale),
+            zero_point=np.ascontiguousarray(zero),
+            axis=axis,
         )
 
     def rows(self, order: NDArray[np.int64]) -> IntegerGrid:
@@ -97,8 +100,8 @@ def encoding_of(quantizer: QuantizerBase) -> AffineEncoding:
     """
     where = quantizer.where or "a quantizer"
     if not quantizer.is_initialized():
-        raise UncalibratedError("FXQ503", f"{where} has no range", at=where,
-                                fix="run sim.compute_encodings(...) with data before exporting")  # fmt: skip
+        fix = "run sim.compute_encodings(...) with data before exporting"
+        raise UncalibratedError("FXQ503", f"{where} has no range", at=where, fix=fix)
     encoding = quantizer.get_encodings()
     if not isinstance(encoding, AffineEncoding):
         name = type(quantizer).__name__

@@ -24,7 +24,12 @@ from fxquant.nn import QuantizationMixin
 from fxquant.onnx import fallback, sizes
 from fxquant.onnx.builder import Builder, describe
 from fxquant.onnx.call import Call, UnsupportedError, path_of
-from fxquant.onnx.emit.registry import emitter_of_function, emitter_of_row
+from fxquant.onnx.emit.registry import (
+    Emitter,
+    emitter_of_class,
+    emitter_of_function,
+    emitter_of_row,
+)
 from fxquant.onnx.finish import assemble, bind_outputs
 from fxquant.onnx.held import Held
 from fxquant.onnx.lowered import Fallback, Lowered
@@ -38,11 +43,12 @@ if TYPE_CHECKING:
 OPSETS = range(13, 24)
 # moved on the integers themselves when these are signed: onnxruntime would turn a signed pair of
 # QuantizeLinear and DequantizeLinear unsigned, and fails to load one that it has moved
-_MOVED_AS_INTEGERS = frozenset(
-    """view reshape view_as flatten unflatten permute transpose swapaxes movedim t adjoint squeeze
-    unsqueeze expand expand_as broadcast_to repeat repeat_interleave tile roll flip narrow select
-    getitem index_select chunk split tensor_split unbind""".split()
-)
+_MOVED_AS_INTEGERS = frozenset({
+    "view", "reshape", "view_as", "flatten", "unflatten", "permute", "transpose", "swapaxes",
+    "movedim", "t", "adjoint", "squeeze", "unsqueeze", "expand", "expand_as", "broadcast_to",
+    "repeat", "repeat_interleave", "tile", "roll", "flip", "narrow", "select", "getitem",
+    "index_select", "chunk", "split", "tensor_split", "unbind",
+})  # fmt: skip
 
 
 def lower(
@@ -52,8 +58,8 @@ def lower(
 
     Args:
         gm: prepared graph, float or quantized and calibrated; it is not changed.
-        example: positional and keyword inputs; which dimensions follow the batch is found by running
-            the graph on two batch sizes made from it.
+        example: positional and keyword inputs; which dimensions follow the batch is found by
+            running the graph on two batch sizes made from it.
         opset: version of the ONNX operators, 13 to 23.
         contrib: whether onnxruntime's own operators may be used where they are faster.
 
@@ -194,18 +200,24 @@ class _Lowering:
             raise ExportError("FXQ506", what, at=node) from error
 
     def _emit(self, call: Call, row: ops.Op | None) -> Any:
-        node = call.node
-        emitter = emitter_of_row(row.name) if row else emitter_of_function(node.target)
-        try:
-            if emitter is None:
-                msg = f"operator {row.name!r} has no emitter" if row else "it has no row"
-                raise UnsupportedError(msg)
-            return emitter(call)
-        except UnsupportedError as reason:
-            call.integer = False
-            name = _operator_name(call)
-            self.fallbacks.append(Fallback(node.name, name, str(reason)))
-            return fallback.export_node(call, name, self.example, str(reason))
+        emitter = self._emitter(call, row)
+        reason = f"operator {row.name!r} has no emitter" if row else "it has no row"
+        if emitter is not None:
+            try:
+                return emitter(call)
+            except UnsupportedError as unsupported:
+                reason = str(unsupported)
+        call.integer = False
+        name = _operator_name(call)
+        self.fallbacks.append(Fallback(call.node.name, name, reason))
+        return fallback.export_node(call, name, self.example, reason)
+
+    def _emitter(self, call: Call, row: ops.Op | None) -> Emitter | None:
+        if row is not None:
+            return emitter_of_row(row.name)
+        if call.module is not None:
+            return emitter_of_class(type(call.module))
+        return emitter_of_function(call.node.target)
 
     def _replace_operands(self, call: Call) -> None:
         """Operands that this consumer reads on a grid of its own (`input_quantizers`)."""

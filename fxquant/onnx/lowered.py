@@ -19,8 +19,8 @@ class LoweredTensor:
         node: name of the fx node that makes it, or that reads it if it is a weight.
         index: which of the node's outputs.
         module: path of the module.
-        float_name: tensor before its QuantizeLinear; None where integers are moved or stored as they
-            are. For weights and biases the float tensor's key in the state_dict.
+        float_name: tensor before its QuantizeLinear; None where integers are moved or stored as
+            they are. For weights and biases the float tensor's key in the state_dict.
         quantized_name: its integers.
         dequantized_name: behind its DequantizeLinear; None where nothing reads real values.
         scale: float32, `()` per tensor, `[C]` per channel, the tensor's rank per block.
@@ -70,8 +70,8 @@ class Lowered:
 
     Attributes:
         model: the model; its float weights are views of the module's tensors, not copies.
-        tensors: every quantized tensor, activations in graph order with the weights they need before
-            them.
+        tensors: every quantized tensor, activations in graph order with the weights they need
+            before them.
         input_names: graph inputs in order.
         output_names: graph outputs in order.
         fallbacks: nodes that torch's exporter wrote.

@@ -168,14 +168,14 @@ class _Walk:
         if known is not None:
             return known
         array = constant(value)
-        return Bound(_peak(array)) if array is not None else Bound(1.0, 0.0, island=True)
+        return Bound(magnitude(array)) if array is not None else Bound(1.0, 0.0, island=True)
 
     def inputs(self, node: ir.Node) -> list[Bound]:
         return [self.of(value) for value in node.inputs if value is not None]
 
 
-def _peak(array: np.ndarray[Any, Any]) -> float:
-    """Largest magnitude; what only masks (-1e9, -inf) is not a magnitude."""
+def magnitude(array: np.ndarray[Any, Any]) -> float:
+    """Largest magnitude of an array; what only masks (-1e9, -inf) is left out."""
     if array.size == 0 or array.dtype.kind not in "fiu":
         return 0.0
     sizes = np.abs(array.astype(np.float64, copy=False))
@@ -186,7 +186,7 @@ def _peak(array: np.ndarray[Any, Any]) -> float:
 def _dequantize(walk: _Walk, node: ir.Node) -> Bound:
     array = dequantized(node.outputs[0])
     if array is not None:
-        return Bound(_peak(array))
+        return Bound(magnitude(array))
     scale, zero = (
         constant(node.inputs[1]),
         constant(node.inputs[2] if len(node.inputs) > 2 else None),

@@ -12,7 +12,7 @@ integer kernels):
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,10 +25,10 @@ from torch import fx
 from fxquant.errors import ExportError
 from fxquant.graph.structure import tensors
 from fxquant.onnx.coverage import coverage
-from fxquant.onnx.noise import UNIT, Tolerance, output_bounds, tolerances
+from fxquant.onnx.noise import UNIT, Tolerance, magnitude, output_bounds, tolerances
 from fxquant.onnx.record import bound_example
 from fxquant.onnx.report import LevelInfo, OutputRow, ParityReport, TensorRow
-from fxquant.onnx.runtime import Level, Session, as_feed, open_session, version
+from fxquant.onnx.runtime import Level, as_feed, open_session, packed, version
 from fxquant.onnx.teacher import Lesson, Taught, cut, show, shown_name, teach
 
 if TYPE_CHECKING:
@@ -61,25 +61,26 @@ def prove(
         ExportError: onnxruntime cannot load or run the file, or the simulation itself is unsound.
     """
     start = time.perf_counter()
-    feeds = _graph_feeds(gm, lowered, example)
-    peaks = {name: _peak(value) for name, value in feeds.items()}
     model = ir.load(path)
     wanted = _computed(model, lowered)
+    feeds = _graph_feeds(gm, lowered, example)
+    peaks = {name: magnitude(value) for name, value in feeds.items()}
     allowed = tolerances(model, [t.quantized_name for t in wanted], peaks)
     lesson = teach(gm, example, wanted, allowed)
     lesson.feeds = feeds
     lesson.outputs = _named_outputs(lowered, lesson)
     bounds = _output_tolerances(model, lesson, peaks)
-    forced = _Forced(gm, lesson, allowed, bounds)
-    rows, outputs = forced.compare(path, threads)
-    levels, drift = _whole_runs(path, lesson, threads)
+    operators = coverage(path, model=model)
+    levels, drift = _whole_runs(model, lesson, threads)
+    # the first model shows its integers by now
+    rows, outputs = _Forced(gm, lesson, allowed, bounds).compare(ir.load(path), threads)
     return ParityReport(
         proven=not any(r.unexplained for r in rows) and all(o.proven for o in outputs),
         max_steps=max((r.max_steps for r in rows), default=0),
         tensors=tuple(rows),
         outputs=(*outputs, *drift),
         levels=levels,
-        operators=coverage(path),
+        operators=operators,
         skipped=tuple(lesson.missed),
         seconds=time.perf_counter() - start,
         runtime=f"onnxruntime {version()}",
@@ -102,10 +103,6 @@ def _named_outputs(lowered: Lowered, lesson: Lesson) -> dict[str, NDArray[Any]]:
     return dict(zip(names, values, strict=True))
 
 
-def _peak(value: NDArray[Any]) -> float:
-    return float(np.abs(value).max(initial=0.0)) if value.dtype.kind == "f" else 0.0
-
-
 def _computed(model: ir.Model, lowered: Lowered) -> list[LoweredTensor]:
     """Quantized tensors that the runtime computes (the others are stored)."""
     made = {v.name for node in model.graph for v in node.outputs}
@@ -119,7 +116,7 @@ def _output_tolerances(
     bounds = output_bounds(model, peaks)
     result = {}
     for name, value in lesson.outputs.items():
-        peak, bound = _peak(value), bounds.get(name)
+        peak, bound = magnitude(value), bounds.get(name)
         if bound is None or bound.island:
             result[name] = _FLOAT_ISLAND
         else:
@@ -136,14 +133,12 @@ class _Forced:
     allowed: Mapping[str, Tolerance]
     outputs: Mapping[str, float]
 
-    def compare(self, path: str | Path, threads: int) -> tuple[list[TensorRow], list[OutputRow]]:
-        """Rows of every tensor and output at both levels."""
-        model = ir.load(path)
+    def compare(self, model: ir.Model, threads: int) -> tuple[list[TensorRow], list[OutputRow]]:
+        """Rows of every tensor and output at both levels; the model is cut."""
         feeds = cut(model, self.lesson)
         nodes = {n.name: n for n in self.gm.graph.nodes}
         rows, outputs = [], []
-        for level in LEVELS:
-            found = open_session(model, level, threads=threads).run(feeds)
+        for level, found in _runs(model, feeds, threads):
             for taught in self.lesson.tensors:
                 rows.append(self._row(taught, found[_shown(taught.tensor)], level, nodes))
             for name, ours in self.lesson.outputs.items():
@@ -239,23 +234,26 @@ def _labels(ours: NDArray[Any], theirs: NDArray[Any]) -> float | None:
     return float((ours.argmax(1) == theirs.argmax(1)).mean())
 
 
+def _runs(
+    model: ir.Model, feeds: Mapping[str, NDArray[Any]], threads: int
+) -> Iterator[tuple[Level, dict[str, NDArray[Any]]]]:
+    """All outputs at each level, one after the other."""
+    with packed(model) as source:
+        for level in LEVELS:
+            yield level, open_session(source, level, threads=threads).run(feeds)
+
+
 def _whole_runs(
-    path: str | Path, lesson: Lesson, threads: int
+    model: ir.Model, lesson: Lesson, threads: int
 ) -> tuple[tuple[LevelInfo, ...], list[OutputRow]]:
-    """Run the file from its inputs at both levels."""
-    model = ir.load(path)
+    """Run the model from its inputs at both levels; its integers become outputs."""
     show(model, [t.tensor.quantized_name for t in lesson.tensors])
     levels, outputs = [], []
-    for level in LEVELS:
-        found = _run_shown(open_session(model, level, threads=threads), lesson)
+    for level, found in _runs(model, lesson.feeds, threads):
         levels.append(_level_info(level, lesson.tensors, found))
         for name, ours in lesson.outputs.items():
             outputs.append(_output_row(name, ours, found[name], level, None))
     return tuple(levels), outputs
-
-
-def _run_shown(session: Session, lesson: Lesson) -> dict[str, NDArray[Any]]:
-    return session.run(lesson.feeds)
 
 
 def _level_info(

@@ -1,4 +1,4 @@
-"""Quantized values: QuantizeLinear behind what makes them, scale and zero point once per quantizer."""
+"""Quantized values: QuantizeLinear behind their maker, one scale and zero point per quantizer."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ class Quantized:
         return held
 
     def moved(
-        self, node: fx.Node, index: int, integers: ir.Value, source: Held, held_as: tuple[Shaped, str],
-        quantizer: QuantizerBase,
+        self, node: fx.Node, index: int, integers: ir.Value, source: Held,
+        held_as: tuple[Shaped, str], quantizer: QuantizerBase,
     ) -> Held:  # fmt: skip
         """Integers that an operator moved without leaving their grid."""
         spec, name = held_as
@@ -110,8 +110,8 @@ class Quantized:
         """A narrow floating-point format: there and back by Cast."""
         encoding = quantizer.get_encodings()
         if encoding is None or encoding.scale is not None:
-            raise ExportError("FXQ504", "8-bit floating-point tensors have no kernels",
-                              at=quantizer.where, fix="use float16, bfloat16 or integers")  # fmt: skip
+            what, fix = "8-bit floats have no kernels", "use float16, bfloat16 or integers"
+            raise ExportError("FXQ504", what, at=quantizer.where, fix=fix)
         for dtype, label in ((encoding.dtype, "narrow"), (spec.dtype, "wide")):
             real = self.builder.op("Cast", real, to=data_type(dtype))
             producer = real.producer()

@@ -229,9 +229,8 @@ def _tainted(gm: fx.GraphModule) -> set[fx.Node]:
     """Nodes whose value depends on the value, not only on the shape, of an input."""
     tainted: set[fx.Node] = set()
     for node in gm.graph.nodes:
-        if node.op == "placeholder":
-            tainted.add(node)
-        elif any(n in tainted for n in node.all_input_nodes) and not _reads_shape(node):
+        follows = any(n in tainted for n in node.all_input_nodes) and not _reads_shape(node)
+        if node.op == "placeholder" or follows:
             tainted.add(node)
     return tainted
 

@@ -298,10 +298,17 @@ def _operator_lines(report: ParityReport) -> Iterable[str]:
         f"integer kernels: {len(report.integer_operators)} of {len(report.operators)} operators, "
         f"{report.integer_macs_share:.1%} of multiply-accumulates"
     )
-    rows = [(r.name, r.operator, r.reason) for r in report.float_operators[:_WORST]]
-    yield from _table([("in floating point", "operator", "reason"), *rows] if rows else [])
-    if len(report.float_operators) > _WORST:
-        yield f"  ... and {len(report.float_operators) - _WORST} more"
+    groups: dict[tuple[str, str], list[str]] = {}
+    for row in report.float_operators:
+        groups.setdefault((row.operator, row.reason), []).append(row.name)
+    rows = [
+        (str(len(names)), operator, reason, names[0] if len(names) == 1 else f"{names[0]}, ...")
+        for (operator, reason), names in sorted(groups.items(), key=lambda item: -len(item[1]))
+    ]
+    if rows:
+        yield from _table([("float", "operator", "reason", "where"), *rows[:_WORST]])
+    if len(rows) > _WORST:
+        yield f"  ... and {len(rows) - _WORST} more reasons"
 
 
 def _table(rows: list[tuple[str, ...]]) -> Iterable[str]:

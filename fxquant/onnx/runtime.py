@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import enum
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,29 +73,40 @@ class Session:
         return dict(zip(names, values, strict=True))
 
 
+Source = bytes | str | Path
+
+
 def open_session(
-    model: ir.Model | str | Path, level: Level, *, threads: int = 1, entries: Mapping[str, str] = {}
+    source: Source, level: Level, *, threads: int = 1, entries: Mapping[str, str] | None = None
 ) -> Session:
-    """A session over a file or an `onnx_ir` model.
+    """A session over a file or a serialized model.
 
     Args:
-        model: path of a file, or a model (saved to a folder of its own when too large for memory).
+        source: path of a file, or what `packed` gives.
         level: how much onnxruntime may rewrite.
         threads: threads within an operator; results do not depend on it.
         entries: session configuration, e.g. ``{"session.disable_quant_qdq": "1"}``.
 
     Raises:
-        ExportError: onnxruntime cannot load the model.
+        ExportError: FXQ551, onnxruntime cannot load the model.
     """
-    options = _options(level, threads, entries)
-    if not isinstance(model, ir.Model):
-        return _create(str(model), options)
+    return _create(source, _options(level, threads, entries or {}))
+
+
+@contextmanager
+def packed(model: ir.Model) -> Iterator[Source]:
+    """A model as sessions take it: its bytes, or a file for as long as it is needed.
+
+    What is too large for memory twice, or for protobuf, goes into a temporary file.
+    """
     if weight_bytes(model) <= _INLINE_LIMIT:
-        return _create(ir.to_proto(model).SerializeToString(), options)
+        ir.external_data.load_to_model(model)
+        yield ir.to_proto(model).SerializeToString()
+        return
     with tempfile.TemporaryDirectory(prefix="fxquant-session-") as folder:
         path = Path(folder) / "model.onnx"
         ir.save(model, path, external_data="model.onnx.data")
-        return _create(str(path), options)
+        yield path
 
 
 def optimized(model: str | Path, level: Level = Level.FUSED) -> ir.Model:
@@ -109,7 +121,7 @@ def optimized(model: str | Path, level: Level = Level.FUSED) -> ir.Model:
         dump = Path(folder) / "optimized.onnx"
         options = _options(level, 1, {_EXTERNAL: "optimized.data", _EXTERNAL_FROM: "1024"})
         options.optimized_model_filepath = str(dump)
-        _create(str(model), options)
+        _create(model, options)
         graph = ir.load(dump)
         _forget_weights(graph)
     return graph
@@ -149,8 +161,9 @@ def _options(level: Level, threads: int, entries: Mapping[str, str]) -> Any:
     return options
 
 
-def _create(source: str | bytes, options: Any) -> Session:
+def _create(source: Source, options: Any) -> Session:
     ort = _onnxruntime()
+    source = source if isinstance(source, bytes) else str(source)
     try:
         handle = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors share no base but Exception

@@ -52,9 +52,7 @@ def emit(node: fx.Node, resolve: Callable[[Any], Any], builder: Builder) -> Any:
     )  # fmt: skip
 
 
-def _shape_reading(
-    node: fx.Node, args: list[Any], kwargs: dict[str, Any], builder: Builder
-) -> Any:
+def _shape_reading(node: fx.Node, args: list[Any], kwargs: dict[str, Any], builder: Builder) -> Any:
     """Sizes read from a tensor; None if the node does something else."""
     held = args[0] if args else None
     if not isinstance(held, Held):

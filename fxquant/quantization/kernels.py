@@ -26,11 +26,14 @@ import torch
 from torch import Tensor
 
 from fxquant.quantization.grid import Factors
+from fxquant.quantization.layout import flat
 
 hardtanh_backward: Callable[[Tensor, Tensor, float, float], Tensor] = (
     torch.ops.aten.hardtanh_backward.default
 )
 _ZERO = torch.zeros(())
+# elements that a core keeps in its cache from one step of the chain to the next
+_PART = 1 << 19
 
 Lazy = Callable[[], Factors]
 
@@ -88,16 +91,27 @@ def dequantize(q: Tensor, p: Affine) -> Tensor:
 
 def quantize_dequantize(x: Tensor, p: Affine) -> Tensor:
     """The nearest values of the grid: `dequantize(quantize(x))`, bit for bit: `[...] -> [...]`."""
-    y = torch.div(x, p.scale).round_()
     if p.numbers is not None:
-        scale, zero = p.numbers
-        # the zero point goes into the bounds: the same integers in two passes less
-        y.clamp_(p.qmin - zero, p.qmax - zero)
-        # 0 + y * scale: the runtime has no -0.0
-        return torch.add(_ZERO, y, alpha=scale, out=y)
+        y = torch.empty_like(x)
+        if x.numel() <= _PART or x.stride() != y.stride():
+            return _in_one_go(x, y, p, p.numbers)
+        size = _PART * torch.get_num_threads()
+        for part, out in zip(flat(x).split(size), flat(y).split(size), strict=True):
+            _in_one_go(part, out, p, p.numbers)
+        return y
+    y = torch.div(x, p.scale).round_()
     # with a zero point of 0 as well: adding it turns -0.0 into 0.0
     y.add_(p.zero_point).clamp_(p.qmin, p.qmax)
     return (y if p.centred else y.sub_(p.zero_point)).mul_(p.scale)
+
+
+def _in_one_go(x: Tensor, y: Tensor, p: Affine, numbers: tuple[float, float]) -> Tensor:
+    scale, zero = numbers
+    torch.div(x, p.scale, out=y)
+    # the zero point goes into the bounds: the same integers in two passes less
+    y.round_().clamp_(p.qmin - zero, p.qmax - zero)
+    # 0 + y * scale: the runtime has no -0.0
+    return torch.add(_ZERO, y, alpha=scale, out=y)
 
 
 class _QuantizeDequantize(torch.autograd.Function):

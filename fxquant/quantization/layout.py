@@ -16,6 +16,8 @@ from torch import Tensor
 
 from fxquant.errors import QuantizationError, ShapeMismatchError
 
+_LARGE = 1 << 20  # elements beyond which passes over memory count
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -93,7 +95,9 @@ class Layout:
     def extremes(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Smallest and largest element under every range: two tensors of the quantizer's shape."""
         if self.single:
-            low, high = torch.aminmax(flat(x))
+            y = flat(x)
+            # `aminmax` is one pass and slow, the others are two passes and vectorized
+            low, high = torch.aminmax(y) if y.numel() > _LARGE else (y.amin(), y.amax())
         else:
             y = self.split(x)
             _, reduced = self._axes(y)

@@ -1,85 +1,43 @@
-"""Targets: what one runtime or chip computes in integers, as one JSON file each."""
+"""Targets: what one runtime or chip computes in integers, as one JSON file each.
+
+A new target is a new file beside this one, or a `Target` that is handed in.
+"""
 
 from __future__ import annotations
 
+import fnmatch
 import functools
 import importlib.resources
-from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from fxquant.errors import ConfigError, SelectorError, nearest
+from fxquant.targets.rules import Breach, OperatorRule
+from fxquant.targets.schema import (
+    ActivationGrid,
+    BiasGrid,
+    RoundMode,
+    ScaleKind,
+    Search,
+    Shifts,
+    Target,
+    WeightGrid,
+)
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ActivationGrid(_Frozen):
-    """Grid of activations."""
-
-    bitwidth: int = Field(8, ge=2, le=32)
-    signed: bool = False
-    symmetric: bool = False
-
-
-class WeightGrid(_Frozen):
-    """Grid of weights."""
-
-    bitwidth: int = Field(8, ge=2, le=32)
-    signed: bool = True
-    symmetric: bool = True
-    per_channel: bool = True
-
-
-class OperatorRule(_Frozen):
-    """How the target computes one operator.
-
-    Attributes:
-        output: "required": the integer kernel writes integers, so the output always has a grid;
-            "optional": it can write floats, so the output has one only where a consumer needs it.
-        kernel: "float" when the runtime dequantizes and computes in floating point all the same.
-        second: "symmetric" when the second operand of a product wants a symmetric signed grid.
-        elementwise: stays floating point between floating-point neighbours.
-        per_channel: False where weights must have one grid for all channels.
-        only: argument name -> values for which the rule holds.
-    """
-
-    output: Literal["required", "optional"] = "required"
-    kernel: Literal["integer", "float"] = "integer"
-    second: Literal["symmetric"] | None = None
-    elementwise: bool = False
-    per_channel: bool = True
-    only: dict[str, list[Any]] = Field(default_factory=dict)
-
-    def refuses(self, arguments: Mapping[str, Any]) -> str | None:
-        """Why the rule does not hold for these arguments, or None."""
-        for name, allowed in self.only.items():
-            value = arguments.get(name)
-            plain = list(value) if isinstance(value, tuple) else value
-            if plain not in allowed:
-                return f"{name}={value!r} has no integer kernel"
-        return None
-
-
-class Target(_Frozen):
-    """A runtime or chip: its grids and its integer operators.
-
-    Attributes:
-        name: what `QuantizationSimModel(target=...)` takes.
-        absorbs: activations whose producer's kernel takes them in.
-        operators: row name -> rule; what is not listed is computed in floating point.
-    """
-
-    name: str
-    description: str = ""
-    activation: ActivationGrid = ActivationGrid()
-    weight: WeightGrid = WeightGrid()
-    absorbs: tuple[str, ...] = ()
-    operators: dict[str, OperatorRule] = Field(default_factory=dict)
+__all__ = [
+    "ActivationGrid",
+    "BiasGrid",
+    "Breach",
+    "OperatorRule",
+    "RoundMode",
+    "ScaleKind",
+    "Search",
+    "Shifts",
+    "Target",
+    "WeightGrid",
+    "available",
+    "load_target",
+]
 
 
 def available() -> list[str]:
@@ -90,18 +48,30 @@ def available() -> list[str]:
 
 @functools.cache
 def load_target(name: str) -> Target:
-    """A shipped target by name.
+    """A shipped target by its name or one of its aliases.
 
     Raises:
-        SelectorError: FXQ210, there is no such target.
-        ConfigError: FXQ211, the file does not follow the schema.
+        SelectorError: FXQ260, there is no such target.
+        ConfigError: FXQ261, the file does not follow the schema.
+
+    Example:
+        >>> load_target("AMD_AIE2_Nx4_Overlay_cfg0").name
+        'amd_aie2'
     """
-    if name not in available():
-        known = ", ".join(available())
-        hint = nearest(name, available()) or f"one of: {known}"
-        raise SelectorError("FXQ210", f"there is no target {name!r}", fix=hint)
+    if name in available():
+        return _read(name)
+    for known in available():
+        target = _read(known)
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in target.aliases):
+            return target
+    hint = nearest(name, available()) or f"one of: {', '.join(available())}"
+    raise SelectorError("FXQ260", f"there is no target {name!r}", fix=hint)
+
+
+@functools.cache
+def _read(name: str) -> Target:
     text = (importlib.resources.files(__name__) / f"{name}.json").read_text(encoding="utf-8")
     try:
         return Target.model_validate_json(text)
     except ValidationError as error:
-        raise ConfigError("FXQ211", f"target {name!r} is not valid: {error}") from error
+        raise ConfigError("FXQ261", f"target {name!r} is not valid: {error}") from error

@@ -110,11 +110,11 @@ def no_kernel(g: Graph, x: ir.Value) -> ir.Value:
         (relu_that_is_not_redundant, "relu", "the zero point 7 is not the smallest integer 0"),
         (float_reader, "conv", "its output is quantized and also read as float by Sqrt"),
         (two_grids, "conv", "its output is quantized in 2 different ways"),
-        (float_input, "conv", "its input 'x' is floating point"),
+        (float_input, "conv", "its operand is a floating-point input of the model"),
         (wide_weight, "conv", "its weight is int16; integer kernels take 8 bits"),
         (wide_input, "conv", "its input is uint16; integer kernels take 8 bits"),
         (wrong_bias_scale, "conv", "the scale of its bias is not input scale × weight scale"),
-        (float_constant, "conv", "its constant 'c' is floating point"),
+        (float_constant, "conv", "its constant operand is floating point"),
         (no_kernel, "conv", "onnxruntime's CPU provider has no integer Gelu"),
     ],
 )

@@ -60,27 +60,35 @@ def test_outputs_get_a_grid_on_request() -> None:
 
 
 class Concat(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, clip: bool) -> None:
         super().__init__()
         self.a, self.b, self.c = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.Conv2d(8, 4, 1)
+        self.relu, self.pool = nn.ReLU() if clip else nn.Identity(), nn.MaxPool2d(2)
 
     def forward(self, x: Tensor) -> Tensor:
-        a = F.max_pool2d(self.a(x), 2)
-        b = F.relu(self.b(x))[..., ::2, ::2]
+        a, b = self.pool(self.a(x)), self.relu(self.b(x))[..., ::2, ::2]
         return self.c(torch.cat([a, b], 1))  # type: ignore[no-any-return]
+
+
+def owners(sim: QuantizationSimModel, *paths: str) -> list[Any]:
+    return [sim.model.get_submodule(p).output_quantizers[0] for p in paths]
 
 
 def test_operands_of_a_concatenation_share_one_quantizer() -> None:
     x = torch.randn(2, 3, 8, 8)
-    sim = QuantizationSimModel(Concat().eval(), x)
-    a = sim.model.get_submodule("a").output_quantizers[0]
-    relu = sim.model.get_submodule("relu").output_quantizers[0]
-    cat = sim.model.get_submodule("cat").output_quantizers[0]
-    assert a is relu
-    assert a is cat
-    assert sim.model.get_submodule("b").output_quantizers[0] is None
+    sim = QuantizationSimModel(Concat(clip=False).eval(), x)
+    first, second, joined = owners(sim, "a", "b", "cat")
+    assert first is second
+    assert first is joined
     sim.compute_encodings([x])
-    assert len({id(q) for q in sim.quantizers() if q is a}) == 1
+    assert sum(q is joined for q in sim.quantizers()) == 1
+
+
+def test_a_concatenation_rescales_where_a_shared_grid_would_cost_the_relus_kernel() -> None:
+    sim = QuantizationSimModel(Concat(clip=True).eval(), torch.randn(2, 3, 8, 8))
+    first, second, joined = owners(sim, "a", "relu", "cat")
+    assert len({id(first), id(second), id(joined)}) == 3
+    assert "relu must keep zero" in sim.explain("cat")
 
 
 class Attention(nn.Module):

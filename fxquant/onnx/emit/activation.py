@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fxquant.nn import DeQuantStub, QuantStub
 from fxquant.onnx.builder import data_type
-from fxquant.onnx.call import Call, UnsupportedError
-from fxquant.onnx.emit.registry import emits
+from fxquant.onnx.call import Call, Emitted, UnsupportedError
+from fxquant.onnx.emit.registry import emits, emits_class
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-
 
 
 @emits("relu")
@@ -175,7 +175,7 @@ def _prelu(c: Call) -> ir.Value:
     count = c.spec("weight").shape
     if rank > 2 and count != (1,):
         # ONNX lays the slope against the last axes
-        slope = c.op("Reshape", slope, [*count, *[1] * (rank - 2)])
+        slope = c.op("Reshape", slope, [-1, *[1] * (rank - 2)])
     return c.op("PRelu", c.tensor(), slope)
 
 
@@ -221,7 +221,7 @@ def _causal_mask(c: Call) -> ir.Value:
 
 
 @emits("dropout", "identity", "contiguous", "clone", "detach")
-def _unchanged(c: Call) -> object:
+def _unchanged(c: Call) -> Emitted:
     if c.arguments.get("training") is True and c.module is not None and c.arguments.get("p"):
         # nn.Dropout has no such argument: this one drops in evaluation mode too
         msg = "it drops values in evaluation mode too"
@@ -229,8 +229,14 @@ def _unchanged(c: Call) -> object:
     return c.held("input")
 
 
-@emits("to", "type", "type_as", "float", "long", "int", "bool")
-def _cast(c: Call) -> object:
+@emits("to", "type", "type_as", "float", "double", "half", "bfloat16", "long", "int", "bool")
+def _cast(c: Call) -> Emitted:
     if c.spec().dtype == c.out.dtype:
         return c.held("input")
     return c.op("Cast", c.tensor(), to=data_type(c.out.dtype))
+
+
+@emits_class(QuantStub, DeQuantStub)
+def _stub(c: Call) -> Emitted:
+    passed: Emitted = c.resolve([*c.node.args, *c.node.kwargs.values()][0])
+    return passed

@@ -54,10 +54,10 @@ def _output_padding(c: Call, n: int) -> list[int]:
         return c.ints("output_padding", n)
     # called with the size that the result shall have: what is missing to it is padded
     stride, padding, dilation = (c.ints(k, n) for k in ("stride", "padding", "dilation"))
-    kernel = c.spec("weight").shape[2:]
+    kernel = static_sizes(c.spec("weight").shape[2:], "the kernel")
     given = static_sizes(c.spec().shape[-n:], "the input")
     result = static_sizes(c.out.shape[-n:], "the result")
-    least = [(given[i] - 1) * stride[i] - 2 * padding[i] + dilation[i] * (int(kernel[i]) - 1) + 1
+    least = [(given[i] - 1) * stride[i] - 2 * padding[i] + dilation[i] * (kernel[i] - 1) + 1
              for i in range(n)]  # fmt: skip
     return [r - s for r, s in zip(result, least, strict=True)]
 
@@ -81,7 +81,7 @@ def _batched(c: Call, x: ir.Value, single: bool) -> tuple[ir.Value, bool]:
 
 
 def _padded(c: Call, x: ir.Value, begin: list[int], end: list[int], mode: str) -> ir.Value:
-    """Padding by the tensor's own values; it stays on its grid, so that the kernel reads integers."""
+    """Padding by the tensor's own values: it stays on its grid, and the kernel reads integers."""
     held = c.held("input")
     shape = held.spec.shape
     y = pad_value(c, x, [0, 0, *begin], [0, 0, *end], mode, shape=shape)

@@ -359,5 +359,3 @@ def _bitwise_not(c: Call) -> ir.Value:
     # -1 - x has the same bits turned, in every opset
     minus_one = c.builder.number(-1, c.spec().dtype)
     return c.op("Sub", minus_one, c.tensor())
-
-

@@ -130,8 +130,15 @@ def _setitem(c: Call) -> ir.Value:
     shape = c.spec().shape
     index = c["index"]
     given = tuple(index) if isinstance(index, (tuple, list)) else (index,)
-    items = [slice(*(c.plain(v) for v in (i.start, i.stop, i.step))) if isinstance(i, slice) else c.plain(i) for i in given]
-    if any(not isinstance(i, (int, slice, type(Ellipsis))) for i in items) or _is_dynamic(items, shape):
+    items = [
+        slice(*(c.plain(v) for v in (i.start, i.stop, i.step)))
+        if isinstance(i, slice)
+        else c.plain(i)
+        for i in given
+    ]
+    if any(not isinstance(i, (int, slice, type(Ellipsis))) for i in items) or _is_dynamic(
+        items, shape
+    ):
         msg = "a write to positions that are known at run time only"
         raise UnsupportedError(msg)
     sizes = [s if isinstance(s, int) else 1 for s in shape]
@@ -168,7 +175,9 @@ def _placed(c: Call, value: ir.Value, items: Sequence[Any], sizes: Sequence[int]
         value = c.unsqueeze(value, positions)
     begin, end = [0] * rank, [0] * rank
     for i, item in enumerate(items):
-        start, stop, _ = (item if isinstance(item, slice) else slice(item, item % sizes[i] + 1)).indices(sizes[i])
+        start, stop, _ = (
+            item if isinstance(item, slice) else slice(item, item % sizes[i] + 1)
+        ).indices(sizes[i])
         begin[i], end[i] = start, sizes[i] - stop
     return c.op("Pad", value, [*begin, *end], c.number(0), mode="constant")
 
@@ -188,7 +197,9 @@ def _plus(c: Call, a: Any, b: Any) -> Any:
     if isinstance(a, int) and isinstance(b, int):
         end = a + b
         return None if a < 0 and not end else end
-    vectors = [v.value if isinstance(v, SizeValue) else c.builder.constant([int(v)]) for v in (a, b)]
+    vectors = [
+        v.value if isinstance(v, SizeValue) else c.builder.constant([int(v)]) for v in (a, b)
+    ]
     return SizeValue(c.op("Add", *vectors))
 
 
@@ -234,7 +245,9 @@ def _scatter_add(c: Call) -> ir.Value:
 
 
 def _scattered(c: Call, reduction: str | None) -> ir.Value:
-    reduction = {"multiply": "mul"}.get(str(c.arguments.get("reduce")), c.arguments.get("reduce")) or reduction
+    reduction = {"multiply": "mul"}.get(
+        str(c.arguments.get("reduce")), c.arguments.get("reduce")
+    ) or reduction
     if reduction and c.opset < 16:
         msg = "ScatterElements that adds came with opset 16"
         raise UnsupportedError(msg)

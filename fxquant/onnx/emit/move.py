@@ -117,7 +117,9 @@ def _adjoint(c: Call) -> Emitted:
 def _movedim(c: Call) -> Emitted:
     rank = c.spec().rank
     pairs = [c.static(n) for n in ("source", "destination")]
-    source, target = ([int(d) % rank for d in (p if isinstance(p, (tuple, list)) else (p,))] for p in pairs)
+    source, target = (
+        [int(d) % rank for d in (p if isinstance(p, (tuple, list)) else (p,))] for p in pairs
+    )
     places = dict(zip(target, source, strict=True))
     rest = iter(i for i in range(rank) if i not in source)
     return _permuted(c, [places[i] if i in places else next(rest) for i in range(rank)])
@@ -185,7 +187,9 @@ def _interleaved(c: Call, x: ir.Value, axis: int, rank: int, times: int) -> ir.V
     x = c.op("Tile", c.unsqueeze(x, [axis + 1]), counts)
     # 0 keeps a size, -1 takes the merged one; sizes behind the merged axis are static
     shape = c.out.shape
-    return c.op("Reshape", x, [0 if i < axis else -1 if i == axis else shape[i] for i in range(rank)])
+    return c.op(
+        "Reshape", x, [0 if i < axis else -1 if i == axis else shape[i] for i in range(rank)]
+    )
 
 
 def _count(shape: Sequence[Any]) -> int:
@@ -224,22 +228,7 @@ def _split(c: Call) -> Sequence[ir.Value]:
 @emits("unbind")
 def _unbind(c: Call) -> Sequence[ir.Value]:
     axis = c.axis()
-    x, count = c.tensor(), len(c.out)
-    users = _used_items(c)
-    if users is not None and len(users) < count:
-        return [c.op("Gather", x, _index(c, i), axis=axis) if i in users else None for i in range(count)]  # type: ignore[misc]
-    return [c.squeeze(part, [axis]) for part in c.split(x, axis, [1] * count)]
-
-
-def _index(c: Call, i: int) -> ir.Value:
-    return c.builder.number(i, torch.int64)
-
-
-def _used_items(c: Call) -> set[int] | None:
-    """Which elements of a tuple are read; None if that cannot be said."""
-    keys = [u.args[1] if str(u.target).endswith("getitem") or "getitem" in getattr(u.target, "__name__", "") else None for u in c.node.users]
-    found = {k % len(c.out) for k in keys if isinstance(k, int)}
-    return found if len(keys) == sum(isinstance(k, int) for k in keys) else None
+    return [c.squeeze(part, [axis]) for part in c.split(c.tensor(), axis, [1] * len(c.out))]
 
 
 # --- turning -----------------------------------------------------------------------------------

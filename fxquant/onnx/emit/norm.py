@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fxquant.onnx.call import Call, UnsupportedError, static_sizes
+from fxquant.onnx.call import Call, Emitted, UnsupportedError, static_sizes
 from fxquant.onnx.emit.registry import emits
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def _vector(c: Call, name: str, count: Any, fill: float) -> ir.Value:
 
 
 @emits("instance_norm")
-def _instance_norm(c: Call) -> ir.Value:
+def _instance_norm(c: Call) -> Emitted:
     module = c.module
     tracked = bool(getattr(module, "track_running_stats", False))
     if tracked or not c.static("use_input_stats"):
@@ -152,6 +152,20 @@ def _norm(c: Call) -> ir.Value:
 def _vector_norm(c: Call) -> ir.Value:
     axes, order = norm_axes(c), c.static("ord")
     x = c.cast(c.tensor("x"), c.spec("x").dtype, c.static("dtype"))
+    return vector_norm(c, x, order, axes, bool(c.static("keepdim")))
+
+
+@emits("linalg_norm")
+def _linalg_norm(c: Call) -> ir.Value:
+    axes, order = norm_axes(c), c.static("ord")
+    rank = c.spec("A").rank
+    matrix = order is not None and (
+        (axes is None and rank == 2) or (axes is not None and len(axes) == 2)
+    )
+    if matrix and order != "fro":
+        msg = f"the matrix norm {order!r}"
+        raise UnsupportedError(msg)
+    x = c.cast(c.tensor("A"), c.spec("A").dtype, c.static("dtype"))
     return vector_norm(c, x, order, axes, bool(c.static("keepdim")))
 
 

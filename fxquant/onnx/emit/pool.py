@@ -39,7 +39,8 @@ class _Window:
     def _reach(self, i: int, given: Any, made: Any) -> int:
         given, made = static_sizes([given, made], "the pooled axis")
         reach = (made - 1) * self.stride[i] + self.dilation[i] * (self.kernel[i] - 1) + 1
-        return reach - given - self.padding[i]
+        beyond: int = reach - given - self.padding[i]
+        return beyond
 
     @property
     def end(self) -> list[int]:

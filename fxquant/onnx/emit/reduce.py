@@ -219,5 +219,3 @@ def _nonzero(c: Call) -> ir.Value:
         msg = "one tensor for each axis"
         raise UnsupportedError(msg)
     return c.op("Transpose", c.op("NonZero", c.tensor()), perm=[1, 0])
-
-

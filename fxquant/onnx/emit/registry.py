@@ -18,6 +18,7 @@ _FAMILIES = (
 )  # fmt: skip
 _BY_ROW: dict[str, Emitter] = {}
 _BY_FUNCTION: dict[Any, Emitter] = {}
+_BY_CLASS: dict[type[Any], Emitter] = {}
 
 
 def emits(*rows: str) -> Callable[[Emitter], Emitter]:
@@ -46,6 +47,16 @@ def emits_function(*functions: Any) -> Callable[[Emitter], Emitter]:
     return register
 
 
+def emits_class(*classes: type[Any]) -> Callable[[Emitter], Emitter]:
+    """Register an emitter for module classes that have no row; subclasses are meant too."""
+
+    def register(emitter: Emitter) -> Emitter:
+        _BY_CLASS.update(dict.fromkeys(classes, emitter))
+        return emitter
+
+    return register
+
+
 def emitter_of_row(name: str) -> Emitter | None:
     """The emitter of a row, or None."""
     load()
@@ -56,6 +67,12 @@ def emitter_of_function(target: Any) -> Emitter | None:
     """The emitter of a function or method without a row, or None."""
     load()
     return _BY_FUNCTION.get(target)
+
+
+def emitter_of_class(cls: type[Any]) -> Emitter | None:
+    """The emitter of a module class without a row, or None."""
+    load()
+    return next((_BY_CLASS[c] for c in cls.__mro__ if c in _BY_CLASS), None)
 
 
 @functools.cache

@@ -1,0 +1,77 @@
+"""How the benchmarks measure: interleaved, one thread, the fastest of many rounds.
+
+Why CPU time of the thread: on a shared machine wall time counts what others do. Why interleaved:
+clocks and caches drift, and what is compared must drift together. Why the minimum: everything that
+disturbs a deterministic program makes it slower.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fxquant.onnx.runtime import Level, open_session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from torch import Tensor
+
+# idle threads of one session must not spin while another one is measured
+_ENTRIES = {"session.force_spinning_stop": "1"}
+_LEAST = 2e-3  # seconds of one measurement; shorter calls are repeated
+
+
+def fastest(calls: Mapping[str, Callable[[], Any]], *, rounds: int = 15) -> dict[str, float]:
+    """CPU seconds of each call: the minimum over rounds in which all take turns.
+
+    Args:
+        calls: what to measure, by name; each must run in the calling thread.
+        rounds: how often each is measured.
+    """
+    repeats = {name: _repeats(call) for name, call in calls.items()}
+    best = dict.fromkeys(calls, float("inf"))
+    for _ in range(rounds):
+        for name, call in calls.items():
+            begin = time.thread_time()
+            for _ in range(repeats[name]):
+                call()
+            best[name] = min(best[name], (time.thread_time() - begin) / repeats[name])
+    return best
+
+
+def _repeats(call: Callable[[], Any]) -> int:
+    call()  # warm up
+    begin = time.thread_time()
+    call()
+    return max(1, round(_LEAST / max(time.thread_time() - begin, 1e-6)))
+
+
+def cpu_seconds(call: Callable[[], Any]) -> tuple[float, Any]:
+    """CPU seconds of one call over all threads of the process, and its result."""
+    begin = time.process_time()
+    result = call()
+    return time.process_time() - begin, result
+
+
+def runner(path: Path, inputs: Sequence[Tensor]) -> Callable[[], Any]:
+    """A call of an ONNX file in onnxruntime on one thread, fully optimized."""
+    session = open_session(path, Level.ALL, threads=1, entries=_ENTRIES)
+    feeds = dict(zip(session.inputs, (x.numpy() for x in inputs), strict=True))
+    return lambda: session.run(feeds)
+
+
+def one_thread() -> None:
+    """Let torch use one thread."""
+    torch.set_num_threads(1)
+
+
+def write_json(rows: Sequence[Mapping[str, Any]], path: str | None) -> None:
+    """Rows as JSON, if a file is given."""
+    if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(json.dumps(list(rows), indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,162 @@
+"""Kernels of sums of products: exact 32-bit sums, then one multiplication in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fxquant.onnx.integer.arithmetic import F32, Array, requantize, wrapped
+from fxquant.onnx.integer.call import KernelCall, kernel
+
+# a product of bytes is below 2^16: float64 holds 2^37 of them exactly
+
+
+@kernel("QLinearConv")
+def _conv(c: KernelCall) -> Array:
+    x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero = c.arrays[:8]
+    bias = c.optional(8)
+    sums = convolve(c, centred(x, x_zero), centred(w, per_channel(w_zero, w.ndim)))
+    column = (-1, *[1] * (x.ndim - 2))
+    if bias is not None:
+        sums = sums + bias.astype(np.float64).reshape(column)
+    scale = (x_scale.reshape(()) * w_scale.reshape(-1)).astype(F32) / y_scale.reshape(())
+    return requantize(wrapped(sums), scale.reshape(column), y_zero.reshape(()), y_zero.dtype)
+
+
+def per_channel(zero: Array, rank: int) -> Array:
+    """Zero points of the first axis."""
+    return zero.reshape(()) if zero.size == 1 else zero.reshape(-1, *[1] * (rank - 1))
+
+
+def centred(q: Array, zero: Array) -> Array:
+    """`q - z` in float64."""
+    return q.astype(np.float64) - zero.astype(np.float64)
+
+
+def convolve(c: KernelCall, x: Array, w: Array) -> Array:
+    """A convolution with the attributes of ONNX, in float64: x [N, C, ...], w [M, C/g, ...]."""
+    n = w.ndim - 2
+    kernel_size = list(w.shape[2:])
+    strides, dilations = c.ints("strides", [1] * n), c.ints("dilations", [1] * n)
+    pads = padding(c, x.shape[2:], kernel_size, strides, dilations)
+    padded = np.pad(x, [(0, 0), (0, 0), *zip(pads[:n], pads[n:], strict=True)])
+    group = c.int("group", 1)
+    if group == x.shape[1] == w.shape[0] and group > 1:
+        return _depthwise(padded, w, strides, dilations)
+    function = (F.conv1d, F.conv2d, F.conv3d)[n - 1]
+    result: Tensor = function(
+        _tensor(padded), _tensor(w), None, strides, 0, dilations, group
+    )
+    return result.numpy()
+
+
+def _depthwise(x: Array, w: Array, strides: Sequence[int], dilations: Sequence[int]) -> Array:
+    """One filter a channel, as a sum over the places of the filter."""
+    spans = [
+        (size - d * (k - 1) - 1) // s + 1
+        for size, k, s, d in zip(x.shape[2:], w.shape[2:], strides, dilations, strict=True)
+    ]
+    total = np.zeros((x.shape[0], x.shape[1], *spans), np.float64)
+    for place in np.ndindex(*w.shape[2:]):
+        window = tuple(
+            slice(p * d, p * d + (m - 1) * s + 1, s)
+            for p, d, m, s in zip(place, dilations, spans, strides, strict=True)
+        )
+        weight = w[(slice(None), 0, *place)].reshape(-1, *[1] * len(spans))
+        total += x[(slice(None), slice(None), *window)] * weight
+    return total
+
+
+def padding(
+    c: KernelCall, sizes: Sequence[int], kernel_size: Sequence[int], strides: Sequence[int],
+    dilations: Sequence[int],
+) -> list[int]:  # fmt: skip
+    """Explicit padding: begins, then ends."""
+    n, mode = len(kernel_size), c.text("auto_pad", "NOTSET")
+    if mode == "NOTSET":
+        return c.ints("pads", [0] * 2 * n)
+    if mode == "VALID":
+        return [0] * 2 * n
+    begins, ends = [], []
+    for size, k, s, d in zip(sizes, kernel_size, strides, dilations, strict=True):
+        total = max((-(-size // s) - 1) * s + d * (k - 1) + 1 - size, 0)
+        small, large = total // 2, total - total // 2
+        begins.append(small if mode == "SAME_UPPER" else large)
+        ends.append(large if mode == "SAME_UPPER" else small)
+    return [*begins, *ends]
+
+
+def _tensor(x: Array) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(x))
+
+
+def multiply(a: Array, b: Array) -> Array:
+    """A matrix product in float64 with numpy's rules for shapes."""
+    return np.asarray(torch.matmul(_tensor(a), _tensor(b)).numpy())
+
+
+def _columns(x: Array, rank: int) -> Array:
+    """A value per tensor, or per column of the second operand: [N] or [..., 1, N]."""
+    if x.size == 1:
+        return x.reshape(())
+    return x if x.ndim > 1 else x.reshape(*[1] * (rank - 1), -1)
+
+
+@kernel("QLinearMatMul")
+def _matmul(c: KernelCall) -> Array:
+    a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero = c.arrays[:8]
+    sums = multiply(centred(a, a_zero.reshape(())), centred(b, _columns(b_zero, b.ndim)))
+    scale = (a_scale.reshape(()) * _columns(b_scale, b.ndim)).astype(F32) / y_scale.reshape(())
+    return requantize(wrapped(sums), scale.astype(F32), y_zero.reshape(()), y_zero.dtype)
+
+
+@kernel("MatMulIntegerToFloat")
+def _matmul_to_float(c: KernelCall) -> Array:
+    a, b, a_scale, b_scale = c.arrays[:4]
+    a_zero, b_zero, bias = (c.optional(i) for i in (4, 5, 6))
+    a_zero = np.zeros((), a.dtype) if a_zero is None else a_zero
+    b_zero = np.zeros((), b.dtype) if b_zero is None else b_zero
+    sums = multiply(centred(a, a_zero.reshape(())), centred(b, _columns(b_zero, b.ndim)))
+    scale = (a_scale.reshape(()) * _columns(b_scale, b.ndim)).astype(F32)
+    y = wrapped(sums).astype(F32) * scale
+    return y if bias is None else y + bias
+
+
+@kernel("MatMulInteger")
+def _matmul_integer(c: KernelCall) -> Array:
+    a, b = c.arrays[:2]
+    zeros = [c.optional(2), c.optional(3)]
+    a_zero = np.zeros((), np.int32) if zeros[0] is None else zeros[0]
+    b_zero = np.zeros((), np.int32) if zeros[1] is None else zeros[1]
+    a_zero = a_zero.reshape(()) if a_zero.size == 1 else a_zero.reshape(-1, 1)
+    return wrapped(multiply(centred(a, a_zero), centred(b, _columns(b_zero, b.ndim))))
+
+
+@kernel("QGemm")
+def _gemm(c: KernelCall) -> Array:
+    a, a_scale, a_zero, b, b_scale, b_zero = c.arrays[:6]
+    bias, y_scale, y_zero = (c.optional(i) for i in (6, 7, 8))
+    left = centred(a, a_zero.reshape(()))
+    # with a transposed weight the columns of the product are its rows
+    transposed = bool(c.int("transB", 0))
+    shape = (-1, 1) if transposed and b_zero.size > 1 else (b_zero.size,) if b_zero.size > 1 else ()
+    right = centred(b, b_zero.reshape(shape))
+    sums = multiply(left.T if c.int("transA", 0) else left, right.T if transposed else right)
+    if bias is not None:
+        sums = sums + bias.astype(np.float64)
+    scale = (F32(c.float("alpha", 1.0)) * a_scale.reshape(())).astype(F32)
+    scale = (scale * (b_scale.reshape(()) if b_scale.size == 1 else b_scale)).astype(F32)
+    if y_scale is None or y_zero is None:
+        return wrapped(sums).astype(F32) * scale
+    scale = (scale / y_scale.reshape(())).astype(F32)
+    return requantize(wrapped(sums), scale, y_zero.reshape(()), y_zero.dtype)
+
+
+def as_tensor(x: Any) -> Tensor:
+    """An array as a torch tensor over the same memory."""
+    return _tensor(np.asarray(x))

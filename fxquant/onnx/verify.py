@@ -1,0 +1,141 @@
+"""The structural lint: what `onnx.checker` lets through and runtimes fail on or get wrong.
+
+`verify_file` takes any quantized ONNX file, also one that another tool wrote.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+
+from fxquant.errors import ExportError
+from fxquant.onnx.verify_rules import Finding, check_graph
+from fxquant.onnx.write import EXTERNAL_FROM, weight_bytes
+
+# the newest that onnxruntime 1.31 loads
+_MOST_OPSET, _MOST_IR = 26, 13
+_LEAST_OPSET = 10  # the first with QuantizeLinear
+_WIDTH = 34
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """Findings of the lint; truthy when none is an error.
+
+    Attributes:
+        findings: errors, warnings and notes in the order of the graph.
+    """
+
+    findings: tuple[Finding, ...] = ()
+
+    def __bool__(self) -> bool:
+        return not self.errors
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        """What makes the model wrong or unloadable."""
+        return tuple(f for f in self.findings if f.severity == "error")
+
+    def __str__(self) -> str:
+        if not self.findings:
+            return "the model is well formed"
+        lines = [_line(f) for f in self.findings]
+        counts = [f"{sum(f.severity == s for f in self.findings)} {s}(s)" for s in _SEVERITIES]
+        return "\n".join([*lines, ", ".join(counts)])
+
+    def to_json(self) -> str:
+        """The report as JSON."""
+        findings = [asdict(f) for f in self.findings]
+        return json.dumps({"ok": bool(self), "findings": findings}, indent=2)
+
+
+_SEVERITIES = ("error", "warning", "note")
+
+
+def _line(f: Finding) -> str:
+    place = f.node if len(f.node) <= _WIDTH else f"…{f.node[1 - _WIDTH :]}"
+    text = f"{f.severity:<8}{f.code}  {place:<{_WIDTH}}  {f.what}"
+    return f"{text}\n{'':<16}fix: {f.fix}" if f.fix else text
+
+
+def verify_model(model: ir.Model | str | Path) -> VerifyReport:
+    """Check the structure of a quantized model.
+
+    Args:
+        model: an `onnx_ir` model or the path of a file.
+
+    Raises:
+        ExportError: FXQ511, the file is no ONNX model.
+    """
+    if not isinstance(model, ir.Model):
+        return verify_file(model)
+    return VerifyReport((*_version_findings(model), *_checked(model), *check_graph(model)))
+
+
+def verify_file(path: str | Path) -> VerifyReport:
+    """Check the structure of an ONNX file.
+
+    Raises:
+        ExportError: FXQ511, the file is no ONNX model.
+    """
+    try:
+        model = ir.load(path)
+    except Exception as error:  # protobuf, onnx_ir and the file system each have their own
+        what = f"{str(path)!r} cannot be read as ONNX: {_first_line(error)}"
+        raise ExportError("FXQ511", what, fix="give the path of an .onnx file") from error
+    return VerifyReport((*_version_findings(model), *_checker(str(path)), *check_graph(model)))
+
+
+def verify(model: ir.Model | str | Path) -> VerifyReport:
+    """Check the structure of a model that is about to be shipped.
+
+    Raises:
+        ExportError: FXQ510, it is not well formed; FXQ511, the file is no ONNX model.
+    """
+    report = verify_model(model)
+    if not report:
+        lines = "\n".join(f"    {_line(f)}" for f in report.errors[:10])
+        what = f"the ONNX model is not well formed:\n{lines}"
+        raise ExportError("FXQ510", what, fix="report this with the model")
+    return report
+
+
+def _version_findings(model: ir.Model) -> list[Finding]:
+    found = []
+    opset = model.opset_imports.get("", 0)
+    if not _LEAST_OPSET <= opset <= _MOST_OPSET:
+        what = f"opset {opset} does not load: onnxruntime takes {_LEAST_OPSET} to {_MOST_OPSET}"
+        found.append(Finding("FXQ512", "error", "", what, "export with opset 21"))
+    if model.ir_version > _MOST_IR:
+        what = f"IR version {model.ir_version} does not load: onnxruntime takes up to {_MOST_IR}"
+        found.append(Finding("FXQ512", "error", "", what, "write IR version 10"))
+    return found
+
+
+def _checked(model: ir.Model) -> list[Finding]:
+    if weight_bytes(model) <= EXTERNAL_FROM:
+        return _checker(ir.to_proto(model))
+    with tempfile.TemporaryDirectory(prefix="fxquant-verify-") as folder:
+        path = Path(folder) / "model.onnx"
+        ir.save(model, path, external_data="model.onnx.data")
+        return _checker(str(path))
+
+
+def _checker(model: Any) -> list[Finding]:
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as error:  # checker and shape inference raise errors of several libraries
+        what = f"onnx.checker refuses the model: {_first_line(error)}"
+        return [Finding("FXQ513", "error", "", what, "")]
+    return []
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,330 @@
+"""The rules of the lint: each looks at the graph once and says what it finds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+_Q, _DQ = "QuantizeLinear", "DequantizeLinear"
+_WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+# integer kernels onto which onnxruntime folds an activation function
+_ABSORBING = frozenset({"Conv", "Gemm", "Add", "MatMul", "GlobalAveragePool", "Sigmoid"})
+_SMALLEST_NORMAL = np.finfo(np.float32).tiny
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing the lint has to say.
+
+    Attributes:
+        code: stable identifier.
+        severity: "error" (wrong results or no loading), "warning" (slow or fragile), "note".
+        node: name of the node; empty for the model as a whole.
+        what: what is wrong.
+        fix: what to do about it.
+    """
+
+    code: str
+    severity: str
+    node: str
+    what: str
+    fix: str
+
+
+def check_graph(model: ir.Model) -> list[Finding]:
+    """All findings, rule by rule."""
+    nodes = list(model.graph.all_nodes())
+    return [f for rule in _RULES for f in rule(nodes)]
+
+
+def array(value: ir.Value | None) -> NDArray[Any] | None:
+    """Content of an initializer."""
+    if value is None or value.const_value is None:
+        return None
+    return value.const_value.numpy()
+
+
+def _operand(node: ir.Node, index: int) -> ir.Value | None:
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
+def _readers(node: ir.Node) -> list[ir.Node]:
+    return [use.node for output in node.outputs for use in output.uses()]
+
+
+def _producer(value: ir.Value | None, kind: str) -> ir.Node | None:
+    node = value.producer() if value is not None else None
+    return node if node is not None and node.op_type == kind else None
+
+
+def _pairs(nodes: list[ir.Node]) -> Iterator[ir.Node]:
+    return (n for n in nodes if n.op_type in (_Q, _DQ))
+
+
+def _name(node: ir.Node) -> str:
+    return node.name or f"{node.op_type} without a name"
+
+
+def _int(node: ir.Node, name: str, default: int) -> int:
+    attribute = node.attributes.get(name)
+    return default if attribute is None else int(attribute.as_int())
+
+
+# --- errors ------------------------------------------------------------------------------------
+
+
+def _unique_names(nodes: list[ir.Node]) -> Iterator[Finding]:
+    for name, count in Counter(n.name for n in nodes if n.name).items():
+        if count > 1:
+            what = f"{count} nodes have this name: onnxruntime does not load them"
+            yield Finding("FXQ514", "error", str(name), what, "give every node its own name")
+
+
+def _scales(nodes: list[ir.Node]) -> Iterator[Finding]:
+    for node in _pairs(nodes):
+        scale = array(_operand(node, 1))
+        if scale is None:
+            what = "the scale is no constant: the runtime cannot use integer kernels"
+            yield Finding("FXQ515", "warning", _name(node), what, "store the scale as initializer")
+            continue
+        values = scale.astype(np.float64)
+        if not np.isfinite(values).all() or (values <= 0).any():
+            what = "a scale is not positive and finite: the runtime computes nonsense silently"
+            yield Finding("FXQ515", "error", _name(node), what, "calibrate the tensor again")
+        elif (values < _SMALLEST_NORMAL).any():
+            what = "a scale is denormal: its reciprocal overflows"
+            yield Finding("FXQ515", "error", _name(node), what, "calibrate the tensor again")
+
+
+def _channels(nodes: list[ir.Node]) -> Iterator[Finding]:
+    for node in _pairs(nodes):
+        scale, x = array(_operand(node, 1)), _operand(node, 0)
+        shape = _known_shape(x)
+        if scale is None or scale.size == 1 or scale.ndim != 1 or shape is None:
+            continue
+        axis = _int(node, "axis", 1)
+        if not -len(shape) <= axis < len(shape):
+            what = f"axis {axis} does not exist in a tensor of shape {shape}"
+            yield Finding("FXQ516", "error", _name(node), what, "set the channel axis")
+        elif isinstance(shape[axis], int) and shape[axis] != scale.size:
+            what = f"{scale.size} scales for the {shape[axis]} channels of axis {axis}"
+            yield Finding("FXQ516", "error", _name(node), what, "one scale for every channel")
+
+
+def _known_shape(value: ir.Value | None) -> list[Any] | None:
+    if value is None:
+        return None
+    if value.const_value is not None:
+        return list(value.const_value.shape)
+    return list(value.shape) if value.shape is not None else None
+
+
+def _weight_axis(nodes: list[ir.Node]) -> Iterator[Finding]:
+    for node in nodes:
+        if node.op_type not in _WEIGHTED:
+            continue
+        pair = _producer(_operand(node, 1), _DQ)
+        scale = array(_operand(pair, 1)) if pair else None
+        if pair is None or scale is None or scale.ndim != 1 or scale.size == 1:
+            continue
+        if array(_operand(pair, 0)) is None or "block_size" in pair.attributes:
+            continue
+        rank = len(_known_shape(_operand(pair, 0)) or [])
+        axis, wanted = _int(pair, "axis", 1) % max(rank, 1), _output_axis(node, rank)
+        if axis != wanted:
+            what = f"the weight's scales lie along axis {axis}, its output channels along {wanted}"
+            fix = "the integer kernel would take them for output channels: set the axis"
+            yield Finding("FXQ517", "error", _name(node), what, fix)
+
+
+def _output_axis(node: ir.Node, rank: int) -> int:
+    if node.op_type == "Gemm":
+        return 0 if _int(node, "transB", 0) else 1
+    return {"Conv": 0, "ConvTranspose": 1}.get(node.op_type, rank - 1)
+
+
+def _biases(nodes: list[ir.Node]) -> Iterator[Finding]:
+    for node in nodes:
+        bias, weight, x = _bias_pairs(node)
+        if bias is None or weight is None or x is None:
+            continue
+        scales = [array(_operand(p, 1)) for p in (bias, x, weight)]
+        have, s_in, s_w = scales
+        if have is None or s_in is None or s_w is None:
+            continue
+        zero = array(_operand(bias, 2))
+        if zero is not None and zero.any():
+            what = "the zero point of the int32 bias is not zero: integer kernels ignore it"
+            yield Finding("FXQ518", "error", _name(bias), what, "use zero point 0")
+        wanted = np.float32(s_in.reshape(-1)[0]) * s_w.astype(np.float32).reshape(-1)
+        if have.size not in (1, wanted.size) or (have.reshape(-1) != wanted).any():
+            what = "the bias scale is not input scale × weight scale: integer kernels ignore it"
+            fix = "store the bias on the grid of the accumulator"
+            yield Finding("FXQ518", "error", _name(bias), what, fix)
+
+
+def _bias_pairs(node: ir.Node) -> tuple[ir.Node | None, ir.Node | None, ir.Node | None]:
+    """DequantizeLinear of the int32 bias, of the weight and of the input of a layer."""
+    if node.op_type in ("Conv", "Gemm"):
+        operands = [_operand(node, i) for i in (2, 1, 0)]
+    elif node.op_type == "Add":
+        product = next((p for v in node.inputs if (p := _producer(v, "MatMul"))), None)
+        if product is None:
+            return None, None, None
+        other = next((v for v in node.inputs if v is not product.outputs[0]), None)
+        operands = [other, _operand(product, 1), _operand(product, 0)]
+    else:
+        return None, None, None
+    bias, weight, x = (_producer(v, _DQ) for v in operands)
+    stored = _operand(bias, 0) if bias else None
+    if stored is None or stored.dtype is not ir.DataType.INT32:
+        return None, None, None
+    return bias, weight, x
+
+
+def _constants(nodes: list[ir.Node]) -> Iterator[Finding]:
+    for node in nodes:
+        stored = _operand(node, 0)
+        if node.op_type == _Q and stored is not None and stored.const_value is not None:
+            what = "a constant is quantized when the model runs: float weights in the file"
+            fix = "store its integers behind a DequantizeLinear"
+            yield Finding("FXQ519", "warning", _name(node), what, fix)
+        for value in node.inputs:
+            content = (
+                array(value) if value is not None and value.dtype is ir.DataType.FLOAT else None
+            )
+            if content is not None and np.isnan(content).any():
+                what = f"the constant {value.name} holds NaN"  # type: ignore[union-attr]
+                yield Finding("FXQ520", "error", _name(node), what, "look at the weights")
+
+
+# --- warnings ----------------------------------------------------------------------------------
+
+
+def _zero_points(nodes: list[ir.Node]) -> Iterator[Finding]:
+    for node in _pairs(nodes):
+        if _operand(node, 2) is None:
+            what = "the zero point is not given: operators that move values do not fuse"
+            yield Finding("FXQ521", "warning", _name(node), what, "give an explicit zero point")
+
+
+def _several_quantizers(nodes: list[ir.Node]) -> Iterator[Finding]:
+    for node in nodes:
+        if node.op_type in (_Q, _DQ):
+            continue
+        for output in node.outputs:
+            readers = [use.node for use in output.uses()]
+            quantizers = [r for r in readers if r.op_type == _Q]
+            if len(quantizers) > 1 or (
+                quantizers and len(readers) > 1 and node.op_type in _WEIGHTED
+            ):
+                what = f"{len(quantizers)} of the {len(readers)} readers of its output quantize it"
+                fix = "branch behind the QuantizeLinear: this way it runs in floating point"
+                yield Finding("FXQ522", "warning", _name(node), what, fix)
+
+
+def _double_pairs(nodes: list[ir.Node]) -> Iterator[Finding]:
+    for node in nodes:
+        before = _producer(_operand(node, 0), _DQ) if node.op_type == _Q else None
+        if before is None or _producer(_operand(before, 0), _Q) is None:
+            continue
+        if not _same_grid(node, before):
+            what = (
+                "it quantizes what was just dequantized from another grid: the runtime merges both"
+            )
+            fix = "keep one grid for the tensor"
+            yield Finding("FXQ523", "warning", _name(node), what, fix)
+
+
+def _same_grid(a: ir.Node, b: ir.Node) -> bool:
+    for i in (1, 2):
+        first, second = array(_operand(a, i)), array(_operand(b, i))
+        if first is None or second is None or not np.array_equal(first, second):
+            return False
+    return True
+
+
+def _activations(nodes: list[ir.Node]) -> Iterator[Finding]:
+    for node in nodes:
+        before = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
+        if node.op_type != "Relu" or before is None or before.op_type not in _ABSORBING:
+            continue
+        for reader in _readers(node):
+            zero = _operand(reader, 2) if reader.op_type == _Q else None
+            content = array(zero)
+            if (
+                content is not None
+                and zero is not None
+                and int(content.reshape(-1)[0]) != _least(zero)
+            ):
+                what = f"the zero point {int(content.reshape(-1)[0])} keeps it from being folded"
+                fix = "quantize from zero upwards: the whole group runs in floating point"
+                yield Finding("FXQ524", "warning", _name(node), what, fix)
+
+
+def _least(value: ir.Value) -> int:
+    name = value.dtype.name if value.dtype else ""
+    bits = int(value.dtype.bitwidth) if value.dtype else 8
+    return 0 if name.startswith("U") else -(2 ** (bits - 1))
+
+
+def _signed(nodes: list[ir.Node]) -> Iterator[Finding]:
+    signed = [n for n in nodes if n.op_type == _Q and _is_int8(n)]
+    plain = [n for n in signed if any(r.op_type == _DQ for r in _readers(n))]
+    for node in plain:
+        what = "signed activations: onnxruntime has no fast kernel for them on x86"
+        fix = "use unsigned activations for this target"
+        yield Finding("FXQ525", "warning", _name(node), what, fix)
+    for node in signed:
+        if "output_dtype" in node.attributes:
+            what = "output_dtype with a signed type: onnxruntime does not load it"
+            yield Finding("FXQ525", "error", _name(node), what, "give a zero point instead")
+
+
+def _is_int8(node: ir.Node) -> bool:
+    zero = _operand(node, 2)
+    return zero is not None and zero.dtype is ir.DataType.INT8
+
+
+def _partly_quantized(nodes: list[ir.Node]) -> Iterator[Finding]:
+    for node in nodes:
+        if node.op_type not in ("Conv", "Gemm") or not _producer(_operand(node, 0), _DQ):
+            continue
+        if _is_float_constant(_operand(node, 1)) and any(r.op_type == _Q for r in _readers(node)):
+            what = (
+                "float weights between integers: onnxruntime quantizes them by itself, per tensor"
+            )
+            fix = "quantize the weights, or leave the output in floating point"
+            yield Finding("FXQ526", "warning", _name(node), what, fix)
+
+
+def _is_float_constant(value: ir.Value | None) -> bool:
+    return value is not None and value.const_value is not None and value.dtype is ir.DataType.FLOAT
+
+
+def _weight_only(nodes: list[ir.Node]) -> Iterator[Finding]:
+    for node in nodes:
+        if node.op_type not in ("MatMul", "Gemm"):
+            continue
+        weight = _producer(_operand(node, 1), _DQ)
+        if weight is None or array(_operand(weight, 0)) is None:
+            continue
+        if not _producer(_operand(node, 0), _DQ) and not any(
+            r.op_type == _Q for r in _readers(node)
+        ):
+            what = "integer weights, float activations: onnxruntime quantizes these while it runs"
+            fix = "set session.qdq_matmulnbits_accuracy_level to 0 for exact results"
+            yield Finding("FXQ527", "note", _name(node), what, fix)
+
+
+_RULES: tuple[Callable[[list[ir.Node]], Iterator[Finding]], ...] = (
+    _unique_names, _scales, _channels, _weight_axis, _biases, _constants,
+    _zero_points, _several_quantizers, _double_pairs, _activations, _signed,
+    _partly_quantized, _weight_only,
+)  # fmt: skip

@@ -1,0 +1,176 @@
+"""A batch norm goes into the layer before it, and only where that is right."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, fx, nn
+
+from fxquant.errors import PassError
+from fxquant.passes import FoldBatchNorms
+from fxquant.passes.fold_batch_norms import fold_into
+from fxquant.prepare import prepare_model
+from tests.helpers.golden import assert_rewrites
+
+X = torch.randn(2, 4, 6, 6)
+
+
+def settled(net: nn.Module) -> nn.Module:
+    """The network in evaluation, its batch norms with statistics that do something."""
+    for module in net.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+            assert module.running_var is not None
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+            if module.affine:
+                nn.init.normal_(module.weight)
+                nn.init.normal_(module.bias)
+    return net.eval()
+
+
+def fold(net: nn.Module, x: Tensor = X) -> tuple[fx.GraphModule, Any]:
+    gm = prepare_model(net, x)
+    return gm, FoldBatchNorms()(gm)
+
+
+def test_the_graph_loses_the_batch_norm() -> None:
+    net = settled(nn.Sequential(nn.Conv2d(4, 3, 1, bias=False), nn.BatchNorm2d(3), nn.ReLU()))
+    gm = prepare_model(net, X)
+    assert_rewrites(
+        FoldBatchNorms(),
+        gm,
+        """
+          %input_1 = input
+          %_0      = conv2d[0](%input_1)
+        - %_1      = batch_norm[1](%_0)
+        - %_2      = relu[2](%_1)
+        + %_2      = relu[2](%_0)
+          return %_2
+    """,
+    )
+    assert isinstance(gm.get_submodule("1"), nn.Identity)
+    assert gm.get_submodule("0").bias is not None
+    torch.testing.assert_close(gm(X), net(X))
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Linear(4, 6), (3, 4)),
+        (nn.Conv1d(4, 6, 3, groups=2), (2, 4, 8)),
+        (nn.Conv2d(4, 6, 3, bias=False), (2, 4, 8, 8)),
+        (nn.Conv3d(4, 6, 2), (2, 4, 4, 4, 4)),
+        (nn.ConvTranspose1d(4, 6, 3, groups=2), (2, 4, 8)),
+        (nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2, bias=False), (2, 4, 5, 5)),
+        (nn.ConvTranspose3d(4, 6, 2), (2, 4, 3, 3, 3)),
+    ],
+    ids=lambda v: type(v).__name__ if isinstance(v, nn.Module) else "",
+)
+def test_every_layer_computes_the_same_afterwards(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    norm = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}[len(shape)]
+    net, x = (
+        settled(nn.Sequential(copy.deepcopy(layer), norm(6))).double(),
+        torch.randn(shape).double(),
+    )
+    gm, outcome = fold(net, x)
+    assert outcome.modified
+    assert not [n for n in gm.graph.nodes if n.target == "1"]
+    torch.testing.assert_close(gm(x), net(x), rtol=1e-12, atol=1e-12)
+
+
+def test_a_norm_without_weights_folds() -> None:
+    net = settled(nn.Sequential(nn.Conv2d(4, 3, 1), nn.BatchNorm2d(3, affine=False)))
+    gm, _ = fold(net)
+    torch.testing.assert_close(gm(X), net(X))
+
+
+def test_a_chain_of_norms_folds_one_after_the_other() -> None:
+    net = settled(nn.Sequential(nn.Conv2d(4, 3, 1), nn.BatchNorm2d(3), nn.BatchNorm2d(3)))
+    gm, _ = fold(net)
+    assert len([n for n in gm.graph.nodes if n.op == "call_module"]) == 1
+    torch.testing.assert_close(gm(X), net(X))
+
+
+class Shared(nn.Module):
+    """A convolution that is called twice, with a norm after each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.a, self.b = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.conv(self.a(self.conv(x))))  # type: ignore[no-any-return]
+
+
+class Fork(nn.Module):
+    """A convolution whose output something else reads too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.bn(y) + y  # type: ignore[no-any-return]
+
+
+def hooked() -> nn.Module:
+    net = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+    net[0].register_forward_hook(lambda m, i, o: o * 2)
+    return net
+
+
+@pytest.mark.parametrize(
+    ("net", "x", "reason"),
+    [
+        (Shared(), X, "shares its weight"),
+        (Fork(), X, "also read by add"),
+        (nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4)), X, "no convolution or linear layer"),
+        (nn.BatchNorm2d(4), X, "no layer computes its input"),
+        (
+            nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4, track_running_stats=False)),
+            X,
+            "no running statistics",
+        ),
+        (nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(4)), X[:, :, 0], "not the last dimension"),
+        (hooked(), X, "a hook"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_a_near_miss_leaves_a_reason(net: nn.Module, x: Tensor, reason: str) -> None:
+    gm, outcome = fold(settled(net), x)
+    assert not outcome.modified
+    assert any(reason in skip.reason for skip in outcome.skips), outcome.skips
+    assert torch.equal(gm(x), net(x))
+
+
+def test_the_pass_refuses_a_graph_that_is_not_prepared() -> None:
+    with pytest.raises(PassError, match="FXQ302"):
+        FoldBatchNorms()(fx.symbolic_trace(nn.ReLU()))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    channels=st.integers(1, 5),
+    groups=st.sampled_from([1, 2]),
+    transposed=st.booleans(),
+    bias=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_folding_is_exact_in_double(
+    channels: int, groups: int, transposed: bool, bias: bool, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    kind = nn.ConvTranspose2d if transposed else nn.Conv2d
+    layer = kind(2 * groups, channels * groups, 2, groups=groups, bias=bias).double()
+    norm = settled(nn.BatchNorm2d(channels * groups).double())
+    x = torch.randn(2, 2 * groups, 4, 4).double()
+    want = norm(layer(x))
+    assert isinstance(norm, nn.BatchNorm2d)
+    fold_into(layer, norm, axis=1 if transposed else 0)
+    torch.testing.assert_close(layer(x), want, rtol=1e-10, atol=1e-10)

@@ -1,0 +1,95 @@
+"""Step and zero point are usable numbers whatever the range is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fxquant.errors import QuantizationError
+from fxquant.quantization import affine
+from fxquant.quantization.grid import EMPTY_RANGE_SCALE, SMALLEST_SCALE, AffineGrid
+
+anything = st.floats(width=32, allow_nan=False, allow_infinity=False)
+bits = st.integers(2, 16)
+
+
+@settings(deadline=None, max_examples=200)
+@given(anything, anything, bits, st.booleans(), st.booleans())
+def test_any_range_gives_a_normal_step_and_an_integer_zero_point(
+    low: float, high: float, width: int, signed: bool, symmetric: bool
+) -> None:
+    grid = AffineGrid.of_bits(width, signed=signed, symmetric=symmetric)
+    ends = torch.tensor(low), torch.tensor(high)
+    scale = grid.scale(*ends)
+    zero = grid.zero_point(ends[0], scale)
+    assert torch.isfinite(scale)
+    assert float(scale) >= SMALLEST_SCALE
+    assert float(zero) == int(zero)
+    assert grid.qmin <= int(zero) <= grid.qmax
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.floats(0, 2.0**100, width=32), st.floats(0, 2.0**100, width=32), bits, st.booleans())
+def test_the_grid_covers_the_range_up_to_half_a_step(
+    low: float, high: float, width: int, symmetric: bool
+) -> None:
+    q = affine.QuantizeDequantize((), width, symmetric)
+    q.set_range(-low, high)
+    scale, low_end, high_end = q.get_scale(), q.get_min(), q.get_max()
+    assert scale is not None
+    assert low_end is not None
+    assert high_end is not None
+    slack = 0.501 * float(scale) + 1e-6 * max(low, high)
+    assert float(low_end) <= -low + slack
+    assert float(high_end) >= high - slack
+
+
+def test_one_sided_ranges_have_zero_at_the_end() -> None:
+    grid = AffineGrid(0, 255)
+    scale = grid.scale(torch.tensor(0.0), torch.tensor(3.7))
+    assert int(grid.zero_point(torch.tensor(0.0), scale)) == 0
+    scale = grid.scale(torch.tensor(-3.7), torch.tensor(0.0))
+    assert int(grid.zero_point(torch.tensor(-3.7), scale)) == 255
+
+
+def test_range_of_zeros() -> None:
+    for grid in (AffineGrid(0, 255), AffineGrid(-128, 127, True)):
+        assert float(grid.scale(torch.zeros(()), torch.zeros(()))) == EMPTY_RANGE_SCALE
+
+
+def test_not_a_number_stays_one() -> None:
+    nan = torch.tensor(torch.nan)
+    for grid in (AffineGrid(0, 255), AffineGrid(-128, 127, True)):
+        for ends in ((nan, nan), (nan, torch.ones(())), (torch.zeros(()), nan)):
+            assert grid.scale(*ends).isnan()
+
+
+def test_unsigned_symmetric_and_strict_symmetric_grids() -> None:
+    assert AffineGrid(0, 255, True).middle == 128
+    assert AffineGrid(-127, 127, True).middle == 0
+    assert AffineGrid(-127, 127, True).bits == 8
+    one = torch.ones(())
+    assert float(AffineGrid(-127, 127, True).scale(-one, one)) == pytest.approx(1 / 127)
+    # the negative side has one step more
+    assert float(AffineGrid(-128, 127, True).scale(-one, one / 2)) == pytest.approx(1 / 128)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (5, 5), (-(2**31), 2**32)])
+def test_impossible_grids_are_refused(low: int, high: int) -> None:
+    with pytest.raises(QuantizationError, match="FXQ406"):
+        AffineGrid(low, high)
+
+
+def test_a_bound_on_the_wrong_side_can_come_back_but_goes_no_further() -> None:
+    q = affine.QuantizeDequantize((), 8)
+    q.set_range(0.5, 2.0)  # acts as [0, 2]
+    assert float(q.get_min() or 0.0) == 0.0
+    x = torch.tensor([-1.0, 1.0])
+    q(x).backward(torch.tensor([1.0, 0.0]))  # wants the clipped value smaller: move min down
+    assert q.min.grad is not None
+    assert float(q.min.grad) > 0
+    q.zero_grad()
+    q(x).backward(torch.tensor([-1.0, 0.0]))
+    assert float(q.min.grad) == 0.0 if q.min.grad is not None else True

@@ -1,0 +1,254 @@
+"""The arithmetic of quantization is the runtime's, bit for bit, and its gradients are exact."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx.reference import ReferenceEvaluator
+from torch import Tensor
+
+from fxquant.quantization import affine, kernels, traced
+from fxquant.quantization.grid import AffineGrid, Factors
+from tests.quantization import runtime
+
+GRIDS = sorted(runtime.TYPES)
+grids = st.sampled_from(GRIDS)
+ends = st.floats(0.0, 1e6, width=32)
+
+
+def awkward(seed: int, scale: Tensor, count: int = 512) -> Tensor:
+    """Values in and around a grid: normal ones, ties, grid points, neighbours of ties, huge ones."""
+    g = torch.Generator().manual_seed(seed)
+    steps = torch.randint(-300, 300, (count,), generator=g)
+    ties = (steps + 0.5) * scale
+    nudged = torch.nextafter(ties, torch.randn(count, generator=g) * torch.inf)
+    huge = torch.tensor([0.0, -0.0, 3e38, -3e38, torch.inf, -torch.inf, 1e-40, -1e-40])
+    normal = torch.randn(count, generator=g) * 100 * scale
+    return torch.cat([normal, ties, nudged, steps * scale, huge])
+
+
+def bits(x: Tensor) -> Tensor:
+    """The bits of float32 values: tells 0.0 from -0.0."""
+    return x.detach().contiguous().view(torch.int32)
+
+
+@settings(deadline=None, max_examples=150)
+@given(grids, ends, ends, st.booleans(), st.integers(0, 2**31))
+def test_per_tensor_equals_onnxruntime(
+    grid: tuple[int, int], low: float, high: float, symmetric: bool, seed: int
+) -> None:
+    q = affine.QuantizeDequantize((), qmin=grid[0], qmax=grid[1], symmetric=symmetric)
+    q.set_range(-low, high)
+    encoding = q.get_encodings()
+    assert encoding is not None
+    x = awkward(seed, encoding.scale)
+    want = torch.from_numpy(runtime.qdq(x, encoding.scale, encoding.zero_point, grid))
+    with torch.no_grad():
+        got = q(x)
+    assert torch.equal(bits(got), bits(want))
+    assert torch.equal(bits(got.quantize().dequantize()), bits(want))
+
+
+@settings(deadline=None, max_examples=60)
+@given(grids, st.integers(0, 2), st.booleans(), st.integers(0, 2**31))
+def test_per_channel_equals_onnxruntime(
+    grid: tuple[int, int], axis: int, symmetric: bool, seed: int
+) -> None:
+    g = torch.Generator().manual_seed(seed)
+    sizes = (3, 4, 5)
+    shape = [1, 1, 1]
+    shape[axis] = sizes[axis]
+    q = affine.QuantizeDequantize(shape, qmin=grid[0], qmax=grid[1], symmetric=symmetric)
+    q.set_range(-torch.rand(shape, generator=g) * 3, torch.rand(shape, generator=g) * 3)
+    encoding = q.get_encodings()
+    assert encoding is not None
+    x = (torch.randint(-70000, 70000, sizes, generator=g) / 2) * encoding.scale
+    x = torch.where(torch.rand(sizes, generator=g) < 0.5, x, torch.randn(sizes, generator=g))
+    flat = encoding.scale.flatten(), encoding.zero_point.flatten()
+    want = torch.from_numpy(runtime.qdq(x, *flat, grid, axis))
+    with torch.no_grad():
+        assert torch.equal(bits(q(x)), bits(want))
+
+
+@settings(deadline=None, max_examples=40)
+@given(grids, st.sampled_from([1, 2, 4, 8]), st.integers(0, 1), st.integers(0, 2**31))
+def test_per_block_equals_onnxruntime(
+    grid: tuple[int, int], block: int, axis: int, seed: int
+) -> None:
+    g = torch.Generator().manual_seed(seed)
+    sizes, shape, blocks = (8, 16), [8, 16], [-1, -1]
+    shape[axis] //= block
+    blocks[axis] = block
+    q = affine.QuantizeDequantize(shape, qmin=grid[0], qmax=grid[1], block_size=blocks)
+    x = torch.randn(sizes, generator=g)
+    with q.compute_encodings():
+        q(x)
+    encoding = q.get_encodings()
+    assert encoding is not None
+    want = torch.from_numpy(runtime.qdq(x, encoding.scale, encoding.zero_point, grid, axis, block))
+    with torch.no_grad():
+        assert torch.equal(bits(q(x)), bits(want))
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.sampled_from([(0, 255), (-128, 127)]), ends, ends, st.integers(0, 2**31))
+def test_equals_the_reference_of_onnx(
+    grid: tuple[int, int], low: float, high: float, seed: int
+) -> None:
+    q = affine.QuantizeDequantize((), qmin=grid[0], qmax=grid[1])
+    q.set_range(-low, high)
+    encoding = q.get_encodings()
+    assert encoding is not None
+    # the reference casts before it clips, so values must stay within int32
+    x = awkward(seed, encoding.scale)
+    x = x[x.abs() < encoding.scale * 2**20]
+    zero = encoding.zero_point.numpy().astype(np.int32)
+    feeds = {"x": x.numpy(), "scale": encoding.scale.numpy(), "zero": zero}
+    want = ReferenceEvaluator(runtime.model(runtime.TYPES[grid], 0, 0)).run(None, feeds)[0]
+    with torch.no_grad():
+        assert np.array_equal(torch.as_tensor(q(x)).numpy(), want)
+
+
+@pytest.mark.parametrize("size", [(1 << 20) + 77, (1 << 21)])
+def test_large_tensors_are_cut_into_parts_without_a_trace(size: int) -> None:
+    x = torch.randn(size)
+    p = kernels.affine(torch.tensor(0.03), torch.tensor(117.0), 0, 255, single=True)
+    whole = kernels.quantize_dequantize(x, kernels.affine(p.scale, p.zero_point, 0, 255))
+    assert torch.equal(bits(kernels.quantize_dequantize(x, p)), bits(whole))
+
+
+@pytest.mark.parametrize("layout", ["last", "transposed", "strided", "expanded"])
+@pytest.mark.parametrize("shape", [(), (1, 6, 1, 1)])
+def test_memory_layouts(layout: str, shape: tuple[int, ...]) -> None:
+    x = torch.randn(4, 6, 10, 12)
+    views = {
+        "last": x.contiguous(memory_format=torch.channels_last),
+        "transposed": torch.randn(4, 6, 12, 10).mT,
+        "strided": torch.randn(4, 6, 10, 24)[..., ::2],
+        "expanded": torch.randn(4, 6, 1, 12).expand(4, 6, 10, 12),
+    }
+    y = views[layout]
+    q = affine.QuantizeDequantize(shape, 8)
+    q.set_range(-1.0, 2.0)
+    gradient = torch.randn(4, 6, 10, 12)
+    results = []
+    for source in (y.detach(), y.detach().clone(memory_format=torch.contiguous_format)):
+        source.requires_grad_()
+        q.zero_grad()
+        out = q(source)
+        out.backward(gradient)
+        assert source.grad is not None
+        assert q.min.grad is not None
+        assert q.max.grad is not None
+        results.append((out.detach(), source.grad, q.min.grad.clone(), q.max.grad.clone()))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(torch.as_tensor(a), torch.as_tensor(b), rtol=1e-5, atol=1e-4)
+
+
+def reference(x: Tensor, low: Tensor, high: Tensor, grid: AffineGrid) -> Tensor:
+    """The straight-through estimator in primitives that differentiate by themselves."""
+    scale = grid.scale(low, high)
+    if grid.symmetric:
+        zero = torch.full_like(scale, grid.middle)
+    else:
+        zero = grid.qmin - traced.straight_through_round(low / scale)
+    return traced.quantize_dequantize(x, scale, zero, grid.qmin, grid.qmax)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    grids,
+    st.booleans(),
+    st.sampled_from([(), (3, 1), (1, 40)]),
+    st.integers(0, 2**31),
+)
+def test_gradients_are_those_of_the_straight_through_estimator(
+    grid: tuple[int, int], symmetric: bool, shape: tuple[int, ...], seed: int
+) -> None:
+    g = torch.Generator().manual_seed(seed)
+    q = affine.QuantizeDequantize(shape, qmin=grid[0], qmax=grid[1], symmetric=symmetric).double()
+    q.set_range(-torch.rand(shape, generator=g) - 0.1, torch.rand(shape, generator=g) + 0.1)
+    x = torch.randn(3, 40, generator=g).double().requires_grad_()
+    weight = torch.randn(3, 40, generator=g).double()
+    (q(x) * weight).sum().backward()
+    z = x.detach().clone().requires_grad_()
+    low, high = (p.detach().clone().requires_grad_() for p in (q.min, q.max))
+    (reference(z, low, high, q.grid) * weight).sum().backward()
+    assert x.grad is not None
+    assert q.min.grad is not None
+    assert q.max.grad is not None
+    assert torch.equal(x.grad, z.grad)  # type: ignore[arg-type]
+    # ranges are float32, so their gradients are
+    torch.testing.assert_close(q.min.grad, low.grad, rtol=2e-4, atol=2e-4)
+    torch.testing.assert_close(q.max.grad, high.grad, rtol=2e-4, atol=2e-4)
+
+
+@settings(deadline=None, max_examples=30)
+@given(grids, st.sampled_from([(), (3, 1)]), st.integers(0, 2**31))
+def test_gradients_of_quantize_alone(
+    grid: tuple[int, int], shape: tuple[int, ...], seed: int
+) -> None:
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(3, 40, generator=g).double().requires_grad_()
+    scale = (torch.rand(shape, generator=g).double() * 0.01 + 0.001).requires_grad_()
+    offset = torch.full(shape, -3.0, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(3, 40, generator=g).double()
+    y = affine.quantize(x, scale, offset, qmin=grid[0], qmax=grid[1])
+    (y * weight).sum().backward()
+    got = (x.grad, scale.grad, offset.grad)
+    x.grad = scale.grad = offset.grad = None
+    y = traced.quantize(x, scale, -offset, *grid)
+    (y * weight).sum().backward()
+    for a, b in zip(got, (x.grad, scale.grad, offset.grad), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_functional_form_has_gradients_for_scale_and_offset() -> None:
+    x = torch.randn(50).double().requires_grad_()
+    scale = torch.tensor(0.02, dtype=torch.float64, requires_grad=True)
+    offset = torch.tensor(-7.0, dtype=torch.float64, requires_grad=True)
+    y = affine.quantize_dequantize(x, scale, offset, bitwidth=6)
+    y.square().sum().backward()
+    got = (x.grad, scale.grad, offset.grad)
+    x.grad = scale.grad = offset.grad = None
+    traced.quantize_dequantize(x, scale, -offset, 0, 63).square().sum().backward()
+    for a, b in zip(got, (x.grad, scale.grad, offset.grad), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_functional_spellings_of_the_grid() -> None:
+    x, scale, zero = torch.tensor([-0.6, 0.6, 9.0]), torch.tensor(0.1), torch.tensor(0.0)
+    assert affine.quantize(x, scale, zero, num_steps=15).tolist() == [0, 6, 15]
+    assert affine.quantize(x, scale, zero, bitwidth=4).tolist() == [0, 6, 15]
+    assert affine.quantize(x, scale, zero, bitwidth=4, signed=True).tolist() == [-6, 6, 7]
+    assert affine.quantize(x, scale, zero, qmin=-4, qmax=4).tolist() == [-4, 4, 4]
+    blocks = affine.quantize(
+        torch.ones(2, 4), torch.tensor([[1.0, 0.5]] * 2), torch.zeros(2, 2), 8, block_size=(1, 2)
+    )
+    assert blocks.tolist() == [[1, 1, 2, 2]] * 2
+    assert affine.dequantize(blocks, torch.tensor(0.5), zero).tolist() == [[0.5, 0.5, 1, 1]] * 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_narrow_inputs_are_computed_in_float32(dtype: torch.dtype) -> None:
+    q = affine.QuantizeDequantize((), 8)
+    q.set_range(-1.0, 2.0)
+    x = torch.randn(1000).to(dtype).requires_grad_()
+    y = q(x)
+    assert y.dtype is dtype
+    assert torch.equal(y, q(x.float()).to(dtype))
+    y.sum().backward()
+    assert x.grad is not None
+    assert x.grad.dtype is dtype
+    assert q.min.dtype is torch.float32
+
+
+def test_second_sums_are_skipped_for_symmetric_grids() -> None:
+    symmetric = AffineGrid(-128, 127, True)
+    one = torch.ones(())
+    factors: Factors = symmetric.factors(-one, one, symmetric.scale(-one, one))
+    assert not factors.use_outside
+    assert AffineGrid(0, 255).factors(-one, one, one / 100).use_outside
