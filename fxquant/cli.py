@@ -18,8 +18,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from fxquant import QuantizationSimModel, inspect_model, validate_model
 from fxquant._version import __version__
+from fxquant.batches import Data, load_data, random_data
 from fxquant.errors import ConfigError, FxQuantError
+from fxquant.loading import build_model
 from fxquant.progress import Progress
 
 if TYPE_CHECKING:
@@ -27,11 +30,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from fxquant.batches import Data
-
     Command = TypeVar("Command", bound=Callable[..., Any])
-
-# torch is imported inside the commands: `fxquant --help` is then quick
 
 FINDINGS, USAGE = 1, 2
 
@@ -139,10 +138,6 @@ def quantize(
     Writes PREFIX.onnx, PREFIX.encodings and the float weights into --out. Nothing is left there
     when the proof fails.
     """
-    from fxquant import QuantizationSimModel
-    from fxquant.batches import load_data
-    from fxquant.loading import build_model
-
     progress.step("building the network")
     model = build_model(factory, options["weights"])
     data = load_data(calibration, batch_size=batch_size, model=model).take(max_batches)
@@ -177,8 +172,6 @@ def quantize(
 @_common
 def validate(factory: str, *, as_json: bool, progress: Progress, **options: Any) -> int:
     """Check a network against the guidelines; exit code 1 when it breaks one."""
-    from fxquant import validate_model
-
     model, data = _model_and_data(factory, progress, **options)
     progress.step("validating")
     report = validate_model(model, data.first())
@@ -200,8 +193,6 @@ def inspect(
     **options: Any,
 ) -> int:
     """Show what would be quantized and why, operator by operator, without calibrating."""
-    from fxquant import inspect_model
-
     model, data = _model_and_data(factory, progress, **options)
     progress.step("preparing and placing quantizers")
     plan = inspect_model(model, data.first(), config=config, target=target)
@@ -214,7 +205,7 @@ def inspect(
 @_common
 def verify(file: str, *, as_json: bool, progress: Progress) -> int:
     """Check the structure of a quantized ONNX file; exit code 1 when something is wrong."""
-    from fxquant.onnx.verify import verify_file
+    from fxquant.onnx.verify import verify_file  # loads onnx, which no other command's start needs
 
     if not Path(file).is_file():
         raise ConfigError("FXQ740", f"the file {file} does not exist")
@@ -233,9 +224,6 @@ def _model_and_data(
     shapes: tuple[str, ...],
     batch_size: int,
 ) -> tuple[nn.Module, Data]:
-    from fxquant.batches import load_data, random_data
-    from fxquant.loading import build_model
-
     if (data is None) == (not shapes):
         raise ConfigError("FXQ731", "give example inputs: either --data or --input-shape")
     progress.step("building the network")

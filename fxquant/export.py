@@ -88,7 +88,9 @@ def _write_all(
 
     lowered = lower(sim_model, example, opset=opset)
     verify(lowered.model)
-    encodings = write_encodings(sim_model, lowered, stage / f"{prefix}.encodings")
+    encodings = write_encodings(
+        sim_model, lowered, stage / f"{prefix}.encodings", scheme=scheme
+    )
     write_model(lowered, stage / f"{prefix}.onnx", encodings=encodings)
     _write_weights(sim_model, stage / f"{prefix}.safetensors")
     report = ParityReport(proven=False)

@@ -35,7 +35,7 @@ class Proof:
     Attributes:
         same: equal on the dummy input.
         values: equal on other values.
-        batch: equal at another batch size (or the model itself knows only one).
+        batch: equal at another batch size, or the model itself knows only one.
         why: the first difference.
         at: the first node that differs.
     """
@@ -87,17 +87,16 @@ def prove(
 def _prove_batch(gm: fx.GraphModule, model: nn.Module, other: Any) -> Proof:
     if other is None:
         return Proof(same=True)
-    try:
-        found = replay_equal(gm, model, *other)
-    except Exception:  # the model itself, whatever it raises, knows one batch size only
-        return Proof(same=True)
+    if not _holds(model, model, other):
+        return Proof(same=True)  # the model itself knows one batch size only
+    found = replay_equal(gm, model, *other)
     return Proof(same=True, batch=bool(found), why=found.why)
 
 
-def _holds(gm: fx.GraphModule, model: nn.Module, inputs: Any) -> bool:
+def _holds(gm: nn.Module, model: nn.Module, inputs: Any) -> bool:
     try:
         return bool(replay_equal(gm, model, *inputs))
-    except Exception:  # a model may refuse made-up inputs in any way; what remains is asked apart
+    except Exception:  # a model may refuse made-up inputs in any way
         return False
 
 

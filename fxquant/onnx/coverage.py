@@ -328,7 +328,9 @@ def _type_name(dequantize: ir.Node) -> str:
 
 
 def macs(node: ir.Node, batch: int = 1) -> int:
-    """Multiply-accumulates of a Conv, ConvTranspose, Gemm or MatMul by its shapes; else 0."""
+    """Multiply-accumulates of convolutions, matrix products and recurrent layers, by shapes."""
+    if node.op_type in _RECURRENT:
+        return _recurrent_macs(node, batch)
     if node.op_type not in _TERMS:
         return 0
     data, weight = _shape(node.inputs[0], batch), _shape(node.inputs[1], batch)
@@ -346,6 +348,15 @@ def macs(node: ir.Node, batch: int = 1) -> int:
 
 
 _TERMS = frozenset((*_SUMS, "ConvTranspose"))
+_RECURRENT = frozenset(("LSTM", "GRU", "RNN"))
+
+
+def _recurrent_macs(node: ir.Node, batch: int) -> int:
+    """Each step multiplies its input and its state with all weights."""
+    data, *weights = (_shape(value, batch) for value in node.inputs[:3])
+    if data is None:
+        return 0
+    return data[0] * data[1] * sum(prod(shape) for shape in weights if shape is not None)
 
 
 def _shape(value: ir.Value | None, batch: int) -> tuple[int, ...] | None:

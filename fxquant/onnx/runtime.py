@@ -18,6 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from fxquant.errors import ExportError
+from fxquant.onnx.write import weight_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -134,12 +135,6 @@ _EXTERNAL_FROM = "session.optimized_model_external_initializers_min_size_in_byte
 def version() -> str:
     """Version of the installed onnxruntime."""
     return str(_onnxruntime().__version__)
-
-
-def weight_bytes(model: ir.Model) -> int:
-    """Bytes of all initializers."""
-    tensors = (value.const_value for value in model.graph.initializers.values())
-    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
 def _forget_weights(model: ir.Model) -> None:

@@ -91,7 +91,7 @@ def _numbers(value: Any) -> list[float]:
 def _properties(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments by name, with properties of the operands beside them."""
     known = dict(arguments)
-    first = next((_shape(v) for v in arguments.values() if _shape(v) is not None), None)
+    first = _shape(_first_operand(arguments))
     if first is not None:
         known.setdefault("rank", len(first))
     weight = _shape(arguments.get("weight"))
@@ -100,6 +100,14 @@ def _properties(arguments: Mapping[str, Any]) -> dict[str, Any]:
         known.setdefault("out_channels", weight[0])
         known.setdefault("in_channels", weight[1] * int(known.get("groups", 1)))
     return known
+
+
+def _first_operand(arguments: Mapping[str, Any]) -> Any:
+    if "input" in arguments:
+        return arguments["input"]
+    lists = (v for v in arguments.values() if isinstance(v, tuple | list))
+    nodes = (v for found in (arguments.values(), *lists) for v in found if hasattr(v, "op"))
+    return next(nodes, None)
 
 
 def _shape(value: Any) -> tuple[int, ...] | None:

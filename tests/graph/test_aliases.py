@@ -25,7 +25,9 @@ class Fn(nn.Module):
         return self.function(x)
 
 
-@pytest.mark.parametrize("row", [r for r in ops.TABLE.rows.values() if r.samples], ids=lambda r: r.name)
+@pytest.mark.parametrize(
+    "row", [r for r in ops.TABLE.rows.values() if r.samples], ids=lambda r: r.name
+)
 def test_a_row_that_shares_memory_is_known_to(row: ops.Op) -> None:
     for sample in row.samples:
         values = ops.bind(row.signature, made(sample.args), made(dict(sample.kwargs)))
@@ -42,12 +44,16 @@ def test_a_row_that_shares_memory_is_known_to(row: ops.Op) -> None:
         if isinstance(first, Tensor) and first.untyped_storage().data_ptr() in memory:
             graph = fx.Graph()
             node = graph.call_function(target, (graph.placeholder("x"), *args[1:]), kwargs)
-            assert viewed(node, fx.GraphModule(nn.Module(), graph)), f"{row.name} may return its input"
+            assert viewed(node, fx.GraphModule(nn.Module(), graph)), (
+                f"{row.name} may return its input"
+            )
 
 
 def _functions(row: ops.Op) -> list[tuple[str, object]]:
     found = ops.TABLE._functions.items()
-    return [("", k) for k, s in found if s.op is row and not s.inplace and s.signature is row.signature]
+    return [
+        ("", k) for k, s in found if s.op is row and not s.inplace and s.signature is row.signature
+    ]
 
 
 def test_aliases_are_walked_up_and_down() -> None:

@@ -26,7 +26,9 @@ class Everything(nn.Module):
 
 
 def test_every_kind_of_node_and_argument() -> None:
-    assert_dump(recorded(Everything(), X), """
+    assert_dump(
+        recorded(Everything(), X),
+        """
         %x       = input
         %getitem = getitem(%x, (..., None, 1:3, ::2))
         %mul     = .mul(%getitem, ·)
@@ -37,7 +39,8 @@ def test_every_kind_of_node_and_argument() -> None:
         %to      = .to(%cat, float64)
         %size    = .size(%x, 0)
         return {'y': (%add,), 'z': [%to, None], 'size': %size}
-    """)
+    """,
+    )
 
 
 def test_notes_stand_behind_the_line() -> None:

@@ -51,24 +51,24 @@ def round_with_zero(x: Array, dtype: np.dtype[Any]) -> Array:
 def fma(a: Array, b: Array, c: Array) -> Array:
     """`a·b + c` with one rounding, in float32.
 
-    The product is exact in float64. The sum is rounded to odd there, so that the second rounding,
-    to float32, is that of the exact sum (S. Boldo, G. Melquiond, "Emulation of FMA and correctly
-    rounded sums: proved algorithms using rounding to odd", 2008).
+    The product is exact in float64. Rounding the sum there first and to float32 second goes wrong
+    only where the first result lies half-way between two float32 numbers; there the part that the
+    sum lost decides (Knuth's two-sum).
     """
-    product = a.astype(np.float64) * b.astype(np.float64)
-    addend = np.broadcast_to(c.astype(np.float64), np.broadcast_shapes(product.shape, c.shape))
-    total = product + addend
-    # what the sum lost (Knuth's two-sum)
-    part = total - product
-    lost = (product - (total - part)) + (addend - part)
-    even = (total.view(np.int64) & 1) == 0 if total.ndim else _is_even(total)
-    away = np.where(lost > 0, np.inf, -np.inf)
-    odd = np.where((lost != 0) & even, np.nextafter(total, away), total)
-    return odd.astype(F32)
+    product = np.asarray(a.astype(np.float64) * b.astype(np.float64))
+    addend = np.asarray(c, np.float64)
+    total = np.atleast_1d(product + addend)
+    half = (total.view(np.int64) & _BELOW_FLOAT32) == _HALF_WAY
+    if half.any():
+        part = total - product
+        lost = (product - (total - part)) + (addend - part)
+        away = np.where(lost > 0, np.inf, -np.inf)
+        total = np.where(half & (lost != 0), np.nextafter(total, away), total)
+    return total.astype(F32).reshape(np.broadcast_shapes(product.shape, addend.shape))
 
 
-def _is_even(x: Any) -> Any:
-    return (np.asarray(x, np.float64).reshape(1).view(np.int64)[0] & 1) == 0
+_BELOW_FLOAT32 = np.int64((1 << 29) - 1)  # bits of a float64 that a float32 does not have
+_HALF_WAY = np.int64(1 << 28)
 
 
 def wrapped(sums: Array) -> Array:

@@ -19,7 +19,7 @@ from fxquant.onnx.integer.arithmetic import (
     saturate,
 )
 from fxquant.onnx.integer.call import KernelCall, UnsupportedError, kernel
-from fxquant.onnx.integer.logistic import logistic
+from fxquant.onnx.integer.functions import logistic
 from fxquant.onnx.integer.products import padding
 
 # --- two operands --------------------------------------------------------------------------------

@@ -1,0 +1,236 @@
+"""Operators in float32: the same steps as onnxruntime's kernels where the order of steps counts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from fxquant.onnx.integer import functions
+from fxquant.onnx.integer.arithmetic import F32, Array, dequantize, quantize
+from fxquant.onnx.integer.call import KernelCall, UnsupportedError, kernel
+from fxquant.onnx.integer.graph import dtype_of
+
+Unary = Callable[[Array], Array]
+
+
+# --- quantizers ----------------------------------------------------------------------------------
+
+
+@kernel("QuantizeLinear")
+def _quantize(c: KernelCall) -> Array:
+    x, zero = c.array(0), c.optional(2)
+    dtype = _integer_type(c)
+    scale = _spread(c, c.array(1), x)
+    spread = np.zeros((), np.int32) if zero is None else _spread(c, zero, x)
+    return quantize(x, scale, spread, dtype)
+
+
+def _integer_type(c: KernelCall) -> np.dtype[np.generic]:
+    zero = c.optional(2)
+    found = dtype_of(c.node.outputs[0])
+    if found is not None and int(found.bitwidth) < 8:
+        msg = "integers below a byte have no kernel here"
+        raise UnsupportedError(msg)
+    if zero is not None:
+        return zero.dtype
+    return np.dtype(np.uint8) if found is None else found.numpy()
+
+
+@kernel("DequantizeLinear")
+def _dequantize(c: KernelCall) -> Array:
+    q, zero = c.array(0), c.optional(2)
+    spread = np.zeros((), np.int32) if zero is None else _spread(c, zero, q)
+    return dequantize(q, _spread(c, c.array(1), q), spread)
+
+
+def _spread(c: KernelCall, value: Array, x: Array) -> Array:
+    """Scale or zero point per tensor, axis or block, as it broadcasts against the tensor."""
+    if value.size == 1:
+        return value.reshape(())
+    axis = c.int("axis", 1) % x.ndim
+    if value.ndim == 1:
+        return value.reshape([-1 if i == axis else 1 for i in range(x.ndim)])
+    block = c.int("block_size", 0)
+    return np.repeat(value, block, axis=axis).take(range(x.shape[axis]), axis=axis)
+
+
+# --- one operand ---------------------------------------------------------------------------------
+
+
+def _float_only(function: Unary, name: str) -> None:
+    def run(c: KernelCall) -> Array:
+        x = c.array(0)
+        if x.dtype != F32:
+            msg = f"{x.dtype} has no kernel here"
+            raise UnsupportedError(msg)
+        return function(x)
+
+    kernel(name)(run)
+
+
+def _gelu(c: KernelCall) -> Array:
+    x = c.array(0)
+    if c.text("approximate", "none") == "tanh":
+        msg = "the approximation by tanh has no kernel here"
+        raise UnsupportedError(msg)
+    bent = (functions.erf((x * F32(math.sqrt(0.5))).astype(F32)) + F32(1.0)).astype(F32)
+    return ((F32(0.5) * x).astype(F32) * bent).astype(F32)
+
+
+kernel("Gelu")(_gelu)
+for _name, _function in {
+    "Sigmoid": functions.logistic,
+    "Tanh": functions.tanh,
+    "Erf": functions.erf,
+    "Exp": functions.exp,
+    "Sqrt": np.sqrt,
+    "Reciprocal": lambda x: (F32(1.0) / x).astype(F32),
+}.items():
+    _float_only(_function, _name)
+
+for _name, _function in {
+    "Relu": lambda x: np.maximum(x, x.dtype.type(0)),
+    "Neg": np.negative,
+    "Abs": np.abs,
+    "Floor": np.floor,
+    "Ceil": np.ceil,
+    "Round": np.rint,
+    "Sign": np.sign,
+    "Not": np.logical_not,
+    "IsNaN": np.isnan,
+    "Identity": lambda x: x,
+}.items():
+    kernel(_name)(lambda c, f=_function: f(c.array(0)))
+
+
+@kernel("LeakyRelu")
+def _leaky_relu(c: KernelCall) -> Array:
+    x = c.array(0)
+    return np.where(x >= 0, x, (x * F32(c.float("alpha", 0.01))).astype(F32))
+
+
+@kernel("HardSigmoid")
+def _hard_sigmoid(c: KernelCall) -> Array:
+    return _bent(c.array(0), c.float("alpha", 0.2), c.float("beta", 0.5))
+
+
+def _bent(x: Array, alpha: float, beta: float) -> Array:
+    line = ((x * F32(alpha)).astype(F32) + F32(beta)).astype(F32)
+    return np.clip(line, F32(0.0), F32(1.0))
+
+
+@kernel("HardSwish")
+def _hard_swish(c: KernelCall) -> Array:
+    x = c.array(0)
+    return (x * _bent(x, 1 / 6, 0.5)).astype(F32)
+
+
+@kernel("Clip")
+def _clip(c: KernelCall) -> Array:
+    x = c.array(0)
+    low, high = c.optional(1), c.optional(2)
+    if len(c.node.inputs) < 2:  # attributes, before opset 11
+        bounds = np.finfo(F32)
+        low = np.asarray(c.float("min", float(bounds.min)), F32)
+        high = np.asarray(c.float("max", float(bounds.max)), F32)
+    if low is not None:
+        x = np.maximum(x, low.reshape(()))
+    return x if high is None else np.minimum(x, high.reshape(()))
+
+
+@kernel("Cast")
+def _cast(c: KernelCall) -> Array:
+    import onnx_ir as ir
+
+    x, target = c.array(0), ir.DataType(c.int("to", 1))
+    if int(target.bitwidth) < 8 or target in (ir.DataType.BFLOAT16, ir.DataType.STRING):
+        msg = f"a cast to {target.name} has no kernel here"
+        raise UnsupportedError(msg)
+    dtype = target.numpy()
+    if x.dtype.kind == "f" and dtype.kind in "iu":
+        return np.trunc(x).astype(np.int64).astype(dtype)
+    return x.astype(dtype)
+
+
+# --- several operands ----------------------------------------------------------------------------
+
+
+@kernel("Add")
+def _add(c: KernelCall) -> Array:
+    return np.asarray(c.array(0) + c.array(1))
+
+
+@kernel("Sub")
+def _subtract(c: KernelCall) -> Array:
+    return np.asarray(c.array(0) - c.array(1))
+
+
+@kernel("Mul")
+def _multiply(c: KernelCall) -> Array:
+    return np.asarray(c.array(0) * c.array(1))
+
+
+@kernel("Div")
+def _divide(c: KernelCall) -> Array:
+    a, b = c.array(0), c.array(1)
+    if a.dtype.kind in "iu":  # towards zero, as C divides
+        quotient = np.abs(a) // np.abs(b)
+        return np.asarray(np.where((a < 0) != (b < 0), -quotient, quotient).astype(a.dtype))
+    return np.asarray(a / b)
+
+
+@kernel("Pow")
+def _power(c: KernelCall) -> Array:
+    x, exponent = c.array(0), c.array(1)
+    if exponent.size != 1 or exponent.item() not in (2.0, 3.0) or x.dtype != F32:
+        msg = "only squares and cubes have a kernel here"
+        raise UnsupportedError(msg)
+    square = (x * x).astype(F32)
+    return square if exponent.item() == 2.0 else (square * x).astype(F32)
+
+
+@kernel("Mod")
+def _modulo(c: KernelCall) -> Array:
+    a, b = c.array(0), c.array(1)
+    return np.asarray(np.fmod(a, b) if c.int("fmod", 0) else np.mod(a, b))
+
+
+@kernel("Where")
+def _where(c: KernelCall) -> Array:
+    return np.where(c.array(0), c.array(1), c.array(2))
+
+
+def _folded(function: Callable[[Array, Array], Array]) -> Callable[[KernelCall], Array]:
+    def run(c: KernelCall) -> Array:
+        total = c.array(0)
+        for i in range(1, len(c.operands)):
+            total = np.asarray(function(total, c.array(i)))
+        return total
+
+    return run
+
+
+for _name, _both in {"Sum": np.add, "Max": np.maximum, "Min": np.minimum}.items():
+    kernel(_name)(_folded(_both))
+
+for _name, _both in {
+    "Equal": np.equal,
+    "Less": np.less,
+    "LessOrEqual": np.less_equal,
+    "Greater": np.greater,
+    "GreaterOrEqual": np.greater_equal,
+    "And": np.logical_and,
+    "Or": np.logical_or,
+    "Xor": np.logical_xor,
+}.items():
+    kernel(_name)(lambda c, f=_both: np.asarray(f(c.array(0), c.array(1))))
+
+
+@kernel("PRelu")
+def _prelu(c: KernelCall) -> Array:
+    x = c.array(0)
+    return np.where(x >= 0, x, (x * c.array(1)).astype(F32))
+
+

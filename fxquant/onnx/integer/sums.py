@@ -1,0 +1,195 @@
+"""Operators in float32 that add many values: their last bits depend on the order of the sums.
+
+onnxruntime's own order depends on the CPU; these kernels add in the order that is natural in torch.
+Where bytes are read, pools of maxima among them, the result is exact.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fxquant.onnx.integer import functions
+from fxquant.onnx.integer.arithmetic import F32, Array
+from fxquant.onnx.integer.bytewise import average_pool, pooled_sizes
+from fxquant.onnx.integer.call import KernelCall, UnsupportedError, kernel
+from fxquant.onnx.integer.products import as_tensor, padding
+
+
+def _tensors(c: KernelCall) -> list[Tensor]:
+    return [as_tensor(x) for x in c.arrays]
+
+
+@kernel("Conv")
+def _conv(c: KernelCall) -> Array:
+    x, w = c.array(0), c.array(1)
+    bias, n = c.optional(2), w.ndim - 2
+    strides, dilations = c.ints("strides", [1] * n), c.ints("dilations", [1] * n)
+    pads = padding(c, x.shape[2:], list(w.shape[2:]), strides, dilations)
+    padded = np.pad(x, [(0, 0), (0, 0), *zip(pads[:n], pads[n:], strict=True)])
+    function = (F.conv1d, F.conv2d, F.conv3d)[n - 1]
+    given = None if bias is None else as_tensor(bias)
+    group = c.int("group", 1)
+    y: Tensor = function(as_tensor(padded), as_tensor(w), given, strides, 0, dilations, group)
+    return y.numpy()
+
+
+@kernel("ConvTranspose")
+def _conv_transpose(c: KernelCall) -> Array:
+    x, w = c.array(0), c.array(1)
+    bias, n = c.optional(2), w.ndim - 2
+    if c.text("auto_pad", "NOTSET") != "NOTSET" or c.ints("output_shape", []):
+        msg = "a given output shape has no kernel here"
+        raise UnsupportedError(msg)
+    strides, dilations = c.ints("strides", [1] * n), c.ints("dilations", [1] * n)
+    pads, extra = c.ints("pads", [0] * 2 * n), c.ints("output_padding", [0] * n)
+    if pads[:n] != pads[n:]:
+        msg = "unequal padding has no kernel here"
+        raise UnsupportedError(msg)
+    function = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[n - 1]
+    given = None if bias is None else as_tensor(bias)
+    y: Tensor = function(
+        as_tensor(x), as_tensor(w), given, strides, pads[:n], extra, c.int("group", 1), dilations
+    )
+    return y.numpy()
+
+
+@kernel("MatMul")
+def _matmul(c: KernelCall) -> Array:
+    a, b = _tensors(c)
+    return np.asarray(torch.matmul(a, b).numpy())
+
+
+@kernel("Gemm")
+def _gemm(c: KernelCall) -> Array:
+    a, b, bias = c.array(0), c.array(1), c.optional(2)
+    a = a.T if c.int("transA", 0) else a
+    b = b.T if c.int("transB", 0) else b
+    y: Array = torch.matmul(as_tensor(a), as_tensor(b)).numpy()
+    alpha, beta = F32(c.float("alpha", 1.0)), F32(c.float("beta", 1.0))
+    y = y if alpha == 1 else (y * alpha).astype(F32)
+    if bias is None:
+        return y
+    return (y + (bias if beta == 1 else (bias * beta).astype(F32))).astype(F32)
+
+
+@kernel("Einsum")
+def _einsum(c: KernelCall) -> Array:
+    y: Tensor = torch.einsum(c.text("equation", ""), *_tensors(c))
+    return y.numpy()
+
+
+@kernel("Softmax")
+def _softmax(c: KernelCall) -> Array:
+    x, axis = c.array(0), c.int("axis", -1 if c.opset >= 13 else 1)
+    if c.opset < 13:
+        shape = x.shape
+        flat = x.reshape(int(np.prod(shape[: axis % x.ndim], dtype=np.int64)), -1)
+        return _softmax_over(flat, 1).reshape(shape)
+    return _softmax_over(x, axis)
+
+
+def _softmax_over(x: Array, axis: int) -> Array:
+    parts = functions.exp_below_zero((x - x.max(axis=axis, keepdims=True)).astype(F32))
+    total = parts.sum(axis=axis, keepdims=True, dtype=np.float64).astype(F32)
+    return (parts * (F32(1.0) / total).astype(F32)).astype(F32)
+
+
+@kernel("LogSoftmax")
+def _log_softmax(c: KernelCall) -> Array:
+    y: Tensor = F.log_softmax(as_tensor(c.array(0)), c.int("axis", -1))
+    return y.numpy()
+
+
+@kernel("LayerNormalization")
+def _layer_norm(c: KernelCall) -> Array:
+    x, scale, shift = c.array(0), c.array(1), c.optional(2)
+    axis = c.int("axis", -1) % x.ndim
+    axes = tuple(range(axis, x.ndim))
+    wide = x.astype(np.float64)
+    mean = wide.mean(axis=axes, keepdims=True)
+    variance = np.maximum((wide * wide).mean(axis=axes, keepdims=True) - mean * mean, 0.0)
+    deviation = np.sqrt(variance + c.float("epsilon", 1e-5)).astype(F32)
+    y = ((x - mean.astype(F32)).astype(F32) / deviation * scale).astype(F32)
+    return y if shift is None else (y + shift).astype(F32)
+
+
+@kernel("InstanceNormalization")
+def _instance_norm(c: KernelCall) -> Array:
+    x, scale, shift = _tensors(c)
+    y: Tensor = F.instance_norm(x, None, None, scale, shift, eps=c.float("epsilon", 1e-5))
+    return y.numpy()
+
+
+@kernel("BatchNormalization")
+def _batch_norm(c: KernelCall) -> Array:
+    x, scale, shift, mean, variance = (c.array(i) for i in range(5))
+    factor = scale / np.sqrt(variance + F32(c.float("epsilon", 1e-5)))
+    offset = (shift - mean * factor).astype(F32)
+    column = (-1, *[1] * (x.ndim - 2))
+    return (x * factor.astype(F32).reshape(column) + offset.reshape(column)).astype(F32)
+
+
+@kernel("AveragePool")
+def _average(c: KernelCall) -> Array:
+    if any(d != 1 for d in c.ints("dilations", [])):
+        msg = "a dilated window has no kernel here"
+        raise UnsupportedError(msg)
+    return average_pool(c, c.array(0))
+
+
+@kernel("GlobalAveragePool")
+def _global_average(c: KernelCall) -> Array:
+    x = c.array(0)
+    axes = tuple(range(2, x.ndim))
+    return x.mean(axis=axes, keepdims=True, dtype=np.float64).astype(F32)
+
+
+@kernel("GlobalMaxPool")
+def _global_max(c: KernelCall) -> Array:
+    x = c.array(0)
+    return np.asarray(x.max(axis=tuple(range(2, x.ndim)), keepdims=True))
+
+
+@kernel("ReduceMean", "ReduceSum")
+def _reduce(c: KernelCall) -> Array:
+    x, axes = c.array(0), c.axes()
+    if not axes and c.int("noop_with_empty_axes", 0):
+        return x
+    chosen = tuple(axes) if axes else None
+    keep = bool(c.int("keepdims", 1))
+    wide = np.float64 if x.dtype.kind == "f" else x.dtype
+    function = np.mean if c.node.op_type == "ReduceMean" else np.sum
+    return np.asarray(function(x, axis=chosen, keepdims=keep, dtype=wide)).astype(x.dtype)
+
+
+@kernel("MaxPool")
+def _max_pool(c: KernelCall) -> Array:
+    """The largest value of each window; of bytes and floats alike."""
+    x, kernel_size = c.array(0), c.ints("kernel_shape", [])
+    if len([v for v in c.node.outputs if v.name]) > 1:
+        msg = "places of maxima have no kernel here"
+        raise UnsupportedError(msg)
+    n = len(kernel_size)
+    strides, dilations = c.ints("strides", [1] * n), c.ints("dilations", [1] * n)
+    pads = padding(c, x.shape[2:], kernel_size, strides, dilations)
+    spans = pooled_sizes(c, x.shape[2:], kernel_size, strides, pads)
+    lowest = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
+    ends = [
+        max((m - 1) * s + d * (k - 1) + 1 - p - size, 0)
+        for m, s, d, k, p, size in zip(
+            spans, strides, dilations, kernel_size, pads[:n], x.shape[2:], strict=True
+        )
+    ]
+    places = [(0, 0), (0, 0), *zip(pads[:n], ends, strict=True)]
+    padded = np.pad(x, places, constant_values=lowest)
+    best = np.full((*x.shape[:2], *spans), lowest, x.dtype)
+    for place in np.ndindex(*kernel_size):
+        window = tuple(
+            slice(p * d, p * d + (m - 1) * s + 1, s)
+            for p, d, m, s in zip(place, dilations, spans, strides, strict=True)
+        )
+        np.maximum(best, padded[(slice(None), slice(None), *window)], out=best)
+    return best
