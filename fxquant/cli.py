@@ -59,7 +59,7 @@ def _common(command: Command) -> Command:
                 code = command(*args, as_json=as_json, progress=progress, **options)
         except FxQuantError as error:
             _fail(error.to_dict(), str(error), as_json=as_json, debug=debug)
-            code = USAGE if error.code.startswith("FXQ7") else FINDINGS
+            code = USAGE if isinstance(error, ConfigError) else FINDINGS
         except Exception as error:  # the outermost face: a user sees a message, not a traceback
             what = f"{type(error).__name__}: {error}"
             plain = {"error": type(error).__name__, "code": None, "what": str(error)}

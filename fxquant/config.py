@@ -27,6 +27,7 @@ class QuantConfig(BaseModel):
         quantize_bias: put biases on their int32 grid.
         quantize_outputs: give the graph's outputs a grid even where the kernel can write floats.
         fold_batch_norms: fold batch norms into the convolution before them.
+        keep_float: paths or globs of modules that stay in floating point.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,6 +40,7 @@ class QuantConfig(BaseModel):
     quantize_bias: bool = True
     quantize_outputs: bool = False
     fold_batch_norms: bool = True
+    keep_float: tuple[str, ...] = ()
 
     @classmethod
     def load(cls, source: QuantConfig | dict[str, Any] | str | Path | None) -> QuantConfig:

@@ -83,20 +83,18 @@ def _write_all(
 ) -> ParityReport:
     from fxquant.onnx.encodings_file import write_encodings
     from fxquant.onnx.lower import lower
+    from fxquant.onnx.parity import notes_of
+    from fxquant.onnx.parity import prove as compare
     from fxquant.onnx.verify import verify
     from fxquant.onnx.write import write_model
 
     lowered = lower(sim_model, example, opset=opset)
     verify(lowered.model)
-    encodings = write_encodings(
-        sim_model, lowered, stage / f"{prefix}.encodings", scheme=scheme
-    )
+    encodings = write_encodings(sim_model, lowered, stage / f"{prefix}.encodings", scheme=scheme)
     write_model(lowered, stage / f"{prefix}.onnx", encodings=encodings)
     _write_weights(sim_model, stage / f"{prefix}.safetensors")
-    report = ParityReport(proven=False)
+    report = ParityReport(proven=False, notes=notes_of(lowered))
     if prove:
-        from fxquant.onnx.parity import prove as compare
-
         report = compare(sim_model, lowered, example, stage / f"{prefix}.onnx")
         report.raise_unless_proven()
     (stage / f"{prefix}.report.json").write_text(report.to_json(), encoding="utf-8")

@@ -136,10 +136,16 @@ def parse_signature(text: str) -> inspect.Signature:
     args = ast.parse(f"def f({text}): ...").body[0].args  # type: ignore[attr-defined]
     kinds = inspect.Parameter
     defaults = [None] * (len(args.args) - len(args.defaults)) + list(args.defaults)
-    params = [_parameter(a, d, kinds.POSITIONAL_OR_KEYWORD) for a, d in zip(args.args, defaults, strict=True)]
+    params = [
+        _parameter(a, d, kinds.POSITIONAL_OR_KEYWORD)
+        for a, d in zip(args.args, defaults, strict=True)
+    ]
     if args.vararg:
         params.append(kinds(args.vararg.arg, kinds.VAR_POSITIONAL))
-    params += [_parameter(a, d, kinds.KEYWORD_ONLY) for a, d in zip(args.kwonlyargs, args.kw_defaults, strict=True)]
+    params += [
+        _parameter(a, d, kinds.KEYWORD_ONLY)
+        for a, d in zip(args.kwonlyargs, args.kw_defaults, strict=True)
+    ]
     return inspect.Signature(params)
 
 
@@ -172,19 +178,30 @@ def _held(*values: Any) -> bool:
     return all(v is None or isinstance(v, Tensor) for v in values)
 
 
-def _conv(cls: type[nn.Module], transposed: bool = False) -> Callable[[dict[str, Any]], nn.Module | None]:
+def _conv(
+    cls: type[nn.Module], transposed: bool = False
+) -> Callable[[dict[str, Any]], nn.Module | None]:
     def build(a: dict[str, Any]) -> nn.Module | None:
         w = a["weight"]
         if not isinstance(w, Tensor) or not _held(a["bias"]):
             return None
         groups = a["groups"]
-        out, inner = (w.shape[1] * groups, w.shape[0]) if transposed else (w.shape[0], w.shape[1] * groups)
+        out, inner = (
+            (w.shape[1] * groups, w.shape[0]) if transposed else (w.shape[0], w.shape[1] * groups)
+        )
         extra = {"output_padding": a["output_padding"]} if transposed else {}
         with torch.device("meta"):
             module = cls(
-                inner, out, tuple(w.shape[2:]), stride=a["stride"], padding=a["padding"],
-                dilation=a["dilation"], groups=groups, bias=a["bias"] is not None, **extra,
-            )  # fmt: skip
+                inner,
+                out,
+                tuple(w.shape[2:]),
+                stride=a["stride"],
+                padding=a["padding"],
+                dilation=a["dilation"],
+                groups=groups,
+                bias=a["bias"] is not None,
+                **extra,
+            )
         return _with(module, weight=w, bias=a["bias"])
 
     return build
@@ -205,9 +222,12 @@ def _embedding(a: dict[str, Any]) -> nn.Module | None:
         return None
     with torch.device("meta"):
         module = nn.Embedding(
-            w.shape[0], w.shape[1], padding_idx=a["padding_idx"],
-            scale_grad_by_freq=a["scale_grad_by_freq"], sparse=a["sparse"],
-        )  # fmt: skip
+            w.shape[0],
+            w.shape[1],
+            padding_idx=a["padding_idx"],
+            scale_grad_by_freq=a["scale_grad_by_freq"],
+            sparse=a["sparse"],
+        )
     return _with(module, weight=w)
 
 
@@ -250,9 +270,17 @@ def _static(value: Any) -> bool:
 def _pad_arguments(module: nn.Module) -> dict[str, Any]:
     name = type(module).__name__
     mode = {"Ref": "reflect", "Rep": "replicate", "Cir": "circular"}
-    prefixes = [m for p, m in mode.items() if p + "lectionPad" in name or p + "licationPad" in name or p + "cularPad" in name]
+    prefixes = [
+        m
+        for p, m in mode.items()
+        if p + "lectionPad" in name or p + "licationPad" in name or p + "cularPad" in name
+    ]
     found = prefixes[0] if prefixes else "constant"
-    return {"pad": tuple(module.padding), "mode": found, "value": getattr(module, "value", 0.0)}
+    return {
+        "pad": tuple(getattr(module, "padding", ())),
+        "mode": found,
+        "value": getattr(module, "value", 0.0),
+    }
 
 
 def _when_pad(a: Mapping[str, Any]) -> Grid:
@@ -298,7 +326,9 @@ def _activations() -> tuple[Op, ...]:
         row("elu", "alpha=1.0, inplace=False", nn.ELU),
         row("selu", "inplace=False", nn.SELU),
         row("celu", "alpha=1.0, inplace=False", nn.CELU),
-        row("gelu", "*, approximate='none'", nn.GELU, samples=(*_X, s(t(2, 6), approximate="tanh"))),
+        row(
+            "gelu", "*, approximate='none'", nn.GELU, samples=(*_X, s(t(2, 6), approximate="tanh"))
+        ),
         row("silu", "inplace=False", nn.SiLU),
         row("mish", "inplace=False", nn.Mish),
         row("hardswish", "inplace=False", nn.Hardswish),
@@ -311,19 +341,61 @@ def _activations() -> tuple[Op, ...]:
         row("tanhshrink", "", nn.Tanhshrink),
         row("softshrink", "lambd=0.5", nn.Softshrink),
         row("hardshrink", "lambd=0.5", nn.Hardshrink),
-        row("threshold", "threshold, value, inplace=False", nn.Threshold, samples=(s(t(2, 6), 0.1, -2.0),)),
+        row(
+            "threshold",
+            "threshold, value, inplace=False",
+            nn.Threshold,
+            samples=(s(t(2, 6), 0.1, -2.0),),
+        ),
         row("glu", "dim=-1", nn.GLU, samples=_V),
-        row("rrelu", "lower=0.125, upper=0.3333333333333333, training=False, inplace=False", nn.RReLU),
-        Op("prelu", "input, weight", nn.PReLU, dynamic=fn.DynamicPReLU, build=_prelu, samples=(s(t(2, 4, 5), t(4, kind="positive")),)),
-        Op("softmax", "input, dim=None, _stacklevel=3, dtype=None", nn.Softmax, _FIXED, names="softmax", dynamic=fn.DynamicSoftmax,
-           odd={torch.softmax: "input, dim, dtype=None", Tensor.softmax: "input, dim, dtype=None"},
-           build=lambda a: nn.Softmax(a["dim"]) if a.get("dtype") is None else None,
-           classes=(nn.Softmax2d,), read=lambda m: {"dim": -3} if isinstance(m, nn.Softmax2d) else {}, fixed=(0.0, 1.0), samples=(s(t(2, 3, 5), -1), s(t(2, 3, 5), dim=1))),
-        Op("softmin", "input, dim=None, _stacklevel=3, dtype=None", nn.Softmin, _FIXED, fixed=(0.0, 1.0), samples=(s(t(2, 5), dim=1),)),
-        Op("log_softmax", "input, dim=None, _stacklevel=3, dtype=None", nn.LogSoftmax, dynamic=fn.DynamicLogSoftmax,
-           odd={torch.log_softmax: "input, dim, dtype=None", Tensor.log_softmax: "input, dim, dtype=None"},
-           build=lambda a: nn.LogSoftmax(a["dim"]) if a.get("dtype") is None else None, samples=(s(t(2, 5), dim=1),)),
-    )  # fmt: skip
+        row(
+            "rrelu",
+            "lower=0.125, upper=0.3333333333333333, training=False, inplace=False",
+            nn.RReLU,
+        ),
+        Op(
+            "prelu",
+            "input, weight",
+            nn.PReLU,
+            dynamic=fn.DynamicPReLU,
+            build=_prelu,
+            samples=(s(t(2, 4, 5), t(4, kind="positive")),),
+        ),
+        Op(
+            "softmax",
+            "input, dim=None, _stacklevel=3, dtype=None",
+            nn.Softmax,
+            _FIXED,
+            names="softmax",
+            dynamic=fn.DynamicSoftmax,
+            odd={torch.softmax: "input, dim, dtype=None", Tensor.softmax: "input, dim, dtype=None"},
+            build=lambda a: nn.Softmax(a["dim"]) if a.get("dtype") is None else None,
+            classes=(nn.Softmax2d,),
+            read=lambda m: {"dim": -3} if isinstance(m, nn.Softmax2d) else {},
+            fixed=(0.0, 1.0),
+            samples=(s(t(2, 3, 5), -1), s(t(2, 3, 5), dim=1)),
+        ),
+        Op(
+            "softmin",
+            "input, dim=None, _stacklevel=3, dtype=None",
+            nn.Softmin,
+            _FIXED,
+            fixed=(0.0, 1.0),
+            samples=(s(t(2, 5), dim=1),),
+        ),
+        Op(
+            "log_softmax",
+            "input, dim=None, _stacklevel=3, dtype=None",
+            nn.LogSoftmax,
+            dynamic=fn.DynamicLogSoftmax,
+            odd={
+                torch.log_softmax: "input, dim, dtype=None",
+                Tensor.log_softmax: "input, dim, dtype=None",
+            },
+            build=lambda a: nn.LogSoftmax(a["dim"]) if a.get("dtype") is None else None,
+            samples=(s(t(2, 5), dim=1),),
+        ),
+    )
 
 
 _CONV = "input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1"
@@ -334,16 +406,33 @@ def _weighted() -> tuple[Op, ...]:
     def conv(n: int, module: type[nn.Module], dynamic: type[fn.Functional]) -> Op:
         x, w = (2, 4, *(9,) * n), (6, 2, *(3,) * n)
         return Op(
-            f"conv{n}d", _CONV, module, dynamic=dynamic, build=_conv(module), absorbs=_ACTIVATIONS, weight_axis=0,
-            samples=(s(t(*x), t(*w, kind="weight"), t(6), groups=2), s(t(*x), t(6, 4, *(3,) * n, kind="weight"), None, 2, 1)),
-        )  # fmt: skip
+            f"conv{n}d",
+            _CONV,
+            module,
+            dynamic=dynamic,
+            build=_conv(module),
+            absorbs=_ACTIVATIONS,
+            weight_axis=0,
+            samples=(
+                s(t(*x), t(*w, kind="weight"), t(6), groups=2),
+                s(t(*x), t(6, 4, *(3,) * n, kind="weight"), None, 2, 1),
+            ),
+        )
 
     def conv_transpose(n: int, module: type[nn.Module], dynamic: type[fn.Functional]) -> Op:
         x, w = (2, 4, *(5,) * n), (4, 6, *(3,) * n)
         return Op(
-            f"conv_transpose{n}d", _CONVT, module, dynamic=dynamic, build=_conv(module, transposed=True), weight_axis=1,
-            samples=(s(t(*x), t(*w, kind="weight"), t(6)), s(t(*x), t(*w, kind="weight"), None, 2, 1, 1)),
-        )  # fmt: skip
+            f"conv_transpose{n}d",
+            _CONVT,
+            module,
+            dynamic=dynamic,
+            build=_conv(module, transposed=True),
+            weight_axis=1,
+            samples=(
+                s(t(*x), t(*w, kind="weight"), t(6)),
+                s(t(*x), t(*w, kind="weight"), None, 2, 1, 1),
+            ),
+        )
 
     return (
         conv(1, nn.Conv1d, fn.DynamicConv1d),
@@ -352,31 +441,113 @@ def _weighted() -> tuple[Op, ...]:
         conv_transpose(1, nn.ConvTranspose1d, fn.DynamicConvTranspose1d),
         conv_transpose(2, nn.ConvTranspose2d, fn.DynamicConvTranspose2d),
         conv_transpose(3, nn.ConvTranspose3d, fn.DynamicConvTranspose3d),
-        Op("linear", "input, weight, bias=None", nn.Linear, dynamic=fn.DynamicLinear, build=_linear, absorbs=_ACTIVATIONS, weight_axis=0,
-           samples=(s(t(2, 6), t(4, 6, kind="weight"), t(4)), s(t(2, 3, 6), t(4, 6, kind="weight")))),
-        Op("embedding", "input, weight, padding_idx=None, max_norm=None, norm_type=2.0, scale_grad_by_freq=False, sparse=False", nn.Embedding,
-           names="F.embedding", dynamic=fn.DynamicEmbedding, build=_embedding, weight_axis=0, samples=(s(t(2, 5, kind="int", high=7), t(7, 4, kind="weight")),),
-           odd={torch.embedding: "weight, input, padding_idx=None, scale_grad_by_freq=False, sparse=False"}),
-        Op("matmul", "input, other", fn.MatMul, names="matmul mm __matmul__", inputs=_TWO, absorbs=_ACTIVATIONS,
-           odd={Tensor.__rmatmul__: "other, input"}, samples=(s(t(2, 3, 4, 5), t(2, 3, 5, 6)), s(t(2, 4, 5), t(5, 3)), s(t(4, 5), t(5, 3)))),
-        Op("bmm", "input, mat2", fn.Bmm, inputs=("input", "mat2"), absorbs=_ACTIVATIONS, samples=(s(t(2, 4, 5), t(2, 5, 3)),)),
-        Op("baddbmm", "input, batch1, batch2, *, beta=1, alpha=1", fn.Baddbmm, inputs=("input", "batch1", "batch2"),
-           samples=(s(t(2, 4, 3), t(2, 4, 5), t(2, 5, 3)), s(t(2, 4, 3), t(2, 4, 5), t(2, 5, 3), beta=0.5, alpha=2.0))),
-        Op("addmm", "input, mat1, mat2, *, beta=1, alpha=1", fn.Addmm, inputs=("input", "mat1", "mat2"), samples=(s(t(3), t(2, 5), t(5, 3)), s(t(2, 3), t(2, 5), t(5, 3)))),
-        Op("einsum", "equation, *operands", fn.Einsum, inputs=("operands",), samples=(s("bij,bjk->bik", t(2, 3, 4), t(2, 4, 5)), s("nchw,oc->nohw", t(2, 3, 4, 4), t(5, 3)))),
-        Op("outer", "input, vec2", fn.Outer, names="outer ger", inputs=("input", "vec2"), samples=(s(t(4), t(3)),)),
-        Op("scaled_dot_product_attention", "query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=None, enable_gqa=False",
-           fn.ScaledDotProductAttention, names="F.scaled_dot_product_attention", inputs=("query", "key", "value", "attn_mask"),
-           samples=(s(t(2, 2, 5, 4), t(2, 2, 6, 4), t(2, 2, 6, 4)), s(t(2, 2, 5, 4), t(2, 2, 5, 4), t(2, 2, 5, 4), is_causal=True, scale=0.3),
-                    s(t(2, 2, 5, 4), t(2, 2, 6, 4), t(2, 2, 6, 4), t(5, 6)), s(t(2, 4, 5, 4), t(2, 2, 5, 4), t(2, 2, 5, 4), enable_gqa=True))),
+        Op(
+            "linear",
+            "input, weight, bias=None",
+            nn.Linear,
+            dynamic=fn.DynamicLinear,
+            build=_linear,
+            absorbs=_ACTIVATIONS,
+            weight_axis=0,
+            samples=(
+                s(t(2, 6), t(4, 6, kind="weight"), t(4)),
+                s(t(2, 3, 6), t(4, 6, kind="weight")),
+            ),
+        ),
+        Op(
+            "embedding",
+            "input, weight, padding_idx=None, max_norm=None, norm_type=2.0, "
+            "scale_grad_by_freq=False, sparse=False",
+            nn.Embedding,
+            names="F.embedding",
+            dynamic=fn.DynamicEmbedding,
+            build=_embedding,
+            weight_axis=0,
+            samples=(s(t(2, 5, kind="int", high=7), t(7, 4, kind="weight")),),
+            odd={
+                torch.embedding: (
+                    "weight, input, padding_idx=None, scale_grad_by_freq=False, sparse=False"
+                )
+            },
+        ),
+        Op(
+            "matmul",
+            "input, other",
+            fn.MatMul,
+            names="matmul mm __matmul__",
+            inputs=_TWO,
+            absorbs=_ACTIVATIONS,
+            odd={Tensor.__rmatmul__: "other, input"},
+            samples=(s(t(2, 3, 4, 5), t(2, 3, 5, 6)), s(t(2, 4, 5), t(5, 3)), s(t(4, 5), t(5, 3))),
+        ),
+        Op(
+            "bmm",
+            "input, mat2",
+            fn.Bmm,
+            inputs=("input", "mat2"),
+            absorbs=_ACTIVATIONS,
+            samples=(s(t(2, 4, 5), t(2, 5, 3)),),
+        ),
+        Op(
+            "baddbmm",
+            "input, batch1, batch2, *, beta=1, alpha=1",
+            fn.Baddbmm,
+            inputs=("input", "batch1", "batch2"),
+            samples=(
+                s(t(2, 4, 3), t(2, 4, 5), t(2, 5, 3)),
+                s(t(2, 4, 3), t(2, 4, 5), t(2, 5, 3), beta=0.5, alpha=2.0),
+            ),
+        ),
+        Op(
+            "addmm",
+            "input, mat1, mat2, *, beta=1, alpha=1",
+            fn.Addmm,
+            inputs=("input", "mat1", "mat2"),
+            samples=(s(t(3), t(2, 5), t(5, 3)), s(t(2, 3), t(2, 5), t(5, 3))),
+        ),
+        Op(
+            "einsum",
+            "equation, *operands",
+            fn.Einsum,
+            inputs=("operands",),
+            samples=(
+                s("bij,bjk->bik", t(2, 3, 4), t(2, 4, 5)),
+                s("nchw,oc->nohw", t(2, 3, 4, 4), t(5, 3)),
+            ),
+        ),
+        Op(
+            "outer",
+            "input, vec2",
+            fn.Outer,
+            names="outer ger",
+            inputs=("input", "vec2"),
+            samples=(s(t(4), t(3)),),
+        ),
+        Op(
+            "scaled_dot_product_attention",
+            "query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=None, "
+            "enable_gqa=False",
+            fn.ScaledDotProductAttention,
+            names="F.scaled_dot_product_attention",
+            inputs=("query", "key", "value", "attn_mask"),
+            samples=(
+                s(t(2, 2, 5, 4), t(2, 2, 6, 4), t(2, 2, 6, 4)),
+                s(t(2, 2, 5, 4), t(2, 2, 5, 4), t(2, 2, 5, 4), is_causal=True, scale=0.3),
+                s(t(2, 2, 5, 4), t(2, 2, 6, 4), t(2, 2, 6, 4), t(5, 6)),
+                s(t(2, 4, 5, 4), t(2, 2, 5, 4), t(2, 2, 5, 4), enable_gqa=True),
+            ),
+        ),
         Op("causal_mask", "input", fn.CausalMask, _FLOAT, names=""),
         Op("lstm", "input, hx=None", nn.LSTM, names="", inputs=("input", "hx")),
         Op("gru", "input, hx=None", nn.GRU, names="", inputs=("input", "hx")),
         Op("rnn", "input, hx=None", nn.RNN, names="", inputs=("input", "hx")),
-    )  # fmt: skip
+    )
 
 
-_BN = "input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-05"
+_BN = (
+    "input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, "
+    "eps=1e-05"
+)
 
 
 def _batch_norm(a: dict[str, Any]) -> nn.Module | None:
@@ -403,24 +574,105 @@ class _AnyBatchNorm(nn.BatchNorm2d):
 
 def _norms() -> tuple[Op, ...]:
     return (
-        Op("batch_norm", _BN, _AnyBatchNorm, names="F.batch_norm", classes=(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
-           dynamic=fn.DynamicBatchNorm, build=_batch_norm, samples=(s(t(2, 4, 5, 5), t(4), t(4, kind="positive"), t(4), t(4)),)),
-        Op("instance_norm", "input, running_mean=None, running_var=None, weight=None, bias=None, use_input_stats=True, momentum=0.1, eps=1e-05",
-           fn.DynamicInstanceNorm, names="F.instance_norm", classes=(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), samples=(s(t(2, 4, 5, 5)),)),
-        Op("layer_norm", "input, normalized_shape, weight=None, bias=None, eps=1e-05", nn.LayerNorm, names="F.layer_norm", dynamic=fn.DynamicLayerNorm, build=_layer_norm,
-           odd={torch.layer_norm: "input, normalized_shape, weight=None, bias=None, eps=1e-05, cudnn_enable=True"},
-           samples=(s(t(2, 3, 6), (6,), t(6), t(6)), s(t(2, 3, 6), (3, 6)))),
-        Op("group_norm", "input, num_groups, weight=None, bias=None, eps=1e-05", fn.DynamicGroupNorm, names="F.group_norm", classes=(nn.GroupNorm,),
-           odd={torch.group_norm: "input, num_groups, weight=None, bias=None, eps=1e-05, cudnn_enabled=True"}, samples=(s(t(2, 4, 5, 5), 2, t(4), t(4)),)),
-        Op("rms_norm", "input, normalized_shape, weight=None, eps=None", nn.RMSNorm, names="F.rms_norm torch.rms_norm", dynamic=fn.DynamicRMSNorm, build=_rms_norm,
-           samples=(s(t(2, 3, 6), (6,), t(6)),)),
-        Op("local_response_norm", "input, size, alpha=0.0001, beta=0.75, k=1.0", nn.LocalResponseNorm, samples=(s(t(2, 6, 5, 5), 3),)),
-        Op("normalize", "input, p=2.0, dim=1, eps=1e-12, out=None", fn.Normalize, names="F.normalize", samples=(s(t(2, 5)), s(t(2, 5, 3), dim=-1))),
-        Op("norm", "input, p='fro', dim=None, keepdim=False, out=None, dtype=None", fn.Norm, samples=(s(t(2, 5)), s(t(2, 5), 2, -1, True))),
-        Op("vector_norm", "x, ord=2, dim=None, keepdim=False, *, dtype=None", fn.VectorNorm, names="linalg.vector_norm", inputs=("x",), samples=(s(t(2, 5), 2, -1, True),)),
-        Op("linalg_norm", "A, ord=None, dim=None, keepdim=False, *, dtype=None", fn.LinalgNorm, names="linalg.norm", inputs=("A",), samples=(s(t(2, 5)), s(t(2, 5), 2, -1, True))),
-        Op("cosine_similarity", "x1, x2, dim=1, eps=1e-08", fn.CosineSimilarity, inputs=("x1", "x2"), classes=(nn.CosineSimilarity,), samples=(s(t(2, 5), t(2, 5)),)),
-    )  # fmt: skip
+        Op(
+            "batch_norm",
+            _BN,
+            _AnyBatchNorm,
+            names="F.batch_norm",
+            classes=(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+            dynamic=fn.DynamicBatchNorm,
+            build=_batch_norm,
+            samples=(s(t(2, 4, 5, 5), t(4), t(4, kind="positive"), t(4), t(4)),),
+        ),
+        Op(
+            "instance_norm",
+            "input, running_mean=None, running_var=None, weight=None, bias=None, "
+            "use_input_stats=True, momentum=0.1, eps=1e-05",
+            fn.DynamicInstanceNorm,
+            names="F.instance_norm",
+            classes=(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+            samples=(s(t(2, 4, 5, 5)),),
+        ),
+        Op(
+            "layer_norm",
+            "input, normalized_shape, weight=None, bias=None, eps=1e-05",
+            nn.LayerNorm,
+            names="F.layer_norm",
+            dynamic=fn.DynamicLayerNorm,
+            build=_layer_norm,
+            odd={
+                torch.layer_norm: (
+                    "input, normalized_shape, weight=None, bias=None, eps=1e-05, cudnn_enable=True"
+                )
+            },
+            samples=(s(t(2, 3, 6), (6,), t(6), t(6)), s(t(2, 3, 6), (3, 6))),
+        ),
+        Op(
+            "group_norm",
+            "input, num_groups, weight=None, bias=None, eps=1e-05",
+            fn.DynamicGroupNorm,
+            names="F.group_norm",
+            classes=(nn.GroupNorm,),
+            odd={
+                torch.group_norm: (
+                    "input, num_groups, weight=None, bias=None, eps=1e-05, cudnn_enabled=True"
+                )
+            },
+            samples=(s(t(2, 4, 5, 5), 2, t(4), t(4)),),
+        ),
+        Op(
+            "rms_norm",
+            "input, normalized_shape, weight=None, eps=None",
+            nn.RMSNorm,
+            names="F.rms_norm torch.rms_norm",
+            dynamic=fn.DynamicRMSNorm,
+            build=_rms_norm,
+            samples=(s(t(2, 3, 6), (6,), t(6)),),
+        ),
+        Op(
+            "local_response_norm",
+            "input, size, alpha=0.0001, beta=0.75, k=1.0",
+            nn.LocalResponseNorm,
+            samples=(s(t(2, 6, 5, 5), 3),),
+        ),
+        Op(
+            "normalize",
+            "input, p=2.0, dim=1, eps=1e-12, out=None",
+            fn.Normalize,
+            names="F.normalize",
+            samples=(s(t(2, 5)), s(t(2, 5, 3), dim=-1)),
+        ),
+        Op(
+            "norm",
+            "input, p='fro', dim=None, keepdim=False, out=None, dtype=None",
+            fn.Norm,
+            samples=(s(t(2, 5)), s(t(2, 5), 2, -1, True)),
+        ),
+        Op(
+            "vector_norm",
+            "x, ord=2, dim=None, keepdim=False, *, dtype=None",
+            fn.VectorNorm,
+            names="linalg.vector_norm",
+            inputs=("x",),
+            samples=(s(t(2, 5), 2, -1, True),),
+        ),
+        Op(
+            "linalg_norm",
+            "A, ord=None, dim=None, keepdim=False, *, dtype=None",
+            fn.LinalgNorm,
+            names="linalg.norm",
+            inputs=("A",),
+            samples=(s(t(2, 5)), s(t(2, 5), 2, -1, True)),
+        ),
+        Op(
+            "cosine_similarity",
+            "x1, x2, dim=1, eps=1e-08",
+            fn.CosineSimilarity,
+            inputs=("x1", "x2"),
+            classes=(nn.CosineSimilarity,),
+            samples=(s(t(2, 5), t(2, 5)),),
+        ),
+    )
 
 
 def _pools() -> tuple[Op, ...]:
@@ -428,50 +680,218 @@ def _pools() -> tuple[Op, ...]:
     for n in (1, 2, 3):
         x = t(2, 4, *(8,) * n)
         rows += (
-            Op(f"max_pool{n}d", "input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False", getattr(nn, f"MaxPool{n}d"), _SAME,
-               dynamic=getattr(fn, f"DynamicMaxPool{n}d"), names=f"max_pool{n}d F.max_pool{n}d",
-               odd={getattr(F, f"max_pool{n}d_with_indices"): "input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=True"},
-               samples=(s(x, 2), s(x, 3, 2, 1), s(x, 3, stride=2, ceil_mode=True))),
-            Op(f"avg_pool{n}d", "input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True" + (", divisor_override=None" if n > 1 else ""),
-               getattr(nn, f"AvgPool{n}d"), dynamic=getattr(fn, f"DynamicAvgPool{n}d"), samples=(s(x, 2), s(x, 3, 2, 1), s(x, 3, stride=2, padding=1, count_include_pad=False))),
-            Op(f"adaptive_avg_pool{n}d", "input, output_size", getattr(nn, f"AdaptiveAvgPool{n}d"), dynamic=getattr(fn, f"DynamicAdaptiveAvgPool{n}d"),
-               samples=(s(x, 1), s(x, 4))),
-            Op(f"adaptive_max_pool{n}d", "input, output_size, return_indices=False", getattr(nn, f"AdaptiveMaxPool{n}d"), _SAME,
-               dynamic=getattr(fn, f"DynamicAdaptiveMaxPool{n}d"), names=f"F.adaptive_max_pool{n}d", samples=(s(x, 1), s(x, 4)),
-               odd={getattr(F, f"adaptive_max_pool{n}d_with_indices"): "input, output_size, return_indices=True"}
-               | ({torch.adaptive_max_pool1d: "input, output_size, return_indices=True"} if n == 1 else {})),
-        )  # fmt: skip
+            Op(
+                f"max_pool{n}d",
+                "input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, "
+                "return_indices=False",
+                getattr(nn, f"MaxPool{n}d"),
+                _SAME,
+                dynamic=getattr(fn, f"DynamicMaxPool{n}d"),
+                names=f"max_pool{n}d F.max_pool{n}d",
+                odd={
+                    getattr(F, f"max_pool{n}d_with_indices"): (
+                        "input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, "
+                        "return_indices=True"
+                    )
+                },
+                samples=(s(x, 2), s(x, 3, 2, 1), s(x, 3, stride=2, ceil_mode=True)),
+            ),
+            Op(
+                f"avg_pool{n}d",
+                "input, kernel_size, stride=None, padding=0, ceil_mode=False, "
+                "count_include_pad=True" + (", divisor_override=None" if n > 1 else ""),
+                getattr(nn, f"AvgPool{n}d"),
+                dynamic=getattr(fn, f"DynamicAvgPool{n}d"),
+                samples=(
+                    s(x, 2),
+                    s(x, 3, 2, 1),
+                    s(x, 3, stride=2, padding=1, count_include_pad=False),
+                ),
+            ),
+            Op(
+                f"adaptive_avg_pool{n}d",
+                "input, output_size",
+                getattr(nn, f"AdaptiveAvgPool{n}d"),
+                dynamic=getattr(fn, f"DynamicAdaptiveAvgPool{n}d"),
+                samples=(s(x, 1), s(x, 4)),
+            ),
+            Op(
+                f"adaptive_max_pool{n}d",
+                "input, output_size, return_indices=False",
+                getattr(nn, f"AdaptiveMaxPool{n}d"),
+                _SAME,
+                dynamic=getattr(fn, f"DynamicAdaptiveMaxPool{n}d"),
+                names=f"F.adaptive_max_pool{n}d",
+                samples=(s(x, 1), s(x, 4)),
+                odd={
+                    getattr(
+                        F, f"adaptive_max_pool{n}d_with_indices"
+                    ): "input, output_size, return_indices=True"
+                }
+                | (
+                    {torch.adaptive_max_pool1d: "input, output_size, return_indices=True"}
+                    if n == 1
+                    else {}
+                ),
+            ),
+        )
     lp = "input, norm_type, kernel_size, stride=None, ceil_mode=False"
     rows += (
-        Op("lp_pool1d", lp, nn.LPPool1d, dynamic=fn.DynamicLPPool1d, samples=(s(t(2, 4, 8, kind="positive"), 2, 2),)),
-        Op("lp_pool2d", lp, nn.LPPool2d, dynamic=fn.DynamicLPPool2d, samples=(s(t(2, 4, 8, 8, kind="positive"), 2, 2),)),
+        Op(
+            "lp_pool1d",
+            lp,
+            nn.LPPool1d,
+            dynamic=fn.DynamicLPPool1d,
+            samples=(s(t(2, 4, 8, kind="positive"), 2, 2),),
+        ),
+        Op(
+            "lp_pool2d",
+            lp,
+            nn.LPPool2d,
+            dynamic=fn.DynamicLPPool2d,
+            samples=(s(t(2, 4, 8, 8, kind="positive"), 2, 2),),
+        ),
     )
     return tuple(rows)
 
 
 def _elementwise() -> tuple[Op, ...]:
-    def one(name: str, module: type[nn.Module], samples: tuple[Sample, ...] = _V, names: str | None = None, grid: Grid = Grid.OWN, **kw: Any) -> Op:
+    def one(
+        name: str,
+        module: type[nn.Module],
+        samples: tuple[Sample, ...] = _V,
+        names: str | None = None,
+        grid: Grid = Grid.OWN,
+        **kw: Any,
+    ) -> Op:
         return Op(name, "input", module, grid, names=names, samples=samples, **kw)
 
     return (
-        Op("add", "input, other, *, alpha=1", fn.Add, names="add __add__ __radd__ __iadd__ operator.iadd", inputs=_TWO, absorbs=_ACTIVATIONS, samples=(*_PAIR, s(t(2, 3), t(2, 3), alpha=2))),
-        Op("sub", "input, other, *, alpha=1", fn.Subtract, names="sub subtract __sub__ __isub__ operator.isub", inputs=_TWO, samples=(*_PAIR, s(1.5, t(2, 3))),
-           odd={torch.rsub: "other, input, *, alpha=1", Tensor.__rsub__: "other, input"}),
-        Op("mul", "input, other", fn.Multiply, names="mul multiply __mul__ __rmul__ __imul__ operator.imul", inputs=_TWO, samples=_PAIR),
-        Op("div", "input, other, *, rounding_mode=None", fn.Divide, names="div divide true_divide truediv __truediv__ __itruediv__ __div__ operator.itruediv", inputs=_TWO,
-           samples=(s(t(2, 4), t(2, 4, kind="positive")), s(t(2, 4), 3.0), s(2.0, t(2, 4, kind="positive"))), odd={Tensor.__rtruediv__: "other, input"}),
-        Op("floor_divide", "input, other", fn.FloorDivide, _FLOAT, names="floor_divide floordiv __floordiv__", inputs=_TWO, samples=(s(t(2, 4), 0.5),)),
-        Op("remainder", "input, other", fn.Remainder, _FLOAT, names="remainder __mod__ operator.mod", inputs=_TWO, samples=(s(t(2, 4), 0.7),)),
+        Op(
+            "add",
+            "input, other, *, alpha=1",
+            fn.Add,
+            names="add __add__ __radd__ __iadd__ operator.iadd",
+            inputs=_TWO,
+            absorbs=_ACTIVATIONS,
+            samples=(*_PAIR, s(t(2, 3), t(2, 3), alpha=2)),
+        ),
+        Op(
+            "sub",
+            "input, other, *, alpha=1",
+            fn.Subtract,
+            names="sub subtract __sub__ __isub__ operator.isub",
+            inputs=_TWO,
+            samples=(*_PAIR, s(1.5, t(2, 3))),
+            odd={torch.rsub: "other, input, *, alpha=1", Tensor.__rsub__: "other, input"},
+        ),
+        Op(
+            "mul",
+            "input, other",
+            fn.Multiply,
+            names="mul multiply __mul__ __rmul__ __imul__ operator.imul",
+            inputs=_TWO,
+            samples=_PAIR,
+        ),
+        Op(
+            "div",
+            "input, other, *, rounding_mode=None",
+            fn.Divide,
+            names=(
+                "div divide true_divide truediv __truediv__ __itruediv__ __div__ operator.itruediv"
+            ),
+            inputs=_TWO,
+            samples=(
+                s(t(2, 4), t(2, 4, kind="positive")),
+                s(t(2, 4), 3.0),
+                s(2.0, t(2, 4, kind="positive")),
+            ),
+            odd={Tensor.__rtruediv__: "other, input"},
+        ),
+        Op(
+            "floor_divide",
+            "input, other",
+            fn.FloorDivide,
+            _FLOAT,
+            names="floor_divide floordiv __floordiv__",
+            inputs=_TWO,
+            samples=(s(t(2, 4), 0.5),),
+        ),
+        Op(
+            "remainder",
+            "input, other",
+            fn.Remainder,
+            _FLOAT,
+            names="remainder __mod__ operator.mod",
+            inputs=_TWO,
+            samples=(s(t(2, 4), 0.7),),
+        ),
         Op("fmod", "input, other", fn.Fmod, _FLOAT, inputs=_TWO, samples=(s(t(2, 4), 0.7),)),
-        Op("pow", "input, exponent", fn.Pow, names="pow __pow__", inputs=("input", "exponent"), samples=(s(t(2, 4), 2), s(t(2, 4, kind="positive"), 0.5), s(t(2, 4), 3.0), s(2.0, t(2, 4))),
-           odd={Tensor.__rpow__: "exponent, input"}),
-        Op("atan2", "input, other", fn.Atan2, names="atan2 arctan2", inputs=_TWO, samples=(s(t(2, 4), t(2, 4)),)),
-        Op("maximum", "input, other", fn.Maximum, _SHARED, inputs=_TWO, samples=(s(t(2, 4), t(2, 4)),)),
-        Op("minimum", "input, other", fn.Minimum, _SHARED, inputs=_TWO, samples=(s(t(2, 4), t(2, 4)),)),
-        Op("lerp", "input, end, weight", fn.Lerp, inputs=("input", "end"), samples=(s(t(2, 4), t(2, 4), 0.3),)),
-        Op("addcmul", "input, tensor1, tensor2, *, value=1", fn.Addcmul, inputs=("input", "tensor1", "tensor2"), samples=(s(t(2, 4), t(2, 4), t(2, 4), value=0.5),)),
-        Op("where", "condition, input, other", fn.Where, _SHARED, names="torch.where", inputs=_TWO, odd={Tensor.where: "input, condition, other"},
-           samples=(s(t(2, 4, kind="bool"), t(2, 4), t(2, 4)), s(t(2, 4, kind="bool"), t(2, 4), 0.0))),
+        Op(
+            "pow",
+            "input, exponent",
+            fn.Pow,
+            names="pow __pow__",
+            inputs=("input", "exponent"),
+            samples=(
+                s(t(2, 4), 2),
+                s(t(2, 4, kind="positive"), 0.5),
+                s(t(2, 4), 3.0),
+                s(2.0, t(2, 4)),
+            ),
+            odd={Tensor.__rpow__: "exponent, input"},
+        ),
+        Op(
+            "atan2",
+            "input, other",
+            fn.Atan2,
+            names="atan2 arctan2",
+            inputs=_TWO,
+            samples=(s(t(2, 4), t(2, 4)),),
+        ),
+        Op(
+            "maximum",
+            "input, other",
+            fn.Maximum,
+            _SHARED,
+            inputs=_TWO,
+            samples=(s(t(2, 4), t(2, 4)),),
+        ),
+        Op(
+            "minimum",
+            "input, other",
+            fn.Minimum,
+            _SHARED,
+            inputs=_TWO,
+            samples=(s(t(2, 4), t(2, 4)),),
+        ),
+        Op(
+            "lerp",
+            "input, end, weight",
+            fn.Lerp,
+            inputs=("input", "end"),
+            samples=(s(t(2, 4), t(2, 4), 0.3),),
+        ),
+        Op(
+            "addcmul",
+            "input, tensor1, tensor2, *, value=1",
+            fn.Addcmul,
+            inputs=("input", "tensor1", "tensor2"),
+            samples=(s(t(2, 4), t(2, 4), t(2, 4), value=0.5),),
+        ),
+        Op(
+            "where",
+            "condition, input, other",
+            fn.Where,
+            _SHARED,
+            names="torch.where",
+            inputs=_TWO,
+            odd={Tensor.where: "input, condition, other"},
+            samples=(
+                s(t(2, 4, kind="bool"), t(2, 4), t(2, 4)),
+                s(t(2, 4, kind="bool"), t(2, 4), 0.0),
+            ),
+        ),
         one("neg", fn.Neg, names="neg negative __neg__"),
         one("abs", fn.Abs, names="abs absolute __abs__"),
         one("sqrt", fn.Sqrt, _POSITIVE),
@@ -500,55 +920,176 @@ def _elementwise() -> tuple[Op, ...]:
         one("trunc", fn.Trunc, names="trunc fix", grid=_FLOAT),
         one("frac", fn.Frac, grid=_FLOAT),
         one("sign", fn.Sign, names="sign sgn", grid=_FLOAT),
-        Op("clamp", "input, min=None, max=None", fn.Clamp, names="clamp clip", samples=(s(t(2, 4), -0.5, 0.5), s(t(2, 4), min=0.0), s(t(2, 4), max=0.3))),
+        Op(
+            "clamp",
+            "input, min=None, max=None",
+            fn.Clamp,
+            names="clamp clip",
+            samples=(s(t(2, 4), -0.5, 0.5), s(t(2, 4), min=0.0), s(t(2, 4), max=0.3)),
+        ),
         Op("clamp_min", "input, min", fn.ClampMin, samples=(s(t(2, 4), 0.0),)),
         Op("clamp_max", "input, max", fn.ClampMax, samples=(s(t(2, 4), 0.5),)),
         Op("nan_to_num", "input, nan=0.0, posinf=None, neginf=None", fn.NanToNum, samples=_V),
         *(
-            Op(name, "input, other", cls, _INDEX, names=names, inputs=_TWO, samples=(s(t(2, 4), t(2, 4)), s(t(2, 4), 0.5)))
+            Op(
+                name,
+                "input, other",
+                cls,
+                _INDEX,
+                names=names,
+                inputs=_TWO,
+                samples=(s(t(2, 4), t(2, 4)), s(t(2, 4), 0.5)),
+            )
             for name, cls, names in (
-                ("eq", fn.Equal, "eq __eq__"), ("ne", fn.NotEqual, "ne not_equal __ne__"), ("gt", fn.Greater, "gt greater __gt__"),
-                ("ge", fn.GreaterEqual, "ge greater_equal __ge__"), ("lt", fn.Less, "lt less __lt__"), ("le", fn.LessEqual, "le less_equal __le__"),
+                ("eq", fn.Equal, "eq __eq__"),
+                ("ne", fn.NotEqual, "ne not_equal __ne__"),
+                ("gt", fn.Greater, "gt greater __gt__"),
+                ("ge", fn.GreaterEqual, "ge greater_equal __ge__"),
+                ("lt", fn.Less, "lt less __lt__"),
+                ("le", fn.LessEqual, "le less_equal __le__"),
             )
         ),
         Op("logical_and", "input, other", fn.LogicalAnd, _INDEX, inputs=_TWO, samples=_BOOLS),
         Op("logical_or", "input, other", fn.LogicalOr, _INDEX, inputs=_TWO, samples=_BOOLS),
         Op("logical_xor", "input, other", fn.LogicalXor, _INDEX, inputs=_TWO, samples=_BOOLS),
         Op("logical_not", "input", fn.LogicalNot, _INDEX, samples=(s(t(2, 6, kind="bool")),)),
-        Op("bitwise_and", "input, other", fn.BitwiseAnd, _INDEX, names="bitwise_and __and__ __rand__ operator.and_", inputs=_TWO, samples=(*_BOOLS, *_INTS)),
-        Op("bitwise_or", "input, other", fn.BitwiseOr, _INDEX, names="bitwise_or __or__ __ror__ operator.or_", inputs=_TWO, samples=(*_BOOLS, *_INTS)),
-        Op("bitwise_xor", "input, other", fn.BitwiseXor, _INDEX, names="bitwise_xor __xor__ __rxor__ operator.xor", inputs=_TWO, samples=(*_BOOLS, *_INTS)),
-        Op("bitwise_not", "input", fn.BitwiseNot, _INDEX, names="bitwise_not __invert__ operator.invert", samples=(s(t(2, 6, kind="bool")),)),
+        Op(
+            "bitwise_and",
+            "input, other",
+            fn.BitwiseAnd,
+            _INDEX,
+            names="bitwise_and __and__ __rand__ operator.and_",
+            inputs=_TWO,
+            samples=(*_BOOLS, *_INTS),
+        ),
+        Op(
+            "bitwise_or",
+            "input, other",
+            fn.BitwiseOr,
+            _INDEX,
+            names="bitwise_or __or__ __ror__ operator.or_",
+            inputs=_TWO,
+            samples=(*_BOOLS, *_INTS),
+        ),
+        Op(
+            "bitwise_xor",
+            "input, other",
+            fn.BitwiseXor,
+            _INDEX,
+            names="bitwise_xor __xor__ __rxor__ operator.xor",
+            inputs=_TWO,
+            samples=(*_BOOLS, *_INTS),
+        ),
+        Op(
+            "bitwise_not",
+            "input",
+            fn.BitwiseNot,
+            _INDEX,
+            names="bitwise_not __invert__ operator.invert",
+            samples=(s(t(2, 6, kind="bool")),),
+        ),
         one("isnan", fn.IsNan, grid=_INDEX),
         one("isinf", fn.IsInf, grid=_INDEX),
-    )  # fmt: skip
+    )
 
 
 def _reductions() -> tuple[Op, ...]:
     dims = (s(t(2, 4, 5), 1), s(t(2, 4, 5), dim=(1, 2), keepdim=True), s(t(2, 4, 5), -1, True))
     one_dim = (s(t(2, 4, 5), 1), s(t(2, 4, 5), dim=-1))
     return (
-        Op("mean", "input, dim=None, keepdim=False, *, dtype=None", fn.Mean, samples=(*dims, s(t(2, 4)))),
-        Op("sum", "input, dim=None, keepdim=False, *, dtype=None", fn.Sum, samples=(*dims, s(t(2, 4)))),
-        Op("prod", "input, dim=None, keepdim=False, *, dtype=None", fn.Prod, samples=(s(t(2, 4, kind="positive"), 1),)),
-        Op("var", "input, dim=None, unbiased=True, keepdim=False, *, correction=None", fn.Var, samples=(s(t(2, 4, 5), -1, False), s(t(2, 4, 5), dim=1, unbiased=False, keepdim=True))),
-        Op("std", "input, dim=None, unbiased=True, keepdim=False, *, correction=None", fn.Std, samples=(s(t(2, 4, 5), -1, False),)),
-        Op("var_mean", "input, dim=None, unbiased=True, keepdim=False, *, correction=None", fn.VarMean, samples=(s(t(2, 4, 5), -1, False),)),
+        Op(
+            "mean",
+            "input, dim=None, keepdim=False, *, dtype=None",
+            fn.Mean,
+            samples=(*dims, s(t(2, 4))),
+        ),
+        Op(
+            "sum",
+            "input, dim=None, keepdim=False, *, dtype=None",
+            fn.Sum,
+            samples=(*dims, s(t(2, 4))),
+        ),
+        Op(
+            "prod",
+            "input, dim=None, keepdim=False, *, dtype=None",
+            fn.Prod,
+            samples=(s(t(2, 4, kind="positive"), 1),),
+        ),
+        Op(
+            "var",
+            "input, dim=None, unbiased=True, keepdim=False, *, correction=None",
+            fn.Var,
+            samples=(s(t(2, 4, 5), -1, False), s(t(2, 4, 5), dim=1, unbiased=False, keepdim=True)),
+        ),
+        Op(
+            "std",
+            "input, dim=None, unbiased=True, keepdim=False, *, correction=None",
+            fn.Std,
+            samples=(s(t(2, 4, 5), -1, False),),
+        ),
+        Op(
+            "var_mean",
+            "input, dim=None, unbiased=True, keepdim=False, *, correction=None",
+            fn.VarMean,
+            samples=(s(t(2, 4, 5), -1, False),),
+        ),
         Op("logsumexp", "input, dim, keepdim=False", fn.LogSumExp, samples=one_dim),
-        Op("max", "input, dim=None, keepdim=False", fn.Max, _SAME, samples=(s(t(2, 4)), s(t(2, 4, 5), 1), s(t(2, 4, 5), dim=-1, keepdim=True), s(t(2, 4), t(2, 4)))),
-        Op("min", "input, dim=None, keepdim=False", fn.Min, _SAME, samples=(s(t(2, 4)), s(t(2, 4, 5), 1), s(t(2, 4), t(2, 4)))),
+        Op(
+            "max",
+            "input, dim=None, keepdim=False",
+            fn.Max,
+            _SAME,
+            samples=(
+                s(t(2, 4)),
+                s(t(2, 4, 5), 1),
+                s(t(2, 4, 5), dim=-1, keepdim=True),
+                s(t(2, 4), t(2, 4)),
+            ),
+        ),
+        Op(
+            "min",
+            "input, dim=None, keepdim=False",
+            fn.Min,
+            _SAME,
+            samples=(s(t(2, 4)), s(t(2, 4, 5), 1), s(t(2, 4), t(2, 4))),
+        ),
         Op("amax", "input, dim=(), keepdim=False", fn.AMax, _SAME, samples=dims),
         Op("amin", "input, dim=(), keepdim=False", fn.AMin, _SAME, samples=dims),
         Op("argmax", "input, dim=None, keepdim=False", fn.ArgMax, _INDEX, samples=one_dim),
         Op("argmin", "input, dim=None, keepdim=False", fn.ArgMin, _INDEX, samples=one_dim),
-        Op("any", "input, dim=None, keepdim=False", fn.ReduceAny, _INDEX, samples=(s(t(2, 4, kind="bool"), 1),)),
-        Op("all", "input, dim=None, keepdim=False", fn.ReduceAll, _INDEX, samples=(s(t(2, 4, kind="bool"), 1),)),
+        Op(
+            "any",
+            "input, dim=None, keepdim=False",
+            fn.ReduceAny,
+            _INDEX,
+            samples=(s(t(2, 4, kind="bool"), 1),),
+        ),
+        Op(
+            "all",
+            "input, dim=None, keepdim=False",
+            fn.ReduceAll,
+            _INDEX,
+            samples=(s(t(2, 4, kind="bool"), 1),),
+        ),
         Op("cumsum", "input, dim, *, dtype=None", fn.CumSum, samples=one_dim),
         Op("cumprod", "input, dim, *, dtype=None", fn.CumProd, samples=one_dim),
-        Op("topk", "input, k, dim=-1, largest=True, sorted=True", fn.TopK, _SAME, samples=(s(t(2, 7), 3),)),
-        Op("sort", "input, dim=-1, descending=False", fn.Sort, _SAME, names="torch.sort Tensor.sort", samples=(s(t(2, 7)), s(t(2, 7), dim=1, descending=True))),
+        Op(
+            "topk",
+            "input, k, dim=-1, largest=True, sorted=True",
+            fn.TopK,
+            _SAME,
+            samples=(s(t(2, 7), 3),),
+        ),
+        Op(
+            "sort",
+            "input, dim=-1, descending=False",
+            fn.Sort,
+            _SAME,
+            names="torch.sort Tensor.sort",
+            samples=(s(t(2, 7)), s(t(2, 7), dim=1, descending=True)),
+        ),
         Op("argsort", "input, dim=-1, descending=False", fn.ArgSort, _INDEX, samples=(s(t(2, 7)),)),
-    )  # fmt: skip
+    )
 
 
 def _moves() -> tuple[Op, ...]:
@@ -559,22 +1100,93 @@ def _moves() -> tuple[Op, ...]:
     x = t(2, 3, 4)
     image = t(2, 4, 6, 6)
     index = t(2, 3, 2, kind="int", high=4)
-    pads = (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ReflectionPad1d, nn.ReflectionPad2d,
-            nn.ReflectionPad3d, nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d, nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d)  # fmt: skip
+    pads = (
+        nn.ConstantPad1d,
+        nn.ConstantPad2d,
+        nn.ConstantPad3d,
+        nn.ZeroPad1d,
+        nn.ZeroPad2d,
+        nn.ZeroPad3d,
+        nn.ReflectionPad1d,
+        nn.ReflectionPad2d,
+        nn.ReflectionPad3d,
+        nn.ReplicationPad1d,
+        nn.ReplicationPad2d,
+        nn.ReplicationPad3d,
+        nn.CircularPad1d,
+        nn.CircularPad2d,
+        nn.CircularPad3d,
+    )
     return (
-        Op("cat", "tensors, dim=0", fn.Concat, _SHARED, names="torch.cat torch.concat torch.concatenate", inputs=("tensors",), samples=(s([t(2, 3), t(2, 4)], 1), s((t(2, 3), t(2, 3)), dim=-1))),
-        Op("stack", "tensors, dim=0", fn.Stack, _SHARED, inputs=("tensors",), samples=(s([t(2, 3), t(2, 3)]), s((t(2, 3), t(2, 3)), dim=1))),
+        Op(
+            "cat",
+            "tensors, dim=0",
+            fn.Concat,
+            _SHARED,
+            names="torch.cat torch.concat torch.concatenate",
+            inputs=("tensors",),
+            samples=(s([t(2, 3), t(2, 4)], 1), s((t(2, 3), t(2, 3)), dim=-1)),
+        ),
+        Op(
+            "stack",
+            "tensors, dim=0",
+            fn.Stack,
+            _SHARED,
+            inputs=("tensors",),
+            samples=(s([t(2, 3), t(2, 3)]), s((t(2, 3), t(2, 3)), dim=1)),
+        ),
         move("chunk", "chunks, dim=0", fn.Chunk, s(t(2, 6), 2, 1), s(t(2, 6), 3, dim=-1)),
-        move("split", "split_size_or_sections, dim=0", fn.Split, s(t(2, 6), 2, 1), s(t(2, 6), [2, 4], dim=1), names="split split_with_sizes",
-             odd={Tensor.split: "input, split_size_or_sections, dim=0"}),
+        move(
+            "split",
+            "split_size_or_sections, dim=0",
+            fn.Split,
+            s(t(2, 6), 2, 1),
+            s(t(2, 6), [2, 4], dim=1),
+            names="split split_with_sizes",
+            odd={Tensor.split: "input, split_size_or_sections, dim=0"},
+        ),
         move("tensor_split", "indices_or_sections, dim=0", fn.TensorSplit, s(t(2, 6), 2, 1)),
         move("unbind", "dim=0", fn.Unbind, s(t(2, 3, 4), 1)),
         move("view", "*shape", fn.View, s(x, 2, 12), s(x, 2, -1)),
-        move("reshape", "*shape", fn.Reshape, s(x, 2, 12), s(x, 2, -1), names="Tensor.reshape", odd={torch.reshape: "input, shape"}),
+        move(
+            "reshape",
+            "*shape",
+            fn.Reshape,
+            s(x, 2, 12),
+            s(x, 2, -1),
+            names="Tensor.reshape",
+            odd={torch.reshape: "input, shape"},
+        ),
         move("view_as", "other", fn.ViewAs, s(x, t(2, 12)), names="view_as reshape_as"),
-        move("flatten", "start_dim=0, end_dim=-1", nn.Flatten, s(x, 1), s(t(2, 3, 4, 5), 1, 2), s(t(2, 3, 4, 5), start_dim=2), dynamic=fn.DynamicFlatten),
-        move("unflatten", "dim, unflattened_size", nn.Unflatten, s(t(2, 12), 1, (3, 4)), dynamic=fn.DynamicUnflatten, odd={Tensor.unflatten: "input, dim, unflattened_size", torch.unflatten: "input, dim, unflattened_size"}, names=""),
-        move("permute", "*dims", fn.Permute, s(x, 0, 2, 1), names="Tensor.permute", odd={torch.permute: "input, dims"}),
+        move(
+            "flatten",
+            "start_dim=0, end_dim=-1",
+            nn.Flatten,
+            s(x, 1),
+            s(t(2, 3, 4, 5), 1, 2),
+            s(t(2, 3, 4, 5), start_dim=2),
+            dynamic=fn.DynamicFlatten,
+        ),
+        move(
+            "unflatten",
+            "dim, unflattened_size",
+            nn.Unflatten,
+            s(t(2, 12), 1, (3, 4)),
+            dynamic=fn.DynamicUnflatten,
+            odd={
+                Tensor.unflatten: "input, dim, unflattened_size",
+                torch.unflatten: "input, dim, unflattened_size",
+            },
+            names="",
+        ),
+        move(
+            "permute",
+            "*dims",
+            fn.Permute,
+            s(x, 0, 2, 1),
+            names="Tensor.permute",
+            odd={torch.permute: "input, dims"},
+        ),
         move("transpose", "dim0, dim1", fn.Transpose, s(x, 1, 2)),
         move("swapaxes", "axis0, axis1", fn.SwapDims, s(x, 1, 2), names="swapaxes swapdims"),
         move("movedim", "source, destination", fn.MoveDim, s(x, 1, 2), names="movedim moveaxis"),
@@ -586,14 +1198,31 @@ def _moves() -> tuple[Op, ...]:
         move("expand_as", "other", fn.ExpandAs, s(t(2, 1, 4), x)),
         move("broadcast_to", "size", fn.BroadcastTo, s(t(2, 1, 4), (2, 3, 4))),
         move("repeat", "*repeats", fn.Repeat, s(x, 1, 2, 1)),
-        move("tile", "*dims", fn.Tile, s(x, 1, 2, 1), names="Tensor.tile", odd={torch.tile: "input, dims"}),
+        move(
+            "tile",
+            "*dims",
+            fn.Tile,
+            s(x, 1, 2, 1),
+            names="Tensor.tile",
+            odd={torch.tile: "input, dims"},
+        ),
         move("repeat_interleave", "repeats, dim=None", fn.RepeatInterleave, s(x, 2, 1)),
         move("roll", "shifts, dims=None", fn.Roll, s(x, 1, 1), s(image, (1, -2), (2, 3))),
-        move("flip", "*dims", fn.Flip, s(x, 1), names="Tensor.flip", odd={torch.flip: "input, dims"}),
+        move(
+            "flip", "*dims", fn.Flip, s(x, 1), names="Tensor.flip", odd={torch.flip: "input, dims"}
+        ),
         move("rot90", "k=1, dims=(0, 1)", fn.Rot90, s(image, 1, (2, 3))),
         move("narrow", "dim, start, length", fn.Narrow, s(x, 1, 0, 2)),
         move("select", "dim, index", fn.Select, s(x, 1, 0)),
-        move("getitem", "index", fn.GetItem, s(x, (slice(None), 0)), s(x, (slice(None), slice(1, None, 2))), s(x, (Ellipsis, None, 1)), names="operator.getitem __getitem__"),
+        move(
+            "getitem",
+            "index",
+            fn.GetItem,
+            s(x, (slice(None), 0)),
+            s(x, (slice(None), slice(1, None, 2))),
+            s(x, (Ellipsis, None, 1)),
+            names="operator.getitem __getitem__",
+        ),
         move("setitem", "index, value", fn.SetItem, names="", grid=_FLOAT),
         move("index_select", "dim, index", fn.IndexSelect, s(x, 1, t(4, kind="int", high=3))),
         move("gather", "dim, index", fn.Gather, s(x, 2, index)),
@@ -601,31 +1230,142 @@ def _moves() -> tuple[Op, ...]:
         move("diagonal", "offset=0, dim1=0, dim2=1", fn.Diagonal, s(t(2, 4, 4), 0, 1, 2)),
         move("tril", "diagonal=0", fn.Tril, s(t(2, 4, 4))),
         move("triu", "diagonal=0", fn.Triu, s(t(2, 4, 4), 1)),
-        move("scatter", "dim, index, src", fn.Scatter, s(x, 2, index, t(2, 3, 2)), grid=_FLOAT, odd={Tensor.scatter: "input, dim, index, src"}),
-        move("scatter_add", "dim, index, src", fn.ScatterAdd, s(x, 2, index, t(2, 3, 2)), grid=_FLOAT),
-        move("masked_fill", "mask, value", fn.MaskedFill, s(x, t(2, 3, 4, kind="bool"), -1e9), grid=_FLOAT),
+        move(
+            "scatter",
+            "dim, index, src",
+            fn.Scatter,
+            s(x, 2, index, t(2, 3, 2)),
+            grid=_FLOAT,
+            odd={Tensor.scatter: "input, dim, index, src"},
+        ),
+        move(
+            "scatter_add", "dim, index, src", fn.ScatterAdd, s(x, 2, index, t(2, 3, 2)), grid=_FLOAT
+        ),
+        move(
+            "masked_fill",
+            "mask, value",
+            fn.MaskedFill,
+            s(x, t(2, 3, 4, kind="bool"), -1e9),
+            grid=_FLOAT,
+        ),
         move("masked_select", "mask", fn.MaskedSelect, s(x, t(2, 3, 4, kind="bool")), grid=_FLOAT),
-        move("pad", "pad, mode='constant', value=None", fn.Pad, s(image, (1, 2, 1, 0)), s(image, (1, 1, 1, 1), mode="reflect"), s(image, (1, 1), "constant", 2.5), names="F.pad",
-             classes=pads, read=_pad_arguments, when=_when_pad),
-        move("interpolate", "size=None, scale_factor=None, mode='nearest', align_corners=None, recompute_scale_factor=None, antialias=False", fn.Interpolate,
-             s(image, scale_factor=2), s(image, (12, 12), mode="bilinear", align_corners=False), s(image, size=(12, 9), mode="bilinear", align_corners=True), names="F.interpolate F.upsample",
-             classes=(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d), when=_when_interpolate),
-        move("grid_sample", "grid, mode='bilinear', padding_mode='zeros', align_corners=None", fn.GridSample, s(image, T((2, 5, 5, 2), "unit"), align_corners=False),
-             names="F.grid_sample", when=_when_grid_sample),
-        Op("affine_grid", "theta, size, align_corners=None", fn.AffineGrid, _FLOAT, inputs=("theta",), names="F.affine_grid", samples=(s(t(2, 2, 3), (2, 4, 5, 5), align_corners=False),)),
-        move("pixel_shuffle", "upscale_factor", nn.PixelShuffle, s(image, 2), names="pixel_shuffle F.pixel_shuffle"),
-        move("pixel_unshuffle", "downscale_factor", nn.PixelUnshuffle, s(image, 2), names="pixel_unshuffle F.pixel_unshuffle"),
-        move("channel_shuffle", "groups", nn.ChannelShuffle, s(image, 2), names="channel_shuffle F.channel_shuffle"),
-        move("unfold", "kernel_size, dilation=1, padding=0, stride=1", nn.Unfold, s(image, 2), names="F.unfold", dynamic=fn.DynamicUnfold),
-        move("tensor_unfold", "dimension, size, step", fn.TensorUnfold, s(x, 2, 2, 1), names="Tensor.unfold"),
-        move("fold", "output_size, kernel_size, dilation=1, padding=0, stride=1", nn.Fold, s(t(2, 16, 9), (6, 6), 2, stride=2), names="F.fold", grid=Grid.OWN, dynamic=fn.DynamicFold),
+        move(
+            "pad",
+            "pad, mode='constant', value=None",
+            fn.Pad,
+            s(image, (1, 2, 1, 0)),
+            s(image, (1, 1, 1, 1), mode="reflect"),
+            s(image, (1, 1), "constant", 2.5),
+            names="F.pad",
+            classes=pads,
+            read=_pad_arguments,
+            when=_when_pad,
+        ),
+        move(
+            "interpolate",
+            "size=None, scale_factor=None, mode='nearest', align_corners=None, "
+            "recompute_scale_factor=None, antialias=False",
+            fn.Interpolate,
+            s(image, scale_factor=2),
+            s(image, (12, 12), mode="bilinear", align_corners=False),
+            s(image, size=(12, 9), mode="bilinear", align_corners=True),
+            names="F.interpolate F.upsample",
+            classes=(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d),
+            when=_when_interpolate,
+        ),
+        move(
+            "grid_sample",
+            "grid, mode='bilinear', padding_mode='zeros', align_corners=None",
+            fn.GridSample,
+            s(image, T((2, 5, 5, 2), "unit"), align_corners=False),
+            names="F.grid_sample",
+            when=_when_grid_sample,
+        ),
+        Op(
+            "affine_grid",
+            "theta, size, align_corners=None",
+            fn.AffineGrid,
+            _FLOAT,
+            inputs=("theta",),
+            names="F.affine_grid",
+            samples=(s(t(2, 2, 3), (2, 4, 5, 5), align_corners=False),),
+        ),
+        move(
+            "pixel_shuffle",
+            "upscale_factor",
+            nn.PixelShuffle,
+            s(image, 2),
+            names="pixel_shuffle F.pixel_shuffle",
+        ),
+        move(
+            "pixel_unshuffle",
+            "downscale_factor",
+            nn.PixelUnshuffle,
+            s(image, 2),
+            names="pixel_unshuffle F.pixel_unshuffle",
+        ),
+        move(
+            "channel_shuffle",
+            "groups",
+            nn.ChannelShuffle,
+            s(image, 2),
+            names="channel_shuffle F.channel_shuffle",
+        ),
+        move(
+            "unfold",
+            "kernel_size, dilation=1, padding=0, stride=1",
+            nn.Unfold,
+            s(image, 2),
+            names="F.unfold",
+            dynamic=fn.DynamicUnfold,
+        ),
+        move(
+            "tensor_unfold",
+            "dimension, size, step",
+            fn.TensorUnfold,
+            s(x, 2, 2, 1),
+            names="Tensor.unfold",
+        ),
+        move(
+            "fold",
+            "output_size, kernel_size, dilation=1, padding=0, stride=1",
+            nn.Fold,
+            s(t(2, 16, 9), (6, 6), 2, stride=2),
+            names="F.fold",
+            grid=Grid.OWN,
+            dynamic=fn.DynamicFold,
+        ),
         move("contiguous", "*, memory_format=None", fn.Contiguous, s(x)),
         move("clone", "*, memory_format=None", fn.Clone, s(x)),
         move("detach", "", fn.Detach, s(x), names="torch.detach Tensor.detach"),
-        move("identity", "", nn.Identity, s(x), names="torch.positive Tensor.positive operator.pos"),
-        move("dropout", "p=0.5, training=True, inplace=False", nn.Dropout, s(x, 0.5, False), names="F.dropout", dynamic=fn.DynamicDropout, build=_dropout,
-             classes=(nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)),
-        move("to", "*args, dtype=None, device=None, non_blocking=False, copy=False, memory_format=None", fn.Cast, s(x, torch.float64), names="Tensor.to", odd={Tensor.type: "input, *args"}, when=_when_cast),
+        move(
+            "identity", "", nn.Identity, s(x), names="torch.positive Tensor.positive operator.pos"
+        ),
+        move(
+            "dropout",
+            "p=0.5, training=True, inplace=False",
+            nn.Dropout,
+            s(x, 0.5, False),
+            names="F.dropout",
+            dynamic=fn.DynamicDropout,
+            build=_dropout,
+            classes=(
+                nn.Dropout1d,
+                nn.Dropout2d,
+                nn.Dropout3d,
+                nn.AlphaDropout,
+                nn.FeatureAlphaDropout,
+            ),
+        ),
+        move(
+            "to",
+            "*args, dtype=None, device=None, non_blocking=False, copy=False, memory_format=None",
+            fn.Cast,
+            s(x, torch.float64),
+            names="Tensor.to",
+            odd={Tensor.type: "input, *args"},
+            when=_when_cast,
+        ),
         move("type_as", "other", fn.TypeAs, s(x, t(1)), names="Tensor.type_as"),
         move("float", "", fn.ToFloat, s(x), names="Tensor.float"),
         move("double", "", fn.ToDouble, s(x), names="Tensor.double"),
@@ -634,16 +1374,36 @@ def _moves() -> tuple[Op, ...]:
         move("long", "", fn.ToLong, s(t(2, 3, kind="bool")), names="Tensor.long", grid=_INDEX),
         move("int", "", fn.ToInt, s(t(2, 3, kind="bool")), names="Tensor.int", grid=_INDEX),
         move("bool", "", fn.ToBool, s(t(2, 3, kind="int")), names="Tensor.bool", grid=_INDEX),
-        move("one_hot", "num_classes=-1", fn.OneHot, s(t(2, 3, kind="int", high=4), 4), names="F.one_hot", grid=_INDEX),
-        move("bucketize", "boundaries, *, out_int32=False, right=False", fn.Bucketize, s(x, t(1)), grid=_INDEX),
+        move(
+            "one_hot",
+            "num_classes=-1",
+            fn.OneHot,
+            s(t(2, 3, kind="int", high=4), 4),
+            names="F.one_hot",
+            grid=_INDEX,
+        ),
+        move(
+            "bucketize",
+            "boundaries, *, out_int32=False, right=False",
+            fn.Bucketize,
+            s(x, t(1)),
+            grid=_INDEX,
+        ),
         move("nonzero", "*, as_tuple=False", fn.NonZero, s(t(2, 3, kind="int")), grid=_INDEX),
-    )  # fmt: skip
+    )
 
 
-# --- the table -------------------------------------------------------------------------------------
+# --- the table ------------------------------------------------------------------------------------
 
 _NAMESPACES: tuple[Any, ...] = (torch, F, Tensor, torch.special, operator)
-_NAMED = {"torch": torch, "F": F, "Tensor": Tensor, "operator": operator, "linalg": torch.linalg, "special": torch.special}
+_NAMED = {
+    "torch": torch,
+    "F": F,
+    "Tensor": Tensor,
+    "operator": operator,
+    "linalg": torch.linalg,
+    "special": torch.special,
+}
 
 
 @dataclass(frozen=True)
@@ -669,12 +1429,18 @@ class Table:
     def add(self, row: Op) -> None:
         """Enter a row; a name, spelling or class that is taken is an error."""
         if row.name in self.rows:
-            raise ConfigError("FXQ201", f"operator {row.name!r} has a row already", fix="choose another name")
+            raise ConfigError(
+                "FXQ201", f"operator {row.name!r} has a row already", fix="choose another name"
+            )
         self.rows[row.name] = row
         names = row.name if row.names is None else row.names
         for name in names.split():
             for target, inplace in _objects(name):
-                if inplace and row.grid is Grid.INDEX and not name.startswith(("bitwise", "__", "operator")):
+                if (
+                    inplace
+                    and row.grid is Grid.INDEX
+                    and not name.startswith(("bitwise", "__", "operator"))
+                ):
                     continue  # `x.eq_(y)` keeps x's type where `x.eq(y)` gives a bool
                 self._enter(target, Spelling(row, row.signature, inplace))
         for target, text in row.odd.items():
@@ -690,7 +1456,9 @@ class Table:
             table, key = self._functions, target
         taken = table.get(key)
         if taken and taken.op is not spelling.op and not replace:
-            raise ConfigError("FXQ202", f"{key} is a spelling of {taken.op.name!r} and of {spelling.op.name!r}")
+            raise ConfigError(
+                "FXQ202", f"{key} is a spelling of {taken.op.name!r} and of {spelling.op.name!r}"
+            )
         table[key] = spelling
 
     def spelling(self, node: fx.Node) -> Spelling | None:
@@ -722,14 +1490,30 @@ def _objects(name: str) -> list[tuple[Any, bool]]:
     for space_ in spaces:
         target = getattr(space_, short, None)
         if target is not None:
-            found.append((target, dunder_write or (space_ is operator and short.startswith("i") and short != "invert")))
+            found.append(
+                (
+                    target,
+                    dunder_write
+                    or (space_ is operator and short.startswith("i") and short != "invert"),
+                )
+            )
         written = getattr(space_, f"{short}_", None)
         if written is not None and not short.startswith("__") and space_ is not operator:
             found.append((written, True))
     return found
 
 
-TABLE = Table((*_activations(), *_weighted(), *_norms(), *_pools(), *_elementwise(), *_reductions(), *_moves()))
+TABLE = Table(
+    (
+        *_activations(),
+        *_weighted(),
+        *_norms(),
+        *_pools(),
+        *_elementwise(),
+        *_reductions(),
+        *_moves(),
+    )
+)
 
 
 def register_op(row: Op) -> None:
@@ -786,14 +1570,19 @@ def _is_item_write(node: fx.Node) -> bool:
     return node.target in (operator.setitem, "__setitem__")
 
 
-def bind(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def bind(
+    signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
     """Canonical names -> values, defaults filled in; torch's aliases (axis, self, x ...) are taken.
 
     Raises:
         TypeError: the arguments do not fit the signature.
     """
     known = signature.parameters
-    renamed = {(_ALIASES[k] if k not in known and _ALIASES.get(k) in known else k): v for k, v in kwargs.items()}
+    renamed = {
+        (_ALIASES[k] if k not in known and _ALIASES.get(k) in known else k): v
+        for k, v in kwargs.items()
+    }
     variadic = next((p.name for p in known.values() if p.kind is p.VAR_POSITIONAL), None)
     if variadic and variadic in renamed:
         value = renamed.pop(variadic)
@@ -803,7 +1592,18 @@ def bind(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[st
     return {k: _unpacked(v) if k == variadic else v for k, v in bound.arguments.items()}
 
 
-_ALIASES = {"axis": "dim", "self": "input", "keepdims": "keepdim", "tensor": "input", "size": "shape", "dims": "dim", "x": "input", "split_size": "split_size_or_sections", "mat2": "other", "vec1": "input"}
+_ALIASES = {
+    "axis": "dim",
+    "self": "input",
+    "keepdims": "keepdim",
+    "tensor": "input",
+    "size": "shape",
+    "dims": "dim",
+    "x": "input",
+    "split_size": "split_size_or_sections",
+    "mat2": "other",
+    "vec1": "input",
+}
 
 
 def _unpacked(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -832,8 +1632,12 @@ def arguments(node: fx.Node, root: nn.Module) -> dict[str, Any]:
         raise KeyError(str(node.target))
     if isinstance(module, fn.Functional):
         return bind(row.signature, node.args, node.kwargs)
-    values = {name: p.default for name, p in row.signature.parameters.items() if p.default is not p.empty}
-    values |= {name: getattr(module, name) for name in row.signature.parameters if hasattr(module, name)}
+    values = {
+        name: p.default for name, p in row.signature.parameters.items() if p.default is not p.empty
+    }
+    values |= {
+        name: getattr(module, name) for name in row.signature.parameters if hasattr(module, name)
+    }
     if row.read:
         values |= row.read(module)
     for name, value in (*zip(row.inputs, node.args, strict=False), *node.kwargs.items()):
@@ -848,7 +1652,10 @@ def _canonical(spelling: Spelling, node: fx.Node) -> dict[str, Any]:
     if spelling.signature is spelling.op.signature:
         return values
     filled = {n: p.default for n, p in row.items() if p.default is not p.empty}
-    filled |= {_ALIASES[k] if k not in row and values[k] is not None and k in _ALIASES else k: v for k, v in values.items()}
+    filled |= {
+        _ALIASES[k] if k not in row and values[k] is not None and k in _ALIASES else k: v
+        for k, v in values.items()
+    }
     variadic = next((p.name for p in row.values() if p.kind is p.VAR_POSITIONAL), None)
     if variadic and isinstance(filled.get(variadic), (tuple, list)):
         filled[variadic] = tuple(filled[variadic])
@@ -876,8 +1683,11 @@ def module_for(row: Op, values: dict[str, Any]) -> tuple[nn.Module, bool]:
     if module is not None:
         return module, True
     if row.dynamic is None:
-        raise ConfigError("FXQ203", f"operator {row.name!r} has arguments known at run time only, and no functional module",
-                          fix="give its row a `dynamic` class")  # fmt: skip
+        raise ConfigError(
+            "FXQ203",
+            f"operator {row.name!r} has arguments known at run time only, and no functional module",
+            fix="give its row a `dynamic` class",
+        )
     return row.dynamic(), False
 
 

@@ -3,35 +3,37 @@
 from __future__ import annotations
 
 import copy
-import fnmatch
 from typing import TYPE_CHECKING, Any
 
-from torch import fx, nn
+from torch import fx
 
-from fxquant import ops
-from fxquant.errors import ConfigError, SelectorError, nearest
+from fxquant.errors import ConfigError
+from fxquant.graph.choose import chosen_nodes, computing_nodes
 from fxquant.graph.regions import find_regions
 from fxquant.passes.insert_stubs import InsertStubs
 from fxquant.prepare import is_prepared
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
-    Selector = str | type[nn.Module] | Callable[[str, nn.Module], bool]
+    from fxquant.graph.choose import NodeSelector
 
 
 def insert_stubs(
     prepared: fx.GraphModule,
-    regions: Iterable[Selector] | None = None,
+    regions: Iterable[NodeSelector] | None = None,
     *,
-    keep_float: Iterable[Selector] | None = None,
+    keep_float: Iterable[NodeSelector] | None = None,
 ) -> fx.GraphModule:
     """Put QuantStub and DeQuantStub around parts of a prepared graph.
 
+    Neighbours that are both chosen have no border between them.
+
     Args:
         prepared: result of `prepare_model`; it is not changed.
-        regions: what to quantize: module paths (with all that lies below), globs, module classes or
-            predicates `(path, module) -> bool`.
+        regions: what to quantize: module paths (with all that lies below), globs, module classes,
+            predicates `(path, module) -> bool`, or ranges of modules: `("first", "last")`,
+            `slice("first", "last")` or "first..last".
         keep_float: what not to quantize, instead of `regions`.
 
     Returns:
@@ -39,11 +41,12 @@ def insert_stubs(
 
     Raises:
         SelectorError: FXQ250, a selector matches nothing.
-        ConfigError: FXQ251 neither or both of `regions` and `keep_float` are given, FXQ252 the graph
-            is not prepared, FXQ253 it has stubs already.
+        ConfigError: FXQ251 neither or both of `regions` and `keep_float` are given, FXQ252 the
+            graph is not prepared, FXQ253 it has stubs already.
 
     Example:
         >>> import torch
+        >>> from torch import nn
         >>> from fxquant import prepare_model
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1))
         >>> part = insert_stubs(prepare_model(net, torch.randn(1, 3, 4, 4)), regions=["0"])
@@ -51,40 +54,34 @@ def insert_stubs(
         ['quant_input_1', 'dequant__0']
     """
     if (regions is None) == (keep_float is None):
-        raise ConfigError("FXQ251", "give either regions or keep_float", fix="insert_stubs(prepared, regions=[...])")
+        fix = "insert_stubs(prepared, regions=[...])"
+        raise ConfigError("FXQ251", "give either regions or keep_float", fix=fix)
     if not is_prepared(prepared):
-        raise ConfigError("FXQ252", "insert_stubs needs a prepared graph", fix="call prepare_model(model, dummy_input) first")
+        fix = "call prepare_model(model, dummy_input) first"
+        raise ConfigError("FXQ252", "insert_stubs needs a prepared graph", fix=fix)
     if find_regions(prepared) is not None:
-        raise ConfigError("FXQ253", "the model has stubs already", fix="take the stubs out of the model's code, or do not call insert_stubs")
+        fix = "take the stubs out of the model's code, or do not call insert_stubs"
+        raise ConfigError("FXQ253", "the model has stubs already", fix=fix)
     result = copy.deepcopy(prepared)
-    chosen = _chosen(result, list(regions if regions is not None else keep_float or ()))
+    chosen = set(chosen_nodes(result, regions if regions is not None else keep_float or ()))
     if keep_float is not None:
-        chosen = {n.name for n in _computing(result)} - chosen
-    InsertStubs(nodes=frozenset(chosen))(result)
+        chosen = set(computing_nodes(result)) - chosen
+    _join(result, chosen)
+    InsertStubs(nodes=frozenset(n.name for n in chosen))(result)
     return result
 
 
-def _computing(gm: fx.GraphModule) -> list[fx.Node]:
-    return [n for n in gm.graph.nodes if n.op == "call_module" and ops.row_of(n, gm) is not None]
+def _join(gm: fx.GraphModule, chosen: set[fx.Node]) -> None:
+    """Choose what only hands values on between chosen nodes: elements of tuples and their like."""
+    computing = set(computing_nodes(gm))
+    for node in gm.graph.nodes:
+        glue = node.op in ("call_function", "call_method", "call_module") and node not in computing
+        made = [n for n in node.all_input_nodes if n.op != "get_attr" and _is_tensor(n)]
+        if glue and made and all(n in chosen for n in made):
+            chosen.add(node)
 
 
-def _chosen(gm: fx.GraphModule, selectors: list[Any]) -> set[str]:
-    found: set[str] = set()
-    nodes = _computing(gm)
-    for selector in selectors:
-        names = {n.name for n in nodes if _matches(gm, n, selector)}
-        if not names:
-            known = [str(n.target) for n in nodes]
-            raise SelectorError("FXQ250", f"{selector!r} matches no module", fix=nearest(str(selector), known) or f"the modules are {', '.join(known[:12])}")
-        found |= names
-    return found
-
-
-def _matches(gm: fx.GraphModule, node: fx.Node, selector: Any) -> bool:
-    path = str(node.target)
-    module = gm.get_submodule(path)
-    if isinstance(selector, type):
-        return isinstance(module, selector)
-    if isinstance(selector, str):
-        return path == selector or path.startswith(f"{selector}.") or fnmatch.fnmatchcase(path, selector)
-    return bool(selector(path, module))
+def _is_tensor(node: fx.Node) -> bool:
+    """Whether a node's value is a tensor or a container, not a size."""
+    spec: Any = node.meta.get("spec")
+    return hasattr(spec, "dtype") or isinstance(spec, tuple | list | dict)

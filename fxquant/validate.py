@@ -224,10 +224,10 @@ def inputs_and_outputs(gm: fx.GraphModule) -> Iterator[Finding]:
             kind = type(spec(node)).__name__
             what = f"input {node.target!r} is no tensor but of type {kind}"
             yield _finding("FXQ134", "note", node, what)
-    result = gm.graph.output_node().args[0]
-    if any(not isinstance(leaf, fx.Node) for _, leaf in leaves(result)):
-        what = "an output is a plain value"
-        yield _finding("FXQ134", "note", gm.graph.output_node(), what)
+    output = gm.graph.output_node()
+    for path, leaf in leaves(output.args[0]):
+        if not isinstance(leaf, fx.Node) or not isinstance(spec(leaf), TensorSpec):
+            yield _finding("FXQ134", "note", output, f"output {path or 0} is no tensor")
 
 
 def operators_without_row(gm: fx.GraphModule) -> Iterator[Finding]:

@@ -50,6 +50,7 @@ class InsertStubs(Pass):
     ) -> None:  # fmt: skip
         if not readers:
             return
+        stub.inserted = True  # these borders are what was asked for, whatever skips over them
         with rw.after(node):
             made = rw.new_module(stub, node, like=node, name=f"{name}_{node.name}")
         rw.redirect(node, made, readers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -13,15 +14,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import pytest
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from fxquant import export
 from fxquant import nn as qnn
 from fxquant.errors import ExportError, ParityError, UncalibratedError
 from fxquant.onnx.report import ParityReport
 from fxquant.quantization import affine
+from fxquant.sim import QuantizationSimModel
 
 EXAMPLE: Any = ((torch.zeros(1, 2),), {})
 FILES = {"net.encodings", "net.onnx", "net.report.json", "net.safetensors"}
@@ -244,3 +247,122 @@ def test_float_weights_keep_the_users_names_and_leave_the_quantizers_out(tmp_pat
     assert found.keys() == {"fc.weight", "fc.bias", "tied"}
     assert torch.equal(found["fc.weight"], gm.get_parameter("fc.weight"))
     assert torch.equal(found["tied"], found["fc.weight"])
+
+
+# --- the whole way, with nothing replaced --------------------------------------------------------
+
+
+class Net(nn.Module):
+    """A residual network with a pool and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.relu, self.fc = nn.ReLU(), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.first(x))
+        return self.fc((self.second(x) + x).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+IMAGES = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def simulation(change: Callable[[Any], None] | None = None, **options: Any) -> QuantizationSimModel:
+    sim = QuantizationSimModel(Net(), IMAGES, **options)
+    if change is not None:
+        change(sim.model)
+    sim.compute_encodings([IMAGES])
+    return sim
+
+
+def test_a_network_is_exported_and_proven(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    sim = simulation()
+    report = sim.export(tmp_path, "net")
+    assert report.proven
+    assert report.max_steps <= 1
+    assert report.integer_macs_share == 1.0
+    assert names(tmp_path) == FILES
+    plain = json.loads((tmp_path / "net.report.json").read_text())
+    assert plain["exact_share"] == report.exact_share
+    assert plain["runtime"].startswith("onnxruntime")
+    Net().load_state_dict(load_file(tmp_path / "net.safetensors"))
+
+
+def test_without_a_proof_the_report_is_false_and_onnxruntime_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    report = simulation().export(tmp_path, "net", prove=False)
+    assert not report
+    assert names(tmp_path) == FILES
+
+
+def test_without_onnxruntime_the_error_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ExportError, match=r"FXQ550[\s\S]*pip install onnxruntime"):
+        simulation().export(tmp_path, "net")
+    assert names(tmp_path) == set()
+
+
+def test_a_wrong_lowering_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lowering = importlib.import_module("fxquant.onnx.lower")
+    right = lowering.lower
+
+    def wrong(*args: Any, **kwargs: Any) -> Any:
+        found = right(*args, **kwargs)
+        value = found.model.graph.initializers["second.weight"]
+        assert value.const_value is not None
+        value.const_value = ir.Tensor(-value.const_value.numpy(), name="second.weight")
+        return found
+
+    monkeypatch.setattr(lowering, "lower", wrong)
+    with pytest.raises(ParityError, match="FXQ560") as error:
+        simulation().export(tmp_path, "net")
+    assert "second" in str(error.value)
+    assert "test_export.py:" in str(error.value), "the user's line"
+    assert names(tmp_path) == set()
+
+
+def other_input_grid(bits: int) -> Callable[[Any], None]:
+    """The second convolution reads its input on a grid of its own."""
+
+    def change(model: Any) -> None:
+        grid = affine.QuantizeDequantize((), bits, symmetric=False)
+        model.second.input_quantizers[0] = grid
+        weight = model.second.param_quantizers["weight"]
+        model.second.param_quantizers["bias"] = affine.BiasQuantizeDequantize(grid, weight)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "options"),
+    [
+        (None, {"default_output_bw": 4}),
+        (None, {"default_output_bw": 7}),
+        (None, {"default_output_bw": 16}),
+        (None, {"default_param_bw": 4}),
+        (other_input_grid(4), {}),
+        (other_input_grid(16), {}),
+    ],
+)
+def test_other_widths_are_proven_too(
+    change: Callable[[Any], None] | None, options: dict[str, int], tmp_path: Path
+) -> None:
+    report = simulation(change, **options).export(tmp_path, "net")
+    assert report.proven
+    assert not report.skipped
+    if change is not None:
+        assert "second.input_0" in {row.module for row in report.tensors}
+
+
+@pytest.mark.parametrize("opset", [13, 17, 23])
+def test_other_opsets_are_proven_too(opset: int, tmp_path: Path) -> None:
+    assert simulation().export(tmp_path, "net", opset=opset).proven

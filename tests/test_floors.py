@@ -21,7 +21,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("fxquant.graph",),
     ("fxquant.nn",),
     ("fxquant.passes",),
-    ("fxquant.prepare", "fxquant.validate", "fxquant.calibrate"),
+    ("fxquant.prepare", "fxquant.validate", "fxquant.calibrate", "fxquant.regions"),
     ("fxquant.sim", "fxquant.checkpoint"),
     ("fxquant.ptq", "fxquant.qat", "fxquant.onnx", "fxquant.export"),
     ("fxquant.analysis",),

@@ -1,4 +1,4 @@
-"""Every row of the operator table, every spelling of it, every sample: one module, the same bits."""
+"""Every row of the operator table, every spelling, every sample: one module, the same bits."""
 
 from __future__ import annotations
 
@@ -163,11 +163,17 @@ def assert_equal(got: Any, want: Any) -> None:
         assert got == want
 
 
+def _label(kind: str, target: Any) -> str:
+    if kind == "call_method":
+        return f".{target}"
+    return f"{getattr(target, '__module__', None)}.{getattr(target, '__name__', target)}"
+
+
 CASES = [
     pytest.param(
         row,
         spelled,
-        id=f"{row.name}-{spelled[0][5:]}-{getattr(spelled[1], '__module__', '')}.{getattr(spelled[1], '__name__', spelled[1])}",
+        id=f"{row.name}-{_label(*spelled[:2])}",
     )
     for row in ops.TABLE.rows.values()
     if row.samples

@@ -32,10 +32,22 @@ class Origin:
         dims: per dimension, what can make its size differ in another run.
         depends: what can make the tensor's values differ in another run.
         sizes: numbers already handed out for the dimensions.
+        frozen: made inside the model's own ``no_grad``.
         held: the name of the attribute for a parameter, buffer or constant.
     """
 
-    __slots__ = ("depends", "dims", "held", "node", "ref", "sizes", "step", "value", "whole")
+    __slots__ = (
+        "depends",
+        "dims",
+        "frozen",
+        "held",
+        "node",
+        "ref",
+        "sizes",
+        "step",
+        "value",
+        "whole",
+    )
 
     def __init__(self, node: Node | None, whole: Origin | None = None, step: Step | None = None):
         self.node = node
@@ -45,6 +57,7 @@ class Origin:
         self.ref: weakref.ref[Tensor] | None = None
         self.dims: tuple[Change, ...] = ()
         self.depends = Change.NEVER
+        self.frozen = False
         self.sizes: dict[int, Trail] = {}
         self.value: Any = None
 

@@ -22,6 +22,7 @@ import torch
 from torch import fx
 
 from fxquant import ops
+from fxquant.graph.choose import chosen_nodes
 from fxquant.graph.regions import find_regions
 from fxquant.graph.grids import (
     Slot,
@@ -35,7 +36,7 @@ from fxquant.graph.grids import (
 
 if TYPE_CHECKING:
     from fxquant.config import QuantConfig
-    from fxquant.targets import OperatorRule, Target
+    from fxquant.targets import Breach, OperatorRule, Target
 
 _SOFTMAX = frozenset({"softmax", "log_softmax", "softmin"})
 _WITHOUT_WEIGHT_GRID = frozenset({"lstm", "gru", "rnn"})
@@ -72,12 +73,18 @@ class Plan:
     Attributes:
         inside: nodes that may read integers; None where the whole graph may.
         borders: slots outside of the regions whose values get a grid for readers inside only.
+        kernels: operators that the target computes, with their rules.
+        absorbed: operators that are computed inside the kernel of another one.
+        breaches: constraints of the target that operators do not keep.
     """
 
     inside: frozenset[fx.Node] | None = None
     borders: set[Slot] = field(default_factory=set)
     grids: list[GridPlan] = field(default_factory=list)
     weights: dict[fx.Node, WeightPlan] = field(default_factory=dict)
+    kernels: dict[fx.Node, OperatorRule] = field(default_factory=dict)
+    absorbed: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    breaches: dict[fx.Node, Breach] = field(default_factory=dict)
     why: dict[fx.Node, list[str]] = field(default_factory=dict)
 
 
@@ -119,6 +126,7 @@ class _Planner:
         self.tails: dict[fx.Node, fx.Node] = {}  # where a kernel that takes in others writes
         self.needs: dict[Slot, _Need] = {}
         self.parent: dict[Slot, Slot] = {}
+        self.kept = chosen_nodes(gm, config.keep_float)
 
     def run(self) -> Plan:
         for node in reversed(self.gm.graph.nodes):
@@ -129,6 +137,8 @@ class _Planner:
             if node not in self.rules:
                 continue
             self.plan.why[activation] = [f"it is computed inside the kernel of {node.name}"]
+        self.plan.kernels = self.rules
+        self.plan.absorbed = {a: n for a, n in self.absorbed.items() if n in self.rules}
         for node in self.gm.graph.nodes:
             self._ask(node)
         self._ask_ends()
@@ -185,15 +195,18 @@ class _Planner:
         """Why the operator stays in floating point, or None."""
         if self._is_outside(node):
             return "it lies outside of the quantized regions"
+        if node in self.kept:
+            return "it is kept in floating point by the configuration"
         rule = self.target.operators.get(row.name)
         if rule is None:
             return f"{row.name} is computed in floating point on {self.target.name}"
         spec = node.meta.get("spec")
         if not is_float_spec(spec):
             return f"{row.name} does not make floating-point values here"
-        refused = rule.refuses(ops.arguments(node, self.gm))
-        if refused is not None:
-            return refused
+        breach = rule.breach(ops.arguments(node, self.gm))
+        if breach is not None:
+            self.plan.breaches[node] = breach
+            return str(breach)
         if rule.elementwise:
             return self._elementwise_refusal(node)
         return None
@@ -324,7 +337,7 @@ class _Planner:
         """
         slots = [self._origin(operand) for _, operand in operands(node, self.gm)]
         clipped = [s for s in slots if s[0] in self.absorbed]
-        if clipped and len(clipped) < len(slots):
+        if clipped and len(clipped) < len(slots) and not self._must_share(node):
             self._note(node, f"it rescales: {clipped[0][0].name} must keep zero as smallest integer")
             return
         for slot in slots:
@@ -332,6 +345,10 @@ class _Planner:
             if a != b:
                 self.parent[b] = a
                 self._note(slot[0], f"shares its grid with {node.name}")
+
+    def _must_share(self, node: fx.Node) -> bool:
+        row = self.rows[node]
+        return row is not None and row.name in self.target.shares
 
     def _group(self) -> None:
         groups: dict[Slot, list[Slot]] = {}

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from fxquant.graph.leaves import Leaves
     from fxquant.graph.trace import Recording
 
-_ROWS = 2
-
 
 @dataclass(frozen=True)
 class Proof:
@@ -103,15 +101,16 @@ def _holds(gm: nn.Module, model: nn.Module, inputs: Any) -> bool:
 def few_rows(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The first rows of inputs: enough to see a difference, cheap to run.
 
-    The batch is the first axis of the first tensor; tensors with another first axis stay whole.
+    The batch is the first axis of the first tensor; tensors with another first axis stay whole. One
+    row more is never the batch that was there.
     """
     found = [t for t in tensors((args, kwargs)) if t.dim()]
     batch = found[0].shape[0] if found else 0
+    rows = 1 if batch == 3 else 2
 
     def cut(leaf: Any) -> Any:
-        if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == batch > _ROWS:
-            return leaf[:_ROWS]
-        return leaf
+        whole = not isinstance(leaf, Tensor) or not leaf.dim() or leaf.shape[0] != batch
+        return leaf if whole or batch < rows else leaf[:rows]
 
     return map_leaves(args, cut), map_leaves(kwargs, cut)
 

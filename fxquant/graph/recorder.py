@@ -177,8 +177,9 @@ class Recorder(TorchFunctionMode):
         def finish(tensor: Tensor, origin: Origin) -> None:
             origin.dims = dims.result_dims(call, tensor)
             origin.depends = depends
+            origin.frozen = self.frozen
 
-        if self.frozen and any(written.result is t and t.requires_grad for t in mutated):
+        if self.frozen and any(written.result is t and self._learns(t) for t in mutated):
             # an in-place write under no_grad leaves the tensor's own history alone
             return
         self.origins.bind_all(written.result, Origin(node), finish)
@@ -206,10 +207,17 @@ class Recorder(TorchFunctionMode):
         cut: dict[Node, Node] = {}
         for tensor in inputs.tensors:
             node = self.origins.node(self.writer.origin(tensor))
-            if tensor.requires_grad and node not in cut:
+            if self._learns(tensor) and node not in cut:
                 cut[node] = self._detach(node)
         change = lambda node: cut.get(node, node)  # noqa: E731
         return fx.map_arg(args, change), fx.map_arg(kwargs, change)
+
+    def _learns(self, tensor: Tensor) -> bool:
+        """Whether a gradient may flow through a tensor in some run."""
+        if not (tensor.is_floating_point() or tensor.is_complex()):
+            return False
+        origin = self.writer.origin(tensor)
+        return tensor.requires_grad or (origin.depends is Change.VALUE and not origin.frozen)
 
     def _detach(self, node: Node) -> Node:
         cut = self.graph.create_node("call_method", "detach", (node,))
@@ -217,7 +225,7 @@ class Recorder(TorchFunctionMode):
         return cut
 
     def _detach_result(self, written: Written, inputs: Inputs) -> Node:
-        trains = written.trains or any(t.requires_grad for t in inputs.tensors)
+        trains = written.trains or any(map(self._learns, inputs.tensors))
         if not trains or not isinstance(written.result, Tensor):
             return written.node
         return self._detach(written.node)

@@ -9,6 +9,7 @@ listed, so that nothing is narrowed in silence.
 from __future__ import annotations
 
 import traceback
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -160,7 +161,7 @@ def _run(model: nn.Module, given: Given, leaves: Leaves | None) -> _Run:
     except _ForwardError as first:
         history = isinstance(first.error, _HistoryNeededError)
         try:
-            return attempt.run(grad=history, keep=history)
+            return attempt.run(grad=history, keep=True)
         except _ForwardError:  # the first failure is the one worth telling
             raise attempt.explain(first) from first.error
 
@@ -177,8 +178,8 @@ class _Attempt:
         """Record; ``keep`` holds on to what a backward inside forward needs."""
         copied = fresh_copy(self.model)
         given = self.given.fresh()
-        pack = _as_is if keep else _forget
-        with torch.set_grad_enabled(grad), saved_tensors_hooks(pack, _unpack):
+        hooks = nullcontext() if keep else saved_tensors_hooks(_forget, _unpack)
+        with torch.set_grad_enabled(grad), hooks:
             recorder = Recorder(copied, self.leaves, _call.__code__)
             args, kwargs = placeholders(recorder, given)
             try:
@@ -223,15 +224,9 @@ def _forget(tensor: Tensor) -> None:
     """Nobody runs backward while recording: saved activations would only cost memory."""
 
 
-def _as_is(tensor: Tensor) -> Tensor:
-    return tensor
-
-
-def _unpack(tensor: Tensor | None) -> Tensor:
-    if tensor is None:
-        msg = "backward needs what recording threw away"
-        raise _HistoryNeededError(msg)
-    return tensor
+def _unpack(forgotten: None) -> Tensor:
+    msg = "backward needs what recording threw away"
+    raise _HistoryNeededError(msg)
 
 
 def _user_line(error: Exception) -> str | None:

@@ -39,7 +39,7 @@ def compute_encodings(model: nn.Module) -> Iterator[None]:
             if isinstance(module, QuantizerBase) and id(module) not in params:
                 stack.enter_context(module.compute_encodings())
         yield
-    _fit_biases(model)
+    fit_biases(model)
 
 
 def compute_param_encodings(model: nn.Module) -> None:
@@ -75,7 +75,7 @@ def _param_quantizers(model: nn.Module) -> Iterator[tuple[Tensor, QuantizerBase]
                     yield value, quantizer
 
 
-def _fit_biases(model: nn.Module) -> None:
+def fit_biases(model: nn.Module) -> None:
     """Widen the ranges of weights whose step is so small that an int32 bias would saturate."""
     for bias, quantizer in _param_quantizers(model):
         if not isinstance(quantizer, BiasQuantizeDequantize):

@@ -1,11 +1,11 @@
-"""Functional modules: one `nn.Module` class for every tensor function that `torch.nn` has no class for.
+"""Functional modules: an `nn.Module` class for every tensor function that has none in `torch.nn`.
 
 A functional module holds nothing: it is called with the arguments of its function, so sizes that
 are known at run time only (`Reshape()(x, (n, 16))`) and static ones look the same in the graph, and
 a quantizer has a module to live in. Which spelling becomes which class is written in `ops.py`.
 
-Why generated: a class a function by hand is two hundred times the same three lines, and the one that
-differs by a typing slip is the one nobody notices.
+Why generated: a class a function by hand is two hundred times the same three lines, and the one
+that differs by a typing slip is the one nobody notices.
 """
 
 from __future__ import annotations

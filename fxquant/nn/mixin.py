@@ -155,9 +155,10 @@ class QuantizationMixin(nn.Module):
     def _quantized_parameter(self, name: str, value: Tensor, quantizer: QuantizerBase) -> Tensor:
         if torch.compiler.is_compiling():
             return quantizer(value)  # type: ignore[no-any-return]
-        if torch.is_grad_enabled() and (value.requires_grad or _learns(quantizer)):
-            return quantizer.transform(value)
-        if value.is_inference():
+        trained = torch.is_grad_enabled() and (value.requires_grad or _learns(quantizer))
+        if trained or value.is_inference() or value.grad is not None:
+            # an optimizer may write without advancing the version: nothing kept can be trusted
+            self._quantized.pop(name, None)
             return quantizer.transform(value)
         key = (value._version, value.data_ptr(), quantizer.get_encodings())
         kept = self._quantized.get(name)

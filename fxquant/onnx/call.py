@@ -38,6 +38,10 @@ class Surroundings(Protocol):
         """The value of a weight, dequantized where the module quantizes it."""
 
 
+    def reshaped_output(self, call: Call, made: ir.Value) -> Held | None:
+        """A result that was made in another shape, on its grid; None where it has no grid."""
+
+
 class Call:
     """Arguments and results of one node.
 

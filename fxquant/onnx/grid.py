@@ -110,19 +110,22 @@ def encoding_of(quantizer: QuantizerBase) -> AffineEncoding:
     return encoding
 
 
-def integer_grid(quantizer: QuantizerBase, shape: tuple[Any, ...], opset: int) -> IntegerGrid:
+def integer_grid(
+    quantizer: QuantizerBase, shape: tuple[Any, ...], opset: int, *, least_bits: int = 4
+) -> IntegerGrid:
     """The grid of a tensor of this shape.
 
     Args:
         quantizer: an initialized affine quantizer.
         shape: shape of the tensor it quantizes; dynamic sizes may be anything.
         opset: decides which integer types exist.
+        least_bits: narrowest type that may be chosen.
 
     Raises:
         ExportError: FXQ504 or FXQ505, ONNX cannot say it in this opset.
     """
     encoding = encoding_of(quantizer)
-    dtype = _storage(encoding, opset, quantizer.where)
+    dtype = _storage(encoding, opset, quantizer.where, least_bits)
     scale = encoding.scale.detach().cpu().numpy().astype(np.float32)
     zero = encoding.zero_point.detach().cpu().numpy()
     axis, block = None, None
@@ -147,10 +150,12 @@ def stored_integers(quantizer: QuantizerBase, tensor: Tensor, grid: IntegerGrid)
     return found
 
 
-def _storage(encoding: AffineEncoding, opset: int, where: str | None) -> ir.DataType:
+def _storage(
+    encoding: AffineEncoding, opset: int, where: str | None, least_bits: int
+) -> ir.DataType:
     for bits in (4, 8, 16, 32):
         dtype, since = _TYPES.get((bits, encoding.signed), (None, 0))
-        if dtype is None or opset < since:
+        if dtype is None or opset < since or bits < least_bits:
             continue
         low, high = type_range(dtype)
         if low <= encoding.qmin and encoding.qmax <= high:

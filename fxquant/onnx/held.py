@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -9,7 +11,7 @@ from torch import Tensor
 
 from fxquant.onnx.builder import Builder, describe
 from fxquant.onnx.grid import IntegerGrid
-from fxquant.onnx.record import Shaped
+from fxquant.onnx.record import Dim, Shaped
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Held:
         integers: its integers, when it lies on a grid.
         grid: that grid.
         constant: its value where no input can change it.
+        rows: the integers as a matrix, once somebody asked for it.
     """
 
     spec: Shaped
@@ -48,6 +51,19 @@ class Held:
     grid: GridValues | None = None
     constant: Tensor | None = None
     sizes: dict[int, ir.Value] = field(default_factory=dict)
+    rows: Held | None = None
+
+    def on_rows(self, builder: Builder) -> Held:
+        """The integers with all axes but the last in one: `[..., K] -> [rows, K]`."""
+        if self.rows is None:
+            *outer, width = self.spec.shape
+            spec = Shaped((_product(outer), width), self.spec.dtype)
+            integers = builder.op("Reshape", self.integers, [-1, width])
+            producer = integers.producer()
+            if producer is not None:
+                builder.name_node(producer, f"{self.name}_rows")
+            self.rows = Held(spec, f"{self.name}_rows", integers=integers, grid=self.grid)
+        return self.rows
 
     def value(self, builder: Builder) -> ir.Value:
         """The real tensor; its DequantizeLinear or initializer is made on first use."""
@@ -74,6 +90,13 @@ class Held:
         if axis not in self.sizes:
             self.sizes[axis] = builder.dim(self.any_value(builder), axis)
         return self.sizes[axis]
+
+
+def _product(sizes: Sequence[int | Dim]) -> int | Dim:
+    """Product of sizes of which at most one follows the batch."""
+    static = math.prod(s for s in sizes if isinstance(s, int))
+    dynamic = next((s for s in sizes if isinstance(s, Dim)), None)
+    return Dim(dynamic.slope * static, dynamic.start * static) if dynamic else static
 
 
 def quantize(builder: Builder, real: ir.Value, grid: GridValues, name: str) -> ir.Value:

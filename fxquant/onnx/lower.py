@@ -35,7 +35,9 @@ from fxquant.onnx.held import Held
 from fxquant.onnx.lowered import Fallback, Lowered
 from fxquant.onnx.quantized import Quantized
 from fxquant.onnx.record import Example, Shaped, bound_example, record
+from fxquant.onnx.shield import shield_float_layers
 from fxquant.onnx.weights import Arrangement, Weights
+from fxquant.quantization.affine import AffineQuantizer
 
 if TYPE_CHECKING:
     from fxquant.quantization import QuantizerBase
@@ -111,6 +113,8 @@ class _Lowering:
                 self.current = node
                 self.env[node] = self._node(node)
                 self.owners |= dict.fromkeys(self.builder.nodes[first:], node)
+        for made, before in shield_float_layers(self.builder).items():
+            self.owners[made] = self.owners[before]
         output = next(n for n in self.gm.graph.nodes if n.op == "output")
         outputs = bind_outputs(self.builder, self.resolve(output.args[0]), self.inputs)
         model, kept = assemble(self.builder, self.inputs, outputs)
@@ -301,6 +305,24 @@ class _Lowering:
         if node not in self.env:
             self.env[node] = self._constant(node)
         return self.env[node]
+
+    def reshaped_output(self, call: Call, made: ir.Value) -> Held | None:
+        """A result that was made in another shape, on its grid; None where it has no grid.
+
+        It is quantized where it is made and reshaped as integers: between an operator and its
+        QuantizeLinear nothing may stand. Not on a signed grid: no kernel makes signed integers of
+        unsigned ones, and the kernel that makes floats is found only without a QuantizeLinear.
+        """
+        quantizer = next(iter(self._own_quantizers(call.node)), None)
+        if not isinstance(quantizer, AffineQuantizer) or quantizer.signed:
+            return None
+        name = f"{call.path}.output"
+        flat = self.quantized.value(made, call.out, quantizer, f"{name}_rows")
+        if flat.integers is None:
+            return None
+        integers = call.reshape(flat.integers, call.out.shape, call.held("input"))
+        held_as = (call.out, name)
+        return self.quantized.moved(call.node, 0, integers, flat, held_as, quantizer, made=made)
 
     def parameter(
         self, tensor: Tensor, name: str, module: nn.Module | None, arrangement: Arrangement

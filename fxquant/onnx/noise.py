@@ -17,7 +17,7 @@ different polynomials in torch and in onnxruntime: they add `ISLAND_ULPS` of the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,7 +74,19 @@ def tolerances(
     """
     bounds = _Walk(peaks).over(model.graph)
     makers = {v.name: node for node in model.graph for v in node.outputs}
-    return {name: _tolerance(makers[name], bounds) for name in quantized}
+    starts = set(quantized)
+    return {name: _tolerance(_quantizing(makers[name], starts), bounds) for name in starts}
+
+
+def _quantizing(node: ir.Node, starts: Container[str | None]) -> ir.Node:
+    """The QuantizeLinear behind integers that were moved since, unless they start elsewhere."""
+    while node.op_type != "QuantizeLinear":
+        source = node.inputs[0] if node.inputs else None
+        before = source.producer() if source is not None and source.name not in starts else None
+        if before is None:
+            return node
+        node = before
+    return node
 
 
 def output_bounds(model: ir.Model, peaks: Mapping[str, float]) -> dict[str, Bound]:

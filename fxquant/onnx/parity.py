@@ -11,6 +11,7 @@ integer kernels):
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,15 +25,24 @@ from torch import fx
 
 from fxquant.errors import ExportError
 from fxquant.graph.structure import tensors
+from fxquant.onnx.call import path_of
 from fxquant.onnx.coverage import coverage
-from fxquant.onnx.noise import UNIT, Tolerance, magnitude, output_bounds, tolerances
+from fxquant.onnx.lowered import LoweredTensor
+from fxquant.onnx.noise import (
+    UNIT,
+    Tolerance,
+    constant,
+    magnitude,
+    output_bounds,
+    tolerances,
+)
 from fxquant.onnx.record import bound_example
 from fxquant.onnx.report import LevelInfo, OutputRow, ParityReport, TensorRow
 from fxquant.onnx.runtime import Level, as_feed, open_session, packed, version
-from fxquant.onnx.teacher import Lesson, Taught, cut, show, shown_name, teach
+from fxquant.onnx.teacher import Lesson, Taught, cut, show, teach
 
 if TYPE_CHECKING:
-    from fxquant.onnx.lowered import Lowered, LoweredTensor
+    from fxquant.onnx.lowered import Lowered
 
 Example = tuple[tuple[Any, ...], Mapping[str, Any]]
 
@@ -62,7 +72,7 @@ def prove(
     """
     start = time.perf_counter()
     model = ir.load(path)
-    wanted = _computed(model, lowered)
+    wanted = [*_computed(model, lowered), *_inputs(model, gm, lowered)]
     feeds = _graph_feeds(gm, lowered, example)
     peaks = {name: magnitude(value) for name, value in feeds.items()}
     allowed = tolerances(model, [t.quantized_name for t in wanted], peaks)
@@ -82,9 +92,19 @@ def prove(
         levels=levels,
         operators=operators,
         skipped=tuple(lesson.missed),
+        notes=notes_of(lowered),
         seconds=time.perf_counter() - start,
         runtime=f"onnxruntime {version()}",
     )
+
+
+def notes_of(lowered: Lowered) -> tuple[str, ...]:
+    """What a report says about a file, proven or not."""
+    written = (f"{f.node} ({f.operator}): {f.reason}" for f in lowered.fallbacks)
+    notes = [f"torch's exporter wrote {text}" for text in written]
+    if lowered.batch_note:
+        notes.append(f"the batch size is fixed: {lowered.batch_note}")
+    return tuple(notes)
 
 
 def _graph_feeds(gm: fx.GraphModule, lowered: Lowered, example: Example) -> dict[str, NDArray[Any]]:
@@ -107,6 +127,38 @@ def _computed(model: ir.Model, lowered: Lowered) -> list[LoweredTensor]:
     """Quantized tensors that the runtime computes (the others are stored)."""
     made = {v.name for node in model.graph for v in node.outputs}
     return [t for t in lowered.tensors if t.kind == "activation" and t.quantized_name in made]
+
+
+_INPUT = re.compile(r"(.+)\.input_(\d+)_q")
+
+
+def _inputs(model: ir.Model, gm: fx.GraphModule, lowered: Lowered) -> list[LoweredTensor]:
+    """Tensors that one consumer reads on another grid (`input_quantizers`).
+
+    They are cut too: a tie there would be multiplied by all that follows.
+    """
+    known = {t.quantized_name for t in lowered.tensors}
+    nodes = {path_of(node): node.name for node in gm.graph.nodes}
+    found = []
+    for node in model.graph:
+        name = node.outputs[0].name or ""
+        match = _INPUT.fullmatch(name) if node.op_type == "QuantizeLinear" else None
+        if match and name not in known and match[1] in nodes:
+            found.append(_input_tensor(node, nodes[match[1]], int(match[2])))
+    return found
+
+
+def _input_tensor(node: ir.Node, fx_name: str, index: int) -> LoweredTensor:
+    scale, zero = constant(node.inputs[1]), node.inputs[2].const_value if node.inputs[2] else None
+    name, real = node.outputs[0].name or "", node.inputs[0]
+    if scale is None or zero is None:
+        raise ExportError("FXQ568", f"{name!r} has no constant scale and zero point", at=node.name)
+    return LoweredTensor(
+        node=fx_name, index=index, module=name.removesuffix("_q"),
+        float_name=real.name if real is not None else None, quantized_name=name,
+        dequantized_name=None, scale=scale, zero_point=zero.numpy(), axis=None, block=None,
+        dtype=zero.dtype, bits=int(zero.dtype.bitwidth), symmetric=False, kind="input",
+    )  # fmt: skip
 
 
 def _output_tolerances(
@@ -140,7 +192,7 @@ class _Forced:
         rows, outputs = [], []
         for level, found in _runs(model, feeds, threads):
             for taught in self.lesson.tensors:
-                rows.append(self._row(taught, found[_shown(taught.tensor)], level, nodes))
+                rows.append(self._row(taught, found[taught.tensor.quantized_name], level, nodes))
             for name, ours in self.lesson.outputs.items():
                 outputs.append(_output_row(name, ours, found[name], level, self.outputs[name]))
         return rows, outputs
@@ -261,14 +313,10 @@ def _level_info(
 ) -> LevelInfo:
     total = equal = most = 0
     for item in taught:
-        theirs = found[_shown(item.tensor)]
+        theirs = found[item.tensor.quantized_name]
         same = int((theirs == item.integers).sum())
         total, equal = total + item.integers.size, equal + same
         if same < item.integers.size:
             steps = np.abs(theirs.astype(np.int32) - item.integers.astype(np.int32))
             most = max(most, int(steps.max()))
     return LevelInfo(level.value, equal / total if total else 1.0, most)
-
-
-def _shown(tensor: LoweredTensor) -> str:
-    return shown_name(tensor.quantized_name, narrow=int(tensor.dtype.bitwidth) < 8)

@@ -67,14 +67,17 @@ class Quantized:
 
     def moved(
         self, node: fx.Node, index: int, integers: ir.Value, source: Held,
-        held_as: tuple[Shaped, str], quantizer: QuantizerBase,
+        held_as: tuple[Shaped, str], quantizer: QuantizerBase, made: ir.Value | None = None,
     ) -> Held:  # fmt: skip
-        """Integers that an operator moved without leaving their grid."""
+        """Integers that an operator moved without leaving their grid.
+
+        `made` is the real value that they were quantized from, if this node made it.
+        """
         spec, name = held_as
         if integers.name is None:
             self.builder.name_value(integers, f"{name}_q")
         held = Held(spec, name, integers=integers, grid=source.grid)
-        self.found.append(Activation(node, index, None, held, quantizer))
+        self.found.append(Activation(node, index, made, held, quantizer))
         return held
 
     def constant(self, node: fx.Node, held: Held, value: Tensor, quantizer: QuantizerBase) -> None:
@@ -95,7 +98,8 @@ class Quantized:
 
     def grid(self, quantizer: QuantizerBase, spec: Shaped, name: str) -> GridValues:
         """Scale and zero point; the same initializers for all tensors that share the quantizer."""
-        grid = integer_grid(quantizer, spec.shape, self.builder.opset)
+        # onnxruntime has no activations of less than a byte: its fused kernels refuse to load
+        grid = integer_grid(quantizer, spec.shape, self.builder.opset, least_bits=8)
         key = (id(quantizer), grid.axis)
         if key not in self._grids:
             scale = self.builder.initializer(ir.Tensor(grid.scale), f"{name}_scale")

@@ -126,7 +126,9 @@ class ParityReport:
         outputs: one row a model output, level and kind of run.
         levels: the two whole runs.
         operators: where each operator runs.
-        skipped: quantized tensors that could not be compared, with the reason.
+        skipped: quantized tensors that could not be compared.
+        notes: what else is to be known about the file: operators that torch's exporter wrote, why
+            the batch is not dynamic.
         seconds: duration of the proof.
         runtime: name and version of what it was proven against; empty without a proof.
     """
@@ -138,6 +140,7 @@ class ParityReport:
     levels: tuple[LevelInfo, ...] = ()
     operators: tuple[OperatorRow, ...] = ()
     skipped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     seconds: float = 0.0
     runtime: str = ""
 
@@ -244,6 +247,11 @@ def _outputs_differ(rows: list[OutputRow]) -> str:
 
 
 def _lines(report: ParityReport) -> Iterable[str]:
+    yield from _proof_lines(report)
+    yield from (f"note: {note}" for note in report.notes)
+
+
+def _proof_lines(report: ParityReport) -> Iterable[str]:
     if not report.runtime:
         yield "not proven: the export was not compared with a runtime"
         return
@@ -257,7 +265,7 @@ def _lines(report: ParityReport) -> Iterable[str]:
 
 
 def _tensor_lines(report: ParityReport) -> Iterable[str]:
-    names = {row.node for row in report.tensors}
+    names = {(row.node, row.module) for row in report.tensors}
     yield (
         f"each of {len(names)} quantized tensors from the simulation's inputs, both levels: "
         f"{report.exact_share:.4%} of elements equal, largest difference {report.max_steps} step(s)"

@@ -9,7 +9,7 @@ The cut lies at the integers, not at floats, so that onnxruntime fuses the same 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -138,37 +138,44 @@ class _Recorder(fx.Interpreter):
         wanted = self.wanted.get(n.name)
         if not wanted:
             return super().run_node(n)
-        result, before = self._both(n)
-        after = tensors(result)
+        inputs: _Seen = {}
+        outputs: _Seen = {}
+        module = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
+        with (
+            _watched(getattr(module, "input_quantizers", ()), inputs),
+            _watched(getattr(module, "output_quantizers", ()), outputs),
+        ):
+            result = super().run_node(n)
+        made = tensors(result)
         for tensor in wanted:
-            real = before.get(tensor.index, after[tensor.index])
+            seen = inputs if tensor.kind == "input" else outputs
+            before, after = seen.get(tensor.index) or (made[tensor.index], made[tensor.index])
             window = max(self.tolerances[tensor.quantized_name].drift, _KEPT)
-            self.lesson.tensors.append(_taught(tensor, real, after[tensor.index], window))
+            self.lesson.tensors.append(_taught(tensor, before, after, window))
         return result
 
-    def _both(self, node: fx.Node) -> tuple[Any, dict[int, Tensor]]:
-        """Result of a node, and by number the tensors that went into its output quantizers."""
-        before: dict[int, Tensor] = {}
-        module = self.fetch_attr(str(node.target)) if node.op == "call_module" else None
-        quantizers = list(getattr(module, "output_quantizers", ()))
-        with _watched(quantizers, before):
-            return super().run_node(node), before
+
+_Seen = dict[int, tuple[Tensor, Tensor]]
 
 
 @contextmanager
-def _watched(quantizers: Sequence[nn.Module | None], before: dict[int, Tensor]) -> Iterator[None]:
-    """Keep what each quantizer is given; one that several slots share is told apart by order."""
+def _watched(quantizers: Iterable[nn.Module | None], seen: _Seen) -> Iterator[None]:
+    """Keep what each quantizer is given and gives, by its place in the list.
+
+    One that stands at several places is told apart by the order of its calls.
+    """
     slots: dict[int, list[int]] = {}
+    distinct: dict[int, nn.Module] = {}
     for i, quantizer in enumerate(quantizers):
         if quantizer is not None:
             slots.setdefault(id(quantizer), []).append(i)
+            distinct[id(quantizer)] = quantizer
 
-    def keep(module: nn.Module, args: tuple[Any, ...]) -> None:
+    def keep(module: nn.Module, args: tuple[Any, ...], result: Tensor) -> None:
         free = slots[id(module)]
-        before[free.pop(0) if len(free) > 1 else free[0]] = args[0]
+        seen[free.pop(0) if len(free) > 1 else free[0]] = (args[0], result)
 
-    distinct = {id(q): q for q in quantizers if q is not None}
-    handles = [q.register_forward_pre_hook(keep) for q in distinct.values()]
+    handles = [q.register_forward_hook(keep) for q in distinct.values()]
     try:
         yield
     finally:
@@ -189,19 +196,12 @@ def _taught(tensor: LoweredTensor, before: Tensor, after: Tensor, window: float)
     centred = np.rint(positions)
     _check(tensor, positions, centred)
     zero = int(tensor.zero_point.reshape(-1)[0])
-    integers = (centred + np.float32(zero)).astype(_wide(tensor.dtype))
+    integers = (centred + np.float32(zero)).astype(tensor.dtype.numpy())
     real = _array(before).astype(np.float32, copy=False).reshape(-1) / scale
     # a boundary lies half-way between two integers
     offsets = np.abs(real - np.floor(real) - np.float32(0.5))
     near = np.flatnonzero(offsets <= np.float32(window) + np.float32(1e-6))
     return Taught(tensor, integers, near.astype(np.min_scalar_type(real.size)), real[near])
-
-
-def _wide(dtype: ir.DataType) -> np.dtype[Any]:
-    """The type in which integers travel: numpy and onnxruntime exchange whole bytes."""
-    if int(dtype.bitwidth) >= 8:
-        return np.dtype(dtype.numpy())
-    return np.dtype(np.int8 if dtype.is_signed() else np.uint8)
 
 
 def _check(tensor: LoweredTensor, positions: NDArray[Any], centred: NDArray[Any]) -> None:
@@ -256,42 +256,16 @@ def cut(model: ir.Model, lesson: Lesson) -> dict[str, NDArray[Any]]:
 
 def _replace(graph: ir.Graph, value: ir.Value, name: str, taught: Taught) -> None:
     """Give the readers of `value` a graph input."""
-    users = list(value.uses())
     shape = value.shape if value.shape is not None else ir.Shape(taught.integers.shape)
-    travel = ir.DataType.from_numpy(taught.integers.dtype)
-    fed = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(travel))
+    kind = ir.TensorType(taught.tensor.dtype)
+    fed = ir.Value(name=name, shape=ir.Shape(shape), type=kind)
     graph.inputs.append(fed)
-    if travel is not taught.tensor.dtype:
-        fed = _cast(graph, fed, taught.tensor.dtype, users[0].node if users else None)
-    for use in users:
+    for use in list(value.uses()):
         use.node.replace_input_with(use.idx, fed)
 
 
-def _cast(graph: ir.Graph, value: ir.Value, dtype: ir.DataType, before: ir.Node | None) -> ir.Value:
-    """Integers of less than a byte are cast inside the graph."""
-    node = ir.node("Cast", [value], {"to": int(dtype)}, name=f"{value.name}.cast")
-    node.outputs[0].name = f"{value.name}.{dtype.name.lower()}"
-    node.outputs[0].type = ir.TensorType(dtype)
-    graph.append(node) if before is None else graph.insert_before(before, node)
-    return node.outputs[0]
-
-
-def show(model: ir.Model, names: Sequence[str]) -> None:
-    """Make the named values graph outputs, in place; integers below a byte as whole bytes."""
+def show(model: ir.Model, names: Iterable[str]) -> None:
+    """Make the named values graph outputs, in place."""
     values = {v.name: v for node in model.graph for v in node.outputs}
     present = {v.name for v in model.graph.outputs}
-    for name in names:
-        value = values[name]
-        if value.dtype is not None and int(value.dtype.bitwidth) < 8:
-            signed = value.dtype.is_signed()
-            value = _cast(
-                model.graph, value, ir.DataType.INT8 if signed else ir.DataType.UINT8, None
-            )
-            value.name = shown_name(name, narrow=True)
-        if value.name not in present:
-            model.graph.outputs.append(value)
-
-
-def shown_name(name: str, *, narrow: bool) -> str:
-    """Name of the graph output that `show` makes of a value."""
-    return f"{name}.bytes" if narrow else name
+    model.graph.outputs.extend(values[name] for name in names if name not in present)

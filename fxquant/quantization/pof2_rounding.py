@@ -22,7 +22,7 @@ from fxquant.quantization.encodings import AffineEncoding
 from fxquant.quantization.layout import Layout
 
 if TYPE_CHECKING:
-    from fxquant.quantization.affine.base import Known
+    from fxquant.quantization.affine.known import Known
 
 RoundMode = Literal["half_even", "half_up", "half_down", "std_round"]
 """Ties to even, towards +infinity, towards zero, away from zero."""

@@ -116,6 +116,7 @@ class Target(_Frozen):
         absorbs: activations whose producer's kernel takes them in, where the operator allows it.
         supergroups: chains of operators that one kernel computes; only the last has a grid.
         shares: operators whose operands and output must lie on one grid.
+        approximations: operators that it computes by simpler ones, which is done on request only.
         align: operators whose operands `AlignGrids` puts on the grid of their output.
         moves: operators that move values and that the target takes; None: all of them.
         shifts: ranges that `check_shifts` compares with.
@@ -133,6 +134,7 @@ class Target(_Frozen):
     absorbs: tuple[str, ...] = ()
     supergroups: tuple[tuple[str, ...], ...] = ()
     shares: tuple[str, ...] = ()
+    approximations: tuple[str, ...] = ()
     align: tuple[str, ...] = ()
     moves: tuple[str, ...] | None = None
     shifts: Shifts = Shifts()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from fxquant import ops
 from fxquant.graph.aliases import aliases, view_of, viewed, written
+from fxquant.graph.meta import spec_of
 from tests.helpers.golden import recorded
 from tests.test_ops import made
 
@@ -43,13 +45,15 @@ def test_a_row_that_shares_memory_is_known_to(row: ops.Op) -> None:
         memory = {t.untyped_storage().data_ptr() for t in args if isinstance(t, Tensor)}
         if isinstance(first, Tensor) and first.untyped_storage().data_ptr() in memory:
             graph = fx.Graph()
-            node = graph.call_function(target, (graph.placeholder("x"), *args[1:]), kwargs)
+            x = graph.placeholder("x")
+            x.meta["spec"] = spec_of(args[0])
+            node = graph.call_function(target, (x, *args[1:]), kwargs)
             assert viewed(node, fx.GraphModule(nn.Module(), graph)), (
                 f"{row.name} may return its input"
             )
 
 
-def _functions(row: ops.Op) -> list[tuple[str, object]]:
+def _functions(row: ops.Op) -> list[tuple[str, Any]]:
     found = ops.TABLE._functions.items()
     return [
         ("", k) for k, s in found if s.op is row and not s.inplace and s.signature is row.signature

@@ -49,9 +49,9 @@ def graph() -> fx.GraphModule:
 
 
 def test_a_wrong_order_cannot_be_built() -> None:
-    with pytest.raises(PassError, match="(?s)FXQ301: pass 1 of the pipeline, Need.*Give gives it"):
+    with pytest.raises(PassError, match=r"(?s)FXQ301: pass 1 of the pipeline, Need.*Give gives it"):
         Pipeline((Need(), Give()))
-    with pytest.raises(PassError, match="(?s)FXQ301.*state it in `given`"):
+    with pytest.raises(PassError, match=r"(?s)FXQ301.*state it in `given`"):
         Pipeline((Need(),))
 
 
@@ -69,7 +69,8 @@ def test_a_graph_that_is_not_ready_is_refused() -> None:
 
 
 def test_a_run_leaves_facts_skips_and_reasons() -> None:
-    gm, seen = graph(), []
+    gm = graph()
+    seen: list[str] = []
     outcome = Pipeline((Give("one"), Give("two"), Need()))(gm, seen.append)
     assert seen == ["Give", "Give", "Need"]
     assert (outcome.modified, outcome.changes) == (True, 1)

@@ -96,3 +96,4 @@ def test_few_rows_are_cut_from_what_has_the_batch() -> None:
     assert [tuple(t.shape) for t in args] == [(2, 3), (5,)]
     assert tuple(kwargs["y"].shape) == (2, 1)
     assert kwargs["z"] == 3
+    assert few_rows((torch.ones(3, 1),), {})[0][0].shape == (1, 1), "not 3 after one more"

@@ -60,9 +60,8 @@ class Growing(nn.Module):
 class QuantizedAlready(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.part = nn.Identity()
-        type(self.part).__module__  # noqa: B018
-        self.part.__class__ = type("Linear", (nn.Identity,), {"__module__": "torch.ao.nn.quantized"})
+        home = {"__module__": "torch.ao.nn.quantized"}
+        self.part = type("Linear", (nn.Identity,), home)()
 
 
 REFUSED: dict[str, tuple[Any, str]] = {
@@ -99,7 +98,7 @@ def test_a_failing_forward_names_line_and_last_call() -> None:
 
 
 def test_scripted_models_are_refused() -> None:
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="script"):
         scripted = torch.jit.script(nn.ReLU())
     with pytest.raises(TraceError, match="FXQ104"):
         record(scripted, (rows(2, 4),), {})

@@ -79,9 +79,9 @@ def test_a_look_names_line_module_and_decision() -> None:
 
 STATIC = {
     "weights": lambda x: x * torch.linspace(0, 1, 3).tolist()[1],
-    "channels of a convolution": lambda x: F.conv2d(x[:, None], torch.ones(4, 1, 1, 1)).shape[1]
-    % 2
-    * x,
+    "channels of a convolution": lambda x: (
+        F.conv2d(x[None, :, None], torch.ones(4, 2, 1, 1)).shape[1] % 2 * x
+    ),
     "what a view says": lambda x: x * math.sqrt(x.view(-1, 3, 1).size(1)),
     "number of dimensions": lambda x: x if x.dim() == 2 and x.is_floating_point() else -x,
     "shapes of constants": lambda x: x if len(torch.zeros(3)) == 3 else -x,
@@ -183,9 +183,13 @@ class Keeper:
         self.seen.append((what, value))
 
 
+def no_node() -> Any:
+    raise NotImplementedError
+
+
 def number(value: float) -> tuple[Any, Keeper]:
     keeper = Keeper()
-    return tracked(value, Trail(keeper, Change.SIZE, NotImplementedError)), keeper
+    return tracked(value, Trail(keeper, Change.SIZE, no_node)), keeper
 
 
 def test_tracked_numbers_are_numbers() -> None:

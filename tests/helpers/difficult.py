@@ -177,7 +177,7 @@ class Sizes(nn.Module):
         flat = x.flatten(2).transpose(1, 2) / math.sqrt(x.shape[-1]) * x.shape[1] ** -0.5
         other = F.interpolate(x, size=x.shape[-2:]) + x.expand(b, -1, -1, -1)
         total = (x + zeros + filled + other).sum() * x.numel() / x.shape[0]
-        return total + flat.reshape(b, -1).sum() + x.view(b, -1)[:, : h * w // 2].sum() - 2 ** -b
+        return total + flat.reshape(b, -1).sum() + x.view(b, -1)[:, : h * w // 2].sum() - 2**-b
 
 
 @taking(rows(2, 4), rows(2, 4))

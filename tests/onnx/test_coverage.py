@@ -62,6 +62,12 @@ def relu_that_is_not_redundant(g: Graph, x: ir.Value) -> ir.Value:
     return g.quantized("relu", g.op("Relu", "relu", g.conv("conv", x, 0.02, (8, 8, 1, 1))), 0.1, 7)
 
 
+def relu_of_few_bits(g: Graph, x: ir.Value) -> ir.Value:
+    relu = g.op("Relu", "relu", g.conv("conv", x, 0.02, (8, 8, 1, 1)))
+    low, high = g.constant("low", np.float32(0)), g.constant("high", np.float32(6.3))
+    return g.quantized("relu", g.op("Clip", "clip", relu, low, high), 0.1, 0)
+
+
 def float_reader(g: Graph, x: ir.Value) -> ir.Value:
     y = g.conv("conv", x, 0.02, (8, 8, 1, 1))
     return g.op("Sub", "sub", g.quantized("conv", y, 0.1, 128), g.op("Sqrt", "root", y))
@@ -108,6 +114,8 @@ def no_kernel(g: Graph, x: ir.Value) -> ir.Value:
         (float_output, "conv", "its float output is an output of the model"),
         (relu_that_is_not_redundant, "conv", "the zero point 7 is not the smallest integer 0"),
         (relu_that_is_not_redundant, "relu", "the zero point 7 is not the smallest integer 0"),
+        (relu_of_few_bits, "conv", "a Clip cuts off integers of the grid 0 to 255"),
+        (relu_of_few_bits, "relu", "a Clip cuts off integers of the grid 0 to 255"),
         (float_reader, "conv", "its output is quantized and also read as float by Sqrt"),
         (two_grids, "conv", "its output is quantized in 2 different ways"),
         (float_input, "conv", "its operand is a floating-point input of the model"),

@@ -27,6 +27,8 @@ class Block(nn.Module):
 class Weights(nn.Module):
     """Functions whose weights are parameters of the module itself."""
 
+    table: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.w, self.b = nn.Parameter(torch.randn(8, 4, 3, 3)), nn.Parameter(torch.randn(8))
@@ -52,7 +54,7 @@ class Parts(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         a, b = x.chunk(2, 1)
         values, _ = a.max(-1)
-        return torch.special.entr(values.sigmoid()) + b.mean(-1)
+        return torch.special.entr(values.sigmoid()) + b.mean(-1)  # type: ignore[no-any-return]
 
 
 def test_modules_live_where_they_were_called_and_never_take_a_name() -> None:

@@ -73,7 +73,8 @@ def test_one_module_under_two_names() -> None:
 
 
 def test_twins_train_the_same_parameters_and_statistics() -> None:
-    net, gm = Reused().train(), unique(Reused())
+    net: Any = Reused().train()
+    gm = unique(Reused())
     gm.load_state_dict(net.state_dict(), strict=False)
     gm.train()
     assert gm.fc.weight is gm.fc_1.weight

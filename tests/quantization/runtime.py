@@ -24,7 +24,9 @@ TYPES = {
 @cache
 def model(dtype: int, axis: int, block_size: int) -> onnx.ModelProto:
     """`x, scale, zero point as int32 -> quantized and dequantized x`."""
-    attributes = {"axis": axis, "block_size": block_size} if block_size else {"axis": axis}
+    attributes: dict[str, Any] = (
+        {"axis": axis, "block_size": block_size} if block_size else {"axis": axis}
+    )
     nodes = [
         helper.make_node("Cast", ["zero"], ["typed"], to=dtype),
         helper.make_node("QuantizeLinear", ["x", "scale", "typed"], ["q"], **attributes),

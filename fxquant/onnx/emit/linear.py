@@ -4,26 +4,58 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fxquant.nn import QuantizationMixin
 from fxquant.onnx.call import Call, UnsupportedError
 from fxquant.onnx.emit.registry import emits
+from fxquant.onnx.record import Dim
 from fxquant.onnx.weights import TRANSPOSED
+from fxquant.quantization.affine import AffineQuantizer, BiasQuantizeDequantize
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from fxquant.onnx.held import Held
+
 
 @emits("linear")
-def _linear(c: Call) -> ir.Value:
+def _linear(c: Call) -> ir.Value | Held:
     x, rank = c.tensor(), c.spec().rank
     if c.spec("weight").rank != 2:
         msg = "the weight has no two dimensions"
         raise UnsupportedError(msg)
     if rank == 2:
         return c.op("Gemm", x, c.parameter("weight"), c.parameter("bias"), transB=1)
+    if _is_integer(c):
+        return _on_rows(c)
     # stored transposed: onnxruntime has an integer kernel for a product, not for one with Transpose
     y = c.builder.main(c.op("MatMul", x, c.parameter("weight", TRANSPOSED)))
     bias = c.parameter("bias")
     return y if bias is None else c.op("Add", y, bias)
+
+
+def _is_integer(c: Call) -> bool:
+    """Whether operand, weight and bias lie on integer grids, as the integer kernel wants them."""
+    module = c.module
+    quantized = isinstance(module, QuantizationMixin) and all(
+        isinstance(module.param_quantizers[name], AffineQuantizer | BiasQuantizeDequantize)
+        for name in ("weight", "bias")
+        if name in module.param_quantizers
+    )
+    x = c.held("input")
+    plain = isinstance(x.spec.shape[-1], int) and sum(isinstance(s, Dim) for s in x.spec.shape) <= 1
+    return quantized and plain and c.arguments["bias"] is not None and x.integers is not None
+
+
+def _on_rows(c: Call) -> ir.Value | Held:
+    """`[..., K] -> [rows, K] -> Gemm -> [rows, N] -> [..., N]`, reshaped as integers.
+
+    onnxruntime joins a product with the sum that adds its bias only where all sizes are static; with
+    a dynamic batch the sum would stay in floating point. On rows it is one integer Gemm.
+    """
+    rows = c.held("input").on_rows(c.builder).value(c.builder)
+    gemm = c.op("Gemm", rows, c.parameter("weight"), c.parameter("bias"), transB=1)
+    y = c.around.reshaped_output(c, c.builder.main(gemm))
+    return c.reshape(gemm, c.out.shape, c.held("input")) if y is None else y
 
 
 @emits("matmul")

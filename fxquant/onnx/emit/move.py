@@ -239,9 +239,8 @@ def _roll(c: Call) -> ir.Value:
     x, shape = c.tensor(), c.spec().shape
     shifts, dims = (_as_tuple(c.static(n)) for n in ("shifts", "dims"))
     if not dims:
-        count = _count(shape)
-        flat = _rolled(c, c.op("Reshape", x, [-1]), 0, shifts[0], count)
-        return c.reshape(flat, shape)
+        flat = _rolled(c, c.op("Reshape", x, [-1]), 0, shifts[0], _count_or_none(shape))
+        return c.reshape(flat, shape, c.held("input"))
     for shift, dim in zip(shifts, dims, strict=True):
         axis = dim % len(shape)
         x = _rolled(c, x, axis, shift, static_sizes([shape[axis]], "the rolled axis")[0])
@@ -254,12 +253,16 @@ def _as_tuple(value: Any) -> tuple[int, ...]:
     return tuple(value) if isinstance(value, (tuple, list)) else (int(value),)
 
 
-def _rolled(c: Call, x: ir.Value, axis: int, shift: int, size: int) -> ir.Value:
-    shift %= max(size, 1)
+def _count_or_none(shape: Sequence[Any]) -> int | None:
+    return None if any(not isinstance(s, int) for s in shape) else _count(shape)
+
+
+def _rolled(c: Call, x: ir.Value, axis: int, shift: int, size: int | None) -> ir.Value:
+    # a slice counts from the end by itself, so a dynamic size need not be known
+    shift = shift if size is None else shift % max(size, 1)
     if not shift:
         return x
-    cut = size - shift
-    return c.op("Concat", c.slice(x, axis, cut), c.slice(x, axis, 0, cut), axis=axis)
+    return c.op("Concat", c.slice(x, axis, -shift), c.slice(x, axis, 0, -shift), axis=axis)
 
 
 def _flipped(c: Call, x: ir.Value, axes: Sequence[int]) -> ir.Value:

@@ -29,10 +29,9 @@ from fxquant.onnx.integer.products import padding
 def _add(c: KernelCall) -> Array:
     a, b = _Operand(c, 0), _Operand(c, 3)
     scale, zero = c.array(6).reshape(()), c.array(7).reshape(())
-    single = _single_span(a.values.shape, b.values.shape)
-    if single == 0:  # the kernel wants the single value second
-        return _pairs(b, a, lambda x, y: _sum(x, y, b, a, scale, zero, single=True))
-    return _pairs(a, b, lambda x, y: _sum(x, y, a, b, scale, zero, single=single == 1))
+    if _first_is_single(a.values.shape, b.values.shape):  # the kernel wants it second
+        a, b = b, a
+    return _pairs(a, b, lambda x, y: _sum(x, y, a, b, scale, zero))
 
 
 @kernel("QLinearMul")
@@ -59,7 +58,7 @@ class _Operand:
 
 
 def _sum(
-    x: Array, y: Array, a: _Operand, b: _Operand, scale: Array, zero: Array, *, single: bool
+    x: Array, y: Array, a: _Operand, b: _Operand, scale: Array, zero: Array
 ) -> Array:
     """`a·ra + (b·rb + base)` with the zero point inside of `base`, each step a fused multiply-add.
 
@@ -70,26 +69,18 @@ def _sum(
         b: the second operand.
         scale: of the sum.
         zero: of the sum.
-        single: whether the second operand is one value for a whole span, and counts in the base.
     """
     ra, rb = (a.scale / scale).astype(F32), (b.scale / scale).astype(F32)
     base = zero.astype(F32) - fma(ra, a.zero, (rb * b.zero).astype(F32))
-    if single:
-        # the compiler makes one fused step of the product and the sum here, too
-        return round_with_zero(fma(x, ra, fma(y, rb, base)), zero.dtype)
     return round_with_zero(fma(x, ra, fma(y, rb, base)), zero.dtype)
 
 
-def _single_span(a: tuple[int, ...], b: tuple[int, ...]) -> int | None:
-    """Which operand is one value along the innermost axis that counts; None where neither is."""
+def _first_is_single(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+    """Whether the first operand is one value along the innermost axis where they differ."""
     rank = max(len(a), len(b))
     left, right = (1,) * (rank - len(a)) + a, (1,) * (rank - len(b)) + b
-    for x, y in zip(reversed(left), reversed(right), strict=True):
-        if x != y:
-            return 0 if x == 1 else 1
-        if x != 1:
-            return None
-    return None
+    inner = [(x, y) for x, y in zip(left, right, strict=True) if (x, y) != (1, 1)]
+    return bool(inner) and inner[-1][0] == 1
 
 
 def _pairs(a: _Operand, b: _Operand, function: Callable[[Array, Array], Array]) -> Array:

@@ -45,11 +45,7 @@ def fuse(graph: ir.Graph) -> tuple[dict[str, Fused], set[str]]:
     Returns:
         What became of each operator by its name, and the names of int8 tensors that are now uint8.
     """
-    for node in ordered(graph):
-        quantize = only_reader(node.outputs[0]) if node.op_type in ("Relu", "Clip") else None
-        if quantize is not None and is_quantize(quantize) and drops_activation(node, quantize):
-            if node.op_type == "Relu" and len(quantize.inputs) == 3:
-                bypass(node)
+    _drop_relus(graph)
     shifted = _make_unsigned(graph)
     done: dict[str, Fused] = {}
     for node in ordered(graph):
@@ -67,6 +63,19 @@ def fuse(graph: ir.Graph) -> tuple[dict[str, Fused], set[str]]:
         done |= dict.fromkeys((str(n) for n in names), fused)
     graph.sort()
     return done, shifted
+
+
+def _drop_relus(graph: ir.Graph) -> None:
+    """A Relu whose quantizer cuts off the same goes, whatever is in front of it."""
+    for node in ordered(graph):
+        quantize = only_reader(node.outputs[0]) if node.op_type == "Relu" else None
+        if quantize is None or not is_quantize(quantize) or len(quantize.inputs) != 3:
+            continue
+        source = node.inputs[0].producer() if node.inputs[0] is not None else None
+        if drops_activation(node, quantize):
+            if source is not None and only_reader(source.outputs[0]) is node:
+                source.meta["covers"] = [*source.meta.get("covers", [source.name]), node.name]
+            bypass(node)
 
 
 def _make_unsigned(graph: ir.Graph) -> set[str]:

@@ -57,9 +57,9 @@ def normalize(graph: ir.Graph, compute: Compute) -> None:
     fold_constants(graph, compute)
     join_products_with_biases(graph)
     move_quantizers(graph)
+    transpose_stored(graph)
     quantize_weights(graph)
     separate_dequantizers(graph)
-    transpose_stored(graph)
 
 
 def separate_dequantizers(graph: ir.Graph) -> None:

@@ -233,6 +233,8 @@ def _gemm(group: Group) -> str:
         return ""
     if not _scalars(group, 1) or not _plain_weight(group):
         return ""
+    if attribute(group.node, "alpha", 1.0) != 1.0:
+        return ""
     if len(group.inputs) < 3:
         return "QGemm"
     good = attribute(group.node, "beta", 1.0) == 1.0 and group.inputs[2] is ir.DataType.INT32

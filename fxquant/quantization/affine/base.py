@@ -2,24 +2,23 @@
 
 The range (`min`, `max`) is the only state. Not-a-number means "not calibrated", so a state dict
 restores that as well, bit for bit. Step and zero point are computed from the range and kept until
-the range changes, which is seen by the version counter that every write through PyTorch advances
-(writes through `.data` do not; use `torch.no_grad()` instead).
+the range changes (see `known.py`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from fxquant.errors import QuantizationError
 from fxquant.quantization import kernels, traced
+from fxquant.quantization.affine.known import Known
 from fxquant.quantization.analyzers import EncodingAnalyzer, MinMax
 from fxquant.quantization.base import QuantizerBase, float32
 from fxquant.quantization.encodings import AffineEncoding
-from fxquant.quantization.grid import AffineGrid, Factors
+from fxquant.quantization.grid import AffineGrid
 from fxquant.quantization.layout import Layout
 from fxquant.quantization.tensor import DequantizedTensor, attach, plain
 
@@ -27,27 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fxquant.quantization.analyzers import Statistics
-
-
-@dataclass(slots=True)
-class Known:
-    """What follows from the range: kept until the range changes."""
-
-    key: tuple[Any, ...] | None
-    low: Tensor
-    high: Tensor
-    grid: AffineGrid
-    params: kernels.Affine | None = None
-    encoding: AffineEncoding | None = None
-    _factors: Factors | None = None
-
-    def factors(self) -> Factors:
-        """What turns sums over the tensor into gradients of the range."""
-        if self._factors is None:
-            scale = self.low if self.encoding is None else self.encoding.scale
-            with torch.no_grad():
-                self._factors = self.grid.factors(self.low.detach(), self.high.detach(), scale)
-        return self._factors
 
 
 class AffineQuantizer(QuantizerBase):
@@ -217,21 +195,23 @@ class AffineQuantizer(QuantizerBase):
     def _state(self) -> Known:
         low: Tensor = self._parameters["min"]  # type: ignore[assignment]
         high: Tensor = self._parameters["max"]  # type: ignore[assignment]
-        key = _stamp(low, high)
         known = self._known
-        if known is None or key is None or known.key != key or known.low is not low:
-            known = self._known = self._work_out(key, low, high)
+        if known is None or not known.holds_for(low, high):
+            known = self._known = self._work_out(low, high, known)
         return known
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _work_out(self, key: tuple[Any, ...] | None, low: Tensor, high: Tensor) -> Known:
+    def _work_out(self, low: Tensor, high: Tensor, before: Known | None) -> Known:
         grid, layout = self._grid, self._layout
+        known = Known.of(low, high, grid, single=self._single)
         scale = self._scale(low.detach().float(), high.detach().float())
-        if not scale.is_meta and bool(scale.isnan().any()):
-            return Known(key, low, high, grid)
+        # on an accelerator looking at a number waits for it, so that is done once a calibration
+        trusted = scale.is_meta or (scale.is_cuda and known.follows(before))
+        if not trusted and bool(scale.isnan().any()):
+            return known
         zero = grid.zero_point(low.detach(), scale)
-        params = kernels.affine(
+        known.params = kernels.affine(
             layout.spread(scale),
             layout.spread(zero),
             grid.qmin,
@@ -239,7 +219,8 @@ class AffineQuantizer(QuantizerBase):
             single=layout.single,
             centred=grid.symmetric and grid.middle == 0,
         )
-        return Known(key, low, high, grid, params, self._encoding(scale, 0.0 - zero))
+        known.encoding = self._encoding(scale, 0.0 - zero)
+        return known
 
     def _scale(self, low: Tensor, high: Tensor) -> Tensor:
         return self._grid.scale(low, high)
@@ -364,9 +345,3 @@ def grid_of(
         signed=symmetric if signed is None else signed,
         symmetric=symmetric,
     )
-
-
-def _stamp(low: Tensor, high: Tensor) -> tuple[Any, ...] | None:
-    if low.is_inference() or high.is_inference():
-        return None  # has no version counter
-    return low._version, high._version, low.data_ptr(), high.data_ptr()

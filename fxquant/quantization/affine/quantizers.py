@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from fxquant.quantization import kernels, traced
-from fxquant.quantization.affine.base import AffineQuantizer, Known
+from fxquant.quantization.affine.base import AffineQuantizer
 from fxquant.quantization.tensor import QuantizedTensor, attach, plain
 
 if TYPE_CHECKING:
+    from fxquant.quantization.affine.known import Known
     from fxquant.quantization.encodings import AffineEncoding
 
 

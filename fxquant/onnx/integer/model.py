@@ -1,0 +1,190 @@
+"""`IntegerModel`: an ONNX file as onnxruntime's default CPU run computes it, without onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from fxquant.errors import ExportError
+from fxquant.onnx.integer.arithmetic import Array
+from fxquant.onnx.coverage import reason
+from fxquant.onnx.integer.fuse import fuse
+from fxquant.onnx.integer.graph import Source, dtype_of, load
+from fxquant.onnx.integer.normalize import normalize
+from fxquant.onnx.integer.run import Interpreter, as_array
+
+_INTEGERS = frozenset(
+    (ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT16, ir.DataType.UINT16,
+     ir.DataType.INT4, ir.DataType.UINT4)
+)  # fmt: skip
+_PAIR = frozenset(("QuantizeLinear", "DequantizeLinear"))
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Where one operator runs.
+
+    Attributes:
+        node: name of the ONNX node.
+        operator: its type.
+        kernel: what runs in its place.
+        integer: whether that computes on integers.
+        covers: names of all nodes that the kernel stands for, quantizers among them.
+        reason: why it stays in floating point; empty for integer kernels.
+    """
+
+    node: str
+    operator: str
+    kernel: str
+    integer: bool
+    covers: tuple[str, ...]
+    reason: str
+
+
+class IntegerModel:
+    """The exact simulation of a QDQ model on onnxruntime's default CPU run (x86).
+
+    It decides from the graph which groups become integer kernels, and runs those with the kernels'
+    own arithmetic: exact 32-bit sums, float32 multipliers, ties to even, the zero point added before
+    or after rounding as each kernel does. Convolutional networks come out bit-equal. Floating-point
+    islands (softmax, norms, erf) use the same polynomials but may differ in their last bits, because
+    onnxruntime's order of sums depends on the CPU.
+
+    Args:
+        source: `onnx_ir.Model`, `onnx.ModelProto` or path; it is not changed.
+        islands: "own", or "onnxruntime" to run floating-point operators whose last bits depend on
+            the implementation one at a time in onnxruntime.
+
+    Raises:
+        ExportError: FXQ580 an input is missing or unknown; FXQ582 `islands` is unknown.
+
+    Example:
+        >>> import numpy as np, onnx.helper as h, onnx.numpy_helper as n
+        >>> stored = [n.from_array(np.float32(0.5), "s"), n.from_array(np.uint8(3), "z")]
+        >>> nodes = [h.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        ...          h.make_node("DequantizeLinear", ["q", "s", "z"], ["y"])]
+        >>> x, y = (h.make_tensor_value_info(k, 1, [2]) for k in "xy")
+        >>> graph = h.make_graph(nodes, "g", [x], [y], stored)
+        >>> model = h.make_model(graph, opset_imports=[h.make_opsetid("", 21)])
+        >>> IntegerModel(model)(np.float32([0.7, -9.0]))
+        array([ 0.5, -1.5], dtype=float32)
+    """
+
+    def __init__(self, source: Source, *, islands: str = "onnxruntime") -> None:
+        if islands not in ("own", "onnxruntime"):
+            what = f"islands={islands!r} is unknown"
+            raise ExportError("FXQ582", what, fix='use "own" or "onnxruntime"')
+        model = load(source)
+        graph = model.graph
+        self.input_names = tuple(str(v.name) for v in graph.inputs if v.const_value is None)
+        self.output_names = tuple(str(v.name) for v in graph.outputs)
+        self.quantized_names = tuple(_integer_values(graph))
+        self._operators = [n for n in model.clone().graph if n.op_type not in _PAIR]
+        self._run = Interpreter(
+            graph, model.opset_imports, runtime_islands=islands == "onnxruntime"
+        )
+        normalize(graph, self._run.compute)
+        self._fused, self._shifted = fuse(graph)
+        self._made = {str(n.name): n for n in graph}
+
+    # --- running -------------------------------------------------------------------------------
+
+    def run(self, feeds: Mapping[str, Any], wanted: Sequence[str] | None = None) -> dict[str, Array]:
+        """Values by name: the outputs, or the named ones, quantized tensors among them.
+
+        Args:
+            feeds: arrays or tensors by the names of the graph inputs.
+            wanted: names of values; default: the outputs.
+
+        Raises:
+            ExportError: FXQ580, the names of the feeds are not those of the inputs.
+        """
+        given = {name: as_array(x) for name, x in feeds.items()}
+        missing = [n for n in self.input_names if n not in given]
+        unknown = [n for n in given if n not in self.input_names]
+        if missing or unknown:
+            what = f"inputs are missing: {missing}" if missing else f"no inputs: {unknown}"
+            fix = f"the inputs are {', '.join(self.input_names)}"
+            raise ExportError("FXQ580", what, fix=fix)
+        names = self.output_names if wanted is None else tuple(wanted)
+        found = self._run.run(given, set(names))
+        return {n: self._given_type(n, found[n]) for n in names if n in found}
+
+    def _given_type(self, name: str, array: Array) -> Array:
+        """The integers of the file where the runtime turned int8 into uint8."""
+        if name not in self._shifted:
+            return array
+        return (array.astype(np.int16) - 128).astype(np.int8)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Outputs as the model returns them: torch tensors where torch tensors are given.
+
+        A single output comes alone, several as a tuple.
+        """
+        feeds = self.feeds(args, kwargs)
+        found = self.run(feeds)
+        results: list[Any] = [found[n] for n in self.output_names]
+        if any(isinstance(x, torch.Tensor) for x in feeds.values()):
+            results = [torch.from_numpy(np.array(x)) for x in results]
+        return results[0] if len(results) == 1 else tuple(results)
+
+    def feeds(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Positional inputs in the order of the graph inputs, and named ones, as one dict.
+
+        Raises:
+            ExportError: FXQ580, there are more than the model has.
+        """
+        if len(args) == 1 and isinstance(args[0], Mapping) and not kwargs:
+            return dict(args[0])
+        if len(args) > len(self.input_names):
+            what = f"{len(args)} inputs are given, the model has {len(self.input_names)}"
+            raise ExportError("FXQ580", what, fix=f"the inputs are {', '.join(self.input_names)}")
+        return dict(zip(self.input_names, args, strict=False)) | dict(kwargs)
+
+    def tensors(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
+        """Every quantized tensor by its name in the file, for these inputs."""
+        return self.run(self.feeds(args, kwargs), self.quantized_names)
+
+    # --- looking -------------------------------------------------------------------------------
+
+    def placement(self) -> tuple[Placed, ...]:
+        """Where each operator of the file runs, in graph order.
+
+        After a run it also tells which nodes onnxruntime itself had to run.
+        """
+        return tuple(self._placed(node) for node in self._operators)
+
+    def _placed(self, node: ir.Node) -> Placed:
+        name = str(node.name)
+        fused = self._fused.get(name)
+        if fused is not None:
+            return Placed(name, node.op_type, fused.kernel, True, fused.covers, "")
+        made = self._made.get(name)
+        if made is None:
+            return Placed(name, node.op_type, "folded away", True, (name,), "")
+        if any(_holds_integers(v) for v in made.inputs):
+            return Placed(name, node.op_type, made.op_type, True, (name,), "")
+        outside = self._run.outside.get(name)
+        kernel = f"{made.op_type} in onnxruntime" if outside else made.op_type
+        return Placed(name, node.op_type, kernel, False, (name,), reason(node))
+
+
+def _holds_integers(value: ir.Value | None) -> bool:
+    """Whether a value holds integers of a grid, and is no constant beside them."""
+    return value is not None and value.const_value is None and dtype_of(value) in _INTEGERS
+
+
+def _integer_values(graph: ir.Graph) -> list[str]:
+    """Names of what nodes write as integers of a grid."""
+    names = []
+    for node in graph:
+        quantizes = node.op_type == "QuantizeLinear" or node.op_type.startswith("QLinear")
+        for value in node.outputs:
+            if value.name and (quantizes or value.dtype in _INTEGERS):
+                names.append(value.name)
+    return names

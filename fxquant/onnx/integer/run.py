@@ -1,0 +1,186 @@
+"""Runs a graph of kernels node by node; what has no kernel here runs alone in onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from fxquant.errors import ExportError
+from fxquant.onnx.integer import bytewise, floats, moves, products, sums
+from fxquant.onnx.integer.arithmetic import Array
+from fxquant.onnx.integer.call import KernelCall, UnsupportedError, kernels
+from fxquant.onnx.integer.graph import constant, present
+from fxquant.onnx.runtime import Level, Session, as_feed, open_session, packed
+
+_FAMILIES = (bytewise, floats, moves, products, sums)  # imported for the kernels they register
+
+# these round as every correct program does: onnxruntime would give the same bits
+_EXACT = frozenset(
+    """QuantizeLinear DequantizeLinear Relu Neg Abs Floor Ceil Round Sign Not IsNaN Identity Sqrt
+    Reciprocal LeakyRelu Clip Cast Add Sub Mul Div Mod Where Sum Max Min Equal Less LessOrEqual
+    Greater GreaterOrEqual And Or Xor PRelu Reshape Flatten Transpose Squeeze Unsqueeze Concat Split
+    Slice Gather GatherElements Expand Tile Pad Shape Size ConstantOfShape Range Trilu DepthToSpace
+    ArgMax ReduceMax ReduceMin MaxPool GlobalMaxPool MatMulInteger MatMulIntegerToFloat
+    HardSigmoid""".split()
+)
+
+
+class Interpreter:
+    """Runs the nodes of a graph on numpy arrays.
+
+    Args:
+        graph: nodes in an order in which they can run.
+        opsets: versions of the operator domains.
+        runtime_islands: run floating-point operators whose last bits depend on the implementation
+            in onnxruntime, one at a time.
+    """
+
+    def __init__(
+        self, graph: ir.Graph, opsets: Mapping[str, int], *, runtime_islands: bool = False
+    ) -> None:
+        self.graph = graph
+        self.opsets = dict(opsets)
+        self.runtime_islands = runtime_islands
+        self.outside: dict[str, str] = {}  # node name -> why onnxruntime ran it
+        self._sessions: dict[ir.Node, Session] = {}
+        self._fixed: dict[ir.Node, Sequence[Array | None]] = {}
+
+    def run(
+        self, feeds: Mapping[str, Array], wanted: Collection[str]
+    ) -> dict[str, Array]:
+        """The wanted values by name.
+
+        Args:
+            feeds: graph inputs by name.
+            wanted: names of values, graph outputs among them or not.
+        """
+        values: dict[ir.Value, Array] = {
+            v: feeds[str(v.name)] for v in self.graph.inputs if v.name in feeds
+        }
+        found = {str(v.name): x for v, x in values.items() if v.name in wanted}
+        left = {v: len(v.uses()) for node in self.graph for v in present(node.inputs)}
+        for node in self.graph:
+            results = self._results(node, values)
+            for value, array in zip(node.outputs, results, strict=False):
+                if array is None or not value.name:
+                    continue
+                if value.name in wanted:
+                    found[value.name] = array
+                if left.get(value):
+                    values[value] = array
+            for value in present(node.inputs):
+                left[value] -= 1
+                if not left[value]:
+                    values.pop(value, None)
+        stored = {str(v.name): v for v in self.graph.initializers.values()}
+        for name in set(wanted) - set(found):
+            array = constant(stored.get(name))
+            if array is not None:
+                found[name] = array
+        return found
+
+    def _results(
+        self, node: ir.Node, values: Mapping[ir.Value, Array]
+    ) -> Sequence[Array | None]:
+        if node in self._fixed:
+            return self._fixed[node]
+        operands = [self._operand(v, values) for v in node.inputs]
+        results = self.compute(node, operands)
+        if node.inputs and all(constant(v) is not None for v in present(node.inputs)):
+            self._fixed[node] = results
+        return results
+
+    def _operand(self, value: ir.Value | None, values: Mapping[ir.Value, Array]) -> Array | None:
+        if value is None or value.name == "":
+            return None
+        if value in values:
+            return values[value]
+        found = constant(value)
+        if found is None and value.const_value is not None:
+            found = value.const_value.numpy()  # the default of an input that was not given
+        if found is None:
+            what = f"the value {value.name!r} is not known"
+            raise ExportError("FXQ581", what, fix="pass every input of the model")
+        return found
+
+    def compute(
+        self, node: ir.Node, operands: Sequence[Array | None]
+    ) -> Sequence[Array | None]:
+        """Run one node on arrays.
+
+        Raises:
+            ExportError: neither a kernel here nor onnxruntime can run it.
+        """
+        function = kernels().get(node.op_type)
+        if function is None:
+            return self._outside(node, operands, f"{node.op_type} has no kernel here")
+        if self.runtime_islands and node.op_type not in _EXACT and not _is_integer(node):
+            return self._outside(node, operands, "asked for")
+        try:
+            with np.errstate(all="ignore"):
+                made = function(KernelCall(node, operands, self.opsets.get("", 13)))
+        except UnsupportedError as reason:
+            return self._outside(node, operands, str(reason))
+        return [np.asarray(made)] if isinstance(made, np.ndarray | np.generic) else list(made)
+
+    def _outside(
+        self, node: ir.Node, operands: Sequence[Array | None], reason: str
+    ) -> Sequence[Array | None]:
+        self.outside[str(node.name)] = reason
+        if node not in self._sessions:
+            with packed(_alone(node, operands, self.opsets)) as source:
+                self._sessions[node] = open_session(source, Level.OFF)
+        session = self._sessions[node]
+        feeds = {
+            f"x{i}": as_feed(x) for i, x in enumerate(operands) if x is not None
+        }
+        found = session.run(feeds)
+        return [found.get(f"y{i}") for i in range(len(node.outputs))]
+
+
+def _is_integer(node: ir.Node) -> bool:
+    return node.op_type.startswith("QLinear") or node.op_type == "QGemm"
+
+
+def _alone(
+    node: ir.Node, operands: Sequence[Array | None], opsets: Mapping[str, int]
+) -> ir.Model:
+    """A model of one node that takes these operands; small ones are part of it."""
+    inputs: list[ir.Value | None] = []
+    given: list[ir.Value] = []
+    for i, (value, array) in enumerate(zip(node.inputs, operands, strict=True)):
+        if array is None:
+            inputs.append(None)
+            continue
+        made = ir.Value(name=f"x{i}")
+        made.type = ir.TensorType(_type_of(value, array))
+        made.shape = ir.Shape([None] * array.ndim)
+        inputs.append(made)
+        given.append(made)
+    copy = ir.node(
+        node.op_type, inputs, {}, domain=node.domain, num_outputs=len(node.outputs), name="node"
+    )
+    for attribute in node.attributes.values():
+        copy.attributes.add(attribute)
+    outputs = []
+    for i, (value, made) in enumerate(zip(node.outputs, copy.outputs, strict=True)):
+        made.name = f"y{i}" if value.name else ""
+        made.type = ir.TensorType(value.dtype) if value.dtype is not None else None
+        if value.name:
+            outputs.append(made)
+    graph = ir.Graph(given, outputs, nodes=[copy], opset_imports=dict(opsets), name="alone")
+    return ir.Model(graph, ir_version=10)
+
+
+def _type_of(value: ir.Value | None, array: Array) -> ir.DataType:
+    if value is not None and value.const_value is not None:
+        return value.const_value.dtype
+    return ir.DataType.from_numpy(array.dtype)
+
+
+def as_array(x: Any) -> Array:
+    """A torch tensor, array or number as an array."""
+    return as_feed(x) if hasattr(x, "detach") else np.asarray(x)

@@ -1,0 +1,85 @@
+"""Keeps floating-point layers floating point in onnxruntime.
+
+Before: `DequantizeLinear -> Conv (float weight) -> QuantizeLinear`.
+After:  `DequantizeLinear -> Conv (float weight) -> Max -> QuantizeLinear`.
+
+onnxruntime takes the first form for a quantized layer whose weight was forgotten and rounds the
+weight to 8 bits (its "WeightBiasQuantization"; up to a fifth of the outputs are then off by a
+step). `Max` of one operand is that operand: it copies the tensor, no optimizer removes it, and the
+pattern is gone. Identity, a product with one, Expand and an unbounded Clip are all removed, as are
+moves of values and activations whose range the grid holds anyway.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from fxquant.onnx.builder import Builder
+
+_LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+# operators through which onnxruntime moves Q and DQ, or that it merges into the layer
+_MOVES = frozenset({"Identity", "MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice",
+                    "Flatten", "Dropout"})  # fmt: skip
+_AFTER = _MOVES | {"Relu", "Clip", "BatchNormalization", "Add", "Sub", "Mul", "Div"}
+_BEFORE = _MOVES | {"Pad"}
+
+
+def shield_float_layers(builder: Builder) -> dict[ir.Node, ir.Node]:
+    """Put a `Max` in front of every QuantizeLinear that would make a float layer integer.
+
+    Args:
+        builder: the graph; nodes are inserted in place.
+
+    Returns:
+        New node -> the QuantizeLinear that it stands before.
+    """
+    exposed = [n for n in builder.nodes if n.op_type == "QuantizeLinear" and _is_exposed(n)]
+    made = {_shield(builder, node): node for node in exposed}
+    before = {after: new for new, after in made.items()}
+    builder.nodes[:] = [
+        n for node in builder.nodes if node not in made for n in (before.get(node), node) if n
+    ]
+    return made
+
+
+def _is_exposed(quantize: ir.Node) -> bool:
+    layer = _walk(quantize.inputs[0], _AFTER, _LAYERS)
+    if layer is None or len(layer.inputs) < 2 or _is_dequantized(layer.inputs[1]):
+        return False
+    return _walk(layer.inputs[0], _BEFORE, {"DequantizeLinear"}) is not None
+
+
+def _walk(value: ir.Value | None, through: Iterable[str], to: Iterable[str]) -> ir.Node | None:
+    """The maker of a value of one of the kinds, seen through others."""
+    through, to = frozenset(through), frozenset(to)
+    while value is not None:
+        node = value.producer()
+        if node is None or node.op_type in to:
+            return node
+        if node.op_type not in through:
+            return None
+        # a sum or product with a constant: the other operand
+        computed = [v for v in node.inputs if v is not None and v.producer() is not None]
+        value = computed[0] if computed else None
+    return None
+
+
+def _is_dequantized(value: ir.Value | None) -> bool:
+    return _walk(value, _MOVES, {"DequantizeLinear"}) is not None
+
+
+def _shield(builder: Builder, quantize: ir.Node) -> ir.Node:
+    given = quantize.inputs[0]
+    value = builder.op("Max", given)
+    node = value.producer()
+    if node is None or given is None:  # cannot be: it was just made from a value
+        return quantize
+    builder.name_node(node, f"{quantize.name}.float")
+    value.shape, value.type = given.shape, given.type
+    quantize.replace_input_with(0, value)
+    return node

@@ -1,0 +1,218 @@
+"""`quant_info.json`: the encodings of a calibration, by module path.
+
+An entry is `[bits, position]` where steps are powers of two, else `[bits, scale, zero_point,
+float_max]`, with lists in place of numbers where there is one step a channel. `param`, `output` and
+`input` map names to one entry for each tensor; None stands for a tensor that is not quantized.
+
+What the entries cannot say exactly (the ends of a range, from which the step is computed again) is
+kept beside them under `fxquant`, so that another process computes the same bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx, nn
+
+from fxquant._version import __version__
+from fxquant.errors import CheckpointError, nearest
+from fxquant.graph.dump import dump
+from fxquant.nn import QuantizationMixin
+from fxquant.quantization.affine import AffineQuantizer, BiasQuantizeDequantize
+from fxquant.quantization.float import FloatQuantizeDequantize
+from fxquant.quantization.pof2 import PowerOfTwoQuantizeDequantize, position_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fxquant.quantization import QuantizerBase
+
+NAME = "quant_info.json"
+_SECTIONS = ("param", "output", "input")
+_CALIBRATE = "run quant_mode='calib', quant_model on data and export_quant_config() first"
+Slot = tuple[str, str, int]  # section, name, number of the tensor
+
+
+def graph_digest(gm: fx.GraphModule) -> str:
+    """Digest of a graph's text: equal for equal networks."""
+    return hashlib.md5(dump(gm).encode(), usedforsecurity=False).hexdigest()
+
+
+def slots(gm: nn.Module) -> Iterator[tuple[Slot, QuantizerBase]]:
+    """Every quantizer by section, name and number; one that is shared comes for each holder."""
+    for path, module in gm.named_modules():
+        if not isinstance(module, QuantizationMixin):
+            continue
+        for name, quantizer in module.param_quantizers.active():
+            yield ("param", f"{path}.{name}", 0), quantizer
+        for i, quantizer in module.output_quantizers.active():
+            yield ("output", path, i), quantizer
+        for i, quantizer in module.input_quantizers.active():
+            yield ("input", path, i), quantizer
+
+
+def write_info(gm: fx.GraphModule, path: Path, extra: dict[str, Any]) -> None:
+    """Write the encodings of a calibrated graph.
+
+    Args:
+        gm: the simulated model.
+        path: the file.
+        extra: what else a later process has to know.
+    """
+    info: dict[str, Any] = {section: {} for section in _SECTIONS}
+    types: dict[str, dict[str, list[str]]] = {section: {} for section in _SECTIONS}
+    ranges: dict[str, Any] = {}
+    for (section, name, index), quantizer in slots(gm):
+        entries = info[section].setdefault(name, [])
+        entries += [None] * (index + 1 - len(entries))
+        entries[index] = _entry(quantizer)
+        if isinstance(quantizer, FloatQuantizeDequantize):
+            types[section][name] = [str(quantizer.dtype).removeprefix("torch.")]
+        elif isinstance(quantizer, AffineQuantizer):
+            ends = [_numbers(end) for end in (quantizer.min, quantizer.max)]
+            ranges[f"{section}:{name}:{index}"] = ends
+    info |= {"fast_finetuned": False, "bias_corrected": False, "version": f"fxquant {__version__}",
+             "graph_md5": graph_digest(gm)}  # fmt: skip
+    if any(types.values()):
+        info["dtype"] = types
+    info["fxquant"] = {**extra, "ranges": ranges}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work = path.with_name(f".{path.name}.{os.getpid()}")
+    work.write_text(json.dumps(info, indent=1), encoding="utf-8")
+    os.replace(work, path)
+
+
+def _entry(quantizer: QuantizerBase) -> list[Any]:
+    encoding: Any = quantizer.get_encodings()
+    bits = int(encoding.bitwidth)
+    if isinstance(quantizer, FloatQuantizeDequantize):
+        return [bits, None]
+    if isinstance(quantizer, PowerOfTwoQuantizeDequantize):
+        steps = encoding.scale.reshape(-1).tolist()
+        found = [position_of(step) for step in steps]
+        return [bits, found[0] if quantizer.shape == () else found]
+    return [bits, *(_numbers(x) for x in (encoding.scale, encoding.zero_point, encoding.max))]
+
+
+def _numbers(x: torch.Tensor) -> Any:
+    flat = x.detach().reshape(-1).tolist()
+    return flat[0] if x.dim() == 0 else flat
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def read_info(folder: Path) -> dict[str, Any]:
+    """The content of a folder's file.
+
+    Raises:
+        CheckpointError: FXQ620 there is none, FXQ621 it is no such file.
+    """
+    path = folder / NAME
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        what = f"there is no result of a calibration at {path}"
+        raise CheckpointError("FXQ620", what, fix=_CALIBRATE) from error
+    except ValueError as error:
+        raise CheckpointError("FXQ621", f"{path} is damaged: {error}", fix=_CALIBRATE) from error
+    sections = [info.get(s) for s in _SECTIONS] if isinstance(info, dict) else [None]
+    if not all(isinstance(s, dict) for s in sections):
+        what = f"{path} lacks one of the keys {', '.join(_SECTIONS)}"
+        raise CheckpointError("FXQ621", what, fix=_CALIBRATE)
+    return info  # type: ignore[no-any-return]
+
+
+def load_info(gm: fx.GraphModule, info: dict[str, Any]) -> None:
+    """Set the ranges of a simulated model; all entries are checked before any is set.
+
+    Files of other tools are read where their names contain module paths.
+
+    Raises:
+        CheckpointError: FXQ622 made for another network, FXQ623 names that cannot be mapped or
+            tensors without an entry, FXQ624 an entry that does not fit.
+    """
+    own = info.get("fxquant")
+    if own is not None and info.get("graph_md5") != graph_digest(gm):
+        raise CheckpointError(
+            "FXQ622",
+            "the calibration is of another network, target or strategy",
+            fix="calibrate this network, or pass the arguments that it was calibrated with",
+        )
+    places = dict(slots(gm))
+    entries = _mapped(info, places)
+    ranges = own.get("ranges", {}) if isinstance(own, dict) else {}
+    checked = []
+    for slot, quantizer in places.items():
+        if isinstance(quantizer, BiasQuantizeDequantize | FloatQuantizeDequantize):
+            continue  # follows from its sources, or has no range
+        if slot not in entries:
+            what = f"there is no entry for {slot[1]} in {slot[0]!r}"
+            raise CheckpointError("FXQ623", what, fix=_CALIBRATE)
+        key = f"{slot[0]}:{slot[1]}:{slot[2]}"
+        checked.append((quantizer, _range(slot, entries[slot], quantizer, ranges.get(key))))
+    for quantizer, (low, high) in checked:
+        quantizer.set_range(low, high)
+
+
+def _mapped(info: dict[str, Any], places: dict[Slot, Any]) -> dict[Slot, Any]:
+    entries: dict[Slot, Any] = {}
+    unknown: list[str] = []
+    for section in _SECTIONS:
+        known = {name for s, name, _ in places if s == section}
+        for name, values in info[section].items():
+            path = name if name in known else _module_path(name)
+            if path not in known:
+                unknown.append(name)
+                continue
+            entries |= {(section, path, i): v for i, v in enumerate(values) if v is not None}
+    if unknown:
+        names = {name for _, name, _ in places}
+        reason = nearest(_module_path(unknown[0]), names) or (
+            "names that count operators say nothing about modules: calibrate anew"
+        )
+        what = f"{len(unknown)} name(s) belong to no module of this network: {unknown[0]!r}, ..."
+        raise CheckpointError("FXQ623", what, fix=reason)
+    return entries
+
+
+def _module_path(name: str) -> str:
+    """The module path in a name of another tool.
+
+    >>> _module_path("Net::Net/Sequential[layer1]/Conv2d[0]/input.3")
+    'layer1.0'
+    >>> _module_path("Net::layer1.0.weight")
+    'layer1.0.weight'
+    """
+    found = re.findall(r"\[([^\]]+)\]", name)
+    return ".".join(found) if found else name.rpartition("::")[2]
+
+
+def _range(slot: Slot, entry: Any, quantizer: Any, exact: Any) -> tuple[Any, Any]:
+    if not isinstance(entry, list) or len(entry) not in (2, 4) or entry[0] != quantizer.bitwidth:
+        what = f"{slot[1]}: {entry} does not fit a tensor of {quantizer.bitwidth} bits"
+        raise CheckpointError("FXQ624", what, fix="pass the bits and the target of the calibration")
+    if any(v is None for v in entry):
+        raise CheckpointError("FXQ624", f"{slot[1]} was never calibrated", fix=_CALIBRATE)
+    shape, grid = quantizer.shape, quantizer.grid
+    try:
+        scale = torch.tensor(entry[1], dtype=torch.float32)
+        if len(entry) == 2:
+            scale = torch.exp2(-scale)
+        zero = torch.tensor(entry[2] if len(entry) == 4 else grid.middle, dtype=torch.float32)
+        scale, zero = scale.reshape(shape), zero.expand(scale.shape).reshape(shape)
+        if exact is not None:
+            low, high = (torch.tensor(end, dtype=torch.float32).reshape(shape) for end in exact)
+            found = grid.scale(low, high) if len(entry) == 4 else quantizer._scale(low, high)
+            if torch.equal(found, scale) and torch.equal(grid.zero_point(low, found), zero):
+                return low, high
+    except (RuntimeError, TypeError, ValueError) as error:
+        what = f"{slot[1]}: {entry} does not fit a tensor with ranges of shape {shape}: {error}"
+        raise CheckpointError("FXQ624", what, fix=_CALIBRATE) from error
+    return (grid.qmin - zero) * scale, (grid.qmax - zero) * scale

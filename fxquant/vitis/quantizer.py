@@ -1,0 +1,373 @@
+"""`torch_quantizer`: calibrate in one process, test and export in the same or in another one.
+
+    # first                                            # later, perhaps elsewhere
+    q = torch_quantizer("calib", net, (x,))            q = torch_quantizer("test", net, (x,))
+    for batch in data: q.quant_model(batch)            evaluate(q.quant_model)
+    q.export_quant_config()                            q.export_onnx_model()
+
+The two are joined by `quant_info.json` in `output_dir`; outputs agree bit for bit.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx, nn
+
+from fxquant import ops
+from fxquant.analysis.shifts import ShiftReport, check_shifts
+from fxquant.config import QuantConfig
+from fxquant.errors import CalibrationError, ConfigError
+from fxquant.passes import align_grids, approximate
+from fxquant.prepare import prepare_model
+from fxquant.quantization import QuantScheme
+from fxquant.sim import QuantizationSimModel
+from fxquant.targets import Target, load_target
+from fxquant.vitis.follow import Following
+from fxquant.vitis.info import NAME, load_info, read_info, write_info
+from fxquant.vitis.specify import specify
+from fxquant.vitis.strategy import Strategy, load_strategy
+
+if TYPE_CHECKING:
+    from fxquant.onnx.report import ParityReport
+
+log = logging.getLogger("fxquant")
+
+DEFAULT_TARGET = "onnxruntime_x86"
+_OF_DEVICE = {"DPU": "generic_pof2", "CPU": DEFAULT_TARGET, "GPU": DEFAULT_TARGET}
+_MODES = ("calib", "test")
+
+
+class TorchQuantizer:
+    """What `torch_quantizer` returns.
+
+    Attributes:
+        quant_model: the quantized model; in "calib" mode calls of it are the calibration.
+        target: what the model is quantized for.
+        strategy: rules of the strategy file, or None.
+        changes: approximations of the user's mathematics that were asked for, one line each.
+    """
+
+    def __init__(
+        self,
+        quant_mode: str,
+        module: nn.Module,
+        inputs: Any,
+        folder: Path,
+        options: Mapping[str, Any],
+    ) -> None:
+        self.mode, self.folder, self._name = quant_mode, folder, type(module).__name__
+        self._info = read_info(folder) if quant_mode == "test" else None
+        chosen = _remembered(options, self._info)
+        self.strategy = _strategy(chosen["strategy"])
+        self.target = _target(chosen["target"], self.strategy)
+        self._options = {**chosen, "target": self.target.name}
+        prepared = prepare_model(module, inputs)
+        self.changes = _approximated(prepared, chosen["approximate"], self.strategy, self.target)
+        config = _config(prepared, chosen["bitwidth"], self.strategy, self.target)
+        self._sim = QuantizationSimModel(
+            prepared, inputs, QuantScheme.post_training_tf_enhanced, in_place=True,
+            config=config, target=self.target,
+        )  # fmt: skip
+        self.quant_model: fx.GraphModule = self._sim.model.eval()
+        statistics: dict[nn.Module, str] = {}
+        if self.strategy is not None:
+            statistics = specify(self.quant_model, self.strategy, self.target)
+        self._following: Following | None = None
+        if self._info is not None:
+            load_info(self.quant_model, self._info)
+        else:
+            self._following = Following(self.quant_model, statistics)
+
+    # --- calibration -----------------------------------------------------------------------
+
+    def export_quant_config(self, output_dir: str | Path | None = None) -> Path:
+        """End the calibration and write `quant_info.json`.
+
+        Args:
+            output_dir: folder; default: that of `torch_quantizer`.
+
+        Returns:
+            The file.
+
+        Raises:
+            ConfigError: FXQ281, in "test" mode there is no calibration to write.
+            CalibrationError: FXQ432, `quant_model` was never called.
+        """
+        if self.mode != "calib":
+            raise ConfigError("FXQ281", "export_quant_config belongs to quant_mode='calib'")
+        self._end_calibration()
+        path = Path(output_dir or self.folder) / NAME
+        write_info(self.quant_model, path, self._options)
+        return path
+
+    def _end_calibration(self) -> None:
+        following = self._following
+        if following is None or not following.active:
+            return
+        if not following.batches:
+            raise CalibrationError(
+                "FXQ432",
+                "the model was never called, so there is nothing to calibrate on",
+                fix="call quant_model on calibration data (quant_mode='calib') first",
+            )
+        following.stop()
+        kinds = _aligned(self.strategy)
+        if kinds:
+            align_grids.AlignGrids(operators=kinds)(self.quant_model)
+
+    # --- looking ---------------------------------------------------------------------------
+
+    def check_shifts(self) -> ShiftReport:
+        """Compare the shifts of the calibrated model with the ranges of the target."""
+        return check_shifts(self.quant_model, self.target)
+
+    # --- export ----------------------------------------------------------------------------
+
+    def export_onnx_model(
+        self,
+        output_dir: str | Path | None = None,
+        *,
+        opset_version: int | None = None,
+        check_model: bool = True,
+    ) -> ParityReport:
+        """Write `<Model>_int.onnx`, and prove it against onnxruntime.
+
+        Args:
+            output_dir: folder; default: that of `torch_quantizer`.
+            opset_version: ONNX opset; default: the strategy's, or 21.
+            check_model: compare with onnxruntime before the file gets its name.
+
+        Returns:
+            The report of the proof.
+
+        Raises:
+            CalibrationError: FXQ432, `quant_model` was never called.
+            ExportError: the model cannot be written, or onnxruntime computes something else.
+        """
+        self._end_calibration()
+        wanted = opset_version or (self.strategy.onnx_opset_version if self.strategy else None)
+        return self._sim.export(
+            output_dir or self.folder, f"{self._name}_int", opset=wanted or 21, prove=check_model
+        )
+
+    def export_torch_script(self, output_dir: str | Path | None = None) -> Path:
+        """Write `<Model>_int.pt2` with PyTorch's exporter; `torch.export.load` reads it.
+
+        The program calls the operator `fxquant::quantize_dequantize`, so fxquant must be imported
+        before it is loaded.
+
+        Args:
+            output_dir: folder; default: that of `torch_quantizer`.
+
+        Returns:
+            The file.
+        """
+        self._end_calibration()
+        args, kwargs = self._sim._example
+        with torch.no_grad():
+            program = torch.export.export(self.quant_model, args, kwargs)
+        path = Path(output_dir or self.folder) / f"{self._name}_int.pt2"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.export.save(program, path)
+        return path
+
+
+def torch_quantizer(
+    quant_mode: str,
+    module: nn.Module,
+    input_args: Any = None,
+    input_kwargs: Mapping[str, Any] | None = None,
+    *,
+    output_dir: str | Path = "quantize_result",
+    bitwidth: int | None = None,
+    device: torch.device | str | None = None,
+    quant_config_file: str | Path | Mapping[str, Any] | None = None,
+    target: str | Target | None = None,
+    approximate: bool = False,
+) -> TorchQuantizer:
+    """Quantize a network: "calib" to calibrate it, "test" to use what a calibration has written.
+
+    Args:
+        quant_mode: "calib" or "test".
+        module: the float network; it is not changed.
+        input_args: example inputs: a tensor or a tuple of positional inputs.
+        input_kwargs: keyword inputs, if the network takes no positional ones.
+        output_dir: folder of `quant_info.json` and of exports.
+        bitwidth: bits of weights and activations; default: the strategy's or the target's.
+        device: where the network runs; default: where it is.
+        quant_config_file: strategy, a JSON file or its content.
+        target: name of a shipped target, or a `Target`; default in "test" mode: that of the
+            calibration, else the strategy's device, else onnxruntime.
+        approximate: permit the approximations that the target computes with; they are listed in
+            `changes`. Without it the network's mathematics stays as it is.
+
+    Returns:
+        The quantizer; `quant_model` is the network to call.
+
+    Raises:
+        ConfigError: FXQ27x the strategy is wrong, FXQ28x arguments contradict each other.
+        CheckpointError: FXQ62x, in "test" mode there is no calibration that fits.
+
+    Example:
+        >>> import tempfile
+        >>> net, x = nn.Sequential(nn.Linear(4, 3), nn.ReLU()), torch.randn(8, 4)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     q = torch_quantizer("calib", net, (x,), output_dir=folder)
+        ...     y = q.quant_model(x)
+        ...     path = q.export_quant_config()
+        ...     later = torch_quantizer("test", net, (x,), output_dir=folder)
+        ...     same = torch.equal(later.quant_model(x), q.quant_model(x))
+        >>> same
+        True
+    """
+    if quant_mode not in _MODES:
+        what = f"quant_mode is {quant_mode!r}"
+        raise ConfigError("FXQ280", what, fix="use 'calib' or 'test'")
+    if not isinstance(module, nn.Module):
+        what = f"module is a {type(module).__name__}, not a torch.nn.Module"
+        raise ConfigError("FXQ282", what, fix="pass the float network")
+    inputs = _inputs(input_args, input_kwargs)
+    if device is not None:
+        module, inputs = _moved(module, inputs, torch.device(device))
+    options = {
+        "bitwidth": bitwidth, "approximate": approximate, "target": target,
+        "strategy": quant_config_file,
+    }  # fmt: skip
+    return TorchQuantizer(quant_mode, module, inputs, Path(output_dir), options)
+
+
+def _inputs(args: Any, kwargs: Mapping[str, Any] | None) -> Any:
+    if args is None and kwargs is None:
+        raise ConfigError("FXQ283", "there are no example inputs", fix="pass input_args=(x,)")
+    if args is not None and kwargs:
+        what = "positional and keyword example inputs are given together"
+        raise ConfigError("FXQ283", what, fix="pass all of them as input_kwargs")
+    if args is None:
+        return dict(kwargs or {})
+    return tuple(args) if isinstance(args, Sequence) else args
+
+
+def _moved(module: nn.Module, inputs: Any, device: torch.device) -> tuple[nn.Module, Any]:
+    """The network and its inputs on a device; the user's network stays where it is."""
+    import copy
+
+    def move(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return value.to(device)
+        if isinstance(value, dict):
+            return {k: move(v) for k, v in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(move(v) for v in value)
+        return value
+
+    there = all(p.device == device for p in module.parameters())
+    return module if there else copy.deepcopy(module).to(device), move(inputs)
+
+
+def _remembered(options: Mapping[str, Any], info: dict[str, Any] | None) -> dict[str, Any]:
+    """The options, and in "test" mode those of the calibration where none is given.
+
+    Raises:
+        ConfigError: FXQ284, one differs from that of the calibration.
+    """
+    chosen = dict(options)
+    if chosen["strategy"] is not None:
+        chosen["strategy"] = load_strategy(chosen["strategy"]).model_dump(mode="json", exclude_none=True)
+    known = (info or {}).get("fxquant", {})
+    for key, value in options.items():
+        if key not in known:
+            continue
+        given = chosen[key]
+        name = given.name if isinstance(given, Target) else given
+        if isinstance(given, str) and key == "target":
+            name = load_target(given).name
+        if value in (None, False):
+            chosen[key] = known[key]
+        elif name != known[key]:
+            label = "quant_config_file" if key == "strategy" else key
+            what = f"{label} is not what the calibration was made with ({known[key]})"
+            raise ConfigError("FXQ284", what, fix=f"leave {label} out, or calibrate again")
+    return chosen
+
+
+def _strategy(source: Any) -> Strategy | None:
+    return None if source is None else load_strategy(source)
+
+
+def _target(given: str | Target | None, strategy: Strategy | None) -> Target:
+    if given is None:
+        given = _OF_DEVICE[strategy.target_device] if strategy else DEFAULT_TARGET
+    target = load_target(given) if isinstance(given, str) else given
+    if strategy and strategy.target_device == "DPU" and not target.powers_of_two:
+        what = f"target_device=DPU needs powers of two, which {target.name} does not have"
+        raise ConfigError("FXQ275", what, fix="set target_device to CPU, or take another target")
+    return target
+
+
+def _config(
+    prepared: fx.GraphModule, bitwidth: int | None, strategy: Strategy | None, target: Target
+) -> QuantConfig:
+    """The base that the strategy's rules then change."""
+    said = strategy.overall_quantize_config.bit_width if strategy else None
+    if bitwidth is not None and said is not None and bitwidth != said:
+        what = f"bitwidth={bitwidth}, but overall_quantize_config.bit_width={said}"
+        raise ConfigError("FXQ276", what, fix="give one of them")
+    bits = bitwidth or said
+    kept = _kept(prepared, strategy) if strategy else ()
+    config = QuantConfig(
+        activation_bitwidth=bits or target.activation.bitwidth,
+        weight_bitwidth=bits or target.weight.bitwidth,
+        keep_float=kept,
+    )
+    target.check(config)
+    return config
+
+
+def _kept(prepared: fx.GraphModule, strategy: Strategy) -> tuple[str, ...]:
+    """Paths of the modules that stay in floating point for the sake of accuracy."""
+    rows = [(n, ops.row_of(n, prepared)) for n in prepared.graph.nodes if n.op == "call_module"]
+    weighted = [str(n.target) for n, row in rows if row is not None and row.weight_axis is not None]
+    kept: list[str] = []
+    if strategy.keep_first_last_layer_accuracy and weighted:
+        kept += [weighted[0], weighted[-1]]
+    if strategy.keep_add_layer_accuracy:
+        kept += [str(n.target) for n, row in rows if row is not None and row.name == "add"]
+    return tuple(dict.fromkeys(kept))
+
+
+def _approximated(
+    prepared: fx.GraphModule, permitted: bool, strategy: Strategy | None, target: Target
+) -> tuple[str, ...]:
+    kinds = list(target.approximations) if permitted else []
+    asked = {
+        "relu6": bool(strategy and strategy.convert_relu6_to_relu),
+        "silu": bool(strategy and strategy.convert_silu_to_hswish),
+    }
+    for kind in (k for k, wanted in asked.items() if wanted):
+        if not permitted:
+            what = f"the strategy converts {kind}, which changes what the network computes"
+            raise ConfigError("FXQ277", what, fix="pass approximate=True, or set it to false")
+        kinds.append(kind)
+    if not kinds:
+        return ()
+    outcome = approximate.Approximate(operators=tuple(dict.fromkeys(kinds)))(prepared)
+    log.info("approximated %d operator(s)", outcome.changes)
+    return approximate.listed(prepared)
+
+
+def _aligned(strategy: Strategy | None) -> tuple[str, ...]:
+    if strategy is None:
+        return ()
+    kinds: list[str] = []
+    if strategy.change_concat_input_fix:
+        kinds += ["cat", "stack"]
+    if strategy.change_pool_input_fix:
+        kinds += ["avg_pool1d", "avg_pool2d", "avg_pool3d"]
+    if strategy.change_add_input_fix:
+        kinds += ["add"]
+    return tuple(kinds)

@@ -1,0 +1,232 @@
+"""Ranges from observed data: exact, bounded, and independent of the order of the batches."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import fxquant.quantization as Q
+from fxquant.errors import QuantizationError
+from fxquant.quantization.analyzers import EncodingAnalyzer, Histogram, MinMax, Percentile, Sqnr
+from fxquant.quantization.grid import AffineGrid
+from fxquant.quantization.layout import Layout
+
+ANALYZERS = [MinMax(), Percentile(99.9), Sqnr()]
+
+
+def seen(layout: Layout, batches: list[Tensor], bins: int = 64) -> Histogram:
+    histogram = Histogram(layout, bins)
+    for x in batches:
+        histogram.update(x, *layout.extremes(x))
+    return histogram
+
+
+def equal(a: Histogram, b: Histogram) -> bool:
+    names = ("counts", "first", "exponent", "low", "high")
+    return all(torch.equal(getattr(a, n), getattr(b, n)) for n in names)
+
+
+def batches_of(seed: int, count: int, *size: int) -> list[Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    scales = 10.0 ** (torch.rand(count, generator=g) * 8 - 4)
+    return [
+        torch.randn(size, generator=g) * s + (s if i % 3 else 0.0) for i, s in enumerate(scales)
+    ]
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 2**31), st.integers(1, 6), st.sampled_from([(), (3, 1), (1, 8)]))
+def test_order_and_cuts_of_the_data_do_not_matter(
+    seed: int, count: int, shape: tuple[int, ...]
+) -> None:
+    layout = Layout(shape)
+    batches = batches_of(seed, count, 3, 8)
+    whole = seen(layout, batches)
+    shuffled = random.Random(seed).sample(batches, len(batches))
+    assert equal(whole, seen(layout, shuffled))
+    merged = seen(layout, batches[: count // 2])
+    merged.merge(seen(layout, batches[count // 2 :]))
+    assert equal(whole, merged)
+    assert int(whole.counts.sum()) == 24 * count
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 2**31), st.sampled_from([0, 1]))
+def test_counts_are_those_of_numpy(seed: int, axis: int) -> None:
+    shape = (3, 1) if axis == 0 else (1, 8)
+    batches = batches_of(seed, 4, 3, 8)
+    histogram = seen(Layout(shape), batches)
+    rows = torch.cat([b.movedim(axis, 0) for b in batches], 1).double()
+    for row, values in enumerate(rows):
+        width, first = float(histogram.width[row]), int(histogram.first[row])
+        numbers = np.floor(values.numpy() / width).astype(int) - first
+        want = np.bincount(numbers, minlength=histogram.bins)
+        assert histogram.counts[row].tolist() == want.tolist()
+        # no bin is wider than it must be
+        span = max(values.max().item(), 0.0) - min(values.min().item(), 0.0)
+        assert span > width * (histogram.bins - 2) / 2
+
+
+def test_extreme_values_fit() -> None:
+    for x in (
+        torch.zeros(5),
+        torch.tensor([1e-44, 0.0]),
+        torch.tensor([3e38, -3e38]),
+        torch.tensor([-1e-30]),
+        torch.tensor([5.0]),
+    ):
+        histogram = seen(Layout(), [x, torch.zeros(3), x])
+        assert int(histogram.counts.sum()) == 2 * len(x) + 3
+
+
+def test_memory_does_not_grow_with_the_data() -> None:
+    histogram = Histogram(Layout((4, 1)), 128)
+    for x in batches_of(0, 30, 4, 100):
+        histogram.update(x, *Layout((4, 1)).extremes(x))
+        assert histogram.counts.shape == (4, 128)
+
+
+@pytest.mark.parametrize("analyzer", ANALYZERS)
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_channels_do_not_mix(analyzer: EncodingAnalyzer, axis: int) -> None:
+    shape = [1, 1, 1]
+    shape[axis] = 3
+    scales = torch.tensor([1.0, 100.0, 10000.0]).reshape(shape)
+    together = Q.affine.QuantizeDequantize(shape, 8, True, analyzer)
+    apart = [
+        Q.affine.QuantizeDequantize((1, 1, 1), 8, True, _per_channel(analyzer)) for _ in range(3)
+    ]
+    batches = [torch.randn(3, 3, 3) * scales for _ in range(4)]
+    with together.compute_encodings():
+        for x in batches:
+            together(x)
+    for number, q in enumerate(apart):
+        with q.compute_encodings():
+            for x in batches:
+                q(x.movedim(axis, 0)[number])
+        assert torch.equal(q.max.flatten(), together.max.flatten()[number : number + 1])
+
+
+def _per_channel(analyzer: EncodingAnalyzer) -> EncodingAnalyzer:
+    # a tensor with one range has finer bins unless told otherwise
+    return Sqnr(bins=512) if isinstance(analyzer, Sqnr) else analyzer
+
+
+@pytest.mark.parametrize("share", [50.0, 90.0, 99.0, 99.9, 100.0])
+def test_percentiles_are_those_of_numpy_up_to_a_bin(share: float) -> None:
+    x = torch.randn(20000).exp() - 1.0
+    q = Q.affine.QuantizeDequantize((), 8, encoding_analyzer=Percentile(share))
+    with q.compute_encodings():
+        for part in x.split(3000):
+            q(part)
+    bin_width = float(x.max() - x.min()) / 1000
+    assert q.max.item() == pytest.approx(
+        max(np.percentile(x, share, method="inverted_cdf"), 0.0), abs=bin_width
+    )
+    assert q.min.item() == pytest.approx(
+        min(np.percentile(x, 100 - share, method="inverted_cdf"), 0.0), abs=bin_width
+    )
+
+
+def test_hundred_per_cent_is_min_max() -> None:
+    x = torch.randn(1000)
+    q = Q.affine.QuantizeDequantize((), 8, encoding_analyzer=Percentile(100))
+    with q.compute_encodings():
+        q(x)
+    assert q.min.item() == float(x.min())
+    assert q.max.item() == float(x.max())
+
+
+@pytest.mark.parametrize("share", [49.9, 100.1])
+def test_impossible_percentiles_are_refused(share: float) -> None:
+    with pytest.raises(QuantizationError, match="FXQ415"):
+        Percentile(share)
+
+
+def noise(x: Tensor, q: Q.affine.QuantizeDequantize) -> float:
+    return float((q(x) - x).square().mean())
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("kind", ["normal", "heavy", "relu", "negative"])
+def test_sqnr_is_close_to_the_best_of_all_ranges(bits: int, symmetric: bool, kind: str) -> None:
+    x = torch.randn(20000)
+    if kind == "heavy":
+        x = x * torch.rand(20000).reciprocal().clamp(max=30).sqrt()
+    x = x.relu() if kind == "relu" else -x.abs() if kind == "negative" else x
+    q = Q.affine.QuantizeDequantize((), bits, symmetric, Sqnr(gamma=1.0))
+    with q.compute_encodings():
+        for part in x.split(3000):
+            q(part)
+    with torch.no_grad():
+        found = noise(x, q)
+        low, high = float(x.min()), float(x.max())
+        best = torch.inf
+        for share in np.linspace(0.02, 1.0, 99):
+            q.set_range(min(low * share, 0.0), max(high * share, 0.0))
+            best = min(best, noise(x, q))
+    assert found <= best * 1.1
+
+
+def test_clipping_counts_more_with_gamma() -> None:
+    x = torch.randn(20000)
+    ranges = []
+    for gamma in (1.0, 3.0, 30.0):
+        q = Q.affine.QuantizeDequantize((), 4, encoding_analyzer=Sqnr(gamma=gamma))
+        with q.compute_encodings():
+            q(x)
+        ranges.append((q.max - q.min).item())
+    assert ranges == sorted(ranges)
+    assert ranges[0] < ranges[-1]
+
+
+def test_analyzers_share_nothing_between_quantizers() -> None:
+    analyzer = Sqnr()
+    first, second = (Q.affine.QuantizeDequantize((), 8, encoding_analyzer=analyzer) for _ in "ab")
+    with first.compute_encodings(), second.compute_encodings():
+        first(torch.tensor([1.0, -1.0]))
+        second(torch.tensor([9.0, -9.0]))
+    assert first.max.item() < 2.0
+    assert second.max.item() > 2.0
+
+
+@pytest.mark.parametrize("analyzer", ANALYZERS)
+def test_statistics_of_another_analyzer_give_no_range(analyzer: EncodingAnalyzer) -> None:
+    class Other:
+        def update(self, x: Tensor, low: Tensor, high: Tensor) -> None:
+            """Nothing."""
+
+    assert analyzer.range(Other(), AffineGrid(0, 255)) is None
+    assert analyzer.range(analyzer.start(Layout()), AffineGrid(0, 255)) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("tf", MinMax),
+        ("min_max", MinMax),
+        ("post_training_tf", MinMax),
+        ("tf_enhanced", Sqnr),
+        ("percentile", Percentile),
+        ("training_range_learning_with_tf_init", MinMax),
+        ("training_range_learning_with_tf_enhanced_init", Sqnr),
+    ],
+)
+def test_schemes_by_name(name: str, kind: type) -> None:
+    assert type(Q.analyzer_for(name)) is kind
+    assert type(Q.QuantScheme(name).analyzer()) is kind
+
+
+def test_scheme_names_are_aliases() -> None:
+    assert Q.QuantScheme("post_training_tf") is Q.QuantScheme["min_max"]
+    assert Q.QuantScheme["post_training_tf"] is Q.QuantScheme["min_max"]
+    assert Q.analyzer_for("percentile", percentile=99.0) == Percentile(99.0)
+    with pytest.raises(QuantizationError, match=r"(?s)FXQ416.*tf_enhanced"):
+        Q.QuantScheme("tf_enhance")

@@ -1,0 +1,302 @@
+"""What users do with a quantizer: calibrate, set, freeze, save, copy, move, train."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import fxquant.quantization as Q
+from fxquant.errors import CalibrationError, QuantizationError, UncalibratedError
+
+
+def calibrated(*shape: int, symmetric: bool = False) -> Q.affine.QuantizeDequantize:
+    q = Q.affine.QuantizeDequantize(shape, 8, symmetric)
+    with q.compute_encodings():
+        q(torch.randn(4, 5))
+    return q
+
+
+def same(a: Q.affine.AffineQuantizer, b: Q.affine.AffineQuantizer) -> bool:
+    first, second = a.get_encodings(), b.get_encodings()
+    assert first is not None
+    return first.same_grid(second)
+
+
+def test_nothing_is_known_before_calibration() -> None:
+    q = Q.affine.QuantizeDequantize((3, 1), 8)
+    assert not q.is_initialized()
+    for value in (q.get_scale(), q.get_offset(), q.get_min(), q.get_max(), q.get_encodings()):
+        assert value is None
+    q.where = "input of conv1"
+    with pytest.raises(UncalibratedError, match="input of conv1") as error:
+        q(torch.randn(3, 4))
+    assert error.value.code == "FXQ401"
+
+
+def test_observing_passes_tensors_through() -> None:
+    q = Q.affine.QuantizeDequantize((), 8)
+    x = torch.randn(3)
+    with q.compute_encodings():
+        assert q(x) is x
+        assert q.observing
+    assert not q.observing
+
+
+def test_a_quantizer_that_saw_nothing_keeps_what_it_had() -> None:
+    q = Q.affine.QuantizeDequantize((), 8)
+    with q.compute_encodings():
+        q(torch.empty(0, 3))
+    assert not q.is_initialized()
+    q.set_range(-1.0, 1.0)
+    with q.compute_encodings():
+        pass
+    assert q.min.item() == -1.0
+
+
+def test_an_error_inside_leaves_the_range() -> None:
+    q = Q.affine.QuantizeDequantize((), 8)
+    q.set_range(-1.0, 1.0)
+
+    def fail() -> None:
+        with q.compute_encodings():
+            q(torch.tensor([-9.0, 9.0]))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert q.max.item() == 1.0
+    assert not q.observing
+
+
+def test_nested_calibration_ends_with_the_outer_one() -> None:
+    q = Q.affine.QuantizeDequantize((), 8)
+    with q.compute_encodings():
+        with q.compute_encodings():
+            q(torch.tensor([4.0]))
+        assert not q.is_initialized()
+        q(torch.tensor([-1.0]))
+    assert (q.min.item(), q.max.item()) == (-1.0, 4.0)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("shape", [(), (2, 1)])
+def test_not_finite_data_name_the_tensor(bad: float, shape: tuple[int, ...]) -> None:
+    q = Q.affine.QuantizeDequantize(shape, 8)
+    q.where = "output of layer1.0.add"
+    x = torch.randn(2, 3)
+    x[1, 2] = bad
+    with (
+        pytest.raises(CalibrationError, match=r"(?s)FXQ402.*layer1\.0\.add"),
+        q.compute_encodings(),
+    ):
+        q(x)
+    assert not q.is_initialized()
+
+
+def test_frozen_ranges_are_left_alone() -> None:
+    q = calibrated()
+    before = q.get_scale()
+    q.allow_overwrite(False)
+    with q.compute_encodings():
+        x = torch.tensor([1e6])
+        assert q(x) is x
+    assert torch.equal(q.get_scale(), before)  # type: ignore[arg-type]
+    q.allow_overwrite(True)
+    with q.compute_encodings():
+        q(torch.tensor([1e6]))
+    assert not torch.equal(q.get_scale(), before)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize("shape", [(), (1, 2)])
+def test_step_follows_every_way_to_write_a_range(shape: tuple[int, ...], inference: bool) -> None:
+    q = Q.affine.QuantizeDequantize(shape, 8)
+    q.set_range(-1.0, 2.0)
+    x = torch.tensor([[100.0, 100.0]])
+
+    def reaches(high: float) -> bool:
+        return bool(((q(x) - high).abs() < high * 0.05).all())
+
+    with torch.inference_mode(inference), torch.no_grad():
+        q.max.fill_(50.0)
+        assert reaches(50.0)
+        q.max.copy_(torch.tensor(25.0))
+        assert reaches(25.0)
+        q.set_range(max=75)
+        assert reaches(75.0)
+    q.max = nn.Parameter(torch.full(shape, 60.0))
+    assert reaches(60.0)
+    q.max.data = torch.full(shape, 30.0)
+    assert reaches(30.0)
+    q.max.data.fill_(20.0)
+    assert reaches(20.0)
+
+
+@pytest.mark.parametrize("shape", [(), (1, 2)])
+@pytest.mark.parametrize("fused", [False, True])  # fused steps do not advance the version counter
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
+def test_step_follows_every_optimizer(
+    kind: type[torch.optim.SGD], fused: bool, shape: tuple[int, ...]
+) -> None:
+    q = Q.affine.QuantizeDequantize(shape, 8)
+    q.set_range(-1.0, 2.0)
+    x = torch.tensor([[100.0, 100.0]])
+    optimizer = kind([q.max], lr=0.1, fused=fused)
+    for training in (True, False, True, True, False):
+        optimizer.zero_grad()
+        before = q(x)
+        before.sum().backward()
+        with torch.set_grad_enabled(training):
+            q(x)
+        optimizer.step()
+        with torch.set_grad_enabled(training):
+            assert bool((q(x) < before).all())
+
+
+def test_calibrated_without_gradients_trained_afterwards() -> None:
+    q = Q.affine.QuantizeDequantize((), 8)
+    with torch.inference_mode():
+        with q.compute_encodings():
+            q(torch.randn(9))
+        q(torch.randn(9))
+    x = torch.randn(9, requires_grad=True)
+    q(x).sum().backward()
+    assert x.grad is not None
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("shape", [(), (4, 1)])
+def test_state_dict_restores_bit_for_bit(symmetric: bool, shape: tuple[int, ...]) -> None:
+    q = calibrated(*shape, symmetric=symmetric)
+    file = io.BytesIO()
+    torch.save(q.state_dict(), file)
+    file.seek(0)
+    fresh = Q.affine.QuantizeDequantize(shape, 8, symmetric)
+    fresh.load_state_dict(torch.load(file, weights_only=True))
+    assert fresh.is_initialized()
+    assert same(q, fresh)
+    q.load_state_dict(Q.affine.QuantizeDequantize(shape, 8, symmetric).state_dict())
+    assert not q.is_initialized()
+
+
+def test_copies_are_independent() -> None:
+    q = calibrated()
+    q(torch.randn(3))
+    for twin in (copy.deepcopy(q), pickle.loads(pickle.dumps(q))):
+        assert same(q, twin)
+        twin.set_range(-9.0, 9.0)
+        assert not same(q, twin)
+
+
+def test_a_quantizer_can_be_copied_while_it_observes() -> None:
+    q = calibrated()
+    with q.compute_encodings():
+        q(torch.randn(3))
+        copy.deepcopy(q)
+
+
+def test_ranges_stay_float32_in_narrow_models() -> None:
+    q = calibrated()
+    scale = q.get_scale()
+    model = nn.Sequential(nn.Linear(2, 2), q)
+    for move in (model.half, model.bfloat16, model.double, lambda: model.to(torch.float16)):
+        move()
+        assert q.min.dtype is torch.float32
+        assert torch.equal(q.get_scale(), scale)  # type: ignore[arg-type]
+
+
+def test_changing_the_grid_keeps_the_range() -> None:
+    q = Q.affine.QuantizeDequantize((), 8)
+    q.set_range(-1.0, 3.0)
+    q.bitwidth = 16
+    assert (q.qmin, q.qmax, q.bitwidth) == (0, 65535, 16)
+    assert float(q.get_scale()) == pytest.approx(4 / 65535)  # type: ignore[arg-type]
+    q.signed = True
+    assert (q.qmin, q.qmax) == (-32768, 32767)
+    q.signed = False
+    assert (q.qmin, q.qmax) == (0, 65535)
+    q.symmetric = True
+    assert float(q.get_offset()) == -32768.0  # type: ignore[arg-type]
+    assert q.min.item() == -1.0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"qmin": 0}, {"bitwidth": 8, "qmin": 0, "qmax": 255}, {"qmin": 0, "qmax": 3, "signed": True}],
+)
+def test_a_grid_is_given_in_one_way(options: dict[str, int]) -> None:
+    with pytest.raises(QuantizationError, match="FXQ410"):
+        Q.affine.QuantizeDequantize((), **options)  # type: ignore[arg-type]
+
+
+def test_ranges_must_be_finite_and_inputs_real() -> None:
+    q = calibrated()
+    with pytest.raises(QuantizationError, match="FXQ409"):
+        q.set_range(max=float("nan"))
+    with pytest.raises(QuantizationError, match="FXQ408"):
+        q(torch.arange(3))
+    with pytest.raises(QuantizationError, match="FXQ408"), q.compute_encodings():
+        q(torch.arange(3))
+
+
+def test_set_range_takes_numbers_and_smaller_shapes() -> None:
+    q = Q.affine.QuantizeDequantize((2, 1), 8)
+    q.set_range(-1, torch.tensor([[1.0], [2.0]]))
+    assert q.min.flatten().tolist() == [-1.0, -1.0]
+    assert q.max.flatten().tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("block_size", [None, (-1, 5)])
+def test_from_encodings(symmetric: bool, block_size: tuple[int, int] | None) -> None:
+    q = Q.affine.QuantizeDequantize(
+        (4, 2 if block_size else 1), 4, symmetric, block_size=block_size
+    )
+    with q.compute_encodings():
+        q(torch.randn(4, 10))
+    encoding = q.get_encodings()
+    assert encoding is not None
+    twin = Q.affine.QuantizeDequantize.from_encodings(encoding)
+    torch.testing.assert_close(twin.get_scale(), encoding.scale)
+    assert torch.equal(twin.get_offset(), encoding.offset)  # type: ignore[arg-type]
+    assert (twin.bitwidth, twin.symmetric, twin.block_size) == (4, symmetric, block_size)
+
+
+def test_dequantize_undoes_quantize() -> None:
+    x = torch.randn(4, 5)
+    quantize = Q.affine.Quantize((), 8)
+    dequantize = Q.affine.Dequantize((), 8)
+    with pytest.raises(UncalibratedError):
+        dequantize(torch.zeros(1))
+    for q in (quantize, dequantize):
+        q.set_range(-2.0, 2.0)
+    both = calibrated()
+    both.set_range(-2.0, 2.0)
+    assert torch.equal(dequantize(quantize(x)), both(x))
+    assert torch.equal(dequantize(quantize(x).quantized_repr()), both(x))
+
+
+def test_training_moves_a_range_to_where_the_data_are() -> None:
+    q = Q.affine.QuantizeDequantize((), 4)
+    q.set_range(-10.0, 10.0)
+    x = torch.randn(4000)
+    optimizer = torch.optim.Adam(q.parameters(), 0.1)
+    for _ in range(200):
+        optimizer.zero_grad()
+        (q(x) - x).square().mean().backward()
+        optimizer.step()
+    assert 1.5 < q.max.item() < 4.0
+    assert -4.0 < q.min.item() < -1.5
+
+
+def test_repr() -> None:
+    q = Q.affine.QuantizeDequantize((8, 2), 8, True, block_size=(-1, 4))
+    text = (
+        "QuantizeDequantize(shape=(8, 2), block_size=(-1, 4), qmin=-128, qmax=127, symmetric=True)"
+    )
+    assert repr(q) == text

@@ -1,0 +1,71 @@
+"""Compilers see primitives, exporters one operator, and both compute what eager mode does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import fxquant.quantization as Q
+
+# PyTorch's compiler makes one of these itself when it meets an autograd function
+pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+
+KINDS: dict[str, Callable[[], Any]] = {
+    "tensor": lambda: Q.affine.QuantizeDequantize((), 8),
+    "symmetric": lambda: Q.affine.QuantizeDequantize((), 8, True),
+    "channels": lambda: Q.affine.QuantizeDequantize((4, 1), 8),
+    "blocks": lambda: Q.affine.QuantizeDequantize((4, 2), 4, block_size=(-1, 4)),
+    "integers": lambda: Q.affine.Quantize((), 8),
+    "groups": lambda: Q.affine.GroupedBlockQuantizeDequantize(
+        (4, 2), block_size=(-1, 4), block_grouping=(1, -1)
+    ),
+    "half": lambda: Q.float.FloatQuantizeDequantize(dtype=torch.float16),
+}
+
+
+@pytest.fixture(params=KINDS)
+def quantizer(request: pytest.FixtureRequest) -> Any:
+    q = KINDS[request.param]()
+    with q.compute_encodings():
+        q(torch.randn(4, 8))
+    return q
+
+
+def test_compiled_without_a_break(quantizer: nn.Module) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(quantizer, backend="aot_eager", fullgraph=True)
+    x = torch.randn(4, 8, requires_grad=True)
+    weight = torch.randn(4, 8)
+    results = []
+    for run in (quantizer, compiled):
+        quantizer.zero_grad()
+        x.grad = None
+        y = run(x)
+        (y * weight).sum().backward()
+        results.append([torch.as_tensor(y.detach()), x.grad])
+        results[-1] += [p.grad for p in quantizer.parameters()]
+    for eager, traced in zip(*results, strict=True):
+        torch.testing.assert_close(eager, traced, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["tensor", "symmetric", "channels", "integers"])
+def test_exported_as_one_operator(kind: str) -> None:
+    q = KINDS[kind]().requires_grad_(False)
+    q.set_range(-1.0, 2.0)
+    x = torch.randn(4, 8)
+    program = torch.export.export(nn.Sequential(q), (x,))
+    name = "quantize" if kind == "integers" else "quantize_dequantize"
+    called = [str(n.target) for n in program.graph.nodes]
+    assert called.count(f"fxquant.{name}.default") == 1
+    assert torch.equal(program.module()(x), torch.as_tensor(q(x)))
+
+
+def test_operator_is_well_formed() -> None:
+    x, scale, zero = torch.randn(4, 8), torch.tensor(0.1), torch.tensor(3.0)
+    for name in ("quantize", "quantize_dequantize"):
+        op = getattr(torch.ops.fxquant, name).default
+        torch.library.opcheck(op, (x, scale, zero, 0, 255))
