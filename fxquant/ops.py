@@ -1602,6 +1602,8 @@ _ALIASES = {
     "x": "input",
     "split_size": "split_size_or_sections",
     "mat2": "other",
+    "indices": "indices_or_sections",
+    "sections": "indices_or_sections",
     "vec1": "input",
 }
 

@@ -22,6 +22,7 @@ from fxquant.targets import Target, load_target
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from fxquant.onnx.integer import IntegerSimulation
     from fxquant.onnx.report import ParityReport
 
 
@@ -183,6 +184,30 @@ class QuantizationSimModel:
             self.model, path, filename_prefix, example, opset=opset, prove=prove,
             scheme=self.quant_scheme.name,
         )  # fmt: skip
+
+    def integer_model(
+        self, dummy_input: Any = None, *, opset: int = 21, islands: str = "onnxruntime"
+    ) -> IntegerSimulation:
+        """The model as onnxruntime's default CPU run computes it, integer for integer.
+
+        `sim.model` is for training and speed, this is the truth about the target: convolutional
+        networks come out bit-equal. It takes and returns what `sim.model` does, in evaluation mode
+        and without gradients; later changes of the simulation do not show in it.
+
+        Args:
+            dummy_input: inputs to lower the model with; default: those of the constructor.
+            opset: ONNX opset, 13 to 23.
+            islands: who computes what stays in floating point: "onnxruntime", or "own" to use
+                nothing of onnxruntime (the last bits of softmax, norms and float sums then differ).
+
+        Raises:
+            UncalibratedError: a quantizer has no range.
+            ExportError: the model has no form in ONNX.
+        """
+        from fxquant.onnx.integer import IntegerSimulation
+
+        example = self._example if dummy_input is None else call_arguments(dummy_input)
+        return IntegerSimulation(self.model, example, opset=opset, islands=islands)
 
 
 def _label(node: fx.Node) -> str:

@@ -45,8 +45,8 @@ def resnet18() -> ResNet:
 
 
 def mobilenet_v2() -> MobileNetV2:
-    """MobileNet V2 of half the width, for 32×32 pixels."""
-    return MobileNetV2(num_classes=10, width_mult=0.5, strides=(2, 1, 2, 1, 2, 1, 1, 1))
+    """MobileNet V2 of three quarters of the width, for 32×32 pixels."""
+    return MobileNetV2(num_classes=10, width_mult=0.75, strides=(2, 1, 2, 1, 2, 1, 1, 1))
 
 
 def mobilenet_v3() -> MobileNetV3:
@@ -55,21 +55,21 @@ def mobilenet_v3() -> MobileNetV3:
 
 
 def vit() -> VisionTransformer:
-    """A vision transformer of 3 blocks of width 96, for 32×32 pixels in patches of 16×16."""
-    model = VisionTransformer(image=32, patch=16, width=96, depth=3, heads=4, num_classes=10)
+    """A vision transformer of 3 blocks of width 128, for 32×32 pixels in patches of 16×16."""
+    model = VisionTransformer(image=32, patch=16, width=128, depth=3, heads=4, num_classes=10)
     with torch.no_grad():
         model.pos_embed *= 15  # few images: positions must be told apart from the start
     return model
 
 
 def bert() -> Bert:
-    """An encoder of 3 layers of width 96 that reads an image as 17 tokens."""
+    """An encoder of 3 layers of width 128 that reads an image as 17 tokens."""
     model = Bert(
-        vocab=START + 1, hidden=96, layers=3, heads=4, positions=17, num_labels=10, dropout=0.0
+        vocab=START + 1, hidden=128, layers=3, heads=4, positions=17, num_labels=10, dropout=0.0
     )
     with torch.no_grad():  # few images: patches that look alike get vectors that look alike
         pixels = token_pixels() - 0.3
-        model.embeddings.word_embeddings.weight[:START] = pixels @ torch.randn(4, 96)
+        model.embeddings.word_embeddings.weight[:START] = pixels @ torch.randn(4, 128)
         model.embeddings.position_embeddings.weight.normal_(std=0.5)
     return model
 

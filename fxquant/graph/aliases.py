@@ -136,10 +136,21 @@ def viewed(node: fx.Node, root: fx.GraphModule) -> list[fx.Node]:
         return [] if _is_given(node.args[0]) or _gathers(node) else node.all_input_nodes[:1]
     row = ops.row_of(node, root)
     if row is None:
-        return [] if _is_plain(node) else node.all_input_nodes
+        return [] if _is_plain(node) or _fills(node) else _tensors(node)
     if row.name in _VIEWS:
         return node.all_input_nodes[:1]
-    return [] if _is_house_module(node, root) else node.all_input_nodes
+    return [] if _is_house_module(node, root) else _tensors(node)
+
+
+def _tensors(node: fx.Node) -> list[fx.Node]:
+    """The operands that are or hold tensors."""
+    return [n for n in node.all_input_nodes if not _is_plain(n)]
+
+
+def _fills(node: fx.Node) -> bool:
+    """Whether a node makes a new tensor by filling it: `x.new_zeros(...)`, `zeros_like(x)`."""
+    name = str(getattr(node.target, "__name__", node.target))
+    return name.startswith("new_") or name.endswith("_like")
 
 
 def _is_given(container: Any) -> bool:

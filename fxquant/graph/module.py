@@ -26,6 +26,15 @@ class RecordedModule(fx.GraphModule):
         if isinstance(root, nn.Module):
             adopt(self, root)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> RecordedModule:
+        """Move or cast; tensors that the graph creates follow the model to its new device."""
+        before = _device(self)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        after = _device(self)
+        if before is not None and before != after:
+            _move_literals(self, before, after)
+        return self
+
     def __deepcopy__(self, memo: dict[int, Any]) -> RecordedModule:
         for tensor in computed_tensors(self):
             memo.setdefault(id(tensor), tensor.detach().clone())
@@ -38,6 +47,21 @@ class RecordedModule(fx.GraphModule):
             copied.__dict__[name] = copy.deepcopy(self.__dict__[name], memo)
         copied.training = self.training
         return copied
+
+
+def _device(module: nn.Module) -> torch.device | None:
+    return next((t.device for t in (*module.parameters(), *module.buffers())), None)
+
+
+def _move_literals(module: fx.GraphModule, before: torch.device, after: Any) -> None:
+    """``x.new_zeros(n, device=x.device)`` was recorded with the device of then."""
+    move = lambda value: after if value == before else value  # noqa: E731
+    for node in module.graph.nodes:
+        given = (node.args, node.kwargs)
+        moved = fx.node.map_aggregate(given, move)
+        if moved != given:
+            node.args, node.kwargs = moved
+    module.recompile()
 
 
 def adopt(module: nn.Module, root: nn.Module) -> None:
@@ -114,13 +138,18 @@ def restore(copied: nn.Module, model: nn.Module, before: list[tuple[str, Tensor]
 
 
 @contextmanager
-def state_kept(module: nn.Module) -> Iterator[None]:
-    """Put parameters and buffers back afterwards, values and identity."""
+def state_kept(module: nn.Module, *, parameters: bool = True) -> Iterator[None]:
+    """Put parameters and buffers back afterwards, values and identity.
+
+    Args:
+        module: whose state it is.
+        parameters: whether parameters are kept too; a copy of them costs as much as a small run.
+    """
     with torch.no_grad():
         state: list[tuple[Any, str, Tensor, Tensor]] = [
             (holder, name, tensor, tensor.detach().clone())
             for m in module.modules()
-            for holder in (m._parameters, m._buffers)
+            for holder in ((m._parameters, m._buffers) if parameters else (m._buffers,))
             for name, tensor in holder.items()
             if tensor is not None
         ]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, fx, nn
 
 from fxquant.graph.bisect import first_difference
+from fxquant.graph.module import state_kept
 from fxquant.graph.structure import map_leaves, tensors
 from fxquant.graph.verify_replay import (
     Replay,
@@ -65,8 +66,19 @@ def prove(
     Raises:
         TraceError: FXQ109, a constant of the graph depends on the input.
     """
+    with state_kept(recording.graph_module), state_kept(model):
+        return _prove(recording, model, args, kwargs, leaves)
+
+
+def _prove(
+    recording: Recording,
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    leaves: Leaves | None,
+) -> Proof:
     gm = recording.graph_module
-    found = replay_equal(gm, model, args, kwargs)
+    found = _compared(gm, model, (args, kwargs))
     if not found:
         at = first_difference(gm, model, args, kwargs, leaves=leaves)
         return Proof(same=False, why=found.why, at=at)
@@ -75,7 +87,7 @@ def prove(
     other = other_batch(*few)
     if other is not None and _holds(gm, model, other):
         return Proof(same=True)
-    values = replay_equal(gm, model, *other_values(args, kwargs))
+    values = _compared(gm, model, other_values(args, kwargs))
     if not values:
         at = first_difference(gm, model, *other_values(args, kwargs), leaves=leaves)
         return Proof(same=True, values=False, batch=False, why=values.why, at=at)
@@ -87,13 +99,18 @@ def _prove_batch(gm: fx.GraphModule, model: nn.Module, other: Any) -> Proof:
         return Proof(same=True)
     if not _holds(model, model, other):
         return Proof(same=True)  # the model itself knows one batch size only
-    found = replay_equal(gm, model, *other)
+    found = _compared(gm, model, other)
     return Proof(same=True, batch=bool(found), why=found.why)
+
+
+def _compared(gm: nn.Module, model: nn.Module, inputs: Any) -> Replay:
+    args, kwargs = inputs
+    return replay_equal(gm, model, args, kwargs, parameters_kept=True)
 
 
 def _holds(gm: nn.Module, model: nn.Module, inputs: Any) -> bool:
     try:
-        return bool(replay_equal(gm, model, *inputs))
+        return bool(_compared(gm, model, inputs))
     except Exception:  # a model may refuse made-up inputs in any way
         return False
 

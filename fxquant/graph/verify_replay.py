@@ -36,11 +36,13 @@ def replay_equal(
     model: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any] | None = None,
+    *,
+    parameters_kept: bool = False,
 ) -> Replay:
     """Run the recorded graph and the model on the same inputs and random numbers.
 
     All leaves of the outputs and the buffers afterwards are compared bit by bit (NaN equals NaN).
-    Neither module nor input is changed.
+    Neither module nor input is changed; the caller who keeps the parameters himself says so.
 
     >>> from torch import nn
     >>> net = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
@@ -50,10 +52,10 @@ def replay_equal(
     """
     graph_module = recorded.graph_module if isinstance(recorded, Recording) else recorded
     try:
-        ours, our_buffers = _run(graph_module, args, kwargs or {})
+        ours, our_buffers = _run(graph_module, args, kwargs or {}, not parameters_kept)
     except Exception as error:  # a graph that cannot run is a difference, whatever it raises
         return Replay(False, f"the graph raised {type(error).__name__}: {error}")
-    theirs, their_buffers = _run(model, args, kwargs or {})
+    theirs, their_buffers = _run(model, args, kwargs or {}, not parameters_kept)
     why = difference(ours, theirs)
     if why:
         return Replay(False, f"output{why}")
@@ -63,9 +65,12 @@ def replay_equal(
     return Replay(True)
 
 
-def _run(model: nn.Module, args: Any, kwargs: Any) -> tuple[Any, dict[str, Tensor]]:
+def _run(
+    model: nn.Module, args: Any, kwargs: Any, parameters: bool
+) -> tuple[Any, dict[str, Tensor]]:
     """Result and buffers after a run; the module's state and the random numbers are put back."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), _slow_attention(), state_kept(model):
+    kept = state_kept(model, parameters=parameters)
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), _slow_attention(), kept:
         torch.manual_seed(0)
         # around fx.GraphModule.__call__, which prints a traceback of its own
         result = nn.Module.__call__(model, *fresh_inputs(args), **fresh_inputs(kwargs))

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 _T = TypeVar("_T")
 
 
 class QuantStub(nn.Module):
-    """Begin of a quantized region: returns its input, a tensor or a tuple or list of tensors.
+    """Begin of a quantized region: returns its input, a tensor or a tuple, list or dict of tensors.
 
     Where no quantized module produces a tensor (an input of the graph, a constant, a float branch),
     a `QuantizedQuantStub` owns its grid.
@@ -22,12 +22,28 @@ class QuantStub(nn.Module):
 
     def forward(self, x: _T) -> _T:
         """Return the input."""
-        return x
+        return _passed(x)
 
 
 class DeQuantStub(nn.Module):
-    """End of a quantized region: returns its input, a tensor or a tuple or list of tensors."""
+    """End of a quantized region: returns its input, a tensor or a tuple, list or dict of tensors."""
 
     def forward(self, x: _T) -> _T:
         """Return the input."""
-        return x
+        return _passed(x)
+
+
+def _passed(value: Any) -> Any:
+    """The same tensors as new objects.
+
+    A recording tells values apart by their tensors: in `d(conv(q(x))) + x` the last `x` is not what
+    the stub returned.
+    """
+    if isinstance(value, Tensor):
+        return value.view_as(value)
+    if isinstance(value, dict):
+        return {key: _passed(part) for key, part in value.items()}
+    if isinstance(value, tuple | list):
+        parts = [_passed(part) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    return value

@@ -17,6 +17,7 @@ from fxquant.onnx.record import Dim, Shaped
 if TYPE_CHECKING:
     from fxquant.onnx.weights import Arrangement
 
+Table: TypeAlias = tuple[ir.Value, GridValues]
 Emitted: TypeAlias = "ir.Value | Held | Sequence[ir.Value | Held | None]"
 
 
@@ -37,6 +38,8 @@ class Surroundings(Protocol):
                   arrangement: Arrangement) -> ir.Value:  # fmt: skip
         """The value of a weight, dequantized where the module quantizes it."""
 
+    def table(self, tensor: Tensor, name: str, module: nn.Module | None) -> Table | None:
+        """The integers of a weight that is read row by row; None where it is not quantized."""
 
     def reshaped_output(self, call: Call, made: ir.Value) -> Held | None:
         """A result that was made in another shape, on its grid; None where it has no grid."""
@@ -218,6 +221,13 @@ class Call:
     def path(self) -> str:
         """What the node is called in ONNX."""
         return path_of(self.node)
+
+    def table(self, name: str) -> Table | None:
+        """Integers and grid of a weight that is read row by row; None where it is not quantized."""
+        found = self.arguments.get(name)
+        if not isinstance(found, Tensor):
+            return None
+        return self.around.table(found, f"{self.path}.{name}", self.module)
 
     # --- plain arguments -----------------------------------------------------------------------
 

@@ -49,19 +49,27 @@ def coverage(
 
 
 _SILENT = frozenset(
-    ("QuantizeLinear", "DequantizeLinear", "Constant", "ConstantOfShape", "Shape", "Cast")
+    ("QuantizeLinear", "DequantizeLinear", "Constant", "ConstantOfShape", "Shape", "Size", "Cast")
 )
 
 
 def _data_values(graph: ir.Graph) -> set[str]:
-    """Names of values that carry activations: what depends on a float input."""
-    data = {v.name for v in graph.inputs if v.dtype is None or v.dtype.is_floating_point()}
+    """Names of values that carry activations: real numbers that depend on an input's values."""
+    depends = {v.name for v in graph.inputs}
+    floats = {v.name for v in (*graph.inputs, *graph.initializers.values()) if _float_type(v)}
     for node in graph:
-        if node.op_type in ("Shape", "Size", "Constant"):
-            continue
-        if any(v is not None and v.name in data for v in node.inputs):
-            data.update(v.name for v in node.outputs)
-    return {name for name in data if name is not None}
+        sources = {v.name for v in node.inputs if v is not None}
+        if node.op_type not in ("Shape", "Size") and sources & depends:
+            depends.update(v.name for v in node.outputs)
+        for value in node.outputs:
+            unknown = value.dtype is None and (sources & floats or not sources)
+            if _float_type(value) or node.op_type == "DequantizeLinear" or unknown:
+                floats.add(value.name)
+    return {name for name in depends & floats if name is not None}
+
+
+def _float_type(value: ir.Value) -> bool:
+    return value.dtype is not None and value.dtype.is_floating_point()
 
 
 def _row(node: ir.Node, after: _Optimized, batch: int) -> OperatorRow:

@@ -11,7 +11,7 @@ runtimes want whole, and stores float weights behind a QuantizeLinear.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
@@ -23,7 +23,7 @@ from fxquant.graph.grids import resolve_grids
 from fxquant.nn import QuantizationMixin
 from fxquant.onnx import fallback, sizes
 from fxquant.onnx.builder import Builder, describe
-from fxquant.onnx.call import Call, UnsupportedError, path_of
+from fxquant.onnx.call import Call, Table, UnsupportedError, path_of
 from fxquant.onnx.emit.registry import (
     Emitter,
     emitter_of_class,
@@ -36,6 +36,14 @@ from fxquant.onnx.lowered import Fallback, Lowered
 from fxquant.onnx.quantized import Quantized
 from fxquant.onnx.record import Example, Shaped, bound_example, record
 from fxquant.onnx.shield import shield_float_layers
+from fxquant.onnx.walk import (
+    attribute,
+    constant_parts,
+    leaves,
+    moves_integers,
+    needed,
+    operator_name,
+)
 from fxquant.onnx.weights import Arrangement, Weights
 from fxquant.quantization.affine import AffineQuantizer
 
@@ -43,14 +51,6 @@ if TYPE_CHECKING:
     from fxquant.quantization import QuantizerBase
 
 OPSETS = range(13, 24)
-# moved on the integers themselves when these are signed: onnxruntime would turn a signed pair of
-# QuantizeLinear and DequantizeLinear unsigned, and fails to load one that it has moved
-_MOVED_AS_INTEGERS = frozenset({
-    "view", "reshape", "view_as", "flatten", "unflatten", "permute", "transpose", "swapaxes",
-    "movedim", "t", "adjoint", "squeeze", "unsqueeze", "expand", "expand_as", "broadcast_to",
-    "repeat", "repeat_interleave", "tile", "roll", "flip", "narrow", "select", "getitem",
-    "index_select", "chunk", "split", "tensor_split", "unbind",
-})  # fmt: skip
 
 
 def lower(
@@ -105,10 +105,10 @@ class _Lowering:
 
     def run(self) -> Lowered:
         """Write every node that the outputs need."""
-        needed = _needed(self.gm, self.recorded.constants)
+        wanted = needed(self.gm, self.recorded.constants)
         self._placeholders()
         for node in self.gm.graph.nodes:
-            if node in needed and node.op not in ("placeholder", "output"):
+            if node in wanted and node.op not in ("placeholder", "output"):
                 first = len(self.builder.nodes)
                 self.current = node
                 self.env[node] = self._node(node)
@@ -154,18 +154,18 @@ class _Lowering:
             container, key = (self.resolve(a) for a in node.args)
             if not isinstance(container, Held):
                 return container[key]
-        if not any(isinstance(s, Shaped) for s in _leaves(self.recorded.specs[node])):
+        if not any(isinstance(s, Shaped) for s in leaves(self.recorded.specs[node])):
             return sizes.emit(node, self.resolve, self.builder)
         return self._operator(node)
 
     def _constant(self, node: fx.Node) -> Any:
         value, spec = self.recorded.constants[node], self.recorded.specs[node]
         if not isinstance(value, Tensor):
-            return _constant_parts(value, spec, path_of(node))
+            return constant_parts(value, spec, path_of(node))
         held = Held(spec, path_of(node), constant=value)
         if node.op == "get_attr":
             # the parameter itself, so that it is stored once whoever reads it
-            held.constant = _attribute(self.gm, str(node.target))
+            held.constant = attribute(self.gm, str(node.target))
             return held
         quantizer = next(iter(self.grids.get(node, ())), None)
         if quantizer is not None and value.dtype.is_floating_point:
@@ -183,8 +183,8 @@ class _Lowering:
         own = self._own_quantizers(node)
         moves = row is not None and row.grid_for(arguments) is ops.Grid.SAME
         quantizers = own or (self.grids.get(node, ()) if moves else ())
-        if quantizers and not own and row is not None and row.name in _MOVED_AS_INTEGERS:
-            call.integer = _on_signed_grid(self.resolve(arguments.get(call.primary)))
+        if quantizers and not own and row is not None:
+            call.integer = moves_integers(row.name, self.resolve(arguments.get(call.primary)))
         with self.builder.scope(path_of(node)):
             emitted = self._emit(call, row)
         return self._results(call, emitted, quantizers)
@@ -212,7 +212,7 @@ class _Lowering:
             except UnsupportedError as unsupported:
                 reason = str(unsupported)
         call.integer = False
-        name = _operator_name(call)
+        name = operator_name(call)
         self.fallbacks.append(Fallback(call.node.name, name, reason))
         return fallback.export_node(call, name, self.example, reason)
 
@@ -317,6 +317,7 @@ class _Lowering:
         if not isinstance(quantizer, AffineQuantizer) or quantizer.signed:
             return None
         name = f"{call.path}.output"
+        self.quantized.grid(quantizer, call.out, name)  # its initializers are named after the whole
         flat = self.quantized.value(made, call.out, quantizer, f"{name}_rows")
         if flat.integers is None:
             return None
@@ -328,67 +329,27 @@ class _Lowering:
         self, tensor: Tensor, name: str, module: nn.Module | None, arrangement: Arrangement
     ) -> ir.Value:
         """The value of a weight, dequantized where the module quantizes it."""
-        quantizer = None
-        if isinstance(module, QuantizationMixin):
-            quantizer = dict(module.param_quantizers.active()).get(name.rpartition(".")[2])
         known = len(self.weights.stored)
-        value = self.weights.value(tensor, name, quantizer, arrangement)
+        value = self.weights.value(tensor, name, _quantizer_of(module, name), arrangement)
         self.quantized.found += ((self.current, w) for w in self.weights.stored[known:])
         return value
+
+    def table(self, tensor: Tensor, name: str, module: nn.Module | None) -> Table | None:
+        """The integers of a weight that is read row by row; None where it is not quantized."""
+        quantizer = _quantizer_of(module, name)
+        if quantizer is None:
+            return None
+        found = self.weights.table(tensor, name, quantizer)
+        self.quantized.found.append((self.current, self.weights.stored[-1]))
+        return found
+
+
+def _quantizer_of(module: nn.Module | None, name: str) -> QuantizerBase | None:
+    """The quantizer of a parameter, given the parameter's full name."""
+    if not isinstance(module, QuantizationMixin):
+        return None
+    return dict(module.param_quantizers.active()).get(name.rpartition(".")[2])
 
 
 def _is_quantized(gm: fx.GraphModule) -> bool:
     return any(isinstance(m, QuantizationMixin) for m in gm.modules())
-
-
-def _needed(gm: fx.GraphModule, constants: Mapping[fx.Node, Any]) -> set[fx.Node]:
-    """Nodes that the outputs depend on; what only constants need is not among them."""
-    needed: set[fx.Node] = set()
-    for node in reversed(gm.graph.nodes):
-        if node.op == "output" or node in needed:
-            needed.add(node)
-            if node not in constants:
-                needed.update(node.all_input_nodes)
-    return needed
-
-
-def _on_signed_grid(value: Any) -> bool:
-    if not isinstance(value, Held) or value.integers is None or value.grid is None:
-        return False
-    return value.grid.grid.dtype is ir.DataType.INT8 and value.grid.grid.axis is None
-
-
-def _operator_name(call: Call) -> str:
-    if call.module is not None:
-        kind = type(call.module)
-        return str(getattr(kind, "float_class", kind).__name__)
-    target = call.node.target
-    return str(getattr(target, "__name__", target))
-
-
-def _attribute(root: nn.Module, target: str) -> Tensor:
-    path, _, name = target.rpartition(".")
-    found: Tensor = getattr(root.get_submodule(path), name)
-    return found
-
-
-def _constant_parts(value: Any, spec: Any, name: str) -> Any:
-    """Tensors inside a constant container, as `Held`."""
-    if isinstance(value, Tensor):
-        return Held(spec, name, constant=value)
-    if isinstance(value, Mapping):
-        return {k: _constant_parts(v, spec[k], f"{name}_{k}") for k, v in value.items()}
-    if isinstance(value, (tuple, list)):
-        parts = zip(value, spec, strict=True)
-        return [_constant_parts(v, s, f"{name}_{i}") for i, (v, s) in enumerate(parts)]
-    return value
-
-
-def _leaves(spec: Any) -> Iterator[Any]:
-    if isinstance(spec, Mapping):
-        spec = tuple(spec.values())
-    if isinstance(spec, (tuple, list)):
-        for part in spec:
-            yield from _leaves(part)
-    else:
-        yield spec

@@ -153,7 +153,7 @@ def _activation(entry: Activation, kept: set[ir.Value]) -> LoweredTensor:
 def _weight(node: fx.Node, weight: StoredWeight) -> LoweredTensor:
     return LoweredTensor(
         node=node.name, index=0, module=weight.name.rpartition(".")[0], float_name=weight.name,
-        quantized_name=_known_name(weight.integers), dequantized_name=_known_name(weight.real),
+        quantized_name=_known_name(weight.integers), dequantized_name=_known_name(weight.real) or None,
         kind="bias" if weight.bias else "weight",
         **_grid_fields(weight.grid.grid, weight.quantizer),
     )  # fmt: skip

@@ -66,7 +66,7 @@ class StoredWeight:
     Attributes:
         name: the float tensor's name, a state_dict key.
         integers: the initializer.
-        real: what its DequantizeLinear gives.
+        real: what its DequantizeLinear gives; None where only some rows are dequantized.
         grid: scale and zero point.
         bias: whether it lies on the int32 grid of a bias.
         quantizer: whose integers they are.
@@ -74,7 +74,7 @@ class StoredWeight:
 
     name: str
     integers: ir.Value
-    real: ir.Value
+    real: ir.Value | None
     grid: GridValues
     bias: bool
     quantizer: QuantizerBase
@@ -87,6 +87,7 @@ class Weights:
         self.builder = builder
         self.stored: list[StoredWeight] = []
         self._known: dict[tuple[Any, ...], ir.Value] = {}
+        self._zeros: dict[tuple[Any, ...], ir.Value] = {}
         self._integers: dict[tuple[Any, ...], tuple[ir.Value, GridValues]] = {}
 
     def value(
@@ -110,14 +111,22 @@ class Weights:
     ) -> ir.Value:
         if quantizer is None:
             return self.builder.constant(arrangement.tensor(tensor), f"{name}{arrangement.label}")
-        integers, grid = self.integers(tensor, name, quantizer, arrangement)
+        integers, grid = self._integers_of(tensor, name, quantizer, arrangement)
         real = dequantize(self.builder, integers, grid, f"{integers.name}_dq")
         real.shape, real.type = integers.shape, ir.TensorType(ir.DataType.FLOAT)
         bias = isinstance(quantizer, BiasQuantizeDequantize)
         self.stored.append(StoredWeight(name, integers, real, grid, bias, quantizer))
         return real
 
-    def integers(
+    def table(
+        self, tensor: Tensor, name: str, quantizer: QuantizerBase
+    ) -> tuple[ir.Value, GridValues]:
+        """The stored integers of a weight that is read row by row."""
+        integers, grid = self._integers_of(tensor, name, quantizer, PLAIN)
+        self.stored.append(StoredWeight(name, integers, None, grid, False, quantizer))
+        return integers, grid
+
+    def _integers_of(
         self, tensor: Tensor, name: str, quantizer: QuantizerBase, arrangement: Arrangement
     ) -> tuple[ir.Value, GridValues]:
         """The stored integers and their grid, without a DequantizeLinear."""
@@ -134,8 +143,19 @@ class Weights:
         data = ir.Tensor(arrangement.array(integers), grid.dtype)
         value = self.builder.initializer(data, label)
         scale = self.builder.constant(grid.scale, f"{label}_scale")
+        return value, GridValues(grid, scale, self._zero_point(grid, label))
+
+    def _zero_point(self, grid: IntegerGrid, label: str) -> ir.Value:
+        """The zero point; symmetric weights with equally many channels share one of zeros."""
         zero = ir.Tensor(grid.zero_point, grid.dtype)
-        return value, GridValues(grid, scale, self.builder.initializer(zero, f"{label}_zero_point"))
+        if grid.zero_point.any():
+            return self.builder.initializer(zero, f"{label}_zero_point")
+        key = (grid.dtype, grid.zero_point.shape)
+        if key not in self._zeros:
+            sizes = "x".join(map(str, grid.zero_point.shape)) or "scalar"
+            name = f"zero_point.{grid.dtype.name.lower()}.{sizes}"
+            self._zeros[key] = self.builder.initializer(zero, name)
+        return self._zeros[key]
 
 
 def _integers(

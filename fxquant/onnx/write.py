@@ -72,8 +72,20 @@ def weight_bytes(model: ir.Model) -> int:
 def _write(model: ir.Model, path: Path, external: str | None) -> list[Path]:
     # in the same folder: renaming across file systems is a copy, which can be cut short
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
-        ir.save(model, Path(folder) / path.name, external_data=external)
+        if external:
+            ir.save(model, Path(folder) / path.name, external_data=external)
+        else:
+            (Path(folder) / path.name).write_bytes(_serialized(model))
         names = [*([external] if external else []), path.name]
         for name in names:
             os.replace(Path(folder) / name, path.parent / name)
     return [path.parent / name for name in names]
+
+
+def _serialized(model: ir.Model) -> bytes:
+    """The file's content; initializers say their type themselves, once is enough."""
+    proto = ir.to_proto(model)
+    described = [v for v in proto.graph.value_info if v.name not in model.graph.initializers]
+    del proto.graph.value_info[:]
+    proto.graph.value_info.extend(described)
+    return proto.SerializeToString(deterministic=True)

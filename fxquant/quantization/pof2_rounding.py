@@ -66,7 +66,7 @@ def round_by(mode: RoundMode) -> Callable[[Tensor], Tensor]:
 
     Example:
         >>> round_by("half_up")(torch.tensor([-2.5, -0.5, 0.5, 2.5]))
-        tensor([-2., -0.,  1.,  3.])
+        tensor([-2.,  0.,  1.,  3.])
     """
     if mode not in _ROUND:
         fix = nearest(str(mode), ROUND_MODES) or f"use one of {', '.join(ROUND_MODES)}"

@@ -339,3 +339,26 @@ def test_recording_a_recorded_module_again() -> None:
     again = recorded(gm, *args)
     found = replay_equal(again, model, (rows(3, 3, 8, 8),), {})
     assert found, found.why
+
+
+def test_created_tensors_follow_the_model_to_another_device() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.linear(x)
+            return x + torch.arange(4, device=x.device) + torch.zeros(1).to(x.device)
+
+    gm = recorded(Net(), rows(2, 4)).graph_module.to("meta")
+    assert gm(rows(2, 4).to("meta")).device.type == "meta"
+
+
+@pytest.mark.parametrize("ambient", [torch.no_grad, torch.inference_mode])
+def test_recording_where_gradients_are_off(ambient: Any) -> None:
+    model, args = build("Shared"), NETWORKS["Shared"].args
+    with ambient():
+        recording = recorded(model, *args)
+        found = replay_equal(recording, model, args, {})
+    assert found, found.why

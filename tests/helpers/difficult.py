@@ -86,8 +86,8 @@ class Attention(nn.Module):
         super().__init__()
         self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
 
-    def forward(self, x: Tensor) -> Tensor:
-        weighed: Tensor = self.attention(x, x + 1, x)[0]
+    def forward(self, x: Tensor) -> Any:
+        weighed = self.attention(x, x + 1, x)[0]
         return weighed + self.attention(x, x, x, need_weights=False)[0]
 
 
@@ -122,7 +122,7 @@ class Answer:
     third: int = 3
 
 
-Pair = namedtuple("Pair", "left right")  # noqa: PYI024
+Pair = namedtuple("Pair", "left right")
 
 
 @taking(rows(2, 4))
@@ -155,8 +155,8 @@ class NestedInputs(nn.Module):
         *,
         number: int = 1,
         unused: Tensor | None = None,
-    ) -> Tensor:
-        total: Tensor = given["x"].sum(1) + given["more"][1][0].sum(1)
+    ) -> Any:
+        total = given["x"].sum(1) + given["more"][1][0].sum(1)
         return total + answer.first.sum(1) * answer.second[:, 0] * number
 
 
@@ -169,10 +169,11 @@ class ManyArguments(nn.Module):
 @taking(rows(2, 3, 14, 14))
 class Sizes(nn.Module):
     def forward(self, x: Tensor) -> Any:
-        b, c, h, w = x.size()
+        b, _, h, w = x.size()
         x = F.pad(x, (0, (4 - w % 4) % 4, 0, (4 - h % 4) % 4))
         column = torch.arange(len(x), device=x.device)[:, None, None, None]
-        zeros = x.new_zeros(b, 1, *x.shape[2:]) + torch.ones(x.shape[:1] + (1, 1, 1)) * column
+        ones = torch.ones(x.shape[:1] + (1, 1, 1))  # noqa: RUF005 - a size plus a tuple is the case
+        zeros = x.new_zeros(b, 1, *x.shape[2:]) + ones * column
         filled = torch.full((b,), 1.5)[:, None, None, None]
         flat = x.flatten(2).transpose(1, 2) / math.sqrt(x.shape[-1]) * x.shape[1] ** -0.5
         other = F.interpolate(x, size=x.shape[-2:]) + x.expand(b, -1, -1, -1)
@@ -277,7 +278,7 @@ class Operators(nn.Module):
         small = x < 1
         return (
             2 - x, 2 / x, 2 ** x.abs(), 3 // x, 5 % x, 1 + x, 2 * x, -x, ~small, (x > 0) & small,
-            True | small, x == x, 2 < x, abs(x), x @ x.T, x // 2, x % 2,
+            True | small, x == x, x > 2, abs(x), x @ x.T, x // 2, x % 2,
         )  # fmt: skip
 
 
@@ -462,7 +463,7 @@ class Language(nn.Module):
         self.register_buffer("places", torch.arange(16)[None], persistent=False)
         self.query = nn.Linear(8, 8)
 
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, mask: Tensor) -> Any:
         n = ids.shape[1]
         h = self.words(ids) + self.positions(self.places[:, :n])
         lowest = torch.finfo(h.dtype).min

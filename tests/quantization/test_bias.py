@@ -59,7 +59,7 @@ def test_per_tensor_weights_and_groups_of_transposed_convolutions() -> None:
     y = bias(torch.full((8,), 0.1234567))
     assert isinstance(y, Q.DequantizedTensor)
     assert y.encoding is not None
-    assert torch.equal(y.encoding.scale, bias.get_scale().repeat(2))  # type: ignore[union-attr]
+    assert torch.equal(y.encoding.scale, bias.get_scale().repeat(2))  # type: ignore[arg-type, union-attr]
     with pytest.raises(ShapeMismatchError, match="FXQ412"):
         bias(torch.zeros(7))
     assert weight.is_initialized()

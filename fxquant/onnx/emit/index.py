@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import onnx_ir as ir
 import torch
 
 from fxquant.onnx.call import Call, UnsupportedError, static_sizes
@@ -12,8 +13,6 @@ from fxquant.onnx.held import Held, SizeValue
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    import onnx_ir as ir
 
 _END = 2**63 - 1
 
@@ -303,4 +302,22 @@ def _diagonal(c: Call) -> ir.Value:
 
 @emits("embedding")
 def _embedding(c: Call) -> ir.Value:
-    return c.op("Gather", c.parameter("weight"), c.tensor(), axis=0)
+    """Rows of a table; of a quantized one they are gathered as integers and dequantized then.
+
+    The other way round the runtime dequantizes the whole table in every run.
+    """
+    table = c.table("weight")
+    if table is None:
+        return c.op("Gather", c.parameter("weight"), c.tensor(), axis=0)
+    stored, values = table
+    rows, grid = c.builder.main(c.op("Gather", stored, c.tensor(), axis=0)), values.grid
+    if grid.block is not None:
+        msg = "a table that is quantized in blocks"
+        raise UnsupportedError(msg)
+    if grid.axis != 0:
+        axis = None if grid.axis is None else c.spec().rank
+        return c.op("DequantizeLinear", rows, values.scale, values.zero_point, axis=axis)
+    # one scale a row: DequantizeLinear has no form for it
+    scale, zero = (c.op("Gather", v, c.tensor(), axis=0) for v in (values.scale, values.zero_point))
+    centred = [c.op("Cast", v, to=ir.DataType.FLOAT) for v in (rows, c.unsqueeze(zero, [-1]))]
+    return c.op("Mul", c.op("Sub", *centred), c.unsqueeze(scale, [-1]))

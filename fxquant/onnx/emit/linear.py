@@ -49,8 +49,8 @@ def _is_integer(c: Call) -> bool:
 def _on_rows(c: Call) -> ir.Value | Held:
     """`[..., K] -> [rows, K] -> Gemm -> [rows, N] -> [..., N]`, reshaped as integers.
 
-    onnxruntime joins a product with the sum that adds its bias only where all sizes are static; with
-    a dynamic batch the sum would stay in floating point. On rows it is one integer Gemm.
+    onnxruntime joins a product with the sum that adds its bias only where all sizes are static;
+    with a dynamic batch the sum would stay in floating point. On rows it is one integer Gemm.
     """
     rows = c.held("input").on_rows(c.builder).value(c.builder)
     gemm = c.op("Gemm", rows, c.parameter("weight"), c.parameter("bias"), transB=1)

@@ -1,5 +1,6 @@
 """The exact integer executor: what onnxruntime's default optimized CPU run computes, bit for bit."""
 
 from fxquant.onnx.integer.model import IntegerModel, Placed
+from fxquant.onnx.integer.simulation import IntegerSimulation
 
-__all__ = ["IntegerModel", "Placed"]
+__all__ = ["IntegerModel", "IntegerSimulation", "Placed"]

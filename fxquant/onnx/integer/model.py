@@ -83,14 +83,19 @@ class IntegerModel:
         graph = model.graph
         self.input_names = tuple(str(v.name) for v in graph.inputs if v.const_value is None)
         self.output_names = tuple(str(v.name) for v in graph.outputs)
-        self.quantized_names = tuple(_integer_values(graph))
+        quantized = _integer_values(graph)
         self._operators = [n for n in model.clone().graph if n.op_type not in _PAIR]
         self._run = Interpreter(
             graph, model.opset_imports, runtime_islands=islands == "onnxruntime"
         )
-        normalize(graph, self._run.compute)
+        self._merged = normalize(graph, self._run.compute)
         self._fused, self._shifted = fuse(graph)
         self._made = {str(n.name): n for n in graph}
+        # pairs of pairs are merged: the inner integers exist nowhere
+        kept = {v.name for n in graph for v in n.outputs} | set(graph.initializers)
+        self.quantized_names = tuple(
+            name for name in quantized if self._merged.values.get(name, name) in kept
+        )
 
     # --- running -------------------------------------------------------------------------------
 
@@ -112,8 +117,9 @@ class IntegerModel:
             fix = f"the inputs are {', '.join(self.input_names)}"
             raise ExportError("FXQ580", what, fix=fix)
         names = self.output_names if wanted is None else tuple(wanted)
-        found = self._run.run(given, set(names))
-        return {n: self._given_type(n, found[n]) for n in names if n in found}
+        places = {n: self._merged.values.get(n, n) for n in names}
+        found = self._run.run(given, set(places.values()))
+        return {n: self._given_type(p, found[p]) for n, p in places.items() if p in found}
 
     def _given_type(self, name: str, array: Array) -> Array:
         """The integers of the file where the runtime turned int8 into uint8."""
@@ -161,10 +167,11 @@ class IntegerModel:
 
     def _placed(self, node: ir.Node) -> Placed:
         name = str(node.name)
-        fused = self._fused.get(name)
+        known = self._merged.nodes.get(name, name)
+        fused = self._fused.get(known)
         if fused is not None:
             return Placed(name, node.op_type, fused.kernel, True, fused.covers, "")
-        made = self._made.get(name)
+        made = self._made.get(known)
         if made is None:
             return Placed(name, node.op_type, "folded away", True, (name,), "")
         if any(_holds_integers(v) for v in made.inputs):

@@ -9,6 +9,7 @@ front of a quantizer become integers.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -43,23 +44,40 @@ _NEVER_FOLDED = frozenset(
 )  # fmt: skip
 
 
-def normalize(graph: ir.Graph, compute: Compute) -> None:
+@dataclass
+class Merged:
+    """What became one because it computes the same.
+
+    Attributes:
+        nodes: name of a node that is gone -> the one that stands for it.
+        values: the same for integers.
+    """
+
+    nodes: dict[str, str] = field(default_factory=dict)
+    values: dict[str, str] = field(default_factory=dict)
+
+
+def normalize(graph: ir.Graph, compute: Compute) -> Merged:
     """Apply every step, in place.
 
     Args:
         graph: a copy that may change.
         compute: runs one node on arrays.
     """
+    merged = Merged()
     separate_dequantizers(graph)
     drop_identities(graph)
     fold_pads(graph)
     merge_double_pairs(graph)
+    merge_equal_nodes(graph, merged)
     fold_constants(graph, compute)
     join_products_with_biases(graph)
+    separate_dequantizers(graph)
     move_quantizers(graph)
     transpose_stored(graph)
     quantize_weights(graph)
     separate_dequantizers(graph)
+    return merged
 
 
 def separate_dequantizers(graph: ir.Graph) -> None:
@@ -200,6 +218,48 @@ def _set_grid(
     for node in nodes:
         for i, value in enumerate(values, 1):
             node.replace_input_with(i, value)
+
+
+def merge_equal_nodes(graph: ir.Graph, merged: Merged) -> None:
+    """Nodes that compute the same from the same become one; small constants count by content."""
+    known: dict[tuple[Any, ...], ir.Node] = {}
+    for node in ordered(graph):
+        if node.op_type in _NEVER_MERGED or any(v.is_graph_output() for v in node.outputs):
+            continue
+        first = known.setdefault(_identity(node), node)
+        if first is node:
+            continue
+        for mine, theirs in zip(node.outputs, first.outputs, strict=True):
+            for use in list(mine.uses()):
+                use.node.replace_input_with(use.idx, theirs)
+            merged.values[str(mine.name)] = str(theirs.name)
+        merged.nodes[str(node.name)] = str(first.name)
+        discard(node)
+
+
+_NEVER_MERGED = frozenset(("If", "Loop", "Scan", *_NEVER_FOLDED)) - {"DequantizeLinear"}
+_SHARED_ELEMENTS = 8
+_PLAIN = frozenset(
+    (ir.AttributeType.INT, ir.AttributeType.FLOAT, ir.AttributeType.STRING,
+     ir.AttributeType.INTS, ir.AttributeType.FLOATS, ir.AttributeType.STRINGS)
+)  # fmt: skip
+
+
+def _identity(node: ir.Node) -> tuple[Any, ...]:
+    """What two nodes have in common that compute the same."""
+    inputs = tuple(_value_identity(v) for v in node.inputs)
+    given = node.attributes.values()
+    if any(a.type not in _PLAIN for a in given):
+        return (id(node),)
+    attributes = tuple(sorted((a.name, str(a.value)) for a in given))
+    return node.domain, node.op_type, inputs, attributes, len(node.outputs)
+
+
+def _value_identity(value: ir.Value | None) -> Any:
+    array = constant(value)
+    if value is None or array is None or array.size > _SHARED_ELEMENTS:
+        return id(value)
+    return str(array.dtype), array.shape, array.tobytes()
 
 
 # --- constants -----------------------------------------------------------------------------------

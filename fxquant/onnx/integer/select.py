@@ -151,6 +151,11 @@ def _dropping(*, words: bool, positive: bool = False) -> Callable[[Group], str]:
     return rule
 
 
+def _resize(group: Group) -> str:
+    nearest = attribute(group.node, "mode", "nearest") == "nearest"
+    return _dropping(words=False)(group) if nearest else ""
+
+
 def _split(group: Group) -> str:
     if group.activation is not None or not _is_whole(group, 1):
         return ""
@@ -264,7 +269,8 @@ _RULES: dict[str, Callable[[Group], str]] = {
     **dict.fromkeys(
         ("AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid", "Softmax"), _unary
     ),
-    "Resize": _dropping(words=False),
+    "DepthToSpace": _dropping(words=False),
+    "Resize": _resize,
     "Split": _split,
     "ArgMax": _argmax,
     "Add": _binary,

@@ -19,10 +19,11 @@ class QuantizeDequantize(AffineQuantizer):
     """Rounds a tensor to the nearest values of its grid.
 
     Example:
+        >>> import torch
         >>> q = QuantizeDequantize(shape=(), bitwidth=4)
         >>> q.set_range(0.0, 1.5)
         >>> q(torch.tensor([0.26, 9.0])).quantize()
-        QuantizedTensor([ 3., 15.])
+        QuantizedTensor([ 3., 15.], grad_fn=<AliasBackward0>)
     """
 
 

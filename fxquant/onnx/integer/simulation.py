@@ -1,0 +1,88 @@
+"""A simulation as the runtime computes it: a torch module over the exact integer executor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from fxquant.graph.structure import map_leaves, tensors
+from fxquant.onnx.integer.arithmetic import Array
+from fxquant.onnx.integer.model import IntegerModel, Placed
+from fxquant.onnx.lower import lower
+from fxquant.onnx.record import bound_example
+from fxquant.onnx.teacher import evaluating
+
+Example = tuple[tuple[Any, ...], Mapping[str, Any]]
+
+
+class IntegerSimulation(nn.Module):
+    """Takes and returns what the simulated model takes and returns, computed in integers.
+
+    Args:
+        gm: calibrated model of a simulation; later changes of it do not show here.
+        example: positional and keyword inputs.
+        opset: version of the ONNX operators.
+        islands: see `IntegerModel`.
+
+    Attributes:
+        integers: the executor, with `tensors()` and `placement()`.
+        lowered: the lowering it was made from: which ONNX value is which tensor of the simulation.
+    """
+
+    def __init__(
+        self, gm: fx.GraphModule, example: Example, *, opset: int = 21,
+        islands: str = "onnxruntime",
+    ) -> None:  # fmt: skip
+        super().__init__()
+        with evaluating(gm), torch.no_grad():
+            self.lowered = lower(gm, example, opset=opset)
+            template = gm(*bound_example(gm, example))
+        self.integers = IntegerModel(self.lowered.model, islands=islands)
+        self._template = map_leaves(template, _emptied)
+        # only the signature is needed: which input has which name
+        self._signature = fx.Graph()
+        for node in gm.graph.nodes:
+            if node.op == "placeholder":
+                self._signature.node_copy(node)
+        self._holders = fx.GraphModule(nn.Module(), self._signature)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The result for these inputs, in the containers the model returns."""
+        found = self.integers.run(self._feeds(args, kwargs))
+        return map_leaves(self._template, _Filler(iter(found.values())))
+
+    def tensors(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
+        """Every quantized tensor by its name in the ONNX graph, for these inputs."""
+        return self.integers.run(self._feeds(args, kwargs), self.integers.quantized_names)
+
+    def placement(self) -> tuple[Placed, ...]:
+        """Where each operator runs."""
+        return self.integers.placement()
+
+    def _feeds(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+        given = tensors(bound_example(self._holders, (args, kwargs)))
+        return dict(zip(self.lowered.input_names, given, strict=True))
+
+
+def _emptied(leaf: Any) -> Any:
+    """A leaf without its data: what kind of value stands there."""
+    return torch.empty(0, dtype=leaf.dtype) if isinstance(leaf, Tensor) else leaf
+
+
+class _Filler:
+    """Puts results in the places of a template, in order."""
+
+    def __init__(self, results: Iterator[Array]) -> None:
+        self.results = results
+
+    def __call__(self, leaf: Any) -> Any:
+        if leaf is None:
+            return None
+        array = next(self.results)
+        if isinstance(leaf, Tensor):
+            return torch.from_numpy(np.array(array))
+        return type(leaf)(array.item())
