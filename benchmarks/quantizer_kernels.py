@@ -2,10 +2,10 @@
 
 Run: ``OMP_NUM_THREADS=1 python benchmarks/quantizer_kernels.py [--elements 1000000]``
 
-Every repetition measures the copy and all variants once, so a busy machine slows all of them alike;
-the smallest ratio of each variant to the copy of its own repetition would flatter, so medians are
-shown. Tensors above 32 MB are page-faulted anew on every operator unless the allocator keeps them:
-set ``MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=4294967296`` to measure arithmetic.
+CPU time of one thread. Every repetition measures the copy and all variants once, so a busy machine
+slows all of them alike; shown are medians of the ratios to the copy of the same repetition.
+Tensors above 32 MB are page-faulted anew on every operator unless the allocator keeps them: set
+``MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=4294967296`` to measure arithmetic.
 """
 
 from __future__ import annotations
@@ -91,11 +91,11 @@ def variants(n: int) -> list[Variant]:
 
 
 def seconds(call: Callable[[], object], calls: int) -> float:
-    """Mean time of one call."""
-    begin = time.perf_counter()
+    """Mean CPU time of one call: others on the machine are not counted."""
+    begin = time.process_time()
     for _ in range(calls):
         call()
-    return (time.perf_counter() - begin) / calls
+    return (time.process_time() - begin) / calls
 
 
 def measure(n: int, repetitions: int) -> dict[str, tuple[float, float, float]]:

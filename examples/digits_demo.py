@@ -22,6 +22,7 @@ import torch
 from benchmarks.measure import fastest, runner
 from fxquant import QuantizationSimModel, prepare_model
 from fxquant.models import digits
+from fxquant.models.training import digits as load_digits
 from fxquant.models.training import trained
 from fxquant.onnx.lower import lower
 from fxquant.onnx.runtime import Level, open_session
@@ -127,7 +128,7 @@ def all_labels(
     recipe: Recipe, model: torch.nn.Module, sim: QuantizationSimModel, path: Path
 ) -> tuple[Any, dict[str, Any]]:
     """The true labels of all test images, and those of network, simulation and onnxruntime."""
-    _, test = digits.digits()
+    _, test = load_digits()
     session = open_session(path, Level.ALL)
     found: dict[str, list[Any]] = {"float": [], "sim": [], "runtime": []}
     for inputs, _ in test.batches(recipe.encode):

@@ -53,7 +53,7 @@ def save_checkpoint(sim: QuantizationSimModel, path: str | Path) -> None:
             "fxquant": __version__,
             "torch": torch.__version__,
             "graph": _digest(sim),
-            "config": sim.config.model_dump(),
+            "config": sim.config.model_dump(mode="json"),
             "target": sim.target.name,
             "quantizers": _describe(sim),
             "aliases": aliases,
@@ -177,7 +177,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
 def _check_fits(sim: QuantizationSimModel, index: dict[str, Any]) -> None:
     if index["graph"] != _digest(sim):
         raise CheckpointError("FXQ605", "the checkpoint is of another graph", fix="build the simulation from the same model and dummy input")
-    for key, mine in (("config", sim.config.model_dump()), ("target", sim.target.name)):
+    for key, mine in (("config", sim.config.model_dump(mode="json")), ("target", sim.target.name)):
         if index[key] != mine:
             raise CheckpointError("FXQ605", f"the checkpoint has another {key}: {index[key]}, not {mine}", fix=f"build the simulation with the same {key}")
     mine = {k: {**v, "initialized": None} for k, v in _describe(sim).items()}

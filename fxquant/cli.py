@@ -18,8 +18,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from fxquant import QuantizationSimModel, inspect_model, validate_model
+from fxquant import (
+    QuantizationSimModel,
+    insert_stubs,
+    inspect_model,
+    prepare_model,
+    validate_model,
+)
 from fxquant._version import __version__
+from fxquant.analysis.inspector import Inspector, InspectorReport
+from fxquant.analysis.inspector_regions import inspect_regions
 from fxquant.batches import Data, load_data, random_data
 from fxquant.errors import ConfigError, FxQuantError
 from fxquant.loading import build_model
@@ -180,6 +188,10 @@ def validate(factory: str, *, as_json: bool, progress: Progress, **options: Any)
 
 
 @main.command()
+@click.option("--regions", is_flag=True, help="Show the regions that stubs mark.")
+@click.option("--region", "chosen", multiple=True, metavar="NAME", help="Quantize this part only.")
+@click.option("--keep-float", "kept", multiple=True, metavar="NAME", help="Do not quantize this.")
+@click.option("--picture", metavar="FILE.svg", help="Draw what the target takes.")
 @_model_options
 @_sim_options
 @_common
@@ -192,12 +204,40 @@ def inspect(
     progress: Progress,
     **options: Any,
 ) -> int:
-    """Show what would be quantized and why, operator by operator, without calibrating."""
+    """Show what would be quantized and why, operator by operator, without calibrating.
+
+    With --target: which operators the target takes, which not and why, and in how many parts.
+    """
+    regions, chosen, kept, picture = (
+        options.pop(name) for name in ("regions", "chosen", "kept", "picture")
+    )
+    parts = regions or chosen or kept
+    if picture and parts:
+        raise ConfigError("FXQ735", "--picture shows a target, not regions", fix="leave one out")
     model, data = _model_and_data(factory, progress, **options)
+    example = data.first()
     progress.step("preparing and placing quantizers")
-    plan = inspect_model(model, data.first(), config=config, target=target)
+    if chosen or kept:
+        prepared = prepare_model(model, example)
+        model = insert_stubs(prepared, chosen or None, keep_float=kept or None)
+    settings: dict[str, Any] = {"config": config}
+    plan: Any
+    if parts:
+        plan = inspect_regions(model, example, target=target, **settings)
+    elif picture or _is_given("target"):
+        plan = Inspector(target).inspect(model, example, **settings)
+    else:
+        plan = inspect_model(model, example, target=target, **settings)
+    if picture and isinstance(plan, InspectorReport):
+        Path(picture).write_text(plan.to_svg(), encoding="utf-8")
     click.echo(plan.to_json() if as_json else str(plan))
     return 0
+
+
+def _is_given(option: str) -> bool:
+    """Whether an option stands on the command line."""
+    source = click.get_current_context().get_parameter_source(option)
+    return source is click.core.ParameterSource.COMMANDLINE
 
 
 @main.command()

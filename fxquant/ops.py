@@ -1355,6 +1355,7 @@ def _moves() -> tuple[Op, ...]:
                 nn.Dropout3d,
                 nn.AlphaDropout,
                 nn.FeatureAlphaDropout,
+                fn.TrainingOnly,
             ),
         ),
         move(

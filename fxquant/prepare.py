@@ -7,27 +7,33 @@ same bits as the original on the dummy input, on other values and at another bat
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+import torch
 from torch import Tensor, fx, nn
 
 from fxquant.errors import ConfigError, TraceError
 from fxquant.graph import prove
+from fxquant.graph.meta import module_path
 from fxquant.graph.passes import Fact, Pipeline, set_state, state_of
 from fxquant.graph.select import Selector, select
 from fxquant.graph.trace import Recording, record
+from fxquant.graph.training import attentions, mark_dropouts, training_only
 from fxquant.passes import PREPARE, PREPARED
 
 if TYPE_CHECKING:
+    from fxquant.graph.leaves import Leaves
     from fxquant.graph.looks import Specialisation
 
 Inputs: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 OnSpecialisation: TypeAlias = Literal["warn", "error", "leaf"]
 
+_log = logging.getLogger("fxquant")
 _PIPELINE = Pipeline(PREPARE, given=frozenset({Fact.RECORDED}))
 
 
@@ -116,7 +122,9 @@ def prepare_model(
         restore_flags(gm, flags)
         _PIPELINE(gm)
         with evaluating(gm):
-            proof = prove.prove(recorded.recording, model, *inputs, leaves=recorded.is_leaf)
+            proof = prove.prove(
+                recorded.recording, model, *inputs, leaves=_kept_whole(recorded.leaves)
+            )
     set_state(gm, any_batch=proof.batch)
     _judge(proof, recorded.recording.specialisations)
     return gm
@@ -124,38 +132,62 @@ def prepare_model(
 
 @dataclass(frozen=True)
 class _Recorded:
-    recording: Recording
-    excluded: frozenset[str]
+    """A recording and the modules that were kept whole in it."""
 
-    def is_leaf(self, path: str, module: nn.Module) -> bool:
-        """Whether a module is kept whole."""
-        return path in self.excluded
+    recording: Recording
+    leaves: frozenset[str]
+
+
+def _kept_whole(paths: frozenset[str]) -> Leaves:
+    return lambda path, _: path in paths
 
 
 def _record(
     model: nn.Module, inputs: Inputs, excluded: frozenset[str], on_specialisation: str
 ) -> _Recorded:
-    """Record, and record again with more leaves while Python decides on values in modules."""
+    """Record, and once more with more leaves where the first recording asks for them."""
+    trainers: frozenset[str] = frozenset()
     while True:
-        made = _recorded(model, inputs, excluded)
-        deciding = [s for s in made.recording.specialisations if s.kind == "value"]
+        leaves = excluded | trainers
+        recording = record(model, *inputs, leaves=_kept_whole(leaves))
+        deciding = [s for s in recording.specialisations if s.kind == "value"]
         if deciding and on_specialisation == "error":
             _refuse(deciding)
-        more = {s.module_path for s in deciding} - excluded - {""}
-        if on_specialisation != "leaf" or not more:
-            return made
-        excluded |= more
-
-
-def _recorded(model: nn.Module, inputs: Inputs, excluded: frozenset[str]) -> _Recorded:
-    made = _Recorded(record(model, *inputs, leaves=lambda path, _: path in excluded), excluded)
+        deciders = frozenset(s.module_path for s in deciding) - leaves - {""}
+        more = training_only(recording.graph_module) - leaves
+        if on_specialisation == "leaf" and deciders:
+            excluded |= deciders
+        elif more:
+            trainers |= more
+        else:
+            break
+    _see_dropouts(recording.graph_module, model, inputs, leaves)
     set_state(
-        made.recording.graph_module,
+        recording.graph_module,
         facts=frozenset({Fact.RECORDED}),
-        specialisations=made.recording.specialisations,
+        specialisations=recording.specialisations,
         excluded=tuple(sorted(excluded)),
+        training_only=trainers,
     )
-    return made
+    return _Recorded(recording, leaves)
+
+
+def _see_dropouts(
+    gm: fx.GraphModule, model: nn.Module, inputs: Inputs, leaves: frozenset[str]
+) -> None:
+    """Look up the dropout that attention has in training only, in a recording while it trains."""
+    owners = {module_path(node) for node in attentions(gm)}
+    if not owners:
+        return
+    with evaluating(model), torch.random.fork_rng(devices=[]):
+        for path in owners:
+            model.get_submodule(path).training = True
+        try:
+            trained = record(model, *inputs, leaves=_kept_whole(leaves))
+        except TraceError as e:
+            _log.info("attention has no dropout while training, as it cannot be recorded: %s", e)
+            return
+    mark_dropouts(gm, trained.graph_module)
 
 
 def _refuse(deciding: list[Specialisation]) -> None:

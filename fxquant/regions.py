@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import fx
 
 from fxquant.errors import ConfigError
-from fxquant.graph.choose import chosen_nodes, computing_nodes
+from fxquant.graph.choose import chosen_nodes, computing_nodes, holds_tensors
 from fxquant.graph.regions import find_regions
 from fxquant.passes.insert_stubs import InsertStubs
 from fxquant.prepare import is_prepared
@@ -76,12 +76,6 @@ def _join(gm: fx.GraphModule, chosen: set[fx.Node]) -> None:
     computing = set(computing_nodes(gm))
     for node in gm.graph.nodes:
         glue = node.op in ("call_function", "call_method", "call_module") and node not in computing
-        made = [n for n in node.all_input_nodes if n.op != "get_attr" and _is_tensor(n)]
+        made = [n for n in node.all_input_nodes if n.op != "get_attr" and holds_tensors(n)]
         if glue and made and all(n in chosen for n in made):
             chosen.add(node)
-
-
-def _is_tensor(node: fx.Node) -> bool:
-    """Whether a node's value is a tensor or a container, not a size."""
-    spec: Any = node.meta.get("spec")
-    return hasattr(spec, "dtype") or isinstance(spec, tuple | list | dict)

@@ -9,6 +9,7 @@ from fxquant.passes.decompose_attention import DecomposeAttention
 from fxquant.passes.drop_dead_code import DropDeadCode
 from fxquant.passes.fold_batch_norms import FoldBatchNorms
 from fxquant.passes.functionals_to_modules import FunctionalsToModules
+from fxquant.passes.keep_training_modules import KeepTrainingModules
 from fxquant.passes.remove_writes import RemoveWrites
 from fxquant.passes.unique_modules import UniqueModules
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from fxquant.targets import Target
 
 PREPARE = (
+    KeepTrainingModules(),
     UniqueModules(),
     RemoveWrites(),
     FunctionalsToModules(),
@@ -44,6 +46,7 @@ __all__ = [
     "DropDeadCode",
     "FoldBatchNorms",
     "FunctionalsToModules",
+    "KeepTrainingModules",
     "RemoveWrites",
     "UniqueModules",
     "simulation_pipeline",

@@ -82,7 +82,11 @@ class _Attention:
         scores = self._call("scale", fn.Multiply(), (scores, scale), scores_shape)
         scores = self._masked(scores, scores_shape)
         weights = self._call("softmax", nn.Softmax(-1), (scores,), scores_shape)
-        if self.given["dropout_p"]:
+        module = self.rw.module(self.node, fn.ScaledDotProductAttention)
+        if module is not None and module.dropout:
+            dropout = nn.Dropout(module.dropout)
+            weights = self._call("attention_dropout", dropout, (weights,), scores_shape)
+        elif self.given["dropout_p"]:
             weights = self._call("attention_dropout", fn.DynamicDropout(), (weights, self.given["dropout_p"]), scores_shape)
         shape = self.node.meta["spec"].shape
         result = self._call("attention", fn.MatMul(), (weights, value), shape)

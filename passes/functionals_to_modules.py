@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from torch import fx
+
 from fxquant import ops
 from fxquant.graph.aliases import written
 from fxquant.graph.passes import Fact, Pass
 from fxquant.graph.rewriter import computes_floats
+from fxquant.graph.training import TRAINING_DROPOUT
+from fxquant.nn.functional import ScaledDotProductAttention
 
 if TYPE_CHECKING:
-    from torch import fx
-
     from fxquant.graph.rewriter import Rewriter
 
 
@@ -45,12 +47,27 @@ class FunctionalsToModules(Pass):
         for node in rw.nodes:
             if node.op not in ("call_function", "call_method"):
                 continue
+            _spell_attribute(rw, node)
             row = rw.op(node)
             if row is None:
                 if computes_floats(node):
                     rw.skip(node, "the operator has no row in the operator table")
             elif written(node, rw.gm) is None:  # what still writes was logged by RemoveWrites
                 _convert(rw, node, row)
+
+
+def _spell_attribute(rw: Rewriter, node: fx.Node) -> None:
+    """Write attributes that are views, `x.T` and `x.mT`, as the method of the same meaning."""
+    if node.target is not getattr or not isinstance(node.args[0], fx.Node):
+        return
+    tensor, name = node.args[:2]
+    rank = len(rw.shape(node))
+    if name == "mT" or (name == "T" and rank == 2):
+        rw.become_call(node, "transpose", tensor, -2, -1)
+    elif name == "T":
+        rw.become_call(node, "permute", tensor, *reversed(range(rank)))
+    elif name == "data":
+        rw.become_call(node, "detach", tensor)
 
 
 def _convert(rw: Rewriter, node: fx.Node, row: ops.Op) -> None:
@@ -61,6 +78,8 @@ def _convert(rw: Rewriter, node: fx.Node, row: ops.Op) -> None:
     except (TypeError, KeyError) as e:
         rw.skip(node, f"its arguments do not fit the row {row.name!r}: {e}")
         return
+    if isinstance(module, ScaledDotProductAttention):
+        module.dropout = node.meta.get(TRAINING_DROPOUT, 0.0)
     if holds:
         args: tuple[Any, ...] = tuple(values[name] for name in row.inputs)
         kwargs: dict[str, Any] = {}

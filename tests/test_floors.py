@@ -39,6 +39,7 @@ ALLOWED = {
     ("fxquant.ops", "fxquant.nn.functional"),
     ("fxquant.ops", "fxquant.nn.stubs"),
     ("fxquant.sim", "fxquant.export"),  # imported in `sim.export()`: a simulation needs no ONNX
+    ("fxquant.sim", "fxquant.onnx.integer"),  # imported in `sim.integer_model()`, likewise
 }
 # networks are data: they stand beside the house and use nothing of it but its errors
 MODELS = "fxquant.models"

@@ -6,7 +6,6 @@ quantized. Nothing is calibrated.
 
 from __future__ import annotations
 
-import copy
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -16,9 +15,10 @@ from torch import fx
 
 from fxquant import ops
 from fxquant.config import QuantConfig
+from fxquant.graph.choose import holds_tensors
 from fxquant.graph.plan import Plan, make_plan
 from fxquant.passes import simulation_pipeline
-from fxquant.prepare import is_prepared, prepare_model
+from fxquant.prepare import prepare_model
 from fxquant.quantization import QuantScheme
 from fxquant.targets import Target, load_target
 from fxquant.text import table
@@ -177,8 +177,7 @@ class Inspector:
             output_dir: where to write the report as text, JSON and picture.
         """
         chosen = QuantConfig.load(config)
-        prepared = copy.deepcopy(model) if is_prepared(model) else prepare_model(model, inputs)
-        assert isinstance(prepared, fx.GraphModule)  # noqa: S101  # for the type checker
+        prepared = prepare_model(model, inputs)  # of a prepared graph: a copy
         pipeline = simulation_pipeline(chosen, self.target, QuantScheme.min_max)
         for step in pipeline.passes[:-1]:
             step(prepared)
@@ -227,7 +226,7 @@ def _makers(node: fx.Node, operators: set[fx.Node]) -> list[fx.Node]:
         maker = waiting.pop()
         if maker in operators:
             found[maker] = None
-        elif maker not in seen:
+        elif maker not in seen and holds_tensors(maker):
             seen.add(maker)
             waiting += reversed(maker.all_input_nodes)
     return list(found)
@@ -311,6 +310,8 @@ def _partitions(
         if not verdict["device"]:  # a move: where its first operand is
             before = [verdicts[m]["device"] for m in makers[node]]
             verdict["device"] = before[0] if before else FLOAT
+            if verdict["device"] == FLOAT:
+                verdict["reason"] = "it moves values that are in floating point"
         device = verdict["device"]
         levels = (depth[m] + (verdicts[m]["device"] != device) for m in makers[node])
         depth[node] = max(levels, default=0)
@@ -321,7 +322,8 @@ def _partitions(
     members: dict[fx.Node, list[fx.Node]] = {}
     for node in operators:
         members.setdefault(root(node), []).append(node)
-    order = sorted(members.values(), key=lambda nodes: (depth[nodes[0]], operators.index(nodes[0])))
+    # members are in the order of their first operators, and sorting keeps that
+    order = sorted(members.values(), key=lambda nodes: depth[nodes[0]])
     numbers = {node: i for i, nodes in enumerate(order, 1) for node in nodes}
     made = [
         Partition(i, verdicts[nodes[0]]["device"], tuple(n.name for n in nodes))

@@ -223,7 +223,7 @@ def aliases(node: fx.Node, root: fx.GraphModule) -> set[fx.Node]:
 
 
 def disjoint(a: fx.Node, b: fx.Node, root: fx.GraphModule) -> bool:
-    """Whether two nodes are different elements of one chunk, split or unbind."""
+    """Whether two nodes are different elements of one chunk, or of one topk."""
     first, second = _part(a, root), _part(b, root)
     return bool(first and second and first[0] is second[0] and first[1] != second[1])
 
@@ -235,4 +235,5 @@ def _part(node: fx.Node, root: fx.GraphModule) -> tuple[fx.Node, Any] | None:
     if not isinstance(container, fx.Node) or not isinstance(key, int):
         return None
     row = ops.row_of(container, root)
-    return (container, key) if row is not None and row.name in _PARTS else None
+    apart = row is not None and (row.name in _PARTS or row.name not in _VIEWS)
+    return (container, key) if apart else None

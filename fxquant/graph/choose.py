@@ -54,6 +54,12 @@ def computing_nodes(gm: fx.GraphModule) -> list[fx.Node]:
     return [n for n in gm.graph.nodes if n.op == "call_module" and ops.row_of(n, gm) is not None]
 
 
+def holds_tensors(node: fx.Node) -> bool:
+    """Whether a node's value is a tensor or a container, not a size."""
+    spec: Any = node.meta.get("spec")
+    return hasattr(spec, "dtype") or isinstance(spec, tuple | list | dict)
+
+
 def _bounds(selector: Any) -> tuple[str, str] | None:
     """First and last module of a range, or None for another selector."""
     if isinstance(selector, slice):

@@ -46,6 +46,7 @@ class State:
         skips: what passes left alone, and why.
         excluded: paths of modules that are kept whole.
         any_batch: whether the graph was seen to work at another batch size.
+        training_only: paths of modules that do nothing in evaluation.
         why: reasons of decisions, by module path or node name.
     """
 
@@ -55,6 +56,7 @@ class State:
     excluded: tuple[str, ...] = ()
     why: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     any_batch: bool = True
+    training_only: frozenset[str] = frozenset()
 
 
 def state_of(gm: fx.GraphModule) -> State:

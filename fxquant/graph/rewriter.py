@@ -228,7 +228,8 @@ class Rewriter:
     def become_call(
         self, node: fx.Node, target: Any, *args: Any, kwargs: Mapping[str, Any] | None = None
     ) -> None:
-        """Let a function or method node call another one; its own name and readers stay."""
+        """Let a node call another function, or a method by its name; readers stay."""
+        node.op = "call_method" if isinstance(target, str) else "call_function"
         node.target = target
         node.args, node.kwargs = args, dict(kwargs or {})
         self.changes += 1

@@ -12,6 +12,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any, TypeAlias
 
 import torch
+from torch.fx.immutable_collections import immutable_dict
 
 # how a part is reached from the whole: an index or key, or the name of an attribute
 Step: TypeAlias = tuple[str, Any]
@@ -52,6 +53,8 @@ def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
     """A copy of a nested value with every leaf replaced; containers keep their types."""
     if is_dataclass(value) and not isinstance(value, type):
         return _map_dataclass(value, change)
+    if isinstance(value, immutable_dict):  # what a graph holds as arguments of its nodes
+        return {key: map_leaves(part, change) for key, part in value.items()}
     if isinstance(value, dict):
         changed = copy.copy(value)
         for key, part in value.items():

@@ -1,7 +1,8 @@
-"""Modules that do nothing in evaluation, such as stochastic depth.
+"""What a recording in evaluation does not show, so that the prepared network trains like the original.
 
-A network is recorded in evaluation, where such a module leaves no trace. It is found by that, and
-kept whole, so that the prepared network trains like the original.
+Modules that do nothing in evaluation, such as stochastic depth, leave no trace: they are found by
+that, and kept whole. Attention that is called with `dropout_p=p if self.training else 0` shows a
+zero: the probability is seen in a second recording in which these modules train.
 """
 
 from __future__ import annotations
@@ -11,27 +12,62 @@ from typing import TYPE_CHECKING
 
 from torch import fx, nn
 
-from fxquant.graph.meta import module_path
+from fxquant import ops
+from fxquant.graph.meta import module_path, source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+#: key of `node.meta`: dropout probability of an attention while training
+TRAINING_DROPOUT = "training_dropout"
 
-def training_only(gm: fx.GraphModule, called: frozenset[str] = frozenset()) -> frozenset[str]:
+
+def training_only(gm: fx.GraphModule) -> frozenset[str]:
     """Paths of modules whose code asks for `self.training` and that recorded nothing.
 
     Args:
         gm: a graph recorded in evaluation.
-        called: paths that are known to be calls of their own.
     """
     active = {parent for node in gm.graph.nodes for parent in _with_parents(module_path(node))}
     active |= {str(node.target) for node in gm.graph.nodes if node.op == "call_module"}
-    found = [
+    return frozenset(
         path
         for path, module in gm.named_modules()
         if path and path not in active and asks_for_training(type(module))
+    )
+
+
+def attentions(gm: fx.GraphModule) -> list[fx.Node]:
+    """Calls of attention without dropout from modules whose code asks for `self.training`."""
+    return [
+        node
+        for node in _calls_of_attention(gm)
+        if not ops.arguments(node, gm)["dropout_p"]
+        and asks_for_training(type(gm.get_submodule(module_path(node))))
     ]
-    return frozenset(found) - called
+
+
+def mark_dropouts(gm: fx.GraphModule, trained: fx.GraphModule) -> None:
+    """Note at each attention of a graph the dropout that the same call has in training.
+
+    Args:
+        gm: recorded in evaluation.
+        trained: the same model, recorded while the modules that call attention train.
+    """
+    there = {_key(node): ops.arguments(node, trained) for node in _calls_of_attention(trained)}
+    for node in attentions(gm):
+        dropout = there.get(_key(node), {}).get("dropout_p")
+        if isinstance(dropout, float) and dropout:
+            node.meta[TRAINING_DROPOUT] = dropout
+
+
+def _calls_of_attention(gm: fx.GraphModule) -> list[fx.Node]:
+    rows = ((node, ops.row_of(node, gm)) for node in gm.graph.nodes)
+    return [node for node, row in rows if row and row.name == "scaled_dot_product_attention"]
+
+
+def _key(node: fx.Node) -> tuple[str, str]:
+    return module_path(node), str(source(node))
 
 
 def _with_parents(path: str) -> Iterator[str]:

@@ -48,6 +48,44 @@ def _functional(name: str, function: Callable[..., Any], arity: int = 1) -> type
     return type(name, (Functional,), space)
 
 
+class ScaledDotProductAttention(Functional):
+    """`scaled_dot_product_attention` as a module.
+
+    Attributes:
+        dropout: probability while training, where the caller gave `p if self.training else 0`.
+    """
+
+    function: ClassVar[Callable[..., Any]] = staticmethod(F.scaled_dot_product_attention)
+    arity: ClassVar[int] = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout = 0.0
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function."""
+        if self.training and self.dropout:
+            kwargs["dropout_p"] = self.dropout
+        return type(self).function(*args, **kwargs)
+
+
+class TrainingOnly(nn.Module):
+    """A module that is not there in evaluation: stochastic depth, noise.
+
+    Args:
+        inner: the module; its first argument is what it returns in evaluation.
+    """
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.training = inner.training
+
+    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Call the module in training, return the input in evaluation."""
+        return self.inner(input, *args, **kwargs) if self.training else input
+
+
 def _select_index(input: Tensor, index: Any) -> Any:
     return operator.getitem(input, index)
 
@@ -72,9 +110,9 @@ def _subtract(input: Any, other: Any, *, alpha: float = 1) -> Any:
 
 def _divide(input: Any, other: Any, *, rounding_mode: str | None = None) -> Any:
     """`input / other`; for a number over a tensor PyTorch multiplies by the reciprocal."""
-    if isinstance(input, Tensor):
-        return torch.div(input, other, rounding_mode=rounding_mode)
-    return input / other
+    if rounding_mode is None and isinstance(other, Tensor) and not isinstance(input, Tensor):
+        return input / other
+    return torch.div(input, other, rounding_mode=rounding_mode)
 
 
 # arithmetic of two tensors, or of a tensor and a number
@@ -152,10 +190,6 @@ Baddbmm = _functional("Baddbmm", torch.baddbmm, 3)
 Addmm = _functional("Addmm", torch.addmm, 3)
 Einsum = _functional("Einsum", torch.einsum, 2)
 Outer = _functional("Outer", torch.outer, 2)
-ScaledDotProductAttention = _functional(
-    "ScaledDotProductAttention", F.scaled_dot_product_attention, 3
-)
-CausalMask = _functional("CausalMask", _causal_mask)
 DynamicLinear = _functional("DynamicLinear", F.linear, 2)
 DynamicConv1d = _functional("DynamicConv1d", F.conv1d, 2)
 DynamicConv2d = _functional("DynamicConv2d", F.conv2d, 2)

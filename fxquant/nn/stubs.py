@@ -10,7 +10,7 @@ _T = TypeVar("_T")
 
 
 class QuantStub(nn.Module):
-    """Begin of a quantized region: returns its input, a tensor or a tuple, list or dict of tensors.
+    """Begin of a quantized region: returns its input, a tensor or a tuple, list or dict of them.
 
     Where no quantized module produces a tensor (an input of the graph, a constant, a float branch),
     a `QuantizedQuantStub` owns its grid.
@@ -22,15 +22,17 @@ class QuantStub(nn.Module):
 
     def forward(self, x: _T) -> _T:
         """Return the input."""
-        return _passed(x)
+        passed: _T = _passed(x)
+        return passed
 
 
 class DeQuantStub(nn.Module):
-    """End of a quantized region: returns its input, a tensor or a tuple, list or dict of tensors."""
+    """End of a quantized region: returns its input, a tensor or a tuple, list or dict of them."""
 
     def forward(self, x: _T) -> _T:
         """Return the input."""
-        return _passed(x)
+        passed: _T = _passed(x)
+        return passed
 
 
 def _passed(value: Any) -> Any:

@@ -53,6 +53,7 @@ class Call:
         arguments: canonical names -> fx nodes and plain values, as `ops.arguments` gives them.
         out: what both runs saw of the result.
         integer: the first operand and the result are integers of one grid.
+        inherits: the result lies on the grid of the first operand.
         primary: name of that operand.
         replaced: operands that this call reads on another grid.
     """
@@ -66,6 +67,7 @@ class Call:
         self.arguments = arguments
         self.out = out
         self.integer = False
+        self.inherits = False
         self.primary = "input"
         self.replaced: dict[fx.Node, Held] = {}
 

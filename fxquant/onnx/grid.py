@@ -24,8 +24,7 @@ _TYPES = {
     (4, True): (Type.INT4, 21), (4, False): (Type.UINT4, 21),
     (8, True): (Type.INT8, 10), (8, False): (Type.UINT8, 10),
     (16, True): (Type.INT16, 21), (16, False): (Type.UINT16, 21),
-    (32, True): (Type.INT32, 10),
-}  # fmt: skip
+}  # fmt: skip  # 32 bits are for biases: QuantizeLinear makes none, and no kernel reads such weights
 
 
 @dataclass(frozen=True)
@@ -153,7 +152,7 @@ def stored_integers(quantizer: QuantizerBase, tensor: Tensor, grid: IntegerGrid)
 def _storage(
     encoding: AffineEncoding, opset: int, where: str | None, least_bits: int
 ) -> ir.DataType:
-    for bits in (4, 8, 16, 32):
+    for bits in (4, 8, 16):
         dtype, since = _TYPES.get((bits, encoding.signed), (None, 0))
         if dtype is None or opset < since or bits < least_bits:
             continue
@@ -161,7 +160,9 @@ def _storage(
         if low <= encoding.qmin and encoding.qmax <= high:
             return dtype
     what = f"integers {encoding.qmin} to {encoding.qmax} have no type in opset {opset}"
-    raise ExportError("FXQ505", what, at=where, fix="export with opset 21 or use 8 bits")
+    wide = encoding.bitwidth > 16
+    fix = "use 16 bits or less" if wide else "export with opset 21 or use 8 bits"
+    raise ExportError("FXQ505", what, at=where, fix=fix)
 
 
 def _channel_axis(shape: tuple[int, ...], rank: int, where: str | None) -> int:

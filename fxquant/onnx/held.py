@@ -56,7 +56,8 @@ class Held:
     def on_rows(self, builder: Builder) -> Held:
         """The integers with all axes but the last in one: `[..., K] -> [rows, K]`."""
         if self.rows is None:
-            *outer, width = self.spec.shape
+            *outer, last = self.spec.shape
+            width = -1 if isinstance(last, Dim) else last
             spec = Shaped((_product(outer), width), self.spec.dtype)
             integers = builder.op("Reshape", self.integers, [-1, width])
             producer = integers.producer()
@@ -99,9 +100,11 @@ def _product(sizes: Sequence[int | Dim]) -> int | Dim:
     return Dim(dynamic.slope * static, dynamic.start * static) if dynamic else static
 
 
-def quantize(builder: Builder, real: ir.Value, grid: GridValues, name: str) -> ir.Value:
+def quantize(
+    builder: Builder, real: ir.Value, grid: GridValues, name: str, *, cut: bool = True
+) -> ir.Value:
     """A QuantizeLinear; integers outside the grid are cut off first where the type has some."""
-    if grid.grid.clipped:
+    if grid.grid.clipped and cut:
         low, high = grid.grid.bounds
         clipped = builder.op("Clip", real, builder.constant(low), builder.constant(high))
         producer = clipped.producer()

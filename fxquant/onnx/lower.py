@@ -183,6 +183,7 @@ class _Lowering:
         own = self._own_quantizers(node)
         moves = row is not None and row.grid_for(arguments) is ops.Grid.SAME
         quantizers = own or (self.grids.get(node, ()) if moves else ())
+        call.inherits = bool(quantizers) and not own
         if quantizers and not own and row is not None:
             call.integer = moves_integers(row.name, self.resolve(arguments.get(call.primary)))
         with self.builder.scope(path_of(node)):
@@ -285,7 +286,9 @@ class _Lowering:
             source = call.held(call.primary)
             return self.quantized.moved(call.node, index, value, source, held_as, quantizer)
         real = self._described(value, spec, name)
-        return self.quantized.output(call.node, index, real, held_as, quantizer)
+        return self.quantized.output(
+            call.node, index, real, held_as, quantizer, cut=not call.inherits
+        )
 
     def _described(self, value: ir.Value, spec: Shaped, name: str) -> ir.Value:
         """Name a result, unless it is an input, an initializer or another node's result."""

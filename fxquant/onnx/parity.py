@@ -49,7 +49,7 @@ Example = tuple[tuple[Any, ...], Mapping[str, Any]]
 LEVELS = (Level.OFF, Level.ALL)
 # relative to the output's peak: what a float output may differ by, beyond its own bound
 _FLOAT_OUTPUT = 1e-5
-_FLOAT_ISLAND = 1e-3
+_FLOAT_ISLAND = 1e-4
 
 
 def prove(

@@ -46,21 +46,23 @@ class Quantized:
     found: list[Activation | tuple[fx.Node, StoredWeight]] = field(default_factory=list)
     _grids: dict[tuple[int, int | None], GridValues] = field(default_factory=dict)
 
-    def value(self, real: ir.Value, spec: Shaped, quantizer: QuantizerBase, name: str) -> Held:
+    def value(
+        self, real: ir.Value, spec: Shaped, quantizer: QuantizerBase, name: str, *, cut: bool = True
+    ) -> Held:
         """A real value on the grid of a quantizer."""
         if isinstance(quantizer, FloatQuantizeDequantize):
             return Held(spec, name, real=self._rounded(real, quantizer, spec, name))
         grid = self.grid(quantizer, spec, name)
-        integers = quantize(self.builder, real, grid, f"{name}_q")
+        integers = quantize(self.builder, real, grid, f"{name}_q", cut=cut)
         return Held(spec, name, integers=integers, grid=grid)
 
     def output(
         self, node: fx.Node, index: int, real: ir.Value, held_as: tuple[Shaped, str],
-        quantizer: QuantizerBase,
+        quantizer: QuantizerBase, *, cut: bool = True,
     ) -> Held:  # fmt: skip
-        """An output of a node on its grid."""
+        """An output of a node on its grid; `cut` off what the grid does not hold."""
         spec, name = held_as
-        held = self.value(real, spec, quantizer, name)
+        held = self.value(real, spec, quantizer, name, cut=cut)
         if held.grid is not None:
             self.found.append(Activation(node, index, real, held, quantizer))
         return held
@@ -151,9 +153,10 @@ def _activation(entry: Activation, kept: set[ir.Value]) -> LoweredTensor:
 
 
 def _weight(node: fx.Node, weight: StoredWeight) -> LoweredTensor:
+    real = _known_name(weight.real) or None
     return LoweredTensor(
         node=node.name, index=0, module=weight.name.rpartition(".")[0], float_name=weight.name,
-        quantized_name=_known_name(weight.integers), dequantized_name=_known_name(weight.real) or None,
+        quantized_name=_known_name(weight.integers), dequantized_name=real,
         kind="bias" if weight.bias else "weight",
         **_grid_fields(weight.grid.grid, weight.quantizer),
     )  # fmt: skip

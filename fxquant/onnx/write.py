@@ -88,4 +88,5 @@ def _serialized(model: ir.Model) -> bytes:
     described = [v for v in proto.graph.value_info if v.name not in model.graph.initializers]
     del proto.graph.value_info[:]
     proto.graph.value_info.extend(described)
-    return proto.SerializeToString(deterministic=True)
+    content: bytes = proto.SerializeToString(deterministic=True)
+    return content

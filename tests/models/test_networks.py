@@ -15,7 +15,7 @@ from fxquant.models.gpt2 import Gpt2
 from fxquant.models.mobilenet import mobilenet_v2, mobilenet_v3_large, mobilenet_v3_small
 from fxquant.models.resnet import resnet18, resnet50
 from fxquant.models.squeezenet import SqueezeNet
-from fxquant.models.swin import Swin
+from fxquant.models.swin import Block, Swin
 from fxquant.models.unet import UNet
 from fxquant.models.vit import vit_tiny
 
@@ -97,6 +97,8 @@ def test_bert_ignores_what_the_mask_hides() -> None:
 
 def test_swin_masks_what_only_the_shift_joined() -> None:
     block = digits.swin().layers[1]
+    assert isinstance(block, Block)
+    assert block.attn_mask is not None
     assert block.shift == 2
     assert block.attn_mask.shape == (4, 16, 16)
     assert set(block.attn_mask.unique().tolist()) == {-100.0, 0.0}

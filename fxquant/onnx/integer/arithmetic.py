@@ -12,7 +12,7 @@ F32 = np.float32
 
 
 def quantize(x: Array, scale: Array, zero: Array, dtype: np.dtype[Any]) -> Array:
-    """`saturate(round(x / s) + z)`, ties to even: x float32, scale and zero broadcast against it."""
+    """`saturate(round(x / s) + z)` in float32, ties to even; all operands broadcast."""
     return saturate(np.rint(x / scale), zero, dtype)
 
 
@@ -45,7 +45,7 @@ def requantize(sums: Array, scale: Array, zero: Array, dtype: np.dtype[Any]) -> 
 def round_with_zero(x: Array, dtype: np.dtype[Any]) -> Array:
     """Round float32 values that the zero point was added to already."""
     info = np.iinfo(dtype)
-    return np.rint(np.clip(x, F32(info.min), F32(info.max))).astype(dtype)
+    return np.asarray(np.rint(np.clip(x, F32(info.min), F32(info.max))), dtype)
 
 
 def fma(a: Array, b: Array, c: Array) -> Array:
@@ -64,7 +64,7 @@ def fma(a: Array, b: Array, c: Array) -> Array:
         lost = (product - (total - part)) + (addend - part)
         away = np.where(lost > 0, np.inf, -np.inf)
         total = np.where(half & (lost != 0), np.nextafter(total, away), total)
-    return total.astype(F32).reshape(np.broadcast_shapes(product.shape, addend.shape))
+    return np.asarray(total, F32).reshape(np.broadcast_shapes(product.shape, addend.shape))
 
 
 _BELOW_FLOAT32 = np.int64((1 << 29) - 1)  # bits of a float64 that a float32 does not have

@@ -1,9 +1,8 @@
-"""Kernels on single bytes: what depends on one or two of them is a table of 256 or 65 536 entries."""
+"""Kernels on bytes: a function of one or two of them is a table of 256 or 65 536 entries."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -57,9 +56,7 @@ class _Operand:
         self.zero: Array = c.array(first + 2).reshape(()).astype(F32)
 
 
-def _sum(
-    x: Array, y: Array, a: _Operand, b: _Operand, scale: Array, zero: Array
-) -> Array:
+def _sum(x: Array, y: Array, a: _Operand, b: _Operand, scale: Array, zero: Array) -> Array:
     """`a·ra + (b·rb + base)` with the zero point inside of `base`, each step a fused multiply-add.
 
     Args:
@@ -104,7 +101,7 @@ def _table(c: KernelCall, function: Callable[[Array], Array]) -> Array:
 
 @kernel("QLinearLeakyRelu")
 def _leaky_relu(c: KernelCall) -> Array:
-    slope = F32(c.float("alpha", 0.01))
+    slope = F32(c.number("alpha", 0.01))
     return look_up(_table(c, lambda x: np.where(x >= 0, x, (x * slope).astype(F32))), c.array(0))
 
 
@@ -128,7 +125,7 @@ def _concat(c: KernelCall) -> Array:
         _moved_to(c.array(i), c.array(i + 1), c.array(i + 2), *grid)
         for i in range(2, len(c.operands), 3)
     ]
-    return np.concatenate(parts, axis=c.int("axis", 0))
+    return np.concatenate(parts, axis=c.whole("axis", 0))
 
 
 @kernel("QLinearWhere")
@@ -145,7 +142,7 @@ def _where(c: KernelCall) -> Array:
 @kernel("QLinearGlobalAveragePool")
 def _global_average(c: KernelCall) -> Array:
     x, x_scale, x_zero, y_scale, y_zero = (c.array(i) for i in range(5))
-    axes = tuple(range(1, x.ndim - 1)) if c.int("channels_last", 0) else tuple(range(2, x.ndim))
+    axes = tuple(range(1, x.ndim - 1)) if c.whole("channels_last", 0) else tuple(range(2, x.ndim))
     count = int(np.prod([x.shape[a] for a in axes], dtype=np.int64))
     sums = x.sum(axis=axes, dtype=np.int64, keepdims=True) - count * int(x_zero.item())
     ratio = x_scale.reshape(()) / (y_scale.reshape(()) * F32(count)).astype(F32)
@@ -157,7 +154,7 @@ def _global_average(c: KernelCall) -> Array:
 def _average(c: KernelCall) -> Array:
     """The mean in float32, added up in the order of the window; zero point before rounding."""
     x, x_scale, x_zero, y_scale, y_zero = (c.array(i) for i in range(5))
-    if c.int("channels_last", 0) or any(d != 1 for d in c.ints("dilations", [])):
+    if c.whole("channels_last", 0) or any(d != 1 for d in c.ints("dilations", [])):
         msg = "this layout has no kernel here"
         raise UnsupportedError(msg)
     real = dequantize(x, x_scale.reshape(()), x_zero.reshape(()))
@@ -182,8 +179,7 @@ def average_pool(c: KernelCall, x: Array) -> Array:
     total = np.zeros((*x.shape[:2], *spans), F32)
     for place in np.ndindex(*kernel_size):
         window = tuple(
-            slice(p, p + (m - 1) * s + 1, s)
-            for p, m, s in zip(place, spans, strides, strict=True)
+            slice(p, p + (m - 1) * s + 1, s) for p, m, s in zip(place, spans, strides, strict=True)
         )
         total += padded[(slice(None), slice(None), *window)]
     return (total / _counts(c, x.shape[2:], kernel_size, starts)).astype(F32)
@@ -193,7 +189,7 @@ def _counts(
     c: KernelCall, sizes: tuple[int, ...], kernel_size: list[int], starts: list[Array]
 ) -> Array:
     """How many values each window counts."""
-    if c.int("count_include_pad", 0):
+    if c.whole("count_include_pad", 0):
         return np.array(int(np.prod(kernel_size)), F32)
     counts = np.ones((1,) * len(sizes), np.int64)
     for axis, (size, k, start) in enumerate(zip(sizes, kernel_size, starts, strict=True)):
@@ -207,7 +203,7 @@ def pooled_sizes(
     pads: list[int],
 ) -> list[int]:  # fmt: skip
     """Sizes of the result of a pool."""
-    n, up = len(kernel_size), bool(c.int("ceil_mode", 0))
+    n, up = len(kernel_size), bool(c.whole("ceil_mode", 0))
     dilations = c.ints("dilations", [1] * n)
     found = []
     for i in range(n):
@@ -223,8 +219,8 @@ def pooled_sizes(
 def _softmax(c: KernelCall) -> Array:
     """Exponentials from a table whose largest entry leaves room for their sum."""
     x, x_scale, _, y_scale, y_zero = (c.array(i) for i in range(5))
-    newer = c.int("opset", 13) >= 13
-    axis = c.int("axis", -1 if newer else 1) % x.ndim
+    newer = c.whole("opset", 13) >= 13
+    axis = c.whole("axis", -1 if newer else 1) % x.ndim
     moved = np.moveaxis(x, axis, -1) if newer else x
     rows = moved.reshape(-1, x.shape[axis] if newer else int(np.prod(x.shape[axis:])))
     table = _exponentials(float(x_scale.item()), rows.shape[1])
@@ -244,5 +240,3 @@ def _exponentials(scale: float, count: int) -> Array:
     room = max(0.0, float(np.log(F32(most / count))) - 5) / scale
     places = np.arange(256, dtype=np.float64) - 255 + room
     return np.exp(places * scale).astype(F32)
-
-

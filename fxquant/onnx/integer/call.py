@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import onnx_ir as ir
 
@@ -62,11 +62,11 @@ class KernelCall:
         """An operand, or None where it is omitted."""
         return self.operands[index] if index < len(self.operands) else None
 
-    def int(self, name: str, default: int) -> int:
+    def whole(self, name: str, default: int) -> int:
         """An integer attribute."""
         return int(attribute(self.node, name, default))
 
-    def float(self, name: str, default: float) -> float:
+    def number(self, name: str, default: float) -> float:
         """A number attribute."""
         return float(attribute(self.node, name, default))
 

@@ -13,6 +13,7 @@ from fxquant.onnx.integer.call import KernelCall, UnsupportedError, kernel
 from fxquant.onnx.integer.graph import dtype_of
 
 Unary = Callable[[Array], Array]
+Binary = Callable[[Array, Array], Array]
 
 
 # --- quantizers ----------------------------------------------------------------------------------
@@ -49,49 +50,55 @@ def _spread(c: KernelCall, value: Array, x: Array) -> Array:
     """Scale or zero point per tensor, axis or block, as it broadcasts against the tensor."""
     if value.size == 1:
         return value.reshape(())
-    axis = c.int("axis", 1) % x.ndim
+    axis = c.whole("axis", 1) % x.ndim
     if value.ndim == 1:
         return value.reshape([-1 if i == axis else 1 for i in range(x.ndim)])
-    block = c.int("block_size", 0)
+    block = c.whole("block_size", 0)
     return np.repeat(value, block, axis=axis).take(range(x.shape[axis]), axis=axis)
 
 
 # --- one operand ---------------------------------------------------------------------------------
 
 
-def _float_only(function: Unary, name: str) -> None:
+def _enter_float(name: str, function: Unary) -> None:
     def run(c: KernelCall) -> Array:
         x = c.array(0)
         if x.dtype != F32:
             msg = f"{x.dtype} has no kernel here"
             raise UnsupportedError(msg)
-        return function(x)
+        return np.asarray(function(x))
 
     kernel(name)(run)
 
 
-def _gelu(c: KernelCall) -> Array:
-    x = c.array(0)
-    if c.text("approximate", "none") == "tanh":
-        msg = "the approximation by tanh has no kernel here"
-        raise UnsupportedError(msg)
-    bent = (functions.erf((x * F32(math.sqrt(0.5))).astype(F32)) + F32(1.0)).astype(F32)
-    return ((F32(0.5) * x).astype(F32) * bent).astype(F32)
+def _enter_unary(name: str, function: Unary) -> None:
+    kernel(name)(lambda c: np.asarray(function(c.array(0))))
 
 
-kernel("Gelu")(_gelu)
-for _name, _function in {
+def _enter_binary(name: str, function: Binary) -> None:
+    kernel(name)(lambda c: np.asarray(function(c.array(0), c.array(1))))
+
+
+def _enter_folded(name: str, function: Binary) -> None:
+    def run(c: KernelCall) -> Array:
+        total = c.array(0)
+        for i in range(1, len(c.operands)):
+            total = np.asarray(function(total, c.array(i)))
+        return total
+
+    kernel(name)(run)
+
+
+_FLOAT: dict[str, Unary] = {
     "Sigmoid": functions.logistic,
     "Tanh": functions.tanh,
     "Erf": functions.erf,
     "Exp": functions.exp,
     "Sqrt": np.sqrt,
-    "Reciprocal": lambda x: (F32(1.0) / x).astype(F32),
-}.items():
-    _float_only(_function, _name)
-
-for _name, _function in {
-    "Relu": lambda x: np.maximum(x, x.dtype.type(0)),
+    "Reciprocal": lambda x: np.asarray(F32(1.0) / x),
+}
+_UNARY: dict[str, Unary] = {
+    "Relu": lambda x: np.asarray(np.maximum(x, x.dtype.type(0))),
     "Neg": np.negative,
     "Abs": np.abs,
     "Floor": np.floor,
@@ -101,19 +108,51 @@ for _name, _function in {
     "Not": np.logical_not,
     "IsNaN": np.isnan,
     "Identity": lambda x: x,
-}.items():
-    kernel(_name)(lambda c, f=_function: f(c.array(0)))
+}
+_BINARY: dict[str, Binary] = {
+    "Add": np.add,
+    "Sub": np.subtract,
+    "Mul": np.multiply,
+    "Equal": np.equal,
+    "Less": np.less,
+    "LessOrEqual": np.less_equal,
+    "Greater": np.greater,
+    "GreaterOrEqual": np.greater_equal,
+    "And": np.logical_and,
+    "Or": np.logical_or,
+    "Xor": np.logical_xor,
+}
+_FOLDED: dict[str, Binary] = {"Sum": np.add, "Max": np.maximum, "Min": np.minimum}
+
+for _name, _unary in _FLOAT.items():
+    _enter_float(_name, _unary)
+for _name, _unary in _UNARY.items():
+    _enter_unary(_name, _unary)
+for _name, _binary in _BINARY.items():
+    _enter_binary(_name, _binary)
+for _name, _binary in _FOLDED.items():
+    _enter_folded(_name, _binary)
+
+
+@kernel("Gelu")
+def _gelu(c: KernelCall) -> Array:
+    x = c.array(0)
+    if c.text("approximate", "none") == "tanh":
+        msg = "the approximation by tanh has no kernel here"
+        raise UnsupportedError(msg)
+    bent = (functions.erf((x * F32(math.sqrt(0.5))).astype(F32)) + F32(1.0)).astype(F32)
+    return ((F32(0.5) * x).astype(F32) * bent).astype(F32)
 
 
 @kernel("LeakyRelu")
 def _leaky_relu(c: KernelCall) -> Array:
     x = c.array(0)
-    return np.where(x >= 0, x, (x * F32(c.float("alpha", 0.01))).astype(F32))
+    return np.where(x >= 0, x, (x * F32(c.number("alpha", 0.01))).astype(F32))
 
 
 @kernel("HardSigmoid")
 def _hard_sigmoid(c: KernelCall) -> Array:
-    return _bent(c.array(0), c.float("alpha", 0.2), c.float("beta", 0.5))
+    return _bent(c.array(0), c.number("alpha", 0.2), c.number("beta", 0.5))
 
 
 def _bent(x: Array, alpha: float, beta: float) -> Array:
@@ -133,8 +172,8 @@ def _clip(c: KernelCall) -> Array:
     low, high = c.optional(1), c.optional(2)
     if len(c.node.inputs) < 2:  # attributes, before opset 11
         bounds = np.finfo(F32)
-        low = np.asarray(c.float("min", float(bounds.min)), F32)
-        high = np.asarray(c.float("max", float(bounds.max)), F32)
+        low = np.asarray(c.number("min", float(bounds.min)), F32)
+        high = np.asarray(c.number("max", float(bounds.max)), F32)
     if low is not None:
         x = np.maximum(x, low.reshape(()))
     return x if high is None else np.minimum(x, high.reshape(()))
@@ -144,7 +183,7 @@ def _clip(c: KernelCall) -> Array:
 def _cast(c: KernelCall) -> Array:
     import onnx_ir as ir
 
-    x, target = c.array(0), ir.DataType(c.int("to", 1))
+    x, target = c.array(0), ir.DataType(c.whole("to", 1))
     if int(target.bitwidth) < 8 or target in (ir.DataType.BFLOAT16, ir.DataType.STRING):
         msg = f"a cast to {target.name} has no kernel here"
         raise UnsupportedError(msg)
@@ -155,21 +194,6 @@ def _cast(c: KernelCall) -> Array:
 
 
 # --- several operands ----------------------------------------------------------------------------
-
-
-@kernel("Add")
-def _add(c: KernelCall) -> Array:
-    return np.asarray(c.array(0) + c.array(1))
-
-
-@kernel("Sub")
-def _subtract(c: KernelCall) -> Array:
-    return np.asarray(c.array(0) - c.array(1))
-
-
-@kernel("Mul")
-def _multiply(c: KernelCall) -> Array:
-    return np.asarray(c.array(0) * c.array(1))
 
 
 @kernel("Div")
@@ -194,7 +218,7 @@ def _power(c: KernelCall) -> Array:
 @kernel("Mod")
 def _modulo(c: KernelCall) -> Array:
     a, b = c.array(0), c.array(1)
-    return np.asarray(np.fmod(a, b) if c.int("fmod", 0) else np.mod(a, b))
+    return np.asarray(np.fmod(a, b) if c.whole("fmod", 0) else np.mod(a, b))
 
 
 @kernel("Where")
@@ -202,35 +226,7 @@ def _where(c: KernelCall) -> Array:
     return np.where(c.array(0), c.array(1), c.array(2))
 
 
-def _folded(function: Callable[[Array, Array], Array]) -> Callable[[KernelCall], Array]:
-    def run(c: KernelCall) -> Array:
-        total = c.array(0)
-        for i in range(1, len(c.operands)):
-            total = np.asarray(function(total, c.array(i)))
-        return total
-
-    return run
-
-
-for _name, _both in {"Sum": np.add, "Max": np.maximum, "Min": np.minimum}.items():
-    kernel(_name)(_folded(_both))
-
-for _name, _both in {
-    "Equal": np.equal,
-    "Less": np.less,
-    "LessOrEqual": np.less_equal,
-    "Greater": np.greater,
-    "GreaterOrEqual": np.greater_equal,
-    "And": np.logical_and,
-    "Or": np.logical_or,
-    "Xor": np.logical_xor,
-}.items():
-    kernel(_name)(lambda c, f=_both: np.asarray(f(c.array(0), c.array(1))))
-
-
 @kernel("PRelu")
 def _prelu(c: KernelCall) -> Array:
     x = c.array(0)
     return np.where(x >= 0, x, (x * c.array(1)).astype(F32))
-
-

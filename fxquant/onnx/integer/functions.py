@@ -22,9 +22,7 @@ def _polynomial(x: Array, coefficients: Sequence[float]) -> Array:
     return value
 
 
-def _rational(
-    x: Array, limit: float, upper: Sequence[float], lower: Sequence[float]
-) -> Array:
+def _rational(x: Array, limit: float, upper: Sequence[float], lower: Sequence[float]) -> Array:
     """`x·p(x²) / q(x²)` for x within ±limit."""
     x = np.clip(x, F32(-limit), F32(limit))
     square = (x * x).astype(F32)

@@ -11,7 +11,6 @@ from fxquant.onnx.integer.graph import (
     MICROSOFT,
     add_constant,
     bypass,
-    describe,
     discard,
     grid_of,
     is_dequantize,
@@ -19,9 +18,9 @@ from fxquant.onnx.integer.graph import (
     only_reader,
     ordered,
     present,
+    take_output,
 )
-from fxquant.onnx.integer.normalize import drops_activation, take_output
-from fxquant.onnx.integer.select import Group, select
+from fxquant.onnx.integer.select import Group, drops_activation, select
 
 _ONNX_KERNELS = frozenset(("QLinearConv", "QLinearMatMul"))
 
@@ -107,26 +106,9 @@ def _drop(group: Group) -> ir.Node:
     node.replace_input_with(0, source.inputs[0])
     discard(source)
     for quantize in group.quantizers:
-        made = quantize.inputs[0]
-        value = quantize.outputs[0]
-        if made is None:
-            continue
-        _take_value(quantize, made, value)
+        if quantize.inputs[0] is not None:
+            take_output(quantize, quantize.inputs[0])
     return node
-
-
-def _take_value(quantize: ir.Node, made: ir.Value, value: ir.Value) -> None:
-    """Give the name, type and readers of a quantized value to the value that replaces it."""
-    graph = quantize.graph
-    describe(made, value)
-    for use in list(value.uses()):
-        use.node.replace_input_with(use.idx, made)
-    if graph is not None:
-        for i, output in enumerate(graph.outputs):
-            if output is value:
-                graph.outputs[i] = made
-    made.name, value.name = value.name, f"{value.name}/old"
-    discard(quantize)
 
 
 def _replace(graph: ir.Graph, kernel: str, group: Group) -> ir.Node:
@@ -141,7 +123,7 @@ def _replace(graph: ir.Graph, kernel: str, group: Group) -> ir.Node:
         made.attributes.add(ir.AttrInt64("opset", graph.opset_imports.get("", 13)))
     last = group.quantizers[0] if group.quantizers else node
     graph.insert_before(last, made)
-    take_output(last, made)
+    take_output(last, made.outputs[0])
     if group.activation is not None:
         discard(group.activation)
     discard(node)
@@ -170,7 +152,7 @@ def _operands(graph: ir.Graph, kernel: str, group: Group) -> list[ir.Value | Non
 
 
 def _triple(graph: ir.Graph, node: ir.Node) -> list[ir.Value | None]:
-    """Integers, scale and zero point of a Q or DQ node; a zero point is made where there is none."""
+    """Integers, scale and zero point of a Q or DQ node; a missing zero point is made."""
     integers = node.outputs[0] if is_quantize(node) else node.inputs[0]
     if len(present(node.inputs)) > 2:
         return [integers, node.inputs[1], node.inputs[2]]
@@ -179,5 +161,3 @@ def _triple(graph: ir.Graph, node: ir.Node) -> list[ir.Value | None]:
     shape = () if grid is None else grid.scale.shape
     zero = add_constant(graph, f"{node.name}/zero_point", np.zeros(shape, dtype))
     return [integers, node.inputs[1], zero]
-
-

@@ -49,9 +49,7 @@ class Grid:
         if not (self.single and other.single and self.explicit and other.explicit):
             return False
         same = self.scale.reshape(()) == other.scale.reshape(())
-        return bool(
-            self.dtype is other.dtype and same and self.zero.item() == other.zero.item()
-        )
+        return bool(self.dtype is other.dtype and same and self.zero.item() == other.zero.item())
 
 
 def load(source: Source) -> ir.Model:
@@ -141,7 +139,7 @@ def readers(value: ir.Value) -> list[ir.Node]:
 
 def only_reader(value: ir.Value) -> ir.Node | None:
     """The node that reads a value, if one does, once, and the value is no output of the model."""
-    uses = value.uses()
+    uses = list(value.uses())
     return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
 
 
@@ -158,7 +156,10 @@ def add_constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
         found = f"{name}_{count}"
     tensor = ir.Tensor(array, name=found)
     value = ir.Value(
-        name=found, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+        name=found,
+        shape=ir.Shape(tensor.shape),
+        type=ir.TensorType(tensor.dtype),
+        const_value=tensor,
     )
     graph.register_initializer(value)
     return value
@@ -212,3 +213,18 @@ def describe(value: ir.Value, like: ir.Value, dtype: ir.DataType | None = None) 
     value.shape = ir.Shape(like.shape) if like.shape is not None else None
     found = dtype or like.dtype
     value.type = ir.TensorType(found) if found is not None else None
+
+
+def take_output(old: ir.Node, made: ir.Value) -> None:
+    """Give the name, type and readers of what `old` makes to another value, and remove `old`."""
+    graph, value = old.graph, old.outputs[0]
+    if graph is None:
+        return
+    describe(made, value)
+    for use in list(value.uses()):
+        use.node.replace_input_with(use.idx, made)
+    for i, output in enumerate(graph.outputs):
+        if output is value:
+            graph.outputs[i] = made
+    made.name, value.name = value.name, f"{value.name}/old"
+    discard(old)

@@ -1,4 +1,4 @@
-"""`IntegerModel`: an ONNX file as onnxruntime's default CPU run computes it, without onnxruntime."""
+"""`IntegerModel`: a QDQ model as onnxruntime's default CPU run computes it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import torch
 
 from fxquant.errors import ExportError
 from fxquant.onnx.integer.arithmetic import Array
-from fxquant.onnx.coverage import reason
 from fxquant.onnx.integer.fuse import fuse
 from fxquant.onnx.integer.graph import Source, dtype_of, load
 from fxquant.onnx.integer.normalize import normalize
 from fxquant.onnx.integer.run import Interpreter, as_array
+from fxquant.onnx.integer.saturation import Saturation, saturations
+from fxquant.onnx.reasons import reason
 
 _INTEGERS = frozenset(
     (ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT16, ir.DataType.UINT16,
@@ -50,15 +51,18 @@ class IntegerModel:
     """The exact simulation of a QDQ model on onnxruntime's default CPU run (x86).
 
     It decides from the graph which groups become integer kernels, and runs those with the kernels'
-    own arithmetic: exact 32-bit sums, float32 multipliers, ties to even, the zero point added before
-    or after rounding as each kernel does. Convolutional networks come out bit-equal. Floating-point
-    islands (softmax, norms, erf) use the same polynomials but may differ in their last bits, because
-    onnxruntime's order of sums depends on the CPU.
+    own arithmetic: exact 32-bit sums, float32 multipliers, ties to even, the zero point added
+    before or after rounding as each kernel does. Nothing of onnxruntime takes part in that.
+
+    What stays in floating point (softmax, norms, erf, transposed convolutions) has last bits that
+    depend on the order of sums, which depends on the CPU. By default onnxruntime computes these
+    operators, one at a time, so that whole networks come out bit-equal; with `islands="own"` they
+    are computed here, with the same polynomials.
 
     Args:
         source: `onnx_ir.Model`, `onnx.ModelProto` or path; it is not changed.
-        islands: "own", or "onnxruntime" to run floating-point operators whose last bits depend on
-            the implementation one at a time in onnxruntime.
+        islands: who computes floating-point operators whose last bits depend on the
+            implementation: "onnxruntime" or "own".
 
     Raises:
         ExportError: FXQ580 an input is missing or unknown; FXQ582 `islands` is unknown.
@@ -99,7 +103,9 @@ class IntegerModel:
 
     # --- running -------------------------------------------------------------------------------
 
-    def run(self, feeds: Mapping[str, Any], wanted: Sequence[str] | None = None) -> dict[str, Array]:
+    def run(
+        self, feeds: Mapping[str, Any], wanted: Sequence[str] | None = None
+    ) -> dict[str, Array]:
         """Values by name: the outputs, or the named ones, quantized tensors among them.
 
         Args:
@@ -156,6 +162,15 @@ class IntegerModel:
         """Every quantized tensor by its name in the file, for these inputs."""
         return self.run(self.feeds(args, kwargs), self.quantized_names)
 
+    @property
+    def visible_names(self) -> tuple[str, ...]:
+        """Quantized tensors that may be made outputs without changing what onnxruntime runs.
+
+        It leaves int8 pairs signed and equal quantizers apart where their integers are outputs.
+        """
+        merged = {*self._merged.values, *self._merged.values.values()}
+        return tuple(n for n in self.quantized_names if n not in self._shifted | merged)
+
     # --- looking -------------------------------------------------------------------------------
 
     def placement(self) -> tuple[Placed, ...]:
@@ -164,6 +179,10 @@ class IntegerModel:
         After a run it also tells which nodes onnxruntime itself had to run.
         """
         return tuple(self._placed(node) for node in self._operators)
+
+    def saturations(self) -> tuple[Saturation, ...]:
+        """Kernels whose weights can overflow on x86 CPUs without VNNI."""
+        return saturations(self._run.graph)
 
     def _placed(self, node: ir.Node) -> Placed:
         name = str(node.name)
@@ -178,7 +197,12 @@ class IntegerModel:
             return Placed(name, node.op_type, made.op_type, True, (name,), "")
         outside = self._run.outside.get(name)
         kernel = f"{made.op_type} in onnxruntime" if outside else made.op_type
-        return Placed(name, node.op_type, kernel, False, (name,), reason(node))
+        why = reason(node) if _is_float(node.outputs[0]) else ""
+        return Placed(name, node.op_type, kernel, False, (name,), why)
+
+
+def _is_float(value: ir.Value) -> bool:
+    return value.dtype is None or value.dtype.is_floating_point()
 
 
 def _holds_integers(value: ir.Value | None) -> bool:

@@ -13,14 +13,14 @@ from fxquant.onnx.integer.call import KernelCall, UnsupportedError, kernel
 @kernel("Reshape")
 def _reshape(c: KernelCall) -> Array:
     x, wanted = c.array(0), [int(s) for s in c.array(1)]
-    if not c.int("allowzero", 0):
+    if not c.whole("allowzero", 0):
         wanted = [x.shape[i] if s == 0 else s for i, s in enumerate(wanted)]
     return x.reshape(wanted)
 
 
 @kernel("Flatten")
 def _flatten(c: KernelCall) -> Array:
-    x, axis = c.array(0), c.int("axis", 1)
+    x, axis = c.array(0), c.whole("axis", 1)
     axis = axis + x.ndim if axis < 0 else axis
     return x.reshape(int(np.prod(x.shape[:axis], dtype=np.int64)), -1)
 
@@ -44,13 +44,13 @@ def _unsqueeze(c: KernelCall) -> Array:
 
 @kernel("Concat")
 def _concat(c: KernelCall) -> Array:
-    return np.concatenate(c.arrays, axis=c.int("axis", 0))
+    return np.concatenate(c.arrays, axis=c.whole("axis", 0))
 
 
 @kernel("Split")
 def _split(c: KernelCall) -> Sequence[Array]:
     x, given = c.array(0), c.optional(1)
-    axis, count = c.int("axis", 0), len(c.node.outputs)
+    axis, count = c.whole("axis", 0), len(c.node.outputs)
     parts = c.ints("split", []) if given is None else [int(s) for s in given]
     if not parts:
         size = -(-x.shape[axis] // count)
@@ -79,12 +79,12 @@ def _slice(c: KernelCall) -> Array:
 
 @kernel("Gather")
 def _gather(c: KernelCall) -> Array:
-    return np.take(c.array(0), c.array(1), axis=c.int("axis", 0))
+    return np.take(c.array(0), c.array(1), axis=c.whole("axis", 0))
 
 
 @kernel("GatherElements")
 def _gather_elements(c: KernelCall) -> Array:
-    x, index, axis = c.array(0), c.array(1), c.int("axis", 0)
+    x, index, axis = c.array(0), c.array(1), c.whole("axis", 0)
     window = tuple(
         slice(None) if i == axis % x.ndim else slice(n) for i, n in enumerate(index.shape)
     )
@@ -125,8 +125,8 @@ def _pad(c: KernelCall) -> Array:
 @kernel("Shape")
 def _shape(c: KernelCall) -> Array:
     shape = c.array(0).shape
-    end = c.int("end", len(shape))
-    return np.array(shape[slice(c.int("start", 0), end)], np.int64)
+    end = c.whole("end", len(shape))
+    return np.array(shape[slice(c.whole("start", 0), end)], np.int64)
 
 
 @kernel("Size")
@@ -151,12 +151,12 @@ def _range(c: KernelCall) -> Array:
 def _triangle(c: KernelCall) -> Array:
     given = c.optional(1)
     k = 0 if given is None else int(given.item())
-    return np.triu(c.array(0), k) if c.int("upper", 1) else np.tril(c.array(0), k)
+    return np.triu(c.array(0), k) if c.whole("upper", 1) else np.tril(c.array(0), k)
 
 
 @kernel("DepthToSpace")
 def _depth_to_space(c: KernelCall) -> Array:
-    x, block = c.array(0), c.int("blocksize", 1)
+    x, block = c.array(0), c.whole("blocksize", 1)
     n, channels, height, width = x.shape
     rest = channels // (block * block)
     if c.text("mode", "DCR") == "CRD":
@@ -168,20 +168,20 @@ def _depth_to_space(c: KernelCall) -> Array:
 
 @kernel("ArgMax")
 def _arg_max(c: KernelCall) -> Array:
-    x, axis = c.array(0), c.int("axis", 0)
-    if c.int("select_last_index", 0):
+    x, axis = c.array(0), c.whole("axis", 0)
+    if c.whole("select_last_index", 0):
         msg = "the last of equal maxima has no kernel here"
         raise UnsupportedError(msg)
-    return np.argmax(x, axis=axis, keepdims=bool(c.int("keepdims", 1))).astype(np.int64)
+    return np.asarray(np.argmax(x, axis=axis, keepdims=bool(c.whole("keepdims", 1))), np.int64)
 
 
 def _extreme(c: KernelCall) -> Array:
     x, axes = c.array(0), c.axes()
-    if axes == [] and c.int("noop_with_empty_axes", 0):
+    if axes == [] and c.whole("noop_with_empty_axes", 0):
         return x
     chosen = tuple(axes) if axes else None
     function = np.max if c.node.op_type == "ReduceMax" else np.min
-    return np.asarray(function(x, axis=chosen, keepdims=bool(c.int("keepdims", 1))))
+    return np.asarray(function(x, axis=chosen, keepdims=bool(c.whole("keepdims", 1))))
 
 
 kernel("ReduceMax", "ReduceMin")(_extreme)

@@ -45,13 +45,11 @@ def convolve(c: KernelCall, x: Array, w: Array) -> Array:
     strides, dilations = c.ints("strides", [1] * n), c.ints("dilations", [1] * n)
     pads = padding(c, x.shape[2:], kernel_size, strides, dilations)
     padded = np.pad(x, [(0, 0), (0, 0), *zip(pads[:n], pads[n:], strict=True)])
-    group = c.int("group", 1)
+    group = c.whole("group", 1)
     if group == x.shape[1] == w.shape[0] and group > 1:
         return _depthwise(padded, w, strides, dilations)
     function = (F.conv1d, F.conv2d, F.conv3d)[n - 1]
-    result: Tensor = function(
-        _tensor(padded), _tensor(w), None, strides, 0, dilations, group
-    )
+    result: Tensor = function(_tensor(padded), _tensor(w), None, strides, 0, dilations, group)
     return result.numpy()
 
 
@@ -143,13 +141,13 @@ def _gemm(c: KernelCall) -> Array:
     bias, y_scale, y_zero = (c.optional(i) for i in (6, 7, 8))
     left = centred(a, a_zero.reshape(()))
     # with a transposed weight the columns of the product are its rows
-    transposed = bool(c.int("transB", 0))
+    transposed = bool(c.whole("transB", 0))
     shape = (-1, 1) if transposed and b_zero.size > 1 else (b_zero.size,) if b_zero.size > 1 else ()
     right = centred(b, b_zero.reshape(shape))
-    sums = multiply(left.T if c.int("transA", 0) else left, right.T if transposed else right)
+    sums = multiply(left.T if c.whole("transA", 0) else left, right.T if transposed else right)
     if bias is not None:
         sums = sums + bias.astype(np.float64)
-    scale = (F32(c.float("alpha", 1.0)) * a_scale.reshape(())).astype(F32)
+    scale = (F32(c.number("alpha", 1.0)) * a_scale.reshape(())).astype(F32)
     scale = (scale * (b_scale.reshape(()) if b_scale.size == 1 else b_scale)).astype(F32)
     if y_scale is None or y_zero is None:
         return wrapped(sums).astype(F32) * scale

@@ -18,14 +18,16 @@ from fxquant.onnx.runtime import Level, Session, as_feed, open_session, packed
 _FAMILIES = (bytewise, floats, moves, products, sums)  # imported for the kernels they register
 
 # these round as every correct program does: onnxruntime would give the same bits
-_EXACT = frozenset(
-    """QuantizeLinear DequantizeLinear Relu Neg Abs Floor Ceil Round Sign Not IsNaN Identity Sqrt
-    Reciprocal LeakyRelu Clip Cast Add Sub Mul Div Mod Where Sum Max Min Equal Less LessOrEqual
-    Greater GreaterOrEqual And Or Xor PRelu Reshape Flatten Transpose Squeeze Unsqueeze Concat Split
-    Slice Gather GatherElements Expand Tile Pad Shape Size ConstantOfShape Range Trilu DepthToSpace
-    ArgMax ReduceMax ReduceMin MaxPool GlobalMaxPool MatMulInteger MatMulIntegerToFloat
-    HardSigmoid""".split()
-)
+_EXACT = frozenset((
+    "QuantizeLinear", "DequantizeLinear", "Relu", "Neg", "Abs", "Floor", "Ceil", "Round", "Sign",
+    "Not", "IsNaN", "Identity", "Sqrt", "Reciprocal", "LeakyRelu", "Clip", "Cast", "Add", "Sub",
+    "Mul", "Div", "Mod", "Where", "Sum", "Max", "Min", "Equal", "Less", "LessOrEqual", "Greater",
+    "GreaterOrEqual", "And", "Or", "Xor", "PRelu", "Reshape", "Flatten", "Transpose", "Squeeze",
+    "Unsqueeze", "Concat", "Split", "Slice", "Gather", "GatherElements", "Expand", "Tile", "Pad",
+    "Shape", "Size", "ConstantOfShape", "Range", "Trilu", "DepthToSpace", "ArgMax", "ReduceMax",
+    "ReduceMin", "MaxPool", "GlobalMaxPool", "MatMulInteger", "MatMulIntegerToFloat",
+    "HardSigmoid"
+))  # fmt: skip
 
 
 class Interpreter:
@@ -48,9 +50,7 @@ class Interpreter:
         self._sessions: dict[ir.Node, Session] = {}
         self._fixed: dict[ir.Node, Sequence[Array | None]] = {}
 
-    def run(
-        self, feeds: Mapping[str, Array], wanted: Collection[str]
-    ) -> dict[str, Array]:
+    def run(self, feeds: Mapping[str, Array], wanted: Collection[str]) -> dict[str, Array]:
         """The wanted values by name.
 
         Args:
@@ -82,9 +82,7 @@ class Interpreter:
                 found[name] = array
         return found
 
-    def _results(
-        self, node: ir.Node, values: Mapping[ir.Value, Array]
-    ) -> Sequence[Array | None]:
+    def _results(self, node: ir.Node, values: Mapping[ir.Value, Array]) -> Sequence[Array | None]:
         if node in self._fixed:
             return self._fixed[node]
         operands = [self._operand(v, values) for v in node.inputs]
@@ -106,9 +104,7 @@ class Interpreter:
             raise ExportError("FXQ581", what, fix="pass every input of the model")
         return found
 
-    def compute(
-        self, node: ir.Node, operands: Sequence[Array | None]
-    ) -> Sequence[Array | None]:
+    def compute(self, node: ir.Node, operands: Sequence[Array | None]) -> Sequence[Array | None]:
         """Run one node on arrays.
 
         Raises:
@@ -134,9 +130,7 @@ class Interpreter:
             with packed(_alone(node, operands, self.opsets)) as source:
                 self._sessions[node] = open_session(source, Level.OFF)
         session = self._sessions[node]
-        feeds = {
-            f"x{i}": as_feed(x) for i, x in enumerate(operands) if x is not None
-        }
+        feeds = {f"x{i}": as_feed(x) for i, x in enumerate(operands) if x is not None}
         found = session.run(feeds)
         return [found.get(f"y{i}") for i in range(len(node.outputs))]
 
@@ -145,9 +139,7 @@ def _is_integer(node: ir.Node) -> bool:
     return node.op_type.startswith("QLinear") or node.op_type == "QGemm"
 
 
-def _alone(
-    node: ir.Node, operands: Sequence[Array | None], opsets: Mapping[str, int]
-) -> ir.Model:
+def _alone(node: ir.Node, operands: Sequence[Array | None], opsets: Mapping[str, int]) -> ir.Model:
     """A model of one node that takes these operands; small ones are part of it."""
     inputs: list[ir.Value | None] = []
     given: list[ir.Value] = []

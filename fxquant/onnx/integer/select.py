@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -18,6 +19,7 @@ from fxquant.onnx.integer.graph import (
     WORDS,
     Grid,
     attribute,
+    constant,
     grid_of,
     integers_of,
     is_dequantize,
@@ -26,7 +28,6 @@ from fxquant.onnx.integer.graph import (
     present,
     readers,
 )
-from fxquant.onnx.integer.normalize import drops_activation
 
 _BIAS_TOLERANCE = 0.01  # of the bias's scale, which Conv checks and Gemm does not
 
@@ -78,9 +79,7 @@ def _group(node: ir.Node) -> Group | None:
     activation = _activation(node)
     last = node if activation is None else activation
     behind = [r for v in last.outputs for r in readers(v) if is_quantize(r)]
-    if activation is not None and (
-        len(behind) != 1 or not drops_activation(activation, behind[0])
-    ):
+    if activation is not None and (len(behind) != 1 or not drops_activation(activation, behind[0])):
         return None
     return Group(node, dequantizers, tuple(behind), activation)
 
@@ -91,6 +90,50 @@ def _activation(node: ir.Node) -> ir.Node | None:
         return None
     reader = uses[0]
     return reader if only_reader(reader.outputs[0]) is not None else None
+
+
+# --- activations --------------------------------------------------------------------------------
+
+
+def drops_activation(node: ir.Node, quantize: ir.Node) -> bool:
+    """Whether the quantizer behind a Relu or Clip cuts off all that it would."""
+    grid = grid_of(quantize)
+    if grid is None or not grid.single or readers(node.outputs[0]) != [quantize]:
+        return False
+    if grid.dtype not in (
+        ir.DataType.INT8,
+        ir.DataType.UINT8,
+        ir.DataType.INT16,
+        ir.DataType.UINT16,
+    ):
+        return False
+    info = np.iinfo(grid.dtype.numpy())
+    zero, scale = int(grid.zero.item()), np.float32(grid.scale.item())
+    if node.op_type == "Relu":
+        return zero == info.min
+    low, high = clip_bounds(node)
+    if low is None or high is None:
+        return False
+    bottom, top = np.rint(np.float32(low) / scale), np.rint(np.float32(high) / scale)
+    return bool(_as_int(bottom) + zero <= info.min and _as_int(top) + zero >= info.max)
+
+
+def _as_int(x: np.floating[Any]) -> int:
+    return int(np.clip(x, -(2.0**31), 2.0**31 - 1))
+
+
+def clip_bounds(node: ir.Node) -> tuple[float | None, float | None]:
+    """Constant bounds of a Clip; None where one is computed."""
+    found: list[float | None] = []
+    for i, (name, default) in enumerate((("min", np.finfo(np.float32).min),
+                                         ("max", np.finfo(np.float32).max)), 1):  # fmt: skip
+        value = node.inputs[i] if len(node.inputs) > i else None
+        array = constant(value)
+        if value is None or value.name == "":
+            found.append(float(attribute(node, name, default)))
+        else:
+            found.append(None if array is None else float(array.reshape(-1)[0]))
+    return found[0], found[1]
 
 
 # --- conditions ----------------------------------------------------------------------------------

@@ -43,12 +43,7 @@ class IntegerSimulation(nn.Module):
             template = gm(*bound_example(gm, example))
         self.integers = IntegerModel(self.lowered.model, islands=islands)
         self._template = map_leaves(template, _emptied)
-        # only the signature is needed: which input has which name
-        self._signature = fx.Graph()
-        for node in gm.graph.nodes:
-            if node.op == "placeholder":
-                self._signature.node_copy(node)
-        self._holders = fx.GraphModule(nn.Module(), self._signature)
+        self._simulated = (gm,)  # in a tuple, so that it does not count as a part of this module
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The result for these inputs, in the containers the model returns."""
@@ -64,7 +59,7 @@ class IntegerSimulation(nn.Module):
         return self.integers.placement()
 
     def _feeds(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
-        given = tensors(bound_example(self._holders, (args, kwargs)))
+        given = tensors(bound_example(self._simulated[0], (args, kwargs)))
         return dict(zip(self.lowered.input_names, given, strict=True))
 
 

@@ -31,7 +31,7 @@ def _conv(c: KernelCall) -> Array:
     padded = np.pad(x, [(0, 0), (0, 0), *zip(pads[:n], pads[n:], strict=True)])
     function = (F.conv1d, F.conv2d, F.conv3d)[n - 1]
     given = None if bias is None else as_tensor(bias)
-    group = c.int("group", 1)
+    group = c.whole("group", 1)
     y: Tensor = function(as_tensor(padded), as_tensor(w), given, strides, 0, dilations, group)
     return y.numpy()
 
@@ -51,7 +51,7 @@ def _conv_transpose(c: KernelCall) -> Array:
     function = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[n - 1]
     given = None if bias is None else as_tensor(bias)
     y: Tensor = function(
-        as_tensor(x), as_tensor(w), given, strides, pads[:n], extra, c.int("group", 1), dilations
+        as_tensor(x), as_tensor(w), given, strides, pads[:n], extra, c.whole("group", 1), dilations
     )
     return y.numpy()
 
@@ -65,14 +65,14 @@ def _matmul(c: KernelCall) -> Array:
 @kernel("Gemm")
 def _gemm(c: KernelCall) -> Array:
     a, b, bias = c.array(0), c.array(1), c.optional(2)
-    a = a.T if c.int("transA", 0) else a
-    b = b.T if c.int("transB", 0) else b
+    a = a.T if c.whole("transA", 0) else a
+    b = b.T if c.whole("transB", 0) else b
     y: Array = torch.matmul(as_tensor(a), as_tensor(b)).numpy()
-    alpha, beta = F32(c.float("alpha", 1.0)), F32(c.float("beta", 1.0))
+    alpha, beta = F32(c.number("alpha", 1.0)), F32(c.number("beta", 1.0))
     y = y if alpha == 1 else (y * alpha).astype(F32)
     if bias is None:
         return y
-    return (y + (bias if beta == 1 else (bias * beta).astype(F32))).astype(F32)
+    return np.asarray(y + (bias if beta == 1 else (bias * beta).astype(F32)), F32)
 
 
 @kernel("Einsum")
@@ -83,7 +83,7 @@ def _einsum(c: KernelCall) -> Array:
 
 @kernel("Softmax")
 def _softmax(c: KernelCall) -> Array:
-    x, axis = c.array(0), c.int("axis", -1 if c.opset >= 13 else 1)
+    x, axis = c.array(0), c.whole("axis", -1 if c.opset >= 13 else 1)
     if c.opset < 13:
         shape = x.shape
         flat = x.reshape(int(np.prod(shape[: axis % x.ndim], dtype=np.int64)), -1)
@@ -94,39 +94,39 @@ def _softmax(c: KernelCall) -> Array:
 def _softmax_over(x: Array, axis: int) -> Array:
     parts = functions.exp_below_zero((x - x.max(axis=axis, keepdims=True)).astype(F32))
     total = parts.sum(axis=axis, keepdims=True, dtype=np.float64).astype(F32)
-    return (parts * (F32(1.0) / total).astype(F32)).astype(F32)
+    return np.asarray(parts * (F32(1.0) / total).astype(F32), F32)
 
 
 @kernel("LogSoftmax")
 def _log_softmax(c: KernelCall) -> Array:
-    y: Tensor = F.log_softmax(as_tensor(c.array(0)), c.int("axis", -1))
+    y: Tensor = F.log_softmax(as_tensor(c.array(0)), c.whole("axis", -1))
     return y.numpy()
 
 
 @kernel("LayerNormalization")
 def _layer_norm(c: KernelCall) -> Array:
     x, scale, shift = c.array(0), c.array(1), c.optional(2)
-    axis = c.int("axis", -1) % x.ndim
+    axis = c.whole("axis", -1) % x.ndim
     axes = tuple(range(axis, x.ndim))
     wide = x.astype(np.float64)
     mean = wide.mean(axis=axes, keepdims=True)
     variance = np.maximum((wide * wide).mean(axis=axes, keepdims=True) - mean * mean, 0.0)
-    deviation = np.sqrt(variance + c.float("epsilon", 1e-5)).astype(F32)
+    deviation = np.sqrt(variance + c.number("epsilon", 1e-5)).astype(F32)
     y = ((x - mean.astype(F32)).astype(F32) / deviation * scale).astype(F32)
-    return y if shift is None else (y + shift).astype(F32)
+    return y if shift is None else np.asarray(y + shift, F32)
 
 
 @kernel("InstanceNormalization")
 def _instance_norm(c: KernelCall) -> Array:
     x, scale, shift = _tensors(c)
-    y: Tensor = F.instance_norm(x, None, None, scale, shift, eps=c.float("epsilon", 1e-5))
+    y: Tensor = F.instance_norm(x, None, None, scale, shift, eps=c.number("epsilon", 1e-5))
     return y.numpy()
 
 
 @kernel("BatchNormalization")
 def _batch_norm(c: KernelCall) -> Array:
     x, scale, shift, mean, variance = (c.array(i) for i in range(5))
-    factor = scale / np.sqrt(variance + F32(c.float("epsilon", 1e-5)))
+    factor = scale / np.sqrt(variance + F32(c.number("epsilon", 1e-5)))
     offset = (shift - mean * factor).astype(F32)
     column = (-1, *[1] * (x.ndim - 2))
     return (x * factor.astype(F32).reshape(column) + offset.reshape(column)).astype(F32)
@@ -144,7 +144,7 @@ def _average(c: KernelCall) -> Array:
 def _global_average(c: KernelCall) -> Array:
     x = c.array(0)
     axes = tuple(range(2, x.ndim))
-    return x.mean(axis=axes, keepdims=True, dtype=np.float64).astype(F32)
+    return np.asarray(x.mean(axis=axes, keepdims=True, dtype=np.float64), F32)
 
 
 @kernel("GlobalMaxPool")
@@ -156,10 +156,10 @@ def _global_max(c: KernelCall) -> Array:
 @kernel("ReduceMean", "ReduceSum")
 def _reduce(c: KernelCall) -> Array:
     x, axes = c.array(0), c.axes()
-    if not axes and c.int("noop_with_empty_axes", 0):
+    if not axes and c.whole("noop_with_empty_axes", 0):
         return x
     chosen = tuple(axes) if axes else None
-    keep = bool(c.int("keepdims", 1))
+    keep = bool(c.whole("keepdims", 1))
     wide = np.float64 if x.dtype.kind == "f" else x.dtype
     function = np.mean if c.node.op_type == "ReduceMean" else np.sum
     return np.asarray(function(x, axis=chosen, keepdims=keep, dtype=wide)).astype(x.dtype)

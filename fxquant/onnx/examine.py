@@ -1,0 +1,381 @@
+"""Examines any QDQ file, also one of another tool: what onnxruntime makes of it, node by node.
+
+Three programs run the same file: onnxruntime without optimizations (what the file says),
+onnxruntime as users run it (integer kernels), and the integer executor (what those kernels are
+documented to compute). Each segment between quantized tensors starts from the integers of the
+default run, so that a difference belongs to the node behind it and not to one before.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from fxquant.errors import ExportError
+from fxquant.onnx.coverage import coverage
+from fxquant.onnx.integer import IntegerModel
+from fxquant.onnx.integer.saturation import Saturation, cpu_has_vnni
+from fxquant.onnx.noise import Tolerance, magnitude, tolerances
+from fxquant.onnx.report import OperatorRow
+from fxquant.onnx.runtime import Level, as_feed, open_session, packed
+from fxquant.onnx.verify import VerifyReport, verify_file
+from fxquant.text import table
+
+Feeds = dict[str, NDArray[Any]]
+
+_FORCED = ".given"
+_REAL = ".real"
+_WORST = 12
+
+
+@dataclass(frozen=True)
+class TensorExam:
+    """One quantized tensor, computed from the default run's own integers before it.
+
+    Attributes:
+        name: the integers.
+        node: name of the node that makes the value.
+        operator: its type.
+        elements: how many integers it has.
+        exact: how many are the same without optimizations.
+        tie: how many are one step apart where the value lies at a rounding boundary.
+        drift: how many are one step apart elsewhere: a float island, or another rounding order.
+        defect: how many are two steps or more apart: the kernel computes something else.
+        max_steps: largest difference.
+        executor: how many the integer executor computes as the default run does.
+    """
+
+    name: str
+    node: str
+    operator: str
+    elements: int
+    exact: int
+    tie: int
+    drift: int
+    defect: int
+    max_steps: int
+    executor: int
+
+
+@dataclass(frozen=True)
+class OutputExam:
+    """One output of whole runs, compared with the default run.
+
+    Attributes:
+        name: name of the output.
+        against: "off" (without optimizations) or "executor".
+        difference: largest absolute difference.
+        peak: largest magnitude in the default run.
+        labels: share of rows with the largest element at the same place, for outputs [N, C].
+    """
+
+    name: str
+    against: str
+    difference: float
+    peak: float
+    labels: float | None
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What was found; true when the file is well formed and its kernels compute what it says.
+
+    Attributes:
+        lint: what is wrong with the structure.
+        operators: where each operator runs, and why not in integers.
+        tensors: one row a quantized tensor that can be compared.
+        outputs: whole runs.
+        risks: kernels whose weights saturate on x86 CPUs without VNNI.
+        vnni: whether this CPU has VNNI; None if unknown.
+        samples: rows of the first input.
+    """
+
+    lint: VerifyReport
+    operators: tuple[OperatorRow, ...] = ()
+    tensors: tuple[TensorExam, ...] = ()
+    outputs: tuple[OutputExam, ...] = ()
+    risks: tuple[Saturation, ...] = ()
+    vnni: bool | None = None
+    samples: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.lint) and not any(t.defect for t in self.tensors)
+
+    @property
+    def executor_share(self) -> float:
+        """Share of integers that the executor computes as the default run does."""
+        total = sum(t.elements for t in self.tensors)
+        return sum(t.executor for t in self.tensors) / total if total else 1.0
+
+    def to_json(self) -> str:
+        """The examination as JSON."""
+        content = {
+            "ok": bool(self),
+            "lint": json.loads(self.lint.to_json())["findings"],
+            "executor_share": self.executor_share,
+            "vnni": self.vnni,
+            "samples": self.samples,
+        }
+        for name in ("operators", "tensors", "outputs", "risks"):
+            content[name] = [dataclasses.asdict(row) for row in getattr(self, name)]
+        return json.dumps(content, indent=2)
+
+    def __str__(self) -> str:
+        parts = [str(self.lint), self._coverage_text(), self._tensor_text(), self._output_text()]
+        return "\n\n".join(p for p in [*parts, self._risk_text()] if p)
+
+    def _coverage_text(self) -> str:
+        integer = sum(row.integer for row in self.operators)
+        text = f"{integer} of {len(self.operators)} operators run in integer kernels"
+        rest = [r for r in self.operators if not r.integer and r.reason]
+        if not rest:
+            return text
+        shown = [(r.name, r.operator, r.reason) for r in rest[:_WORST]]
+        return f"{text}; in floating point:\n{table(('node', 'operator', 'why'), shown)}"
+
+    def _tensor_text(self) -> str:
+        total = sum(t.elements for t in self.tensors)
+        if not total:
+            return ""
+        exact = sum(t.exact for t in self.tensors)
+        text = (
+            f"{exact / total:.4%} of {total} integers are the same with and without optimizations, "
+            f"{self.executor_share:.4%} are what the integer executor computes"
+        )
+        apart = [t for t in self.tensors if t.drift or t.defect or t.executor < t.elements]
+        if not apart:
+            return text
+        worst = sorted(apart, key=lambda t: (-t.defect, -t.drift, t.executor - t.elements))
+        heads = ("node", "operator", "tie", "drift", "defect", "max steps", "executor differs")
+        rows = [
+            (t.node, t.operator, t.tie, t.drift, t.defect, t.max_steps, t.elements - t.executor)
+            for t in worst[:_WORST]
+        ]
+        return f"{text}; the worst:\n{table(heads, rows)}"
+
+    def _output_text(self) -> str:
+        heads = ("output", "default run against", "difference", "peak", "same label")
+        rows = [
+            (o.name, o.against, f"{o.difference:.3g}", f"{o.peak:.3g}",
+             "" if o.labels is None else f"{o.labels:.2%}")
+            for o in self.outputs
+        ]  # fmt: skip
+        return table(heads, rows) if rows else ""
+
+    def _risk_text(self) -> str:
+        if not self.risks:
+            return ""
+        here = {True: "has it", False: "lacks it", None: "is unknown"}[self.vnni]
+        rows = [
+            (r.node, f"{r.channels} of {r.of}", f"{r.share:.2%}", r.peak)
+            for r in sorted(self.risks, key=lambda r: -r.share)[:_WORST]
+        ]
+        heads = ("node", "channels", "pairs of weights", "largest sum (32767 fits)")
+        return (
+            f"{len(self.risks)} kernels can saturate on x86 CPUs without VNNI (this CPU {here}); "
+            f"weights of 7 bits cannot:\n{table(heads, rows)}"
+        )
+
+
+def examine(path: str | Path, data: str | Path | Mapping[str, Any] | Sequence[Any]) -> Examination:
+    """Lint a QDQ file, run it in onnxruntime and in the integer executor, and compare.
+
+    Args:
+        path: the file.
+        data: inputs by name or in order, or the path of an `.npz` file with them.
+
+    Raises:
+        ExportError: FXQ583 the data cannot be read, FXQ584 it does not fit the inputs; or
+            onnxruntime cannot load or run the file.
+    """
+    lint = verify_file(path)
+    executor = IntegerModel(path)
+    feeds = _feeds(executor, _loaded(data))
+    samples = next((len(x) for x in feeds.values() if x.ndim), 0)
+    return Examination(
+        lint=lint,
+        operators=coverage(path),
+        tensors=tuple(_tensors(path, executor, feeds)),
+        outputs=tuple(_outputs(path, executor, feeds)),
+        risks=executor.saturations(),
+        vnni=cpu_has_vnni(),
+        samples=samples,
+    )
+
+
+# --- data ----------------------------------------------------------------------------------------
+
+
+def _loaded(data: Any) -> Mapping[str, Any] | Sequence[Any]:
+    if not isinstance(data, str | Path):
+        given: Mapping[str, Any] | Sequence[Any] = data
+        return given
+    try:
+        with np.load(data, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, AttributeError) as error:
+        what = f"the data {str(data)!r} cannot be read: {error}"
+        fix = "save it with numpy.savez(path, name_of_input=array, ...)"
+        raise ExportError("FXQ583", what, fix=fix) from error
+
+
+def _feeds(executor: IntegerModel, data: Mapping[str, Any] | Sequence[Any]) -> Feeds:
+    names = executor.input_names
+    unnamed = isinstance(data, Mapping) and all(k == f"arr_{i}" for i, k in enumerate(data))
+    if isinstance(data, Mapping) and not unnamed:
+        given = dict(data)
+    else:
+        values = list(data.values()) if isinstance(data, Mapping) else list(data)
+        given = dict(zip(names, values, strict=False))
+    missing = [n for n in names if n not in given]
+    if missing:
+        what = f"the data lacks the inputs {', '.join(missing)}"
+        raise ExportError("FXQ584", what, fix=f"name the arrays {', '.join(names)}")
+    return {n: as_feed(given[n]) for n in names}
+
+
+# --- segments ------------------------------------------------------------------------------------
+
+
+def _tensors(path: str | Path, executor: IntegerModel, feeds: Feeds) -> list[TensorExam]:
+    """Rows of every quantized tensor that can be looked at without changing what runs."""
+    model = ir.load(path)
+    makers = {v.name: node for node in model.graph for v in node.outputs}
+    names = [n for n in executor.visible_names if _is_quantized(makers[n])]
+    if not names:
+        return []
+    peaks = {n: magnitude(x) for n, x in feeds.items()}
+    allowed = tolerances(model, names, peaks)
+    given = _shown(path, names, feeds)
+    segments = _cut(model, names)
+    fed = feeds | {n + _FORCED: given[n] for n in names}
+    with packed(segments) as source:
+        fused = open_session(source, Level.ALL).run(fed, names)
+    ours = IntegerModel(segments).run(fed, names)
+    real = _with_real_values(segments, names)
+    with packed(real) as source:
+        plain = open_session(source, Level.OFF).run(fed)
+    rows = []
+    for name in names:
+        boundary = _distance(makers[name], plain[name + _REAL])
+        same = int((ours[name] == fused[name]).sum())
+        rows.append(_row(makers[name], (fused[name], plain[name]), boundary, allowed[name], same))
+    return rows
+
+
+def _is_quantized(node: ir.Node) -> bool:
+    """Whether it is a QuantizeLinear with one scale for the whole tensor."""
+    scale = node.inputs[1] if node.op_type == "QuantizeLinear" else None
+    return scale is not None and scale.const_value is not None and scale.const_value.size == 1
+
+
+def _shown(path: str | Path, names: Sequence[str], feeds: Feeds) -> Feeds:
+    """The integers of the default run."""
+    model = ir.load(path)
+    _show(model.graph, names)
+    with packed(model) as source:
+        return open_session(source, Level.ALL).run(feeds)
+
+
+def _show(graph: ir.Graph, names: Sequence[str]) -> None:
+    values = {v.name: v for node in graph for v in node.outputs}
+    present = {v.name for v in graph.outputs}
+    graph.outputs.extend(values[n] for n in names if n not in present)
+
+
+def _cut(model: ir.Model, names: Sequence[str]) -> ir.Model:
+    """The model with a graph input in front of every reader of these tensors; in place."""
+    graph = model.graph
+    values = {v.name: v for node in graph for v in node.outputs}
+    for name in names:
+        value = values[name]
+        producer = value.producer()
+        zero = producer.inputs[2] if producer is not None and len(producer.inputs) > 2 else None
+        dtype = value.dtype or (zero.dtype if zero is not None else None) or ir.DataType.UINT8
+        fed = ir.Value(name=name + _FORCED, type=ir.TensorType(dtype))
+        fed.shape = ir.Shape(value.shape) if value.shape is not None else None
+        graph.inputs.append(fed)
+        for use in list(value.uses()):
+            use.node.replace_input_with(use.idx, fed)
+    _show(graph, names)
+    return model
+
+
+def _with_real_values(model: ir.Model, names: Sequence[str]) -> ir.Model:
+    """A copy that also returns what goes into each QuantizeLinear."""
+    copy = model.clone()
+    graph = copy.graph
+    values = {v.name: v for node in graph for v in node.outputs}
+    for name in names:
+        producer = values[name].producer()
+        source = producer.inputs[0] if producer is not None else None
+        made = ir.node("Identity", [source], name=f"{name}{_REAL}")
+        made.outputs[0].name = f"{name}{_REAL}"
+        made.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+        graph.append(made)
+        graph.outputs.append(made.outputs[0])
+    return copy
+
+
+def _distance(node: ir.Node, real: NDArray[Any]) -> NDArray[Any]:
+    """How far each value lies from a rounding boundary, in steps."""
+    value = node.inputs[1]
+    tensor = value.const_value if value is not None else None
+    scale = np.float32(1.0) if tensor is None else tensor.numpy().reshape(())
+    position = real / scale
+    return np.asarray(np.abs(position - np.floor(position) - np.float32(0.5)))
+
+
+def _row(
+    node: ir.Node, both: tuple[NDArray[Any], NDArray[Any]], distance: NDArray[Any],
+    allowed: Tolerance, executor: int,
+) -> TensorExam:  # fmt: skip
+    steps = np.abs(both[0].astype(np.int64) - both[1].astype(np.int64))
+    one = steps == 1
+    tie = one & (distance <= allowed.tie)
+    source = node.inputs[0].producer() if node.inputs[0] is not None else None
+    return TensorExam(
+        name=str(node.outputs[0].name),
+        node=str(source.name) if source is not None else str(node.name),
+        operator=source.op_type if source is not None else node.op_type,
+        elements=steps.size,
+        exact=int((steps == 0).sum()),
+        tie=int(tie.sum()),
+        drift=int((one & ~tie).sum()),
+        defect=int((steps > 1).sum()),
+        max_steps=int(steps.max(initial=0)),
+        executor=executor,
+    )
+
+
+# --- whole runs ----------------------------------------------------------------------------------
+
+
+def _outputs(path: str | Path, executor: IntegerModel, feeds: Feeds) -> list[OutputExam]:
+    default = open_session(path, Level.ALL).run(feeds)
+    others = {
+        "off": open_session(path, Level.OFF).run(feeds),
+        "executor": executor.run(feeds),
+    }
+    return [
+        _output(name, against, default[name], found[name])
+        for name in executor.output_names
+        for against, found in others.items()
+    ]
+
+
+def _output(name: str, against: str, default: NDArray[Any], found: NDArray[Any]) -> OutputExam:
+    a, b = default.astype(np.float64), found.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        apart = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b))
+    scores = a.ndim == 2 and a.shape[1] > 1 and len(a) > 0 and default.dtype.kind == "f"
+    labels = float((a.argmax(1) == b.argmax(1)).mean()) if scores else None
+    return OutputExam(name, against, float(apart.max(initial=0.0)), magnitude(default), labels)

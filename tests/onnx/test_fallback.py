@@ -1,0 +1,66 @@
+"""Operators without a lowering: torch's exporter, or an error that says what to do."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fxquant.errors import ExportError
+from fxquant.onnx import lower
+from tests.onnx.lowering import check, graph_of
+from tests.onnx.nets import prepared
+
+
+class Exotic(nn.Module):
+    """An operator that has no row, between two that have one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, 3] -> [N, 3]."""
+        return torch.relu(torch.erfc(x)) + 1
+
+
+class Own(nn.Module):
+    """A module of the user's, kept whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 3))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """[N, 3] -> [N, 3], [N]."""
+        y = x @ self.weight
+        return y * torch.sigmoid(y), y.sum(-1)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("onnxscript") is None, reason="needs onnxscript")
+def test_a_module_without_a_row_is_exported_and_inlined() -> None:
+    x = torch.randn(2, 3)
+    lowered = check(graph_of(Own(), x), [x], fallbacks=1)
+    assert lowered.fallbacks[0].operator == "Own"
+    assert lowered.fallbacks[0].reason == "it has no row"
+    assert all(name.startswith("op") for name in lowered.owners)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("onnxscript") is None, reason="needs onnxscript")
+def test_a_function_without_a_row_is_exported_and_inlined() -> None:
+    x = torch.randn(2, 3)
+    lowered = check(prepared(Exotic(), x), [x], fallbacks=1)
+    assert [f.operator for f in lowered.fallbacks] == ["erfc"]
+
+
+def test_without_the_exporter_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(2, 3)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ExportError, match="FXQ508") as caught:
+        lower(graph_of(Own(), x), ((x,), {}))
+    assert "fxquant[exporter]" in str(caught.value)
+    assert "op" in str(caught.value.at)
+
+
+def test_an_old_opset_cannot_use_the_exporter() -> None:
+    x = torch.randn(2, 3)
+    with pytest.raises(ExportError, match="opset 17"):
+        lower(graph_of(Own(), x), ((x,), {}), opset=17)

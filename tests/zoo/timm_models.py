@@ -1,0 +1,51 @@
+"""Models of timm: the smallest of most families, with images as small as the family allows."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from tests.zoo.entry import Built, Entry, floats, package
+
+# side of the image, 0 for the one the model is made for: names
+_BY_SIDE: dict[int, str] = {
+    64: (
+        "botnet26t_256 convmixer_768_32 convnextv2_atto cs3darknet_s cspresnet50 darknet53 dla34 "
+        "dm_nfnet_f0 dpn48b eca_nfnet_l0 edgenext_xx_small efficientvit_b0 ese_vovnet19b_dw "
+        "fastvit_t8 fbnetc_100 focalnet_tiny_srf gcresnet33ts gernet_s ghostnet_050 "
+        "hardcorenas_a hgnet_tiny hrnet_w18_small inception_next_tiny lcnet_050 mixnet_s "
+        "mnasnet_small mobilenetv4_conv_small mobileone_s0 mobilevit_xxs mobilevitv2_050 "
+        "nf_resnet26 poolformer_s12 pvt_v2_b0 regnetz_b16 repghostnet_050 repvgg_a0 "
+        "repvit_m0_9 res2net50_14w_8s resnest14d resnetv2_50 rexnet_100 selecsls42 "
+        "seresnet18 shvit_s1 skresnet18 starnet_s1 swiftformer_xs tf_efficientnet_b0 tinynet_e "
+        "tresnet_m vgg11 vovnet39a xception41 visformer_tiny convformer_s18 caformer_s18 "
+        "lambda_resnet26t halonet26t mobilenetv3_small_050 efficientnet_lite0 resnet18d "
+        "semnasnet_075 spnasnet_100 legacy_seresnet18 csatv2 hgnetv2_b0"
+    ),
+    96: "inception_v4 inception_resnet_v2 nextvit_small",
+    0: (
+        "beit_base_patch16_224 cait_xxs24_224 coat_lite_tiny coatnet_0_224 convit_tiny "
+        "crossvit_tiny_240 davit_tiny deit_tiny_distilled_patch16_224 efficientformer_l1 "
+        "efficientformerv2_s0 efficientvit_m0 eva02_tiny_patch14_224 gcvit_xxtiny "
+        "hiera_tiny_224 levit_128s mixer_s32_224 mvitv2_tiny nest_tiny pit_ti_224 "
+        "resmlp_12_224 sequencer2d_s swinv2_cr_tiny_ns_224 swin_tiny_patch4_window7_224 "
+        "tiny_vit_5m_224 tnt_s_patch16_224 twins_pcpvt_small vit_tiny_patch16_224 "
+        "vit_relpos_small_patch16_224 volo_d1_224 xcit_nano_12_p16_224 maxvit_rmlp_pico_rw_256 "
+        "gmixer_12_224 vit_small_patch16_rope_224 naflexvit_base_patch16_gap"
+    ),
+}
+
+
+def _model(name: str, side: int) -> Built:
+    timm = package("timm")
+    model = timm.create_model(name, pretrained=False, num_classes=10)
+    side = side or model.default_cfg["input_size"][-1]
+    return model, floats(2, 3, side, side)
+
+
+def entries() -> list[Entry]:
+    """Every model of this package."""
+    return [
+        Entry(f"timm {name}", "timm", partial(_model, name, side))
+        for side, names in _BY_SIDE.items()
+        for name in names.split()
+    ]
