@@ -39,7 +39,6 @@ __all__ = [
     "insert_stubs",
     "inspect_model",
     "load_checkpoint",
-    "nn",
     "prepare_model",
     "quantization",
     "register_op",

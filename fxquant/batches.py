@@ -176,7 +176,7 @@ def _guarded(batches: Iterable[Batch], spec: str) -> Iterator[Batch]:
     except FxQuantError:
         raise
     except Exception as error:  # the user's generator may raise anything; say which one it was
-        raise failed(f"reading {spec} failed", error) from error
+        raise failed(error, f"reading {spec} failed") from error
 
 
 def _checked(batch: Any, place: str) -> Batch:

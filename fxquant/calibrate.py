@@ -57,7 +57,7 @@ def calibrate(
                     fix="pass a non-empty loader, or call the model in the callback",
                 )
     except CalibrationError as error:
-        if error.code == "FXQ430":
+        if not counter.seen:  # no data, or a weight that is not finite
             raise
         what = f"{error.what} (in calibration batch {counter.seen - 1})"
         raise CalibrationError(error.code, what, at=error.at, fix=error.fix) from error

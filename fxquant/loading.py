@@ -95,7 +95,7 @@ def _module_of_file(path: Path, what: str) -> Any:
         location.loader.exec_module(module)
     except Exception as error:  # the user's file may raise anything; say which file it was
         del sys.modules[name]
-        raise failed(f"importing {path} failed", error) from error
+        raise failed(error, f"importing {path} failed") from error
     finally:
         sys.path.remove(str(path.parent))
     return module
@@ -108,14 +108,14 @@ def _module(name: str, what: str) -> Any:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and not (name + ".").startswith(error.name + "."):
-            raise failed(f"importing {name} failed", error) from error
+            raise failed(error, f"importing {name} failed") from error
         raise ConfigError(
             "FXQ703",
             f"the {what}'s module {name!r} cannot be found",
             fix="install it, run from its parent folder, or write path/to/file.py:function",
         ) from error
     except Exception as error:  # the user's module may raise anything; say which module it was
-        raise failed(f"importing {name} failed", error) from error
+        raise failed(error, f"importing {name} failed") from error
     finally:
         sys.path.remove(here)
 
@@ -127,10 +127,10 @@ def call(function: Callable[..., Any], spec: str) -> Any:
     except FxQuantError:
         raise
     except Exception as error:  # the user's function may raise anything; say which one it was
-        raise failed(f"calling {spec} failed", error) from error
+        raise failed(error, f"calling {spec} failed") from error
 
 
-def failed(what: str, error: BaseException) -> ConfigError:
+def failed(error: BaseException, what: str) -> ConfigError:
     """An error of the user's code, as an error of ours that quotes it."""
     fix = "the traceback is shown with --debug"
     return ConfigError("FXQ705", f"{what}: {type(error).__name__}: {error}", fix=fix)

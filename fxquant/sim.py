@@ -75,7 +75,8 @@ class QuantizationSimModel:
         self.config = _merged(QuantConfig.load(config), default_output_bw, default_param_bw)
         self.quant_scheme = QuantScheme(quant_scheme)
         self._example = call_arguments(dummy_input)
-        prepared = model if is_prepared(model) else prepare_model(model, dummy_input)
+        ready = isinstance(model, fx.GraphModule) and is_prepared(model)
+        prepared = model if ready else prepare_model(model, dummy_input)
         if not isinstance(prepared, fx.GraphModule):
             raise ModelError("FXQ150", "preparation did not return a GraphModule")
         owned = in_place or prepared is not model
@@ -223,6 +224,8 @@ def _quantizer_lines(module: nn.Module) -> list[str]:
 
 
 def _refuse_quantized(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        return  # preparation says what is wrong with it
     for name, module in model.named_modules():
         if isinstance(module, (QuantizationMixin, QuantizerBase)):
             raise ConfigError(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 Values = list[Tensor]
 Step = Callable[["RandomNetwork", Values], Tensor]
+Inputs = Callable[[int], tuple[Tensor, ...]]
 
 
 @dataclass
@@ -26,12 +27,12 @@ class Case:
     Attributes:
         name: family and seed.
         model: the network in evaluation mode.
-        inputs: inputs of this batch size.
+        inputs: gives inputs of a batch size.
     """
 
     name: str
     model: nn.Module
-    inputs: Callable[[int], tuple[Tensor, ...]]
+    inputs: Inputs
 
 
 class RandomNetwork(nn.Module):
@@ -164,7 +165,8 @@ def _two(b: Builder, i: int) -> int:
 
 
 def _concat(b: Builder, i: int) -> int:
-    fits = [j for j, v in enumerate(b.values) if v.dim() == 4 and v.shape[2:] == b.values[i].shape[2:]]
+    size = b.values[i].shape[2:]
+    fits = [j for j, v in enumerate(b.values) if v.dim() == 4 and v.shape[2:] == size]
     chosen = [i, b.pick(fits)]
     if b.values[i].shape[1] + b.values[chosen[1]].shape[1] > 12:
         return _pool(b, i)
@@ -267,8 +269,8 @@ def images(seed: int) -> Case:
         last = b.run(lambda m, v, k=k, j=last: torch.cat([v[0], v[k]], 1), 0, k)  # type: ignore[misc]
         last = _conv(b, last)
     for _ in range(int(b.rng.integers(2, 9))):
-        start = last if b.chance(0.75) else b.pick([j for j, v in enumerate(b.values) if v.dim() == 4])
-        last = b.pick(_IMAGE_STEPS)(b, start)
+        maps = [j for j, v in enumerate(b.values) if v.dim() == 4]
+        last = b.pick(_IMAGE_STEPS)(b, last if b.chance(0.75) else b.pick(maps))
     return _finished(b, f"images-{seed}", [_image_head(b, last)], inputs, seed)
 
 
@@ -355,7 +357,7 @@ def sequences(seed: int) -> Case:
 
 
 def _finished(
-    b: Builder, name: str, outputs: list[int], inputs: Callable[[int], tuple[Tensor, ...]], seed: int
+    b: Builder, name: str, outputs: list[int], inputs: Inputs, seed: int
 ) -> Case:
     floats = [j for j, v in enumerate(b.values) if v.is_floating_point() and j >= len(inputs(1))]
     while b.chance(0.25) and len(outputs) < 3:

@@ -17,6 +17,7 @@ from fxquant.graph.dump import dump
 from fxquant.graph.passes import Fact, state_of
 from fxquant.models import digits, training
 from fxquant.models.gpt2 import Gpt2
+from fxquant.passes import DecomposeAttention
 from fxquant.prepare import SpecialisationWarning, call_arguments, is_prepared
 from tests.helpers.golden import assert_dump
 
@@ -146,6 +147,32 @@ def test_training_is_the_same_too() -> None:
     for name, parameter in net.named_parameters():
         assert parameter.grad is not None
         assert torch.equal(parameter.grad, gm.get_parameter(name).grad), name
+
+
+class Attends(nn.Module):
+    """Attention that drops in training only, as Hugging Face writes it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(x, x, x, dropout_p=0.4 if self.training else 0.0)
+
+
+@pytest.mark.parametrize("decompose", [False, True])
+def test_dropout_inside_attention_acts_in_training_only(decompose: bool) -> None:
+    net, x = nn.Sequential(Attends(), nn.Linear(4, 4)).eval(), torch.randn(2, 6, 4)
+    gm: Any = prepare(net, x)
+    attention = "0.scaled_dot_product_attention"
+    assert gm.get_submodule(attention).dropout == 0.4
+    if decompose:
+        DecomposeAttention()(gm)
+        assert gm.get_submodule("0.attention_dropout").p == 0.4
+    assert torch.equal(gm(x), gm(x))
+    gm.train()
+    assert not torch.equal(gm(x), gm(x))
+    if not decompose:
+        for module in (net, gm):
+            torch.manual_seed(0)
+            module.result = module.train()(x)
+        assert torch.equal(net.result, gm.result)
 
 
 def test_a_training_model_stays_training_and_is_prepared_as_if_it_evaluated() -> None:

@@ -1,4 +1,4 @@
-"""What a recording in evaluation does not show, so that the prepared network trains like the original.
+"""What a recording in evaluation does not show, so that the result trains like the original.
 
 Modules that do nothing in evaluation, such as stochastic depth, leave no trace: they are found by
 that, and kept whole. Attention that is called with `dropout_p=p if self.training else 0` shows a

@@ -30,6 +30,7 @@ class Surroundings(Protocol):
 
     builder: Builder
     gm: fx.GraphModule
+    exported: dict[Any, ir.Model]
 
     def resolve(self, value: Any) -> Any:
         """fx nodes inside a value -> `Held`, `SizeValue` or plain values."""

@@ -146,34 +146,46 @@ class _Optimized:
 
 def macs(node: ir.Node, batch: int = 1) -> int:
     """Multiply-accumulates of convolutions, matrix products and recurrent layers, by shapes."""
-    if node.op_type in _RECURRENT:
-        return _recurrent_macs(node, batch)
-    if node.op_type not in _TERMS:
+    if node.op_type not in _MULTIPLIERS:
         return 0
-    data, weight = _shape(node.inputs[0], batch), _shape(node.inputs[1], batch)
-    output = _shape(node.outputs[0], batch)
-    if data is None or weight is None or output is None:
+    data, weight = node.inputs[0], _shape(node.inputs[1], batch)
+    if weight is None:
         return 0
+    if node.op_type == "Conv":  # each output element is a sum over a filter
+        return _elements(node.outputs[0], batch) * prod(weight[1:])
     if node.op_type == "ConvTranspose":  # each input element meets a column of the weight
-        return prod(data) * prod(weight[1:])
-    if node.op_type == "Conv":
-        return prod(output) * prod(weight[1:])
-    terms = (
-        data[0] if node.op_type == "Gemm" and node.attributes.get_int("transA", False) else data[-1]
+        return _elements(data, batch) * prod(weight[1:])
+    if node.op_type == "Gemm":
+        return (
+            _elements(data, batch) * weight[-2 if node.attributes.get_int("transB", False) else -1]
+        )
+    if node.op_type == "MatMul":
+        return _elements(data, batch) * (weight[-1] if len(weight) > 1 else 1)
+    # each step multiplies its input and its state with all weights
+    steps = _elements(data, batch) // weight[-1]
+    return steps * sum(prod(_shape(value, batch) or (0,)) for value in node.inputs[1:3])
+
+
+_MULTIPLIERS = frozenset((*SUMS, "ConvTranspose", "LSTM", "GRU", "RNN"))
+_KEEP_COUNT = frozenset(
+    (
+        "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "QuantizeLinear",
+        "DequantizeLinear", "Relu", "Clip", "Identity", "Cast",
     )
-    return prod(output) * terms
+)  # fmt: skip
 
 
-_TERMS = frozenset((*SUMS, "ConvTranspose"))
-_RECURRENT = frozenset(("LSTM", "GRU", "RNN"))
-
-
-def _recurrent_macs(node: ir.Node, batch: int) -> int:
-    """Each step multiplies its input and its state with all weights."""
-    data, *weights = (_shape(value, batch) for value in node.inputs[:3])
-    if data is None:
-        return 0
-    return data[0] * data[1] * sum(prod(shape) for shape in weights if shape is not None)
+def _elements(value: ir.Value | None, batch: int) -> int:
+    """Number of elements; helper nodes have no shapes, but what they only move has."""
+    for _ in range(_FOLLOW):
+        shape = _shape(value, batch)
+        if shape is not None:
+            return prod(shape)
+        node = value.producer() if value is not None else None
+        if node is None or node.op_type not in _KEEP_COUNT:
+            break
+        value = node.inputs[0]
+    return 0
 
 
 def _shape(value: ir.Value | None, batch: int) -> tuple[int, ...] | None:

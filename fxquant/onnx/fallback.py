@@ -1,8 +1,8 @@
 """One node by torch's own exporter, for operators that have no emitter.
 
 The node alone is exported on the values it sees, with a dynamic batch, and its ONNX nodes are put
-into the graph. It is the way out for exotic operators, not a second lowering: names are the
-exporter's, and it takes about a second a node.
+into the graph. It is the way out for exotic operators, not a second lowering: it takes about a
+second a node. Functions that are called alike several times are exported once.
 """
 
 from __future__ import annotations
@@ -46,14 +46,17 @@ def export_node(call: Call, name: str, example: Example, reason: str) -> Any:
     args, kwargs = inputs_of(call.around.gm, node, example)
     operands = _operands(call)
     single = _SingleNode(call, args, kwargs)
+    key = _key(call, single, operands)
     try:
-        model = _exported(single, single.tensors, operands, call.opset)
+        model = call.around.exported.get(key) or _exported(single, operands, call.opset)
     except FxQuantError:
         raise
     except Exception as error:  # the exporter raises whatever its many layers raise
         what = f"{what}, and torch's exporter fails too: {_cause(error)}"
         fix = "write an emitter: fxquant.onnx.emit.emits"
         raise ExportError("FXQ508", what, at=node, fix=fix) from error
+    if key is not None:
+        call.around.exported[key] = model
     outputs = _inline(call, model, [h.value(call.builder) for h in operands])
     return _shaped_like(call.out, iter(outputs))
 
@@ -84,6 +87,15 @@ class _SingleNode(nn.Module):
         return (
             tuple(leaf for _, leaf in leaves(result)) if not isinstance(result, Tensor) else result
         )
+
+
+def _key(call: Call, single: _SingleNode, operands: list[Held]) -> Any:
+    """What makes two calls alike; None for modules, which hold weights of their own."""
+    if call.module is not None:
+        return None
+    fixed = list(leaves((single.args, single.kwargs)))
+    static = tuple((p, "tensor" if isinstance(v, Tensor) else repr(v)) for p, v in fixed)
+    return single.target, static, tuple(h.spec for h in operands)
 
 
 def _plain(x: Tensor) -> Tensor:
@@ -119,14 +131,12 @@ def _helds(value: Any) -> Iterator[Held]:
         yield from _helds(list(value.values()))
 
 
-def _exported(
-    module: nn.Module, tensors: tuple[Tensor, ...], operands: list[Held], opset: int
-) -> ir.Model:
+def _exported(single: _SingleNode, operands: list[Held], opset: int) -> ir.Model:
     batch = torch.export.Dim("batch", min=1)
     dynamic = tuple(_dynamic(h.spec, batch) for h in operands)
     with _quiet():
         program = torch.onnx.export(
-            module, tensors, dynamo=True, opset_version=opset, dynamic_shapes=(dynamic,),
+            single, single.tensors, dynamo=True, opset_version=opset, dynamic_shapes=(dynamic,),
             verbose=False, optimize=True,
         )  # fmt: skip
     if program is None:

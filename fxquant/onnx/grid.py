@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from fxquant.quantization import QuantizerBase
 
 Type = ir.DataType
-# (bits, signed) -> (type, opset that has it in QuantizeLinear)
+# (bits, signed) -> (type, opset that has it in QuantizeLinear); int32 is for biases only: there is no
+# QuantizeLinear that makes it, and no kernel reads such weights
 _TYPES = {
     (4, True): (Type.INT4, 21), (4, False): (Type.UINT4, 21),
     (8, True): (Type.INT8, 10), (8, False): (Type.UINT8, 10),
     (16, True): (Type.INT16, 21), (16, False): (Type.UINT16, 21),
-}  # fmt: skip  # 32 bits are for biases: QuantizeLinear makes none, and no kernel reads such weights
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,7 @@ class _Lowering:
         self.env: dict[fx.Node, Any] = {}
         self.inputs: list[ir.Value] = []
         self.fallbacks: list[Fallback] = []
+        self.exported: dict[Any, ir.Model] = {}  # by torch's exporter
         self.owners: dict[ir.Node, fx.Node] = {}
         self.current: fx.Node = next(iter(gm.graph.nodes))
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
+import torch
 from torch import Tensor, fx
 
 from fxquant.errors import ExportError
@@ -52,6 +53,10 @@ class Quantized:
         """A real value on the grid of a quantizer."""
         if isinstance(quantizer, FloatQuantizeDequantize):
             return Held(spec, name, real=self._rounded(real, quantizer, spec, name))
+        if spec.dtype is not torch.float32:
+            what = f"the quantized value {name} is {spec.dtype}: integer kernels take float32"
+            fix = "build the simulation from model.float() and float32 inputs"
+            raise ExportError("FXQ549", what, at=quantizer.where, fix=fix)
         grid = self.grid(quantizer, spec, name)
         integers = quantize(self.builder, real, grid, f"{name}_q", cut=cut)
         return Held(spec, name, integers=integers, grid=grid)

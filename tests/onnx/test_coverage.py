@@ -169,7 +169,16 @@ def shaped(
         (shaped("MatMul", ("batch", 5, 8), (8, 3), ("batch", 5, 3)), 5 * 3 * 8),
         (shaped("MatMul", ("4*batch", 5, 8), (8, 3), ("4*batch", 5, 3)), 4 * 5 * 3 * 8),
         (shaped("Relu", ("batch", 5), (5,), ("batch", 5)), 0),
+        (shaped("LSTM", (7, "batch", 4), (1, 12, 4), (7, 1, "batch", 3)), 7 * 12 * 4),
     ],
 )
 def test_multiply_accumulates(node: ir.Node, count: int) -> None:
     assert macs(node) == count
+
+
+def test_multiply_accumulates_are_counted_through_nodes_without_shapes() -> None:
+    g = Graph(x=("batch", 5, 8))
+    rows = g.op("Reshape", "rows", g["x"], g.constant("form", np.array([-1, 8])))
+    g.op("Gemm", "fc", rows, g.constant("w", np.zeros((3, 8), np.float32)), transB=1)
+    assert rows.shape is None
+    assert macs(g.nodes[-1], batch=2) == 2 * 5 * 8 * 3

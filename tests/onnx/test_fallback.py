@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from typing import Any
 
 import pytest
 import torch
@@ -49,6 +50,25 @@ def test_a_function_without_a_row_is_exported_and_inlined() -> None:
     x = torch.randn(2, 3)
     lowered = check(prepared(Exotic(), x), [x], fallbacks=1)
     assert [f.operator for f in lowered.fallbacks] == ["erfc"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("onnxscript") is None, reason="needs onnxscript")
+def test_equal_calls_are_exported_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Twice(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.erfc(torch.erfc(x)) + torch.erfc(x[:, :2]).sum()
+
+    exports: list[object] = []
+    export = torch.onnx.export
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        exports.append(args)
+        return export(*args, **kwargs)
+
+    monkeypatch.setattr(torch.onnx, "export", counting)
+    x = torch.randn(2, 3)
+    check(prepared(Twice(), x), [x], fallbacks=3)
+    assert len(exports) == 2
 
 
 def test_without_the_exporter_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,3 +165,17 @@ def test_new_modules_train_as_their_scope_does() -> None:
     gm = ready(net, frozenset({Fact.MODULES_ONLY}), X)
     assert not gm.get_submodule("0.relu").training
     assert gm.training
+
+
+class Attributes(nn.Module):
+    """Views that are written as attributes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mT @ x.data.mean((0, 1)).T + torch.div(x.size(-1), 4, rounding_mode="trunc")
+
+
+def test_attributes_that_are_views() -> None:
+    net = Attributes()
+    gm = ready(net, FunctionalsToModules.needs, X)
+    assert_rewrites(FunctionalsToModules(), gm, "")
+    assert torch.equal(gm(X), net(X))

@@ -340,6 +340,15 @@ def test_elements_of_a_chunk_are_apart() -> None:
     )
 
 
+def test_elements_of_a_result_are_apart() -> None:
+    def forward(net: Any, x: Tensor) -> Any:
+        values, index = net.fc(x).topk(2)
+        values.mul_(2)
+        return values + index
+
+    assert_rewrites(RemoveWrites(), Net(forward), "", inputs=X)
+
+
 def test_numbers_stay() -> None:
     def forward(net: Any, x: Tensor) -> Any:
         y = net.fc(x)

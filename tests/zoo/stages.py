@@ -157,12 +157,14 @@ def _modules(prepared: fx.GraphModule, model: nn.Module, inputs: Any) -> str:
 
 
 def _is_float_function(node: fx.Node, root: nn.Module) -> bool:
-    if node.op not in ("call_function", "call_method"):
-        return False
+    name = str(getattr(node.target, "__name__", node.target))
+    if node.op not in ("call_function", "call_method") or isinstance(node.target, type):
+        return False  # a class makes the container of the outputs
     floats = any(_holds_float(spec(n)) for n in node.all_input_nodes)
-    if str(getattr(node.target, "__name__", node.target)) in ("getitem", "size"):
+    if name in ("getitem", "size"):
         return floats and row_of(node, root) is not None
-    return floats and _holds_float(spec(node))
+    made_from_sizes = name.startswith("new_") or name.endswith("_like")
+    return floats and _holds_float(spec(node)) and not made_from_sizes
 
 
 def _holds_float(found: Spec) -> bool:
@@ -238,7 +240,8 @@ def _on_integers(model: fx.GraphModule) -> str:
         if not isinstance(module, QuantizationMixin):
             continue
         value = spec(node)
-        parts = value if isinstance(value, tuple | list) else [value]
+        several = isinstance(value, tuple | list) and not isinstance(value, TensorSpec)
+        parts = value if several else [value]
         for part, quantizer in zip(parts, module.output_quantizers, strict=False):
             if quantizer is not None and not _holds_float(part):
                 found.append(str(node.target))

@@ -163,6 +163,11 @@ class IntegerModel:
         return self.run(self.feeds(args, kwargs), self.quantized_names)
 
     @property
+    def graph(self) -> ir.Graph:
+        """The graph of kernels that is run."""
+        return self._run.graph
+
+    @property
     def visible_names(self) -> tuple[str, ...]:
         """Quantized tensors that may be made outputs without changing what onnxruntime runs.
 
