@@ -254,10 +254,18 @@ def _rms_norm(a: dict[str, Any]) -> nn.Module | None:
     return _with(module, weight=a["weight"])
 
 
-def _dropout(a: dict[str, Any]) -> nn.Module | None:
+def _dropout(cls: type[nn.Module]) -> Callable[[dict[str, Any]], nn.Module | None]:
     # `training` is what the flag was while recording; True in a module that evaluates means that
-    # the user drops always, which nn.Dropout cannot say
-    return None if a["training"] else nn.Dropout(a["p"])
+    # the user drops always, which torch's modules cannot say
+    return lambda a: None if a["training"] else cls(a["p"])
+
+
+def _group_norm(a: dict[str, Any]) -> nn.Module | None:
+    w = a["weight"]
+    if not isinstance(w, Tensor) or not isinstance(a["bias"], Tensor):
+        return None
+    module = nn.GroupNorm(a["num_groups"], w.numel(), a["eps"], affine=False)
+    return _with(module, weight=w, bias=a["bias"])
 
 
 def _static(value: Any) -> bool:
@@ -610,15 +618,16 @@ def _norms() -> tuple[Op, ...]:
         Op(
             "group_norm",
             "input, num_groups, weight=None, bias=None, eps=1e-05",
-            fn.DynamicGroupNorm,
+            nn.GroupNorm,
             names="F.group_norm",
-            classes=(nn.GroupNorm,),
+            dynamic=fn.DynamicGroupNorm,
+            build=_group_norm,
             odd={
                 torch.group_norm: (
                     "input, num_groups, weight=None, bias=None, eps=1e-05, cudnn_enabled=True"
                 )
             },
-            samples=(s(t(2, 4, 5, 5), 2, t(4), t(4)),),
+            samples=(s(t(2, 4, 5, 5), 2, t(4), t(4)), s(t(2, 4, 5, 5), 4)),
         ),
         Op(
             "rms_norm",
@@ -1348,15 +1357,26 @@ def _moves() -> tuple[Op, ...]:
             s(x, 0.5, False),
             names="F.dropout",
             dynamic=fn.DynamicDropout,
-            build=_dropout,
-            classes=(
-                nn.Dropout1d,
-                nn.Dropout2d,
-                nn.Dropout3d,
-                nn.AlphaDropout,
-                nn.FeatureAlphaDropout,
-                fn.TrainingOnly,
-            ),
+            build=_dropout(nn.Dropout),
+            classes=(fn.TrainingOnly,),
+        ),
+        *(
+            move(
+                name,
+                f"p=0.5, training={name.endswith('d')}, inplace=False",
+                cls,
+                s(x, 0.5, False),
+                names=f"F.{name}",
+                dynamic=dynamic,
+                build=_dropout(cls),
+            )
+            for name, cls, dynamic in (
+                ("dropout1d", nn.Dropout1d, fn.DynamicDropout1d),
+                ("dropout2d", nn.Dropout2d, fn.DynamicDropout2d),
+                ("dropout3d", nn.Dropout3d, fn.DynamicDropout3d),
+                ("alpha_dropout", nn.AlphaDropout, fn.DynamicAlphaDropout),
+                ("feature_alpha_dropout", nn.FeatureAlphaDropout, fn.DynamicFeatureAlphaDropout),
+            )
         ),
         move(
             "to",

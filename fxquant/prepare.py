@@ -22,7 +22,7 @@ from fxquant.graph import prove
 from fxquant.graph.meta import module_path
 from fxquant.graph.passes import Fact, Pipeline, set_state, state_of
 from fxquant.graph.select import Selector, select
-from fxquant.graph.trace import Recording, record
+from fxquant.graph.trace import Recording, check_model, record
 from fxquant.graph.training import attentions, mark_dropouts, training_only
 from fxquant.passes import PREPARE, PREPARED
 
@@ -115,6 +115,7 @@ def prepare_model(
         raise ConfigError("FXQ211", f"on_specialisation is {on_specialisation!r}", fix=fix)
     if is_prepared(model) and isinstance(model, fx.GraphModule):
         return copy.deepcopy(model)
+    check_model(model)
     excluded = select(model, modules_to_exclude)
     with evaluating(model) as flags:
         recorded = _record(model, inputs, excluded, on_specialisation)

@@ -75,8 +75,7 @@ class QuantizationSimModel:
         self.config = _merged(QuantConfig.load(config), default_output_bw, default_param_bw)
         self.quant_scheme = QuantScheme(quant_scheme)
         self._example = call_arguments(dummy_input)
-        ready = isinstance(model, fx.GraphModule) and is_prepared(model)
-        prepared = model if ready else prepare_model(model, dummy_input)
+        prepared = model if is_prepared(model) else prepare_model(model, dummy_input)
         if not isinstance(prepared, fx.GraphModule):
             raise ModelError("FXQ150", "preparation did not return a GraphModule")
         owned = in_place or prepared is not model

@@ -390,7 +390,7 @@ def test_a_range_is_all_that_lies_between(how: Any) -> None:
     [
         (["c"], 1),
         (["[ad]"], 2),
-        ([nn.Conv2d], 3),
+        ([nn.Conv2d], 4),
         ([lambda path, module: path == "d"], 1),
         (["d", nn.ReLU], 2),
     ],

@@ -76,7 +76,7 @@ def record(
     >>> [node.op for node in recording.graph_module.graph.nodes]
     ['placeholder', 'call_module', 'output']
     """
-    _refuse(model)
+    check_model(model)
     given = bind_inputs(model, tuple(args), kwargs or {})
     run = _run(model, given, leaves)
     recorder = run.recorder
@@ -90,7 +90,7 @@ def record(
     )
 
 
-def _refuse(model: nn.Module) -> None:
+def check_model(model: nn.Module) -> None:
     """Models that cannot be recorded, each with the way out."""
     if not isinstance(model, nn.Module):
         raise TraceError(

@@ -146,6 +146,8 @@ class _Optimized:
 
 def macs(node: ir.Node, batch: int = 1) -> int:
     """Multiply-accumulates of convolutions, matrix products and recurrent layers, by shapes."""
+    if node.op_type in _RECURRENT:
+        return _recurrent_rows(node, batch) * sum(map(_stored, node.inputs[1:3]))
     if node.op_type not in _MULTIPLIERS:
         return 0
     data, weight = node.inputs[0], _shape(node.inputs[1], batch)
@@ -159,14 +161,32 @@ def macs(node: ir.Node, batch: int = 1) -> int:
         return (
             _elements(data, batch) * weight[-2 if node.attributes.get_int("transB", False) else -1]
         )
-    if node.op_type == "MatMul":
-        return _elements(data, batch) * (weight[-1] if len(weight) > 1 else 1)
-    # each step multiplies its input and its state with all weights
-    steps = _elements(data, batch) // weight[-1]
-    return steps * sum(prod(_shape(value, batch) or (0,)) for value in node.inputs[1:3])
+    return _elements(data, batch) * (weight[-1] if len(weight) > 1 else 1)
 
 
-_MULTIPLIERS = frozenset((*SUMS, "ConvTranspose", "LSTM", "GRU", "RNN"))
+_MULTIPLIERS = frozenset((*SUMS, "ConvTranspose"))
+_RECURRENT = frozenset(("LSTM", "GRU", "RNN"))
+
+
+def _recurrent_rows(node: ir.Node, batch: int) -> int:
+    """Steps × batch of a recurrent layer: each row meets every weight of input and state."""
+    hidden = node.attributes.get_int("hidden_size", 1)
+    gates = _stored(node.inputs[2]) // hidden  # directions × gates × hidden
+    features = _stored(node.inputs[1]) // gates if gates else 0
+    return _elements(node.inputs[0], batch) // features if features else 0
+
+
+def _stored(value: ir.Value | None) -> int:
+    """Number of stored weights behind a value, through what puts them together."""
+    if value is None or value.producer() is None:
+        return prod(_shape(value, 1) or (0,))
+    producer = value.producer()
+    if producer is None or producer.op_type not in ("Concat", "Unsqueeze", "DequantizeLinear"):
+        return 0
+    parts = producer.inputs if producer.op_type == "Concat" else producer.inputs[:1]
+    return sum(map(_stored, parts))
+
+
 _KEEP_COUNT = frozenset(
     (
         "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "QuantizeLinear",
@@ -182,6 +202,10 @@ def _elements(value: ir.Value | None, batch: int) -> int:
         if shape is not None:
             return prod(shape)
         node = value.producer() if value is not None else None
+        if node is not None and node.op_type in _RECURRENT:
+            directions = 2 if node.attributes.get_string("direction", "") == "bidirectional" else 1
+            hidden = node.attributes.get_int("hidden_size", 1)
+            return _recurrent_rows(node, batch) * directions * hidden
         if node is None or node.op_type not in _KEEP_COUNT:
             break
         value = node.inputs[0]

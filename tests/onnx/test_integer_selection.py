@@ -190,7 +190,7 @@ _MOVES: dict[str, Write] = {
     "DepthToSpace": lambda g, x: g.op("DepthToSpace", "op", x, blocksize=2),
     "Pad": lambda g, x: g.op("Pad", "op", x, g.constant("s", _integers(0, 0, 1, 1, 0, 0, 1, 2))),
     "Mean": lambda g, x: g.op("ReduceMean", "op", x, g.constant("s", _integers(2, 3))),
-    "Chain": lambda g, x: g.op("Transpose", "op", _MOVES["MaxPool"](g, x), perm=[0, 2, 3, 1]),
+    "Chain": lambda g, x: g.op("Transpose", "turn", _MOVES["MaxPool"](g, x), perm=[0, 2, 3, 1]),
 }  # fmt: skip
 
 

@@ -177,5 +177,27 @@ class Attributes(nn.Module):
 def test_attributes_that_are_views() -> None:
     net = Attributes()
     gm = ready(net, FunctionalsToModules.needs, X)
-    assert_rewrites(FunctionalsToModules(), gm, "")
+    assert_rewrites(
+        FunctionalsToModules(),
+        gm,
+        """
+          %x         = input
+        - %getattr_1 = getattr(%x, 'mT')
+        - %getattr_2 = getattr(%x, 'data')
+        + %getattr_1 = transpose[transpose](%x, -2, -1)
+        + %getattr_2 = detach[detach](%x)
+        - %mean      = .mean(%getattr_2, (0, 1))
+        + %mean      = mean[mean](%getattr_2, (0, 1))
+        - %getattr_3 = getattr(%mean, 'T')
+        + %getattr_3 = transpose[transpose_1](%mean, -2, -1)
+        - %matmul    = .matmul(%getattr_1, %getattr_3)
+        + %matmul    = matmul[matmul](%getattr_1, %getattr_3)
+          %size      = .size(%x, 3)
+        - %div       = div(%size, 4, rounding_mode='trunc')
+        + %div       = div[div](%size, 4, rounding_mode='trunc')
+        - %add       = .add(%matmul, %div)
+        + %add       = add[add](%matmul, %div)
+          return %add
+    """,
+    )
     assert torch.equal(gm(X), net(X))

@@ -54,14 +54,17 @@ def hooked() -> DropPath:
 
 
 def test_the_module_is_wrapped_where_it_is() -> None:
-    assert_dump(prepare_model(Net(DropPath()).eval(), X), """
+    assert_dump(
+        prepare_model(Net(DropPath()).eval(), X),
+        """
         %x      = input
         %fc     = linear[fc](%x)
         %drop   = dropout[drop](%fc)
         %drop_1 = dropout[drop_1](%drop)
         %add    = add[add](%x, %drop_1)
         return %add
-    """)
+    """,
+    )
 
 
 @pytest.mark.parametrize("drop", [DropPath(), Noise(), hooked()])

@@ -346,7 +346,22 @@ def test_elements_of_a_result_are_apart() -> None:
         values.mul_(2)
         return values + index
 
-    assert_rewrites(RemoveWrites(), Net(forward), "", inputs=X)
+    assert_rewrites(
+        RemoveWrites(),
+        Net(forward),
+        """
+          %x         = input
+          %fc        = linear[fc](%x)
+          %topk      = .topk(%fc, 2)
+          %getitem   = getitem(%topk, 0)
+          %getitem_1 = getitem(%topk, 1)
+        - %mul_      = .mul_(%getitem, 2)
+        + %mul_      = .mul(%getitem, 2)
+          %add       = .add(%mul_, %getitem_1)
+          return %add
+    """,
+        inputs=X,
+    )
 
 
 def test_numbers_stay() -> None:

@@ -220,7 +220,7 @@ def _causal_mask(c: Call) -> ir.Value:
     return c.op("Add", x, c.builder.constant(mask))
 
 
-@emits("dropout", "identity", "contiguous", "clone", "detach")
+@emits(*DROPOUTS, "identity", "contiguous", "clone", "detach")
 def _unchanged(c: Call) -> Emitted:
     if c.arguments.get("training") is True and c.module is not None and c.arguments.get("p"):
         # nn.Dropout has no such argument: this one drops in evaluation mode too

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from fxquant.onnx.integer.arithmetic import quantize
 from fxquant.onnx.integer.graph import (
     add_constant,
     attribute,
@@ -84,14 +85,16 @@ def _quantized_weight(graph: ir.Graph, node: ir.Node, weight: ir.Value) -> ir.No
     if array is None:
         msg = "the weight is no constant"
         raise RuntimeError(msg)
-    # symmetric: the range is widened to zero, 254 steps
-    peak = max(np.abs(array).max(initial=0.0), 0.0)
-    scale = np.float32(peak) / np.float32(127) if peak else np.float32(1.0)
-    integers = np.clip(np.rint(array / scale), -128, 127).astype(np.int8)
+    # the range that includes zero, on 255 steps with a zero point
+    low, high = min(array.min(initial=0.0), 0.0), max(array.max(initial=0.0), 0.0)
+    low, high = np.float32(low), np.float32(high)
+    scale = np.float32((high - low) / np.float32(255)) if high > low else np.float32(1.0)
+    zero = np.rint(np.clip(np.float32(-128) - low / scale, -128, 127)).astype(np.int8)
+    integers = quantize(array, np.asarray(scale), np.asarray(zero), zero.dtype)
     stored = add_constant(graph, f"{node.name}/weight", integers)
     grid = [
         add_constant(graph, f"{node.name}/weight_scale", np.array(scale, np.float32)),
-        add_constant(graph, f"{node.name}/weight_zero_point", np.array(0, np.int8)),
+        add_constant(graph, f"{node.name}/weight_zero_point", np.array(zero, np.int8)),
     ]
     made = ir.node("DequantizeLinear", [stored, *grid], name=f"{node.name}/weight_dq")
     made.outputs[0].name = f"{node.name}/weight_dq"

@@ -1,0 +1,169 @@
+"""The inspector: which operators a target takes, which not and why, and the picture."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+from xml.dom import minidom
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fxquant import QuantizationSimModel
+from fxquant.analysis.inspector import Inspector, InspectorReport
+from fxquant.analysis.inspector_layout import lay_out
+from fxquant.errors import SelectorError
+from fxquant.targets import available
+
+_X = torch.randn(1, 3, 32, 32)
+
+
+class Mixed(nn.Module):
+    """Operators that a small chip takes, and some that it does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c1, self.c2 = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=17, dilation=17)
+        self.c3, self.fc = nn.Conv2d(16, 8, 1), nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = F.relu(self.c1(x))
+        b = F.gelu(self.c2(a))
+        c = F.max_pool2d(self.c3(torch.cat([a, b], 1)), 2)
+        d = F.softmax(c.flatten(2), -1).reshape(c.shape) * c
+        return self.fc(d.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def inspected(target: str = "amd_aie2", model: nn.Module | None = None) -> InspectorReport:
+    return Inspector(target).inspect((model or Mixed()).eval(), _X)
+
+
+def test_every_operator_has_a_device_and_a_part() -> None:
+    rows = [f"{n.module} {n.operator} {n.device} {n.partition}" for n in inspected().nodes]
+    assert "\n".join(rows) == dedent(
+        """
+        c1 conv2d target 1
+        relu relu target 1
+        c2 conv2d float 2
+        gelu gelu float 2
+        cat cat target 3
+        c3 conv2d target 3
+        max_pool2d max_pool2d target 3
+        flatten flatten target 3
+        softmax softmax float 4
+        reshape reshape float 4
+        mul mul target 5
+        mean mean target 5
+        fc linear target 5
+        """
+    ).strip()
+
+
+def test_a_refusal_names_operator_constraint_value_and_line() -> None:
+    refused = {n.module: n for n in inspected().refused}
+    c2 = refused["c2"]
+    assert (c2.operator, c2.constraint, c2.value) == ("conv2d", "dilation", "(17, 17)")
+    assert c2.allowed == "1 to 16"
+    assert re.search(r"test_inspector\.py:\d+$", c2.source)
+    assert "gelu" in refused["gelu"].reason
+    assert refused["gelu"].constraint == ""
+
+
+def test_an_absorbed_activation_says_by_whom() -> None:
+    nodes = {n.module: n for n in inspected().nodes}
+    assert "kernel of c1" in nodes["relu"].reason
+
+
+@pytest.mark.parametrize("target", available())
+def test_the_inspector_and_the_placement_agree(target: str) -> None:
+    sim = QuantizationSimModel(Mixed().eval(), _X, target=target)
+    weighted = {n for n, m in sim.named_qmodules() if any(q for q in m.param_quantizers.values())}
+    taken = {n.module for n in inspected(target).nodes if n.device == "target"}
+    assert weighted == taken & {"c1", "c2", "c3", "fc"}
+
+
+@pytest.mark.parametrize("target", available())
+def test_no_part_needs_itself(target: str) -> None:
+    report = inspected(target)
+    part = {n.name: n.partition for n in report.nodes}
+    for node in report.nodes:
+        assert all(part[maker] <= node.partition for maker in node.inputs)
+    order = [p.number for p in report.partitions]
+    assert order == sorted(order)
+    for a, b in itertools.pairwise(report.partitions):
+        assert set(a.nodes).isdisjoint(b.nodes)
+
+
+def test_a_target_that_takes_all_has_one_part() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 4, 1))
+    report = inspected("generic_pof2", net)
+    assert not report.refused
+    assert len(report.partitions) == 1
+    assert "4 of 4 operators on generic_pof2, in 1 sub-graph(s)" in str(report)
+
+
+def test_the_report_is_text_json_and_picture(tmp_path: Path) -> None:
+    report = Inspector("AMD_AIE2_Nx4_Overlay_cfg0").inspect(Mixed().eval(), _X, output_dir=tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {f"inspect_amd_aie2.{k}" for k in ("txt", "json", "svg")}
+    data = json.loads((tmp_path / "inspect_amd_aie2.json").read_text())
+    assert [n["module"] for n in data["nodes"]] == [n.module for n in report.nodes]
+    assert data["partitions"][1] == {"number": 2, "device": "float", "nodes": ["c2", "gelu"]}
+
+
+def test_the_picture_is_well_formed_and_boxes_stay_apart() -> None:
+    report = inspected()
+    document = minidom.parseString(report.to_svg())
+    boxes = [r for r in document.getElementsByTagName("rect") if r.getAttribute("rx") == "7"]
+    assert len(boxes) == len(report.nodes)
+    places = [tuple(float(b.getAttribute(k)) for k in ("x", "y", "width", "height")) for b in boxes]
+    for a, b in itertools.combinations(places, 2):
+        apart = a[0] + a[2] <= b[0] or b[0] + b[2] <= a[0] or a[1] + a[3] <= b[1] or b[1] + b[3] <= a[1]
+        assert apart, (a, b)
+    root: Any = document.documentElement
+    width = float(root.getAttribute("width"))
+    assert all(x >= 0 and x + w <= width for x, _, w, _ in places)
+    titles = [t.firstChild.data for t in document.getElementsByTagName("title")]  # type: ignore[union-attr]
+    assert any("dilation=(17, 17)" in t and "test_inspector.py:" in t for t in titles)
+
+
+def test_names_are_escaped() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_module("a<b&c", nn.Conv2d(3, 4, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.get_submodule("a<b&c")(x)  # type: ignore[no-any-return]
+
+    assert minidom.parseString(inspected(model=Odd()).to_svg())
+
+
+def test_long_edges_pass_beside_boxes() -> None:
+    names = [f"n{i}" for i in range(6)]
+    inputs = {f"n{i}": [f"n{i - 1}"] for i in range(1, 6)}
+    inputs["n5"].append("n0")
+    layout = lay_out(names, inputs, box=(100, 30), gap=(20, 20))
+    bends = next(points for a, b, points in layout.edges if (a, b) == ("n0", "n5"))
+    assert len(bends) == 4
+    for bend in bends:
+        level = next(p for p in layout.boxes.values() if p.y == bend.y)
+        assert abs(level.x - bend.x) > 50
+
+
+def test_an_unknown_target_is_an_error() -> None:
+    with pytest.raises(SelectorError, match="FXQ260"):
+        Inspector("DPU_of_another_house")
+
+
+def test_the_model_is_not_changed() -> None:
+    model = Mixed().eval()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    inspected(model=model)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert type(model.c1) is nn.Conv2d
