@@ -5,8 +5,8 @@ The public names are the ones listed here.
 
 from __future__ import annotations
 
-import fxquant.nn as nn  # noqa: PLC0414  # a public namespace
-import fxquant.quantization as quantization
+from fxquant import nn as nn  # not in __all__, where it would hide torch.nn
+from fxquant import quantization as quantization
 from fxquant._version import __version__
 from fxquant.analysis.inspect import inspect_model
 from fxquant.checkpoint import load_checkpoint, save_checkpoint

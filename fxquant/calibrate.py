@@ -50,12 +50,7 @@ def calibrate(
     try:
         with counter.watch(model), torch.no_grad(), qnn.compute_encodings(model):
             run()
-            if not counter.seen:
-                raise CalibrationError(
-                    "FXQ430",
-                    "calibration saw no data: the model was never called",
-                    fix="pass a non-empty loader, or call the model in the callback",
-                )
+            counter.check()
     except CalibrationError as error:
         if not counter.seen:  # no data, or a weight that is not finite
             raise
@@ -71,6 +66,15 @@ class _Counter:
 
     def __init__(self, progress: Progress | None, total: int | None) -> None:
         self.seen, self.total, self.progress = 0, total, progress
+
+    def check(self) -> None:
+        """Refuse to have seen nothing."""
+        if not self.seen:
+            raise CalibrationError(
+                "FXQ430",
+                "calibration saw no data: the model was never called",
+                fix="pass a non-empty loader, or call the model in the callback",
+            )
 
     @contextmanager
     def watch(self, model: nn.Module) -> Iterator[None]:

@@ -1,8 +1,8 @@
 """Checkpoints of simulated models: a folder with safetensors and JSON, never pickle.
 
 `model.safetensors` holds every parameter, buffer and range; tensors that share memory are written
-once. `checkpoint.json` says what they are: versions, the graph, the type of every quantizer. Loading
-checks everything before it changes anything, so a model is either as it was or fully loaded.
+once. `checkpoint.json` says what they are: versions, the graph, the type of every quantizer.
+Loading checks everything before it changes anything: a model is as it was or fully loaded.
 """
 
 from __future__ import annotations
@@ -81,11 +81,15 @@ def load_checkpoint(sim: QuantizationSimModel, path: str | Path) -> None:
     index = _read_index(folder)
     _check_fits(sim, index)
     if _sha256(folder / _TENSORS) != index["tensors_sha256"]:
-        raise CheckpointError("FXQ603", f"{folder / _TENSORS} is damaged: its checksum differs", fix=_AGAIN)
+        raise CheckpointError(
+            "FXQ603", f"{folder / _TENSORS} is damaged: its checksum differs", fix=_AGAIN
+        )
     try:
         tensors = load_file(folder / _TENSORS)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError("FXQ603", f"cannot read {folder / _TENSORS}: {error}", fix=_AGAIN) from error
+        raise CheckpointError(
+            "FXQ603", f"cannot read {folder / _TENSORS}: {error}", fix=_AGAIN
+        ) from error
     tensors |= {name: tensors[of] for name, of in index["aliases"].items()}
     _check_tensors(sim.model.state_dict(), tensors)
     sim.model.load_state_dict(tensors)
@@ -100,7 +104,9 @@ def _refuse_foreign(target: Path) -> None:
     if not target.is_dir():
         raise CheckpointError("FXQ601", f"{target} is a file", fix="give the path of a folder")
     if any(p.name not in (_TENSORS, _INDEX) for p in target.iterdir()):
-        raise CheckpointError("FXQ601", f"the folder {target} holds other files", fix="give the path of a new folder")
+        raise CheckpointError(
+            "FXQ601", f"the folder {target} holds other files", fix="give the path of a new folder"
+        )
 
 
 def _swap(work: Path, target: Path) -> None:
@@ -162,7 +168,11 @@ def _read_index(folder: Path) -> dict[str, Any]:
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise CheckpointError("FXQ602", f"there is no checkpoint at {folder}", fix="give the folder that save_checkpoint wrote") from error
+        raise CheckpointError(
+            "FXQ602",
+            f"there is no checkpoint at {folder}",
+            fix="give the folder that save_checkpoint wrote",
+        ) from error
     except ValueError as error:
         raise CheckpointError("FXQ603", f"{path} is damaged: {error}", fix=_AGAIN) from error
     known = {"format", "graph", "config", "target", "quantizers", "aliases", "tensors_sha256"}
@@ -176,15 +186,27 @@ def _read_index(folder: Path) -> dict[str, Any]:
 
 def _check_fits(sim: QuantizationSimModel, index: dict[str, Any]) -> None:
     if index["graph"] != _digest(sim):
-        raise CheckpointError("FXQ605", "the checkpoint is of another graph", fix="build the simulation from the same model and dummy input")
+        raise CheckpointError(
+            "FXQ605",
+            "the checkpoint is of another graph",
+            fix="build the simulation from the same model and dummy input",
+        )
     for key, mine in (("config", sim.config.model_dump(mode="json")), ("target", sim.target.name)):
         if index[key] != mine:
-            raise CheckpointError("FXQ605", f"the checkpoint has another {key}: {index[key]}, not {mine}", fix=f"build the simulation with the same {key}")
+            raise CheckpointError(
+                "FXQ605",
+                f"the checkpoint has another {key}: {index[key]}, not {mine}",
+                fix=f"build the simulation with the same {key}",
+            )
     mine = {k: {**v, "initialized": None} for k, v in _describe(sim).items()}
     theirs = {k: {**v, "initialized": None} for k, v in index["quantizers"].items()}
     for name in sorted(mine.keys() | theirs.keys()):
         if mine.get(name) != theirs.get(name):
-            raise CheckpointError("FXQ605", f"quantizer {name} differs: {theirs.get(name)}, here {mine.get(name)}", fix="build the simulation in the same way")
+            raise CheckpointError(
+                "FXQ605",
+                f"quantizer {name} differs: {theirs.get(name)}, here {mine.get(name)}",
+                fix="build the simulation in the same way",
+            )
 
 
 def _check_tensors(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:

@@ -242,15 +242,29 @@ def _is_given(option: str) -> bool:
 
 @main.command()
 @click.argument("file", metavar="MODEL.onnx")
+@click.option(
+    "--data", metavar="FILE.npz",
+    help="Inputs by name: also runs the model in onnxruntime and in the integer executor.",
+)  # fmt: skip
 @_common
-def verify(file: str, *, as_json: bool, progress: Progress) -> int:
-    """Check the structure of a quantized ONNX file; exit code 1 when something is wrong."""
+def verify(file: str, data: str | None, *, as_json: bool, progress: Progress) -> int:
+    """Check the structure of a quantized ONNX file; exit code 1 when something is wrong.
+
+    With --data every node is run on the runtime's own integers, with and without optimizations,
+    and the table tells which operators run in integer kernels and why the others do not.
+    """
     from fxquant.onnx.verify import verify_file  # loads onnx, which no other command's start needs
 
-    if not Path(file).is_file():
-        raise ConfigError("FXQ740", f"the file {file} does not exist")
+    for given in (file, data):
+        if given is not None and not Path(given).is_file():
+            raise ConfigError("FXQ740", f"the file {given} does not exist")
     progress.step("verifying")
-    report = verify_file(file)
+    if data is None:
+        report: Any = verify_file(file)
+    else:
+        from fxquant.onnx.examine import examine
+
+        report = examine(file, data)
     click.echo(report.to_json() if as_json else str(report))
     return 0 if report else FINDINGS
 

@@ -1,7 +1,8 @@
 """The error tree: every error has a stable code and says what is wrong, where, and how to fix it.
 
-Codes: 1xx trace, prepare, validate, regions · 2xx configuration and selectors · 3xx passes and placement ·
-4xx quantizers and calibration · 5xx lowering, verify and parity · 6xx checkpoints · 7xx command line and files.
+Codes: 1xx trace, prepare, validate, regions · 2xx configuration and selectors · 3xx passes and
+placement · 4xx quantizers and calibration · 5xx lowering, verify and parity · 6xx checkpoints ·
+7xx command line and files.
 
     FxQuantError
     ├── ModelError ── TraceError, GuidelineError, RegionError

@@ -309,6 +309,10 @@ def _when_grid_sample(a: Mapping[str, Any]) -> Grid:
     return Grid.SAME if a.get("mode") == "nearest" else Grid.OWN
 
 
+#: rows that drop values in training and pass them on in evaluation
+DROPOUTS = frozenset(
+    {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"}
+)
 _ACTIVATIONS = frozenset({"relu", "relu6", "hardtanh"})
 _X = (s(t(2, 4, 5, 5)),)
 _V = (s(t(2, 6)),)
@@ -1174,6 +1178,7 @@ def _moves() -> tuple[Op, ...]:
             s(x, 1),
             s(t(2, 3, 4, 5), 1, 2),
             s(t(2, 3, 4, 5), start_dim=2),
+            odd={torch.ravel: "input", Tensor.ravel: "input"},
             dynamic=fn.DynamicFlatten,
         ),
         move(
@@ -1365,17 +1370,22 @@ def _moves() -> tuple[Op, ...]:
                 name,
                 f"p=0.5, training={name.endswith('d')}, inplace=False",
                 cls,
-                s(x, 0.5, False),
+                s(t(2, *(3,) * rank), 0.5, False),
                 names=f"F.{name}",
                 dynamic=dynamic,
                 build=_dropout(cls),
             )
-            for name, cls, dynamic in (
-                ("dropout1d", nn.Dropout1d, fn.DynamicDropout1d),
-                ("dropout2d", nn.Dropout2d, fn.DynamicDropout2d),
-                ("dropout3d", nn.Dropout3d, fn.DynamicDropout3d),
-                ("alpha_dropout", nn.AlphaDropout, fn.DynamicAlphaDropout),
-                ("feature_alpha_dropout", nn.FeatureAlphaDropout, fn.DynamicFeatureAlphaDropout),
+            for name, rank, cls, dynamic in (
+                ("dropout1d", 2, nn.Dropout1d, fn.DynamicDropout1d),
+                ("dropout2d", 3, nn.Dropout2d, fn.DynamicDropout2d),
+                ("dropout3d", 4, nn.Dropout3d, fn.DynamicDropout3d),
+                ("alpha_dropout", 2, nn.AlphaDropout, fn.DynamicAlphaDropout),
+                (
+                    "feature_alpha_dropout",
+                    2,
+                    nn.FeatureAlphaDropout,
+                    fn.DynamicFeatureAlphaDropout,
+                ),
             )
         ),
         move(

@@ -98,7 +98,7 @@ def prepare_model(
 
     Raises:
         TraceError: the model cannot be recorded, or the graph does not compute the same bits.
-        SelectorError: FXQ250, an entry of `modules_to_exclude` matches nothing.
+        SelectorError: FXQ213, an entry of `modules_to_exclude` matches nothing.
         ConfigError: FXQ210 or FXQ211, a wrong dummy input or `on_specialisation`.
 
     Example:

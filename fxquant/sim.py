@@ -11,8 +11,8 @@ from torch import fx, nn
 
 from fxquant import calibrate
 from fxquant.config import QuantConfig
-from fxquant.graph.passes import state_of
 from fxquant.errors import ConfigError, ModelError, SelectorError, nearest
+from fxquant.graph.passes import state_of
 from fxquant.nn import QuantizationMixin
 from fxquant.passes import simulation_pipeline
 from fxquant.prepare import call_arguments, is_prepared, prepare_model
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 class QuantizationSimModel:
     """Simulates how a target computes a model in integers.
 
-    The model that is handed in is prepared if it is not yet, and never changed: the simulation works
-    on a copy. `sim.model` is an ordinary `torch.fx.GraphModule` whose modules are `Quantized*`
-    classes at the paths the user gave them.
+    The model that is handed in is prepared if it is not yet, and never changed: the simulation
+    works on a copy. `sim.model` is an ordinary `torch.fx.GraphModule` whose modules are
+    `Quantized*` classes at the paths the user gave them.
 
     Args:
         model: float model, or the result of `prepare_model`.
@@ -217,9 +217,8 @@ def _label(node: fx.Node) -> str:
 def _quantizer_lines(module: nn.Module) -> list[str]:
     if not isinstance(module, QuantizationMixin):
         return []
-    lines = [f"  output {i}: {q}" for i, q in enumerate(module.output_quantizers) if q is not None]
-    lines += [f"  {k}: {q}" for k, q in module.param_quantizers.items() if q is not None]
-    return lines
+    lines = [f"  output {i}: {q}" for i, q in module.output_quantizers.active()]
+    return lines + [f"  {name}: {q}" for name, q in module.param_quantizers.active()]
 
 
 def _refuse_quantized(model: nn.Module) -> None:

@@ -8,6 +8,7 @@ from fxquant.graph.passes import Fact, Pipeline
 from fxquant.passes.decompose_attention import DecomposeAttention
 from fxquant.passes.drop_dead_code import DropDeadCode
 from fxquant.passes.fold_batch_norms import FoldBatchNorms
+from fxquant.passes.fold_parametrizations import FoldParametrizations
 from fxquant.passes.functionals_to_modules import FunctionalsToModules
 from fxquant.passes.keep_training_modules import KeepTrainingModules
 from fxquant.passes.remove_writes import RemoveWrites
@@ -36,7 +37,9 @@ def simulation_pipeline(config: QuantConfig, target: Target, scheme: QuantScheme
 
     folding = (FoldBatchNorms(),) if config.fold_batch_norms else ()
     placing = PlaceQuantizers(config=config, target=target, scheme=scheme)
-    return Pipeline((DecomposeAttention(), *folding, placing), given=PREPARED)
+    return Pipeline(
+        (DecomposeAttention(), FoldParametrizations(), *folding, placing), given=PREPARED
+    )
 
 
 __all__ = [
@@ -45,6 +48,7 @@ __all__ = [
     "DecomposeAttention",
     "DropDeadCode",
     "FoldBatchNorms",
+    "FoldParametrizations",
     "FunctionalsToModules",
     "KeepTrainingModules",
     "RemoveWrites",

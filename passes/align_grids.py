@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
 from fxquant.graph.grids import operands, resolve_grids
 from fxquant.graph.passes import Fact, Pass
 from fxquant.quantization.affine import AffineQuantizer
@@ -50,10 +52,15 @@ class AlignGrids(Pass):
                 _align(rw, operand, grids[operand][0], wanted, node)
 
 
+def _same(a: AffineQuantizer, b: AffineQuantizer) -> bool:
+    ends = ((a.min, b.min), (a.max, b.max))
+    return a.grid == b.grid and all(torch.equal(x, y) for x, y in ends)
+
+
 def _align(
     rw: Rewriter, operand: fx.Node, given: QuantizerBase | None, wanted: AffineQuantizer, node: fx.Node
 ) -> None:  # fmt: skip
-    if given is wanted:
+    if given is wanted or (isinstance(given, AffineQuantizer) and _same(given, wanted)):
         return
     if not isinstance(given, AffineQuantizer) or given.grid != wanted.grid:
         rw.skip(operand, f"{node.name} cannot share a grid with it: it is {given}")

@@ -65,4 +65,6 @@ def _repair(rw: Rewriter, shift: Shift) -> None:
     if found is not None:
         moved.set_position(found + change)
         rw.changes += 1
-        rw.explain(shift.node, f"shift {shift.kind} was {shift.value}: a position moved by {change}")
+        rw.explain(
+            shift.node, f"shift {shift.kind} was {shift.value}: a position moved by {change}"
+        )

@@ -49,7 +49,9 @@ class Approximate(Pass):
         unknown = [name for name in self.operators if name not in _SIMPLER]
         if unknown:
             known = ", ".join(_SIMPLER)
-            raise PassError("FXQ310", f"there is no approximation of {unknown[0]}", fix=f"known: {known}")
+            raise PassError(
+                "FXQ310", f"there is no approximation of {unknown[0]}", fix=f"known: {known}"
+            )
         for node in rw.nodes:
             row, module = rw.op(node), rw.module(node)
             if row is not None and module is not None and row.name in self.operators:

@@ -25,10 +25,10 @@ class DecomposeAttention(Pass):
     """Write `scaled_dot_product_attention` as products and a softmax.
 
     Before: `scaled_dot_product_attention(q, k, v, mask, scale=s)`.
-    After: `matmul(softmax(matmul(q, transpose(k)) * s + mask), v)`, with dropout where it was asked.
+    After: `matmul(softmax(matmul(q, transpose(k)) * s + mask), v)`, with the dropout asked for.
 
-    Why only for the simulation: the fused kernel sums in another order, so the prepared model, which
-    is bit-equal to the original, keeps it whole.
+    Why only for the simulation: the fused kernel sums in another order, so the prepared model,
+    which is bit-equal to the original, keeps it whole.
     """
 
     needs = frozenset({Fact.MODULES_ONLY})
@@ -75,7 +75,9 @@ class _Attention:
         *outer, size = self.query.shape
         length = self.key.shape[-2]
         scores_shape = (*outer, length)
-        moved = self._call("key_transpose", fn.Transpose(), (key, -2, -1), (*self.key.shape[:-2], size, length))
+        moved = self._call(
+            "key_transpose", fn.Transpose(), (key, -2, -1), (*self.key.shape[:-2], size, length)
+        )
         scores = self._call("scores", fn.MatMul(), (self.given["query"], moved), scores_shape)
         scale = self.given["scale"]
         scale = 1 / math.sqrt(size) if scale is None else scale
@@ -87,7 +89,12 @@ class _Attention:
             dropout = nn.Dropout(module.dropout)
             weights = self._call("attention_dropout", dropout, (weights,), scores_shape)
         elif self.given["dropout_p"]:
-            weights = self._call("attention_dropout", fn.DynamicDropout(), (weights, self.given["dropout_p"]), scores_shape)
+            weights = self._call(
+                "attention_dropout",
+                fn.DynamicDropout(),
+                (weights, self.given["dropout_p"]),
+                scores_shape,
+            )
         shape = self.node.meta["spec"].shape
         result = self._call("attention", fn.MatMul(), (weights, value), shape)
         self.rw.replace(self.node, result)

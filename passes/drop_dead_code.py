@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fxquant.graph.rewriter import Rewriter
 
 # they draw random numbers or update statistics: without them, later draws and states would differ
-_EFFECTS = frozenset({"dropout", "rrelu", "batch_norm", "instance_norm"})
+_EFFECTS = ops.DROPOUTS | {"rrelu", "batch_norm", "instance_norm"}
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ class PlaceQuantizers(Pass):
             for slot in grid.slots:
                 owner, index = self._owner(rw, slot, plan)
                 while len(owner.output_quantizers) <= index:
-                    owner.output_quantizers.append(None)
+                    owner.output_quantizers.append(None)  # type: ignore[arg-type]
                 owner.output_quantizers[index] = quantizer
                 owners[slot] = quantizer
             quantizer.where = f"the output of {place(grid.slots[0][0])}"
@@ -107,9 +107,7 @@ class PlaceQuantizers(Pass):
             quantizer.requires_grad_(False)
         return quantizer
 
-    def _place_weights(
-        self, rw: Rewriter, plan: Plan, owners: dict[Slot, QuantizerBase]
-    ) -> None:
+    def _place_weights(self, rw: Rewriter, plan: Plan, owners: dict[Slot, QuantizerBase]) -> None:
         shared: dict[tuple[int, WeightPlan | None], QuantizerBase] = {}
         for node, wanted in plan.weights.items():
             module = rw.module(node, QuantizationMixin)

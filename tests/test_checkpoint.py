@@ -49,7 +49,7 @@ def refused(folder: Path, code: str, fresh: QuantizationSimModel | None = None) 
 
 def test_a_fresh_simulation_computes_the_same(sim: QuantizationSimModel, folder: Path) -> None:
     with torch.no_grad():
-        sim.model.get_submodule("3").weight.mul_(1.5)
+        sim.model.get_parameter("3.weight").mul_(1.5)
     save_checkpoint(sim, folder)
     fresh = QuantizationSimModel(net(), X)
     load_checkpoint(fresh, folder)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fxquant import QuantizationSimModel, QuantScheme, prepare_model
 from fxquant.errors import CalibrationError, ConfigError, FxQuantError, SelectorError
+from tests.helpers.modules import quantized
 
 
 class Net(nn.Module):
@@ -45,7 +46,7 @@ def test_the_users_model_and_the_prepared_graph_stay_as_they_are(x: Tensor) -> N
 
 
 def test_values_lie_on_the_grid(sim: QuantizationSimModel, x: Tensor) -> None:
-    relu = sim.model.get_submodule("relu")
+    relu = quantized(sim, "relu")
     seen: list[Tensor] = []
     relu.register_forward_hook(lambda _m, _i, y: seen.append(torch.as_tensor(y)))
     sim.model(x)
@@ -66,9 +67,9 @@ def test_schemes(scheme: QuantScheme | str, x: Tensor) -> None:
 
 def test_bit_widths_reach_the_quantizers(x: Tensor) -> None:
     sim = QuantizationSimModel(Net().eval(), x, default_output_bw=16, default_param_bw=4)
-    conv = sim.model.get_submodule("conv")
+    conv = quantized(sim, "conv")
     assert conv.param_quantizers["weight"].bitwidth == 4
-    assert sim.model.get_submodule("relu").output_quantizers[0].bitwidth == 16
+    assert quantized(sim, "relu").output_quantizers[0].bitwidth == 16
 
 
 def test_batches_may_carry_labels(x: Tensor) -> None:
@@ -97,7 +98,7 @@ def test_not_a_number_names_tensor_and_batch(x: Tensor) -> None:
     with pytest.raises(CalibrationError, match=r"NaN .* batch 1") as caught:
         sim.compute_encodings([x, bad])
     assert "x" in str(caught.value.at)
-    assert not sim.model.get_submodule("x_stub").output_quantizers[0].is_initialized()
+    assert not quantized(sim, "x_stub").output_quantizers[0].is_initialized()
 
 
 def test_training_mode_is_restored(x: Tensor) -> None:
@@ -147,8 +148,8 @@ def test_deepcopy_is_independent(sim: QuantizationSimModel, x: Tensor) -> None:
     assert torch.equal(want, sim.model(x))
     sim.compute_encodings([x * 3])
     assert torch.equal(twin.model(x), want)
-    bias = twin.model.get_submodule("fc").param_quantizers["bias"]
-    owner = twin.model.get_submodule("mean").output_quantizers[0]
+    bias = quantized(twin, "fc").param_quantizers["bias"]
+    owner = quantized(twin, "mean").output_quantizers[0]
     assert bias.input_quantizer is owner
 
 
@@ -156,11 +157,7 @@ def test_two_simulations_do_not_meet(x: Tensor) -> None:
     model = Net().eval()
     first, second = (QuantizationSimModel(model, x) for _ in range(2))
     first.compute_encodings([x])
-    assert not any(
-        q.is_initialized()
-        for n, q in second.named_quantizers()
-        if "output" in n
-    )
+    assert not any(q.is_initialized() for n, q in second.named_quantizers() if "output" in n)
 
 
 def test_unknown_targets_and_keys_name_the_nearest(x: Tensor) -> None:

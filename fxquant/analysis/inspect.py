@@ -12,6 +12,7 @@ from fxquant import ops
 from fxquant.graph.grids import resolve_grids
 from fxquant.graph.passes import state_of
 from fxquant.nn import QuantizationMixin
+from fxquant.quantization.affine import AffineQuantizer
 from fxquant.sim import QuantizationSimModel
 from fxquant.text import table
 
@@ -59,9 +60,14 @@ class Inspection:
 
     def __str__(self) -> str:
         heads = ("module", "operator", "output", "weight", "why", "source")
-        rows = [(r.module, r.operator, r.output, r.weight, r.why[0] if r.why else "", r.source) for r in self.rows]
+        rows = [
+            (r.module, r.operator, r.output, r.weight, r.why[0] if r.why else "", r.source)
+            for r in self.rows
+        ]
         quantized = sum(r.output != "float" for r in self.rows)
-        return f"{table(heads, rows)}\n{quantized} of {len(rows)} outputs have a grid on {self.target}"
+        return (
+            f"{table(heads, rows)}\n{quantized} of {len(rows)} outputs have a grid on {self.target}"
+        )
 
 
 def inspect_model(
@@ -119,6 +125,8 @@ def _row(
 def _type(quantizer: QuantizerBase | None) -> str:
     if quantizer is None:
         return "float"
+    if not isinstance(quantizer, AffineQuantizer):
+        return str(quantizer)
     kind = f"{'int' if quantizer.signed else 'uint'}{quantizer.bitwidth}"
     channels = max(quantizer.shape, default=1)
     return f"{kind} x {channels} channels" if channels > 1 else kind

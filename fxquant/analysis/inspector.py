@@ -129,7 +129,10 @@ class InspectorReport:
         return files
 
     def __str__(self) -> str:
-        cells = [(n.module or n.name, n.operator, n.device, n.partition, n.reason, n.source) for n in self.nodes]
+        cells = [
+            (n.module or n.name, n.operator, n.device, n.partition, n.reason, n.source)
+            for n in self.nodes
+        ]
         taken = len(self.nodes) - len(self.refused)
         parts = Counter(p.device for p in self.partitions)
         return (
@@ -245,7 +248,11 @@ class _Judge:
         row = ops.row_of(node, self.gm)
         if row is not None:
             return row.name
-        return type(self.gm.get_submodule(str(node.target))).__name__ if node.op == "call_module" else str(node.target)
+        return (
+            type(self.gm.get_submodule(str(node.target))).__name__
+            if node.op == "call_module"
+            else str(node.target)
+        )
 
     def of(self, node: fx.Node) -> dict[str, str]:
         """Device, reason and constraint."""
@@ -254,7 +261,9 @@ class _Judge:
         if rule is not None and rule.kernel == "integer":
             return _verdict(TARGET, f"{self.operator(node)} is taken")
         if rule is not None:
-            return _verdict(FLOAT, "its weight is stored as integers, but it is computed in floating point")
+            return _verdict(
+                FLOAT, "its weight is stored as integers, but it is computed in floating point"
+            )
         if head is not None:
             return _verdict(TARGET, f"it is computed inside the kernel of {head.target}")
         if self._moves(node):
@@ -284,7 +293,13 @@ class _Judge:
 def _verdict(
     device: str, reason: str, constraint: str = "", value: str = "", allowed: str = ""
 ) -> dict[str, str]:
-    return {"device": device, "reason": reason, "constraint": constraint, "value": value, "allowed": allowed}
+    return {
+        "device": device,
+        "reason": reason,
+        "constraint": constraint,
+        "value": value,
+        "allowed": allowed,
+    }
 
 
 def _partitions(

@@ -51,7 +51,9 @@ def _head(report: InspectorReport) -> list[str]:
     for i, (device, (fill, line)) in enumerate(_COLOURS.items()):
         label = report.target if device == "target" else "floating point"
         x = 20 + i * 180
-        made.append(f'<rect x="{x}" y="36" width="14" height="14" rx="3" fill="{fill}" stroke="{line}"/>')
+        made.append(
+            f'<rect x="{x}" y="36" width="14" height="14" rx="3" fill="{fill}" stroke="{line}"/>'
+        )
         made.append(f'<text x="{x + 20}" y="47">{escape(label)}</text>')
     return made
 

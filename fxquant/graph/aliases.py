@@ -14,7 +14,7 @@ from fxquant import ops
 from fxquant.graph.meta import TensorSpec
 
 # rows that return (parts of) their operand instead of new memory
-_VIEWS = frozenset(
+_VIEWS = ops.DROPOUTS | frozenset(
     {
         "chunk",
         "split",
@@ -44,7 +44,6 @@ _VIEWS = frozenset(
         "contiguous",
         "detach",
         "identity",
-        "dropout",
         "to",
         "type",
         "type_as",

@@ -43,7 +43,9 @@ def chosen_nodes(gm: fx.GraphModule, selectors: Iterable[NodeSelector]) -> froze
         bounds = _bounds(selector)
         chosen = _between(gm, nodes, bounds) if bounds else _matching(gm, nodes, selector)
         if not chosen:
-            what = f"there is no path {bounds[0]!r} to {bounds[1]!r}" if bounds else _nothing(selector)
+            what = (
+                f"there is no path {bounds[0]!r} to {bounds[1]!r}" if bounds else _nothing(selector)
+            )
             raise SelectorError("FXQ250", what, fix=_hint(selector, nodes))
         found |= chosen
     return frozenset(found)

@@ -32,7 +32,9 @@ def slot_spec(slot: Slot) -> Any:
     """Recorded value of one output of a node."""
     node, index = slot
     spec = node.meta.get("spec")
-    return spec[index] if is_sequence(spec) and index < len(spec) else spec
+    if is_sequence(spec) and spec is not None and index < len(spec):
+        return spec[index]
+    return spec
 
 
 def is_sequence(spec: Any) -> bool:
@@ -126,7 +128,7 @@ def _moved(
     node: fx.Node, above: tuple[QuantizerBase | None, ...]
 ) -> tuple[QuantizerBase | None, ...]:
     spec = node.meta.get("spec")
-    if is_sequence(spec):
+    if spec is not None and is_sequence(spec):
         return tuple(above[0] if is_float_spec(s) else None for s in spec)
     return (above[0],)
 

@@ -23,7 +23,6 @@ from torch import fx
 
 from fxquant import ops
 from fxquant.graph.choose import chosen_nodes
-from fxquant.graph.regions import find_regions
 from fxquant.graph.grids import (
     Slot,
     constant_of,
@@ -33,6 +32,7 @@ from fxquant.graph.grids import (
     origin,
     slot_spec,
 )
+from fxquant.graph.regions import find_regions
 
 if TYPE_CHECKING:
     from fxquant.config import QuantConfig
@@ -179,7 +179,8 @@ class _Planner:
 
     def _extend_kernel(self, node: fx.Node, row: ops.Op) -> None:
         """Let a kernel take in what follows it in a supergroup of the target."""
-        chain, tail = (row.name,), node
+        chain: tuple[str, ...] = (row.name,)
+        tail = node
         if node in self.tails:
             self.rules.pop(self.tails[node], None)
         while len(tail.users) == 1:
@@ -338,7 +339,9 @@ class _Planner:
         slots = [self._origin(operand) for _, operand in operands(node, self.gm)]
         clipped = [s for s in slots if s[0] in self.absorbed]
         if clipped and len(clipped) < len(slots) and not self._must_share(node):
-            self._note(node, f"it rescales: {clipped[0][0].name} must keep zero as smallest integer")
+            self._note(
+                node, f"it rescales: {clipped[0][0].name} must keep zero as smallest integer"
+            )
             return
         for slot in slots:
             a, b = self._find(slot), self._find((node, 0))

@@ -236,5 +236,3 @@ def _skip(flow: Flow, regions: Regions, begin: fx.Node) -> tuple[fx.Node, fx.Nod
             if maker in inner and maker not in behind:
                 return maker, node
     return begin, begin
-
-

@@ -22,7 +22,7 @@ def select(model: nn.Module, selectors: Iterable[Selector] | Selector) -> frozen
             `?` and `[...]` stand for other characters; one selector or several.
 
     Raises:
-        SelectorError: FXQ250, a selector matches nothing.
+        SelectorError: FXQ213, a selector matches nothing.
 
     Example:
         >>> sorted(select(nn.Sequential(nn.Linear(1, 1), nn.ReLU()), ["0", nn.ReLU]))
@@ -47,7 +47,7 @@ def _matches(selector: Selector, named: list[tuple[str, nn.Module]]) -> list[str
     else:
         found, fix = [], "a selector is a module, a module class or a path"
     if not found:
-        raise SelectorError("FXQ250", f"{_name(selector)} matches no module", fix=fix)
+        raise SelectorError("FXQ213", f"{_name(selector)} matches no module", fix=fix)
     return found
 
 

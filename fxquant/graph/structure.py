@@ -61,7 +61,8 @@ def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
             changed[key] = map_leaves(part, change)
         return changed
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(map_leaves(part, change) for part in value))
+        # not the class itself: a packed sequence looks at what it is made of
+        return type(value)._make(map_leaves(part, change) for part in value)
     if isinstance(value, tuple | list) and not isinstance(value, torch.Size):
         return type(value)(map_leaves(part, change) for part in value)
     return change(value)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import onnx_ir as ir
@@ -52,7 +53,7 @@ def named_outputs(result: Any) -> Iterator[tuple[str, Any]]:
     if _is_leaf(result):
         yield "output", result
     else:
-        prefix = "" if isinstance(result, Mapping) else "output"
+        prefix = "" if isinstance(result, Mapping) or _is_record(result) else "output"
         yield from _named(result, prefix)
 
 
@@ -62,13 +63,26 @@ def _named(value: Any, name: str) -> Iterator[tuple[str, Any]]:
     if _is_leaf(value):
         yield name, value
         return
-    items = value.items() if isinstance(value, Mapping) else enumerate(value)
-    for key, part in items:
+    for key, part in _items(value):
         yield from _named(part, f"{name}_{key}" if name else str(key))
 
 
+def _items(value: Any) -> Iterable[tuple[Any, Any]]:
+    if isinstance(value, Mapping):
+        return value.items()
+    if _is_record(value):
+        return [(field.name, getattr(value, field.name)) for field in fields(value)]
+    return enumerate(value)
+
+
 def _is_leaf(value: Any) -> bool:
-    return not isinstance(value, (Mapping, tuple, list))
+    return not isinstance(value, (Mapping, tuple, list)) and not _is_record(value)
+
+
+def _is_record(value: Any) -> bool:
+    """Whether it is a dataclass of the user's."""
+    ours = isinstance(value, Held | SizeValue | type)
+    return is_dataclass(value) and not ours
 
 
 def _value(builder: Builder, part: Any) -> tuple[ir.Value, Shaped]:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from fxquant.quantization import QuantizerBase
 
 Type = ir.DataType
-# (bits, signed) -> (type, opset that has it in QuantizeLinear); int32 is for biases only: there is no
-# QuantizeLinear that makes it, and no kernel reads such weights
+# (bits, signed) -> (type, opset that has it in QuantizeLinear); int32 is for biases only: no
+# QuantizeLinear makes it, and no kernel reads such weights
 _TYPES = {
     (4, True): (Type.INT4, 21), (4, False): (Type.UINT4, 21),
     (8, True): (Type.INT8, 10), (8, False): (Type.UINT8, 10),

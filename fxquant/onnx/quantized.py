@@ -74,7 +74,7 @@ class Quantized:
 
     def moved(
         self, node: fx.Node, index: int, integers: ir.Value, source: Held,
-        held_as: tuple[Shaped, str], quantizer: QuantizerBase, made: ir.Value | None = None,
+        held_as: tuple[Shaped, str], quantizer: QuantizerBase, *, made: ir.Value | None = None,
     ) -> Held:  # fmt: skip
         """Integers that an operator moved without leaving their grid.
 
@@ -122,7 +122,7 @@ class Quantized:
         encoding = quantizer.get_encodings()
         if encoding is None or encoding.scale is not None:
             what, fix = "8-bit floats have no kernels", "use float16, bfloat16 or integers"
-            raise ExportError("FXQ504", what, at=quantizer.where, fix=fix)
+            raise ExportError("FXQ528", what, at=quantizer.where, fix=fix)
         for dtype, label in ((encoding.dtype, "narrow"), (spec.dtype, "wide")):
             real = self.builder.op("Cast", real, to=data_type(dtype))
             producer = real.producer()
@@ -169,7 +169,8 @@ def _weight(node: fx.Node, weight: StoredWeight) -> LoweredTensor:
 
 def _grid_fields(grid: IntegerGrid | None, quantizer: QuantizerBase) -> dict[str, Any]:
     if grid is None:
-        raise ExportError("FXQ504", "a quantized value lost its grid", at=quantizer.where)
+        msg = "a quantized value lost its grid"
+        raise RuntimeError(msg)
     encoding = encoding_of(quantizer)
     return {
         "scale": grid.scale, "zero_point": grid.zero_point, "axis": grid.axis, "block": grid.block,

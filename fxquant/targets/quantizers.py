@@ -48,9 +48,7 @@ def _rounding(target: Target, role: Role) -> RoundMode:
     return homes.get(role, target.activation).rounding
 
 
-def _analyzer(
-    target: Target, role: Role, scheme: QuantScheme, bitwidth: int
-) -> EncodingAnalyzer:
+def _analyzer(target: Target, role: Role, scheme: QuantScheme, bitwidth: int) -> EncodingAnalyzer:
     if not target.powers_of_two or scheme is QuantScheme.post_training_percentile:
         return scheme.analyzer()
     search = target.search

@@ -66,9 +66,7 @@ class OperatorRule(BaseModel):
             return None
         return next(self._breaches(arguments, _properties(arguments)), None)
 
-    def _breaches(
-        self, arguments: Mapping[str, Any], known: Mapping[str, Any]
-    ) -> Iterator[Breach]:
+    def _breaches(self, arguments: Mapping[str, Any], known: Mapping[str, Any]) -> Iterator[Breach]:
         for name, allowed in self.only.items():
             value = known.get(name)
             plain = list(value) if isinstance(value, tuple) else value

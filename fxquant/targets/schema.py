@@ -148,9 +148,7 @@ class Target(_Frozen):
     def followers(self, chain: tuple[str, ...]) -> frozenset[str]:
         """Names of operators that continue a chain of rows inside one kernel."""
         size = len(chain)
-        return frozenset(
-            g[size] for g in self.supergroups if len(g) > size and g[:size] == chain
-        )
+        return frozenset(g[size] for g in self.supergroups if len(g) > size and g[:size] == chain)
 
     def check(self, wanted: Any) -> None:
         """Refuse a configuration that the target cannot compute.

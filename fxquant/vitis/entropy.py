@@ -43,9 +43,7 @@ class Entropy:
             return None
         middles, counts = statistics.middles, statistics.counts.double()
         levels = max(2, grid.steps // 2 if grid.signed or grid.symmetric else grid.steps)
-        ends = [
-            self._threshold(middles[r].abs(), counts[r], levels) for r in range(len(counts))
-        ]
+        ends = [self._threshold(middles[r].abs(), counts[r], levels) for r in range(len(counts))]
         shape = statistics.layout.shape
         limit = torch.tensor(ends, dtype=torch.float64)
         low = torch.maximum(statistics.low.cpu().clamp(max=0.0), -limit)

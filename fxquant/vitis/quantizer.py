@@ -10,6 +10,7 @@ The two are joined by `quant_info.json` in `output_dir`; outputs agree bit for b
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from fxquant import ops
 from fxquant.analysis.shifts import ShiftReport, check_shifts
 from fxquant.config import QuantConfig
 from fxquant.errors import CalibrationError, ConfigError
+from fxquant.nn import QuantizationMixin
 from fxquant.passes import align_grids, approximate
 from fxquant.prepare import prepare_model
 from fxquant.quantization import QuantScheme
@@ -170,11 +172,24 @@ class TorchQuantizer:
         self._end_calibration()
         args, kwargs = self._sim._example
         with torch.no_grad():
-            program = torch.export.export(self.quant_model, args, kwargs)
+            program = torch.export.export(_baked(self.quant_model), args, kwargs)
         path = Path(output_dir or self.folder) / f"{self._name}_int.pt2"
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.export.save(program, path)
         return path
+
+
+def _baked(model: fx.GraphModule) -> fx.GraphModule:
+    """A copy whose parameters are quantized already: an exporter needs no grids of weights."""
+    made = copy.deepcopy(model)
+    for module in made.modules():
+        if not isinstance(module, QuantizationMixin):
+            continue
+        for name, quantizer in list(module.param_quantizers.active()):
+            parameter = getattr(module, name)
+            parameter.copy_(quantizer.transform(parameter))
+            module.param_quantizers[name] = None
+    return made
 
 
 def torch_quantizer(
@@ -254,7 +269,6 @@ def _inputs(args: Any, kwargs: Mapping[str, Any] | None) -> Any:
 
 def _moved(module: nn.Module, inputs: Any, device: torch.device) -> tuple[nn.Module, Any]:
     """The network and its inputs on a device; the user's network stays where it is."""
-    import copy
 
     def move(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
@@ -277,7 +291,9 @@ def _remembered(options: Mapping[str, Any], info: dict[str, Any] | None) -> dict
     """
     chosen = dict(options)
     if chosen["strategy"] is not None:
-        chosen["strategy"] = load_strategy(chosen["strategy"]).model_dump(mode="json", exclude_none=True)
+        chosen["strategy"] = load_strategy(chosen["strategy"]).model_dump(
+            mode="json", exclude_none=True
+        )
     known = (info or {}).get("fxquant", {})
     for key, value in options.items():
         if key not in known:

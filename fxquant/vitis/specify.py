@@ -235,7 +235,9 @@ class _Work:
         }
         for text in (k for k, bad in wrong.items() if bad):
             what = f"{text} of {kind} is not possible on {self.target.name}"
-            raise ConfigError("FXQ274", what, at=place(node), fix="take another target, or change the strategy")
+            raise ConfigError(
+                "FXQ274", what, at=place(node), fix="take another target, or change the strategy"
+            )
 
 
 def _is_power(quantizer: AffineQuantizer) -> bool:
@@ -260,5 +262,3 @@ def _analyzer(
     }
     fallback = Sqnr() if isinstance(given, PowerOfTwo) else given
     return chosen.get(rule.method, fallback)
-
-

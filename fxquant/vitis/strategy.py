@@ -176,8 +176,12 @@ class Strategy(_Strict):
 
     def _all_rules(self) -> list[tuple[str, TensorRule]]:
         homes: list[tuple[str, Any]] = [("", self)]
-        homes += [(f"layer_quantize_config.{i}.", r) for i, r in enumerate(self.layer_quantize_config)]
-        found = [(f"{at}overall_quantize_config", home.overall_quantize_config) for at, home in homes]
+        homes += [
+            (f"layer_quantize_config.{i}.", r) for i, r in enumerate(self.layer_quantize_config)
+        ]
+        found = [
+            (f"{at}overall_quantize_config", home.overall_quantize_config) for at, home in homes
+        ]
         for at, home in homes:
             rules = home.tensor_quantize_config
             found += [
@@ -228,9 +232,15 @@ class Strategy(_Strict):
                 continue
             key = "layer_name" if rule.layer_name is not None else "layer_type"
             value = rule.layer_name or rule.layer_type or ""
-            known = {x[0] for x in layers} if key == "layer_name" else {n for x in layers for n in x[1:]}
+            known = (
+                {x[0] for x in layers}
+                if key == "layer_name"
+                else {n for x in layers for n in x[1:]}
+            )
             fix = nearest(value, known) or f"known: {', '.join(sorted(known)[:12])}"
-            raise ConfigError("FXQ273", f"layer_quantize_config.{i}.{key}: {value!r} matches no layer", fix=fix)
+            raise ConfigError(
+                "FXQ273", f"layer_quantize_config.{i}.{key}: {value!r} matches no layer", fix=fix
+            )
 
 
 def _check_dpu(name: str, said: dict[str, Any]) -> None:
@@ -253,7 +263,9 @@ def _combined(
     except ValidationError as error:
         names = ", ".join(path for path, _, _ in layers)
         what = f"rules for {names} contradict each other: {_first(error)}"
-        raise ConfigError("FXQ272", what, fix="say what shall hold in the rule of the layer") from error
+        raise ConfigError(
+            "FXQ272", what, fix="say what shall hold in the rule of the layer"
+        ) from error
 
 
 def load_strategy(source: str | Path | dict[str, Any]) -> Strategy:

@@ -21,7 +21,7 @@ from fxquant.analysis.inspector_layout import lay_out
 from fxquant.errors import SelectorError
 from fxquant.targets import available
 
-_X = torch.randn(1, 3, 32, 32)
+_X = torch.zeros(1, 3, 32, 32)
 
 
 class Mixed(nn.Module):
@@ -29,7 +29,10 @@ class Mixed(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.c1, self.c2 = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=17, dilation=17)
+        self.c1, self.c2 = (
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.Conv2d(8, 8, 3, padding=17, dilation=17),
+        )
         self.c3, self.fc = nn.Conv2d(16, 8, 1), nn.Linear(8, 10)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,8 +49,10 @@ def inspected(target: str = "amd_aie2", model: nn.Module | None = None) -> Inspe
 
 def test_every_operator_has_a_device_and_a_part() -> None:
     rows = [f"{n.module} {n.operator} {n.device} {n.partition}" for n in inspected().nodes]
-    assert "\n".join(rows) == dedent(
-        """
+    assert (
+        "\n".join(rows)
+        == dedent(
+            """
         c1 conv2d target 1
         relu relu target 1
         c2 conv2d float 2
@@ -62,7 +67,8 @@ def test_every_operator_has_a_device_and_a_part() -> None:
         mean mean target 5
         fc linear target 5
         """
-    ).strip()
+        ).strip()
+    )
 
 
 def test_a_refusal_names_operator_constraint_value_and_line() -> None:
@@ -110,7 +116,9 @@ def test_a_target_that_takes_all_has_one_part() -> None:
 
 def test_the_report_is_text_json_and_picture(tmp_path: Path) -> None:
     report = Inspector("AMD_AIE2_Nx4_Overlay_cfg0").inspect(Mixed().eval(), _X, output_dir=tmp_path)
-    assert {p.name for p in tmp_path.iterdir()} == {f"inspect_amd_aie2.{k}" for k in ("txt", "json", "svg")}
+    assert {p.name for p in tmp_path.iterdir()} == {
+        f"inspect_amd_aie2.{k}" for k in ("txt", "json", "svg")
+    }
     data = json.loads((tmp_path / "inspect_amd_aie2.json").read_text())
     assert [n["module"] for n in data["nodes"]] == [n.module for n in report.nodes]
     assert data["partitions"][1] == {"number": 2, "device": "float", "nodes": ["c2", "gelu"]}
@@ -123,7 +131,9 @@ def test_the_picture_is_well_formed_and_boxes_stay_apart() -> None:
     assert len(boxes) == len(report.nodes)
     places = [tuple(float(b.getAttribute(k)) for k in ("x", "y", "width", "height")) for b in boxes]
     for a, b in itertools.combinations(places, 2):
-        apart = a[0] + a[2] <= b[0] or b[0] + b[2] <= a[0] or a[1] + a[3] <= b[1] or b[1] + b[3] <= a[1]
+        apart = (
+            a[0] + a[2] <= b[0] or b[0] + b[2] <= a[0] or a[1] + a[3] <= b[1] or b[1] + b[3] <= a[1]
+        )
         assert apart, (a, b)
     root: Any = document.documentElement
     width = float(root.getAttribute("width"))

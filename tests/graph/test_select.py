@@ -40,5 +40,5 @@ def test_names_globs_classes_and_instances(selector: Selector, found: set[str]) 
     ],
 )
 def test_what_matches_nothing_is_an_error_with_a_hint(selector: Selector, hint: str) -> None:
-    with pytest.raises(SelectorError, match=f"(?s)FXQ250.*{hint}"):
+    with pytest.raises(SelectorError, match=f"(?s)FXQ213.*{hint}"):
         select(NET, [selector])

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from fxquant.graph.meta import TensorSpec, module_path, source, spec
 from fxquant.graph.trace import Recording, record
 from fxquant.graph.verify_replay import check_constants, other_batch, other_values, replay_equal
-from tests.helpers.difficult import NETWORKS, Answer, Pair, rows
+from fxquant.models.difficult import NETWORKS, rows
+from fxquant.models.difficult.values import Answer, Pair
 
 pytestmark = pytest.mark.filterwarnings(
     # re-entrant checkpoints say so when nothing before them needs a gradient
@@ -137,7 +138,7 @@ def test_nodes_know_line_module_and_value() -> None:
     nodes = {n.name: n for n in gm.graph.nodes}
     where = source(nodes["conv2d"])
     assert where is not None
-    assert str(where) == f"tests/helpers/difficult.py:{where.line}"
+    assert str(where) == f"models/difficult/layers.py:{where.line}"
     assert where.text.startswith("return F.conv2d(x, (self.weight - mean)")
     assert where.function == "forward"
     assert module_path(nodes["conv2d"]) == "conv"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fxquant.errors import TraceError
 from fxquant.graph.trace import record
 from fxquant.graph.verify_replay import check_constants, difference, other_batch, replay_equal
-from tests.helpers.difficult import rows
+from fxquant.models.difficult import rows
 
 
 class Failing(nn.Module):

@@ -17,7 +17,7 @@ from fxquant.graph.looks import Specialisation
 from fxquant.graph.sizes import Change, TFloat, TInt, Trail, plain, tracked
 from fxquant.graph.trace import record
 from fxquant.graph.verify_replay import replay_equal
-from tests.helpers.difficult import rows
+from fxquant.models.difficult import rows
 
 
 class Net(nn.Module):

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 class Island(nn.Module):
     """Integers, a float layer and what follows it, integers."""
 
-    def __init__(self, layer: nn.Module, after: Callable[[Tensor], Tensor], last: nn.Module) -> None:
+    def __init__(
+        self, layer: nn.Module, after: Callable[[Tensor], Tensor], last: nn.Module
+    ) -> None:
         super().__init__()
         self.first, self.layer, self.last = nn.Conv2d(3, 8, 1), layer, last
         self.after = after
@@ -41,7 +43,11 @@ class Rows(nn.Module):
 
     def __init__(self, bias: bool) -> None:
         super().__init__()
-        self.first, self.layer, self.last = nn.Linear(8, 8), nn.Linear(8, 8, bias=bias), nn.Linear(8, 4)
+        self.first, self.layer, self.last = (
+            nn.Linear(8, 8),
+            nn.Linear(8, 8, bias=bias),
+            nn.Linear(8, 4),
+        )
         self.q, self.d = QuantStub(), DeQuantStub()
 
     def forward(self, x: Tensor) -> Tensor:

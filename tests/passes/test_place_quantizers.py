@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fxquant import QuantizationSimModel
 from fxquant.analysis.inspect import inspect_model
+from tests.helpers.modules import quantized
 
 
 def placed(model: nn.Module, x: Any, **kw: Any) -> str:
@@ -71,7 +72,7 @@ class Concat(nn.Module):
 
 
 def owners(sim: QuantizationSimModel, *paths: str) -> list[Any]:
-    return [sim.model.get_submodule(p).output_quantizers[0] for p in paths]
+    return [quantized(sim, p).output_quantizers[0] for p in paths]
 
 
 def test_operands_of_a_concatenation_share_one_quantizer() -> None:
@@ -100,9 +101,10 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         q, k, v = (f(x).view(x.size(0), -1, 2, 4).transpose(1, 2) for f in (self.q, self.k, self.v))
         if self.fused:
-            return F.scaled_dot_product_attention(q, k, v, mask)
+            y: Tensor = F.scaled_dot_product_attention(q, k, v, mask)
+            return y
         scores = q @ k.transpose(-1, -2) / 2 + mask
-        return scores.softmax(-1) @ v
+        return torch.matmul(scores.softmax(-1), v)
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -195,8 +197,8 @@ def test_tied_weights_share_their_quantizer() -> None:
             return self.fc(torch.relu(self.fc(x)))  # type: ignore[no-any-return]
 
     sim = QuantizationSimModel(Tied().eval(), torch.randn(3, 4))
-    first = sim.model.get_submodule("fc").param_quantizers["weight"]
-    second = sim.model.get_submodule("fc_1").param_quantizers["weight"]
+    first = quantized(sim, "fc").param_quantizers["weight"]
+    second = quantized(sim, "fc_1").param_quantizers["weight"]
     assert first is second
 
 

@@ -133,7 +133,10 @@ def test_powers_of_two_are_symmetric() -> None:
 
 def test_the_search_needs_its_own_quantizer() -> None:
     q = RoundingQuantizeDequantize((), 8, encoding_analyzer=PowerOfTwo())
-    with pytest.raises(QuantizationError, match="PowerOfTwoQuantizeDequantize"), q.compute_encodings():
+    with (
+        pytest.raises(QuantizationError, match="PowerOfTwoQuantizeDequantize"),
+        q.compute_encodings(),
+    ):
         q(torch.ones(3))
 
 

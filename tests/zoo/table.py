@@ -64,7 +64,14 @@ def summary(results: Sequence[Found]) -> Iterable[str]:
 
 def page(results: Sequence[Found]) -> str:
     """The whole page."""
-    lines = [_HEAD, _versions(), "", "| stage | models | share |", "|---|---|---|", *summary(results)]
+    lines = [
+        _HEAD,
+        _versions(),
+        "",
+        "| stage | models | share |",
+        "|---|---|---|",
+        *summary(results),
+    ]
     packages = dict.fromkeys(found["package"] for found in results)
     for name in packages:
         rows = [found for found in results if found["package"] == name]

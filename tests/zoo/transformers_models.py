@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -273,9 +273,7 @@ _VISION = (
     _Row("VivitModel", _IMAGE | _options(num_frames=2, tubelet_size=[2, 8, 8]),
          lambda: {"pixel_values": floats(2, 2, 3, 32, 32)}),
 )  # fmt: skip
-_TOWERS = _options(
-    text_config=_BODY | _SPECIAL, vision_config=_IMAGE, projection_dim=16
-)
+_TOWERS = _options(text_config=_BODY | _SPECIAL, vision_config=_IMAGE, projection_dim=16)
 _OTHERS = (
     _Row("CLIPModel", _TOWERS, pixels_and_text),
     _Row("CLIPTextModel", _BODY | _SPECIAL, config="CLIPTextConfig"),

@@ -11,6 +11,7 @@ from fxquant.nn import DeQuantStub, QuantStub
 from fxquant.onnx.builder import data_type
 from fxquant.onnx.call import Call, Emitted, UnsupportedError
 from fxquant.onnx.emit.registry import emits, emits_class
+from fxquant.ops import DROPOUTS
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -23,11 +23,11 @@ def _pad(c: Call) -> ir.Value:
     for i in range(len(pairs) // 2):
         begin[rank - 1 - i], end[rank - 1 - i] = pairs[2 * i], pairs[2 * i + 1]
     mode, value = c.static("mode"), c.static("value")
-    return pad_value(c, c.tensor(), begin, end, mode, value or 0.0, c.spec().shape)
+    return pad_value(c, c.tensor(), begin, end, mode, value=value or 0.0, shape=c.spec().shape)
 
 
 def pad_value(
-    c: Call, x: ir.Value, begin: Sequence[int], end: Sequence[int], mode: str,
+    c: Call, x: ir.Value, begin: Sequence[int], end: Sequence[int], mode: str, *,
     value: float = 0.0, shape: Sequence[Any] = (),
 ) -> ir.Value:  # fmt: skip
     """A Pad; negative widths cut, as in PyTorch."""

@@ -87,7 +87,7 @@ _ERF_EXP = (1.38319808e-3, 8.37550033e-3, 4.16689515e-2, 1.66664466e-1, 4.999998
 
 def erf(x: Array) -> Array:
     """The error function, float32: one polynomial near zero, an exponential further out."""
-    size = np.minimum(np.abs(x), F32(3.725))
+    size = np.minimum(np.abs(x), F32(3.925))
     small = fma(_polynomial((size * size).astype(F32), _ERF_SMALL), size, size)
     big = np.maximum(-fma(_polynomial(size, _ERF_BIG), size, size), F32(-88.3762626647949))
     rest, power = _reduced(big)

@@ -1,0 +1,112 @@
+"""`examine`: any QDQ file against onnxruntime at both levels and the integer executor."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from fxquant.errors import ExportError
+from fxquant.onnx.examine import examine
+from tests.onnx.qdq import Graph
+from tests.onnx.test_integer_kernels import normal
+
+SHAPE = (4, 8, 9, 9)
+
+
+def network(factor: float = 1.0) -> Graph:
+    """`conv -> relu -> pool -> linear` on uint8, the bias of the linear layer off by a factor."""
+    g = Graph(x=SHAPE)
+    y = g.conv("conv", g.quantized("qx", g["x"], 0.04, 120), 0.04, (6, 8, 3, 3))
+    y = g.quantized("qy", g.op("Relu", "relu", y), 0.05, 0)
+    y = g.quantized("qp", g.op("GlobalAveragePool", "pool", y), 0.02, 0)
+    y = g.quantized("qf", g.op("Flatten", "flat", y), 0.02, 0)
+    weight, scales = g.weight("head", (5, 6))
+    bias = g.bias("bias", scales * np.float32(0.02 * factor))
+    made = g.quantized("qh", g.op("Gemm", "gemm", y, weight, bias, transB=1), 0.02, 128)
+    made.shape = ir.Shape((SHAPE[0], 5))
+    g.values["y"] = made
+    return g
+
+
+def saved(g: Graph, folder: Path) -> Path:
+    outputs = [g.values.pop("y")]
+    return g.save(folder, *outputs)
+
+
+def test_a_good_file_is_good(tmp_path: Path) -> None:
+    path = saved(network(), tmp_path)
+    found = examine(path, normal(x=SHAPE))
+    assert found
+    assert found.executor_share == 1.0
+    assert found.samples == 4
+    assert {t.node for t in found.tensors} >= {"relu", "pool", "gemm"}
+    assert all(t.executor == t.elements and not t.defect for t in found.tensors)
+    assert all(o.labels == 1.0 for o in found.outputs)
+    assert sum(row.integer for row in found.operators) == len(found.operators)
+
+
+def test_a_bias_on_the_wrong_grid_is_found_twice(tmp_path: Path) -> None:
+    path = saved(network(factor=4.0), tmp_path)
+    found = examine(path, normal(x=SHAPE))
+    assert not found
+    worst = max(found.tensors, key=lambda t: t.max_steps)
+    assert (worst.node, worst.operator) == ("gemm", "Gemm")
+    assert worst.defect > 0
+    assert worst.executor == worst.elements  # the executor has the kernel's arithmetic
+    assert any("bias" in f.what for f in found.lint.errors)
+
+
+def test_the_text_and_the_json_hold_it_all(tmp_path: Path) -> None:
+    found = examine(saved(network(factor=4.0), tmp_path), normal(x=SHAPE))
+    text = str(found)
+    for part in ("defect", "gemm", "operators run in integer kernels", "executor"):
+        assert part in text
+    content = json.loads(found.to_json())
+    assert content["ok"] is False
+    assert {"lint", "operators", "tensors", "outputs", "risks", "executor_share"} <= set(content)
+
+
+def _archive(folder: Path, **arrays: Any) -> Path:
+    path = folder / "data.npz"
+    np.savez(path, **arrays)
+    return path
+
+
+def test_data_comes_by_name_or_in_order(tmp_path: Path) -> None:
+    path, x = saved(network(), tmp_path), normal(x=SHAPE)["x"]
+    named = examine(path, _archive(tmp_path, x=x))
+    unnamed = tmp_path / "unnamed.npz"
+    np.savez(unnamed, x)
+    assert named.tensors == examine(path, unnamed).tensors == examine(path, [x]).tensors
+
+
+def test_data_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    path = saved(network(), tmp_path)
+    with pytest.raises(ExportError, match="FXQ584"):
+        examine(path, _archive(tmp_path, wrong=np.zeros(3)))
+    (tmp_path / "broken.npz").write_bytes(b"no archive")
+    with pytest.raises(ExportError, match="FXQ583"):
+        examine(path, tmp_path / "broken.npz")
+
+
+def test_int8_activations_are_examined_without_changing_what_runs(tmp_path: Path) -> None:
+    g = Graph(x=SHAPE)
+    x = g.quantized("qx", g["x"], 0.04, -8, np.int8)
+    y = g.quantized("qy", g.conv("conv", x, 0.04, (6, 8, 3, 3)), 0.05, 3, np.int8)
+    found = examine(g.save(tmp_path, y), normal(x=SHAPE))
+    assert found.tensors == ()
+    assert all(o.difference == 0.0 for o in found.outputs if o.against == "executor")
+    assert any(f.severity == "warning" for f in found.lint.findings)
+
+
+def test_a_file_without_quantizers_is_fine(tmp_path: Path) -> None:
+    g = Graph(x=(2, 3))
+    found = examine(g.save(tmp_path, g.op("Relu", "relu", g["x"])), normal(x=(2, 3)))
+    assert found.tensors == ()
+    assert found.executor_share == 1.0
+    assert isinstance(ir.load(tmp_path / "model.onnx"), ir.Model)
