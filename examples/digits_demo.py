@@ -19,7 +19,7 @@ import click
 import numpy as np
 import torch
 
-from benchmarks.measure import fastest, runner
+from benchmarks.measure import fastest, one_thread, runner
 from fxquant import QuantizationSimModel, prepare_model
 from fxquant.models import digits
 from fxquant.models.training import digits as load_digits
@@ -171,6 +171,7 @@ def markdown(rows: Sequence[Row]) -> str:
 def main(networks: tuple[str, ...], out: str) -> None:
     """Quantize digit-sized networks and compare float, simulation and onnxruntime."""
     logging.basicConfig(level=logging.WARNING)
+    one_thread()  # the same sums, hence the same weights, on every machine of a kind
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     say = lambda text: click.echo(text, err=True)  # noqa: E731 - the only use of a name

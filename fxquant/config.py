@@ -1,21 +1,96 @@
 """QuantConfig: what to quantize and how, frozen and handed in.
 
 Fields left at None take the target's value, so an empty configuration means "as the target runs
-fastest and most faithfully".
+fastest and most faithfully". Rules for operator types (`operators`) come before the defaults, rules
+for named layers (`layers`) before both.
 """
 
 from __future__ import annotations
 
 import json
+import typing
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, ValidationError
 
-from fxquant.errors import ConfigError
+from fxquant.errors import ConfigError, nearest
+
+Bits: TypeAlias = Annotated[StrictInt, Field(ge=2, le=32)]
 
 
-class QuantConfig(BaseModel):
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class OutputRule(_Frozen):
+    """What is asked of the output of an operator.
+
+    Attributes:
+        quantized: False: no grid; True: a grid also where nothing reads integers.
+        bitwidth: bits.
+        symmetric: whether the grid is symmetric (and then signed).
+        min: smallest value of a range that is not calibrated; `max` must be given too.
+        max: largest value of a range that is not calibrated.
+    """
+
+    quantized: StrictBool | None = None
+    bitwidth: Bits | None = None
+    symmetric: StrictBool | None = None
+    min: float | None = Field(None, allow_inf_nan=False)
+    max: float | None = Field(None, allow_inf_nan=False)
+
+
+class WeightRule(_Frozen):
+    """What is asked of the weight of an operator.
+
+    Attributes:
+        quantized: False: stored in floating point.
+        bitwidth: bits.
+        symmetric: whether the grid is symmetric.
+        per_channel: one grid per output channel instead of one for the tensor.
+    """
+
+    quantized: StrictBool | None = None
+    bitwidth: Bits | None = None
+    symmetric: StrictBool | None = None
+    per_channel: StrictBool | None = None
+
+
+class BiasRule(_Frozen):
+    """What is asked of the bias of an operator.
+
+    Attributes:
+        quantized: False: stored in floating point.
+    """
+
+    quantized: StrictBool | None = None
+
+
+class Rule(_Frozen):
+    """What is asked of some operators; what is left out is decided elsewhere.
+
+    Attributes:
+        keep_float: compute in floating point; a neighbour's grids stay.
+        output: the first output.
+        weight: the weight.
+        bias: the bias.
+    """
+
+    keep_float: StrictBool | None = None
+    output: OutputRule = OutputRule()
+    weight: WeightRule = WeightRule()
+    bias: BiasRule = BiasRule()
+
+    def asked(self) -> dict[str, Any]:
+        """What is asked, by dotted key: `{"output.bitwidth": 16}`."""
+        plain: dict[str, Any] = self.model_dump(exclude_none=True)
+        found = {k: v for k, v in plain.items() if not isinstance(v, dict)}
+        inner = {k: v for k, v in plain.items() if isinstance(v, dict)}
+        return found | {f"{k}.{name}": v for k, part in inner.items() for name, v in part.items()}
+
+
+class QuantConfig(_Frozen):
     """What to quantize and how.
 
     Attributes:
@@ -24,23 +99,38 @@ class QuantConfig(BaseModel):
         weight_bitwidth: bits of weights, 2 to 32.
         weight_symmetric: whether weight grids are symmetric.
         per_channel: one weight grid per output channel instead of one per tensor.
+        quantize_activations: False: outputs have a grid only where a rule asks for it.
+        quantize_weights: False: weights have a grid only where a rule asks for it.
         quantize_bias: put biases on their int32 grid.
+        quantize_inputs: give the graph's inputs a grid where integers are read.
         quantize_outputs: give the graph's outputs a grid even where the kernel can write floats.
         fold_batch_norms: fold batch norms into the convolution before them.
         keep_float: paths or globs of modules that stay in floating point.
+        supergroups: chains of operators that one kernel computes, beside those of the target.
+        operators: rules by name of an operator of the table, such as "linear".
+        layers: rules by path of a module, or by glob; a path decides before a glob.
+
+    Example:
+        >>> rule = {"output": {"bitwidth": 16}}
+        >>> QuantConfig.load({"layers": {"head": rule}}).layers["head"].output.bitwidth
+        16
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    activation_bitwidth: int | None = Field(None, ge=2, le=32)
-    activation_symmetric: bool | None = None
-    weight_bitwidth: int | None = Field(None, ge=2, le=32)
-    weight_symmetric: bool | None = None
-    per_channel: bool | None = None
-    quantize_bias: bool = True
-    quantize_outputs: bool = False
-    fold_batch_norms: bool = True
+    activation_bitwidth: Bits | None = None
+    activation_symmetric: StrictBool | None = None
+    weight_bitwidth: Bits | None = None
+    weight_symmetric: StrictBool | None = None
+    per_channel: StrictBool | None = None
+    quantize_activations: StrictBool = True
+    quantize_weights: StrictBool = True
+    quantize_bias: StrictBool = True
+    quantize_inputs: StrictBool = True
+    quantize_outputs: StrictBool = False
+    fold_batch_norms: StrictBool = True
     keep_float: tuple[str, ...] = ()
+    supergroups: tuple[tuple[str, ...], ...] = ()
+    operators: dict[str, Rule] = Field(default_factory=dict)
+    layers: dict[str, Rule] = Field(default_factory=dict)
 
     @classmethod
     def load(cls, source: QuantConfig | dict[str, Any] | str | Path | None) -> QuantConfig:
@@ -53,24 +143,56 @@ class QuantConfig(BaseModel):
             return cls()
         if isinstance(source, QuantConfig):
             return source
-        data = source if isinstance(source, dict) else _read(Path(source))
+        data = source if isinstance(source, dict) else read_json(Path(source))
         try:
             return cls.model_validate(data)
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(p) for p in first["loc"]) or "the configuration"
-            known = ", ".join(cls.model_fields)
-            raise ConfigError(
-                "FXQ221", f"{key}: {first['msg']}", fix=f"known keys: {known}"
-            ) from error
+            what = f"{key}: {first['msg']}"
+            raise ConfigError("FXQ221", what, fix=_fix(first["loc"])) from error
 
     def replace(self, **changes: Any) -> QuantConfig:
         """A copy with some fields changed; values are checked."""
         return QuantConfig.load({**self.model_dump(), **changes})
 
+    @classmethod
+    def json_schema(cls) -> dict[str, Any]:
+        """The JSON Schema of configuration files (`docs/quant_config.schema.json`)."""
+        return {
+            "$schema": "https://json-schema.org/draft/2020-12/schema",
+            **cls.model_json_schema(),
+        }
 
-def _read(path: Path) -> Any:
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        ConfigError: FXQ220, it cannot be read.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError("FXQ220", f"cannot read the configuration {path}: {error}") from error
+
+
+def _fix(loc: tuple[int | str, ...]) -> str:
+    """The keys that are known where the wrong one stands, the nearest first."""
+    known = _keys_at(QuantConfig, loc[:-1])
+    all_of_them = f"known keys: {', '.join(known)}" if known else ""
+    close = nearest(str(loc[-1]), known) if loc and loc[-1] not in known else ""
+    return "; ".join(filter(None, (close, all_of_them)))
+
+
+def _keys_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    while loc:
+        name, *rest = loc
+        field = model.model_fields.get(str(name))
+        kind = None if field is None else field.annotation
+        if typing.get_origin(kind) is dict:  # one more step: the name of the operator or layer
+            kind, rest = typing.get_args(kind)[1], rest[1:]
+        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+            return []
+        model, loc = kind, tuple(rest)
+    return list(model.model_fields)

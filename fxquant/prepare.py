@@ -97,7 +97,8 @@ def prepare_model(
         The prepared graph; it computes the same bits as the model.
 
     Raises:
-        TraceError: the model cannot be recorded, or the graph does not compute the same bits.
+        TraceError: the model cannot be recorded, or the graph does not compute the same bits;
+            FXQ120 to FXQ123 say why, and where.
         SelectorError: FXQ213, an entry of `modules_to_exclude` matches nothing.
         ConfigError: FXQ210 or FXQ211, a wrong dummy input or `on_specialisation`.
 
@@ -206,6 +207,9 @@ def _judge(proof: prove.Proof, specialisations: tuple[Specialisation, ...]) -> N
     """Refuse a graph that is wrong, warn of one that is narrow."""
     values = [s for s in specialisations if s.kind == "value"]
     sizes = [s for s in specialisations if s.kind != "value"]
+    _refuse_loops(values)
+    if values and proof.misshapen:
+        _refuse_shape(values[0], proof)
     if proof.same and (proof.values or values) and (proof.batch or sizes or values):
         narrow = values + ([] if proof.batch else sizes)
         if narrow:
@@ -220,6 +224,35 @@ def _judge(proof: prove.Proof, specialisations: tuple[Specialisation, ...]) -> N
         at=proof.at,
         fix="keep the module that computes it whole: modules_to_exclude=[...]",
     )
+
+
+def _refuse_loops(deciding: list[Specialisation]) -> None:
+    """A loop cannot be held by a graph: it would always turn as often as it did once."""
+    for found in deciding:
+        if found.source and found.source.text.startswith("while "):
+            raise TraceError(
+                "FXQ122",
+                "a while loop ends when the value of a tensor says so "
+                f"({found.source.text}): a graph has no loops",
+                at=_place(found),
+                fix=_keep_whole(found, "loop"),
+            )
+
+
+def _refuse_shape(found: Specialisation, proof: prove.Proof) -> None:
+    raise TraceError(
+        "FXQ123",
+        f"the shape of a result depends on the value of a tensor ({found.what}); on other values: "
+        f"{proof.why}",
+        at=_place(found),
+        fix=_keep_whole(found, "decision"),
+    )
+
+
+def _keep_whole(found: Specialisation, what: str) -> str:
+    if found.module_path:
+        return f'on_specialisation="leaf" keeps {found.module_path}, which has the {what}, whole'
+    return f"move the {what} into a module of its own and keep it whole: modules_to_exclude=[...]"
 
 
 def _narrowness(found: list[Specialisation]) -> str:

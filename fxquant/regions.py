@@ -40,7 +40,7 @@ def insert_stubs(
         A copy with stubs on every edge between the chosen part and the rest.
 
     Raises:
-        SelectorError: FXQ250, a selector matches nothing.
+        SelectorError: FXQ213 a selector matches nothing, FXQ250 a range has no path.
         ConfigError: FXQ251 neither or both of `regions` and `keep_float` are given, FXQ252 the
             graph is not prepared, FXQ253 it has stubs already.
 

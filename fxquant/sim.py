@@ -9,19 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx, nn
 
-from fxquant import calibrate
+from fxquant import calibrate, editing
 from fxquant.config import QuantConfig
 from fxquant.errors import ConfigError, ModelError, SelectorError, nearest
 from fxquant.graph.passes import state_of
 from fxquant.nn import QuantizationMixin
 from fxquant.passes import simulation_pipeline
 from fxquant.prepare import call_arguments, is_prepared, prepare_model
-from fxquant.quantization import QuantizerBase, QuantScheme
+from fxquant.quantization import QuantizerBase, QuantScheme, affine
 from fxquant.targets import Target, load_target
+from fxquant.targets.quantizers import quantizer_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    import torch
+
+    from fxquant.graph.select import Selector
     from fxquant.onnx.integer import IntegerSimulation
     from fxquant.onnx.report import ParityReport
 
@@ -148,6 +152,131 @@ class QuantizationSimModel:
         if node.op == "call_module":
             lines += _quantizer_lines(self.model.get_submodule(str(node.target)))
         return "\n".join(lines)
+
+    # --- changing ------------------------------------------------------------------------------
+
+    def exclude_layers_from_quantization(
+        self, layers_to_exclude: Iterable[Selector] | Selector
+    ) -> None:
+        """Let modules compute in floating point and hand on floating-point values.
+
+        Grids of their inputs belong to the modules that make them and stay. To keep the grid of
+        their output too, name them in `QuantConfig.keep_float` instead.
+
+        Args:
+            layers_to_exclude: modules of `sim.model`, classes, paths, globs or predicates
+                `(module)` or `(path, module)`; a container stands for what is below it.
+
+        Raises:
+            SelectorError: FXQ213 a selector matches nothing, FXQ241 nothing quantized.
+        """
+        editing.exclude_layers(self.model, layers_to_exclude)
+
+    def exclude_param_from_quantization(self, param_name_to_exclude: str) -> None:
+        """Leave parameters in floating point: a name ("bias"), a path, or a glob of either.
+
+        Raises:
+            SelectorError: FXQ243, no parameter is called so.
+        """
+        editing.exclude_params(self.model, param_name_to_exclude)
+
+    def set_percentile_value(self, percentile_value: float) -> None:
+        """Set what the percentile scheme keeps, 50 to 100; it counts from calibration on.
+
+        Raises:
+            ConfigError: FXQ242, no quantizer uses percentiles.
+            QuantizationError: FXQ415, the value is out of range.
+        """
+        editing.set_percentile(self.model, percentile_value)
+
+    def set_activation_quantizers_to_float(
+        self,
+        arg: Iterable[Selector] | Selector,
+        exponent_bits: int | None = None,
+        mantissa_bits: int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Round activations of modules to a narrow floating-point format instead of integers.
+
+        Args:
+            arg: the modules, as in `exclude_layers_from_quantization`.
+            exponent_bits: with `mantissa_bits`, the format by its bits.
+            mantissa_bits: see `exponent_bits`.
+            dtype: the format as a type of PyTorch, instead of the bits.
+
+        Raises:
+            SelectorError: FXQ213, FXQ241 or FXQ244, there is nothing to change.
+        """
+        kind = {"exponent_bits": exponent_bits, "mantissa_bits": mantissa_bits, "dtype": dtype}
+        editing.set_activations_to_float(self.model, arg, **kind)
+
+    def set_blockwise_quantization_for_weights(
+        self,
+        arg: Iterable[Selector] | Selector,
+        bitwidth: int,
+        symmetric: bool,
+        block_size: int | Sequence[int],
+    ) -> None:
+        """Give weights one grid per block.
+
+        Args:
+            arg: the modules, as in `exclude_layers_from_quantization`.
+            bitwidth: bits of the weights.
+            symmetric: whether the grids are symmetric.
+            block_size: elements per block along the input channels, one grid per output channel; or
+                one size for every axis, -1 for a whole axis.
+
+        Raises:
+            SelectorError: FXQ213, FXQ241 or FXQ245, there is nothing to change.
+            ConfigError: FXQ246, the blocks do not divide a weight.
+        """
+
+        def make(shape: tuple[int, ...], blocks: tuple[int, ...]) -> affine.QuantizeDequantize:
+            return quantizer_for(
+                self.target, "weight", self.quant_scheme, bitwidth=bitwidth, shape=shape,
+                symmetric=symmetric, signed=True, block_size=blocks,
+            )  # fmt: skip
+
+        editing.set_blocks(self.model, arg, block_size, make)
+
+    def set_grouped_blockwise_quantization_for_weights(
+        self,
+        arg: Iterable[Selector] | Selector,
+        bitwidth: int,
+        symmetric: bool,
+        decompressed_bw: int,
+        block_size: int | Sequence[int],
+        block_grouping: int | Sequence[int] = -1,
+    ) -> None:
+        """Give weights one grid per block, whose steps are small integers times one of the group.
+
+        Args:
+            arg: the modules, as in `exclude_layers_from_quantization`.
+            bitwidth: bits of the weights.
+            symmetric: must be True.
+            decompressed_bw: bits once the small integers are multiplied in.
+            block_size: as in `set_blockwise_quantization_for_weights`.
+            block_grouping: blocks per group along the blocked axis, -1 for all; or one number for
+                every axis.
+        """
+
+        def make(shape: tuple[int, ...], blocks: tuple[int, ...]) -> affine.QuantizeDequantize:
+            return affine.GroupedBlockQuantizeDequantize(
+                shape, bitwidth, symmetric, decompressed_bw, block_size=blocks,
+                block_grouping=editing.grouping(shape, blocks, block_grouping),
+            )  # fmt: skip
+
+        editing.set_blocks(self.model, arg, block_size, make)
+
+    def get_original_model(self, *, qdq_weights: bool = False) -> fx.GraphModule:
+        """The model without quantizers: a copy that can be run, trained and simulated again.
+
+        Batch norms that were folded stay folded.
+
+        Args:
+            qdq_weights: give the weights the values of their grids.
+        """
+        return editing.original_model(self.model, qdq_weights=qdq_weights)
 
     # --- export --------------------------------------------------------------------------------
 

@@ -183,8 +183,11 @@ def functionals(gm: fx.GraphModule) -> Iterator[Finding]:
         if row is not None:
             what = f"{row.name} is called as a function ({_spelled(node)})"
             reasons = [s.reason for s in state_of(gm).skips if s.node == node.name]
-            why = f": {reasons[-1]}" if reasons else ""
-            yield _finding("FXQ130", "error", node, what + why, _PREPARE)
+            if reasons:  # preparation left it so
+                fix = "write the result to a new tensor, or keep the module whole"
+                yield _finding("FXQ137", "warning", node, f"{what}: {reasons[-1]}", fix)
+            else:
+                yield _finding("FXQ130", "error", node, what, _PREPARE)
 
 
 def reused_modules(gm: fx.GraphModule) -> Iterator[Finding]:

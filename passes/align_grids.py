@@ -58,7 +58,8 @@ def _same(a: AffineQuantizer, b: AffineQuantizer) -> bool:
 
 
 def _align(
-    rw: Rewriter, operand: fx.Node, given: QuantizerBase | None, wanted: AffineQuantizer, node: fx.Node
+    rw: Rewriter, operand: fx.Node, given: QuantizerBase | None, wanted: AffineQuantizer,
+    node: fx.Node,
 ) -> None:  # fmt: skip
     if given is wanted or (isinstance(given, AffineQuantizer) and _same(given, wanted)):
         return

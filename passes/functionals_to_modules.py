@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import fx
+from torch import fx, nn
 
 from fxquant import ops
 from fxquant.graph.aliases import written
@@ -80,6 +80,8 @@ def _convert(rw: Rewriter, node: fx.Node, row: ops.Op) -> None:
         return
     if isinstance(module, ScaledDotProductAttention):
         module.dropout = node.meta.get(TRAINING_DROPOUT, 0.0)
+    elif isinstance(module, nn.Dropout):
+        module.p = node.meta.get(TRAINING_DROPOUT, module.p)
     if holds:
         args: tuple[Any, ...] = tuple(values[name] for name in row.inputs)
         kwargs: dict[str, Any] = {}

@@ -12,7 +12,8 @@ from fxquant.config import QuantConfig
 from fxquant.errors import place
 from fxquant.graph.grids import Slot, slot_spec
 from fxquant.graph.passes import Fact, Pass
-from fxquant.graph.plan import GridPlan, Plan, WeightPlan, make_plan
+from fxquant.graph.plan import make_plan
+from fxquant.graph.planned import GridPlan, Plan, WeightPlan
 from fxquant.nn import QuantizationMixin, QuantStub
 from fxquant.quantization import QuantizerBase, QuantScheme, affine
 from fxquant.targets import Target
@@ -89,7 +90,9 @@ class PlaceQuantizers(Pass):
     def _stub(self, rw: Rewriter, slot: Slot, readers: list[fx.Node]) -> QuantizationMixin:
         """A QuantStub behind a value that no quantized module makes."""
         node = slot[0]
-        stub = QuantizationMixin.from_module(QuantStub())
+        begin = QuantStub()
+        begin.placed = True
+        stub = QuantizationMixin.from_module(begin)
         with rw.after(node):
             name = f"{node.name}_stub"
             made = rw.new_module(stub, node, like=node, name=name, spec=slot_spec(slot))

@@ -356,9 +356,7 @@ def sequences(seed: int) -> Case:
     return _finished(b, f"sequences-{seed}", [last], inputs, seed)
 
 
-def _finished(
-    b: Builder, name: str, outputs: list[int], inputs: Inputs, seed: int
-) -> Case:
+def _finished(b: Builder, name: str, outputs: list[int], inputs: Inputs, seed: int) -> Case:
     floats = [j for j, v in enumerate(b.values) if v.is_floating_point() and j >= len(inputs(1))]
     while b.chance(0.25) and len(outputs) < 3:
         outputs.append(b.pick(floats))

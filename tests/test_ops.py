@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxquant import ops
+from fxquant.errors import ConfigError
 from fxquant.graph.meta import spec_of
 from fxquant.graph.passes import Fact, Pipeline, set_state
 from fxquant.nn.functional import Functional
@@ -235,3 +236,34 @@ def test_sizes_are_no_tensor_operations() -> None:
     double = graph.call_function(operator.mul, (size, 2))
     double.meta["spec"] = 8
     assert ops.row_of(double, nn.Module()) is None
+
+
+def test_an_own_operator_gets_the_same_treatment() -> None:
+    class Swish(nn.Module):
+        """`x * sigmoid(beta * x)`."""
+
+        def __init__(self, beta: float = 1.0) -> None:
+            super().__init__()
+            self.beta = beta
+
+        def forward(self, input: Tensor) -> Tensor:
+            return input * torch.sigmoid(self.beta * input)
+
+    def swish(input: Tensor, beta: float = 1.0) -> Tensor:
+        return input * torch.sigmoid(beta * input)
+
+    table = ops.Table(tuple(ops.TABLE.rows.values()))
+    row = ops.Op("swish", "input, beta=1.0", Swish, names="", odd={swish: "input, beta=1.0"})
+    table.add(row)
+    assert table.of_class(Swish) is row
+    node = fx.Graph().create_node("call_function", swish, (), {"beta": 2.0})
+    spelled = table.spelling(node)
+    assert spelled is not None
+    module, holds = ops.module_for(row, {"input": node, "beta": 2.0})
+    assert isinstance(module, Swish)
+    assert (module.beta, holds) == (2.0, True)
+    with pytest.raises(ConfigError, match="FXQ201"):
+        table.add(row)
+    with pytest.raises(ConfigError, match="FXQ202"):
+        table.add(ops.Op("mine", "input", Swish, names="relu"))
+    assert "swish" not in ops.TABLE.rows

@@ -176,6 +176,26 @@ def test_dropout_inside_attention_acts_in_training_only(decompose: bool) -> None
         assert torch.equal(net.result, gm.result)
 
 
+class Dropped(nn.Module):
+    """Reads a tensor again after it was dropped; in evaluation both are one object."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.drop(x) * F.dropout(x, 0.3, self.training)  # type: ignore[no-any-return]
+
+
+def test_what_was_dropped_is_not_what_it_was_made_of() -> None:
+    net: Any = Dropped().eval()
+    gm, x = prepare(net, torch.randn(4, 3)), torch.randn(4, 3)
+    for module in (net, gm):
+        torch.manual_seed(0)
+        module.result = module.train()(x)
+    assert torch.equal(net.result, gm.result)
+
+
 def test_a_training_model_stays_training_and_is_prepared_as_if_it_evaluated() -> None:
     net: Any = Net().train()
     net.bn.eval()
@@ -347,3 +367,32 @@ def _is_clean(net: nn.Module, x: tuple[Tensor, ...], gm: fx.GraphModule) -> None
     assert set(net.state_dict()) <= set(gm.state_dict())
     assert not state_of(gm).skips
     assert state_of(gm).any_batch
+
+
+class Halves(nn.Module):
+    """Divides until it is small."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        while x.abs().max() > 1:
+            x = x / 2
+        return x
+
+
+class Cuts(nn.Module):
+    """As many columns as the first row has positive numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, : 1 + int((x[0] > 0).sum())]
+
+
+@pytest.mark.parametrize(("kind", "code"), [(Halves, "FXQ122"), (Cuts, "FXQ123")])
+def test_what_no_graph_can_hold_is_refused_with_its_line(kind: type[nn.Module], code: str) -> None:
+    x = torch.randn(4, 8, generator=torch.Generator().manual_seed(0)) * 9
+    with pytest.raises(TraceError, match=rf"(?s){code}.*test_prepare.py:\d+.*of its own"):
+        prepare_model(kind(), x)
+    net = nn.Sequential(nn.ReLU(), kind())
+    with pytest.raises(TraceError, match=rf'(?s){code}.*test_prepare.py:\d+ in 1.*"leaf" keeps 1'):
+        prepare_model(net, x)
+    gm = prepare_model(net, x, on_specialisation="leaf")
+    for y in (x, x * 3, torch.randn(5, 8)):
+        assert torch.equal(gm(y), net(y))

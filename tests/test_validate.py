@@ -108,7 +108,9 @@ def test_a_write_that_stays_says_why() -> None:
             return x * self.count
 
     report = validate_model(prepare_model(Written(), X), X)
-    assert "it changes count, which outlives the call" in report.errors[0].what
+    assert report
+    assert codes(report, "warning") == {"FXQ137": 1}
+    assert "it changes count, which outlives the call" in report.findings[0].what
 
 
 def test_a_loop_over_the_batch() -> None:

@@ -1,7 +1,7 @@
 """Inspector: which operators of a network a target takes, which not and why, and in how many parts.
 
-The decisions are those of the placement itself (`graph.plan`), so what is shown here is what will be
-quantized. Nothing is calibrated.
+The decisions are those of the placement itself (`graph.plan`), so what is shown here is what will
+be quantized. Nothing is calibrated.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import fx
 from fxquant import ops
 from fxquant.config import QuantConfig
 from fxquant.graph.choose import holds_tensors
-from fxquant.graph.plan import Plan, make_plan
+from fxquant.graph.plan import make_plan
 from fxquant.passes import simulation_pipeline
 from fxquant.prepare import prepare_model
 from fxquant.quantization import QuantScheme
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import nn
+
+    from fxquant.graph.planned import Plan
 
 TARGET, FLOAT = "target", "float"
 
@@ -303,7 +305,8 @@ def _verdict(
 
 
 def _partitions(
-    operators: list[fx.Node], makers: Mapping[fx.Node, list[fx.Node]], verdicts: Mapping[fx.Node, dict[str, str]],
+    operators: list[fx.Node], makers: Mapping[fx.Node, list[fx.Node]],
+    verdicts: Mapping[fx.Node, dict[str, str]],
 ) -> tuple[dict[fx.Node, int], tuple[Partition, ...]]:  # fmt: skip
     """Sub-graphs that one device can compute in one go.
 

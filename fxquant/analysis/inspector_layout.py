@@ -1,8 +1,8 @@
 """Layers for pictures of graphs: where boxes and edges go, without a Graphviz.
 
-Every box goes one layer below the lowest box that it reads. Edges over several layers are led through
-points of their own, so that they pass beside boxes. The order in a layer is that of the mean
-positions of neighbours, from above and from below in turn (Sugiyama et al. 1981).
+Every box goes one layer below the lowest box that it reads. Edges over several layers are led
+through points of their own, so that they pass beside boxes. The order in a layer is that of the
+mean positions of neighbours, from above and from below in turn (Sugiyama et al. 1981).
 """
 
 from __future__ import annotations

@@ -42,6 +42,12 @@ class RegionRow:
     why: tuple[str, ...]
     source: str
 
+    def cells(self) -> tuple[object, ...]:
+        """The row of a table."""
+        first = self.why[0] if self.why else ""
+        kind = (self.region or "-", self.module, self.operator, self.precision, self.weight)
+        return (*kind, first, self.source)
+
 
 @dataclass(frozen=True)
 class RegionPlan:
@@ -63,10 +69,7 @@ class RegionPlan:
 
     def __str__(self) -> str:
         heads = ("region", "module", "operator", "precision", "weight", "why", "source")
-        cells = [
-            (r.region or "-", r.module, r.operator, r.precision, r.weight, r.why[0] if r.why else "", r.source)
-            for r in self.rows
-        ]  # fmt: skip
+        cells = [r.cells() for r in self.rows]
         inside = sum(r.region > 0 for r in self.rows)
         said = f"{self.count} region(s) with {inside} of {len(self.rows)} steps on {self.target}"
         if not self.count:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
@@ -14,7 +15,7 @@ _BOX, _GAP, _HEAD = (208.0, 46.0), (22.0, 26.0), 58.0
 _LONGEST = 30  # characters that fit into a box
 _COLOURS = {"target": ("#d7efdc", "#2f7d46"), "float": ("#fde3d3", "#b5541c")}
 _STYLE = (
-    "text{font-family:system-ui,-apple-system,'Segoe UI',Arial,sans-serif;font-size:12px;fill:#1c1c1c}"
+    "text{font-family:system-ui,'Segoe UI',Arial,sans-serif;font-size:12px;fill:#1c1c1c}"
     ".op{font-weight:600}.path{fill:#555;font-size:11px}.part{fill:#777;font-size:10px}"
     ".title{font-size:16px;font-weight:600}.edge{fill:none;stroke:#8a8a8a;stroke-width:1.2}"
 )
@@ -74,7 +75,7 @@ def _edges(layout: Layout) -> list[str]:
 def _curve(points: list[Point]) -> str:
     """A smooth line that leaves and enters every point vertically."""
     text = f"M{points[0].x:.1f} {points[0].y:.1f}"
-    for a, b in zip(points, points[1:], strict=False):
+    for a, b in itertools.pairwise(points):
         middle = (a.y + b.y) / 2
         text += f"C{a.x:.1f} {middle:.1f} {b.x:.1f} {middle:.1f} {b.x:.1f} {b.y:.1f}"
     return text
@@ -85,12 +86,13 @@ def _box(node: InspectedNode, at: Point) -> str:
     x, y = at.x - _BOX[0] / 2, at.y - _BOX[1] / 2
     shape = "×".join(map(str, node.shape))
     lines = [f"{node.module or node.name}: {node.operator}", node.reason, shape, node.source]
+    path = escape(_cut(node.module or node.name))
     told = escape("\n".join(text for text in lines if text))
     return (
         f'<g><title>{told}</title><rect x="{x:.1f}" y="{y:.1f}" width="{_BOX[0]:.0f}" '
         f'height="{_BOX[1]:.0f}" rx="7" fill="{fill}" stroke="{line}"/>'
         f'<text class="op" x="{x + 10:.1f}" y="{y + 19:.1f}">{escape(_cut(node.operator))}</text>'
-        f'<text class="path" x="{x + 10:.1f}" y="{y + 36:.1f}">{escape(_cut(node.module or node.name))}</text>'
+        f'<text class="path" x="{x + 10:.1f}" y="{y + 36:.1f}">{path}</text>'
         f'<text class="part" x="{x + _BOX[0] - 10:.1f}" y="{y + 18:.1f}" '
         f'text-anchor="end">{node.partition}</text></g>'
     )

@@ -74,7 +74,7 @@ def check_shifts(model: fx.GraphModule, target: Target) -> ShiftReport:
     """Compare the shifts of a calibrated simulated model with the ranges of a target.
 
     Args:
-        model: `sim.model` of a simulation whose steps are powers of two; other steps have no shifts.
+        model: `sim.model` of a simulation with powers of two; other steps have no shifts.
         target: whose ranges count.
     """
     rows = [

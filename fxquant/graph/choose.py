@@ -6,7 +6,6 @@ everything that lies on a path from the one to the other, both included.
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -14,13 +13,13 @@ import networkx as nx
 from torch import fx, nn
 
 from fxquant import ops
-from fxquant.errors import SelectorError, nearest
+from fxquant.errors import SelectorError
+from fxquant.graph.select import hint, select_named
 
 if TYPE_CHECKING:
     NodeSelector: TypeAlias = (
         str | type[nn.Module] | tuple[str, str] | slice | Callable[[str, nn.Module], bool]
     )
-_SHOWN = 12
 
 
 def chosen_nodes(gm: fx.GraphModule, selectors: Iterable[NodeSelector]) -> frozenset[fx.Node]:
@@ -34,20 +33,19 @@ def chosen_nodes(gm: fx.GraphModule, selectors: Iterable[NodeSelector]) -> froze
             ranges.
 
     Raises:
-        SelectorError: FXQ250, a selector matches nothing; the nearest names are given.
+        SelectorError: FXQ213 a selector matches nothing, the nearest names are given; FXQ250 no
+            path leads from one end of a range to the other.
     """
-    selectors = list(selectors)
-    nodes = computing_nodes(gm) if selectors else []
+    given: list[Any] = list(selectors)
+    at = {str(n.target): n for n in computing_nodes(gm)} if given else {}
+    named = {path: gm.get_submodule(path) for path in at}
     found: set[fx.Node] = set()
-    for selector in selectors:
+    for selector in given:
         bounds = _bounds(selector)
-        chosen = _between(gm, nodes, bounds) if bounds else _matching(gm, nodes, selector)
-        if not chosen:
-            what = (
-                f"there is no path {bounds[0]!r} to {bounds[1]!r}" if bounds else _nothing(selector)
-            )
-            raise SelectorError("FXQ250", what, fix=_hint(selector, nodes))
-        found |= chosen
+        if bounds:
+            found |= _between(gm, named, at, bounds)
+        else:
+            found.update(at[p] for p in select_named(selector, named, below=True))
     return frozenset(found)
 
 
@@ -75,41 +73,15 @@ def _bounds(selector: Any) -> tuple[str, str] | None:
     return None
 
 
-def _between(gm: fx.GraphModule, nodes: list[fx.Node], bounds: tuple[str, str]) -> set[fx.Node]:
-    first, last = ({n for n in nodes if _is_at(n, path)} for path in bounds)
-    for path, found in zip(bounds, (first, last), strict=True):
-        if not found:
-            raise SelectorError("FXQ250", _nothing(path), fix=_hint(path, nodes))
+def _between(
+    gm: fx.GraphModule, named: dict[str, nn.Module], at: dict[str, fx.Node], bounds: tuple[str, str]
+) -> set[fx.Node]:
+    first, last = ({at[p] for p in select_named(end, named, below=True)} for end in bounds)
     flow = nx.DiGraph((i, n) for n in gm.graph.nodes for i in n.all_input_nodes)
     after = first.union(*(nx.descendants(flow, n) for n in first if n in flow))
     before = last.union(*(nx.ancestors(flow, n) for n in last if n in flow))
-    return after & before & set(nodes)
-
-
-def _matching(gm: fx.GraphModule, nodes: list[fx.Node], selector: Any) -> set[fx.Node]:
-    return {n for n in nodes if _matches(gm, n, selector)}
-
-
-def _matches(gm: fx.GraphModule, node: fx.Node, selector: Any) -> bool:
-    if isinstance(selector, str):
-        return _is_at(node, selector)
-    module = gm.get_submodule(str(node.target))
-    if isinstance(selector, type):
-        return isinstance(module, selector)
-    return callable(selector) and bool(selector(str(node.target), module))
-
-
-def _is_at(node: fx.Node, path: str) -> bool:
-    own = str(node.target)
-    return own == path or own.startswith(f"{path}.") or fnmatch.fnmatchcase(own, path)
-
-
-def _nothing(selector: Any) -> str:
-    name = selector.__name__ if isinstance(selector, type) else repr(selector)
-    return f"{name} matches no module"
-
-
-def _hint(selector: Any, nodes: list[fx.Node]) -> str:
-    known = [str(n.target) for n in nodes]
-    wanted = "..".join(_bounds(selector) or (str(selector),))
-    return nearest(wanted, known) or f"the modules are {', '.join(known[:_SHOWN])}"
+    between = after & before & set(at.values())
+    if not between:
+        what = f"there is no path {bounds[0]!r} to {bounds[1]!r}"
+        raise SelectorError("FXQ250", what, fix=hint("..".join(bounds), named))
+    return between

@@ -37,6 +37,7 @@ class Proof:
         batch: equal at another batch size, or the model itself knows only one.
         why: the first difference.
         at: the first node that differs.
+        misshapen: on other values the graph cannot run, or its results have another shape.
     """
 
     same: bool
@@ -44,6 +45,7 @@ class Proof:
     batch: bool = True
     why: str = ""
     at: fx.Node | str | None = None
+    misshapen: bool = False
 
 
 def prove(
@@ -87,11 +89,17 @@ def _prove(
     other = other_batch(*few)
     if other is not None and _holds(gm, model, other):
         return Proof(same=True)
-    values = _compared(gm, model, other_values(args, kwargs))
+    varied = other_values(args, kwargs)
+    values = _compared(gm, model, varied)
     if not values:
-        at = first_difference(gm, model, *other_values(args, kwargs), leaves=leaves)
-        return Proof(same=True, values=False, batch=False, why=values.why, at=at)
+        misshapen = _is_misshapen(values) and _holds(model, model, varied)
+        at = first_difference(gm, model, *varied, leaves=leaves)
+        return Proof(True, values=False, batch=False, why=values.why, at=at, misshapen=misshapen)
     return _prove_batch(gm, model, other)
+
+
+def _is_misshapen(found: Replay) -> bool:
+    return found.why.startswith("the graph raised") or " has shape " in found.why
 
 
 def _prove_batch(gm: fx.GraphModule, model: nn.Module, other: Any) -> Proof:

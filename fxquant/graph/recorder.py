@@ -144,6 +144,8 @@ class Recorder(TorchFunctionMode):
         mutated = inputs.mutated()
         if not (mutated or has_tensor(written.result)):
             return
+        if not mutated and any(written.result is t for t in inputs.tensors):
+            written.result = _apart(written.result)
         if self.frozen and op != "call_module":
             node_args, node_kwargs = self._detached(inputs, node_args, node_kwargs)
         written.node = self.graph.create_node(op, target, node_args, node_kwargs)
@@ -296,6 +298,16 @@ class Recorder(TorchFunctionMode):
         scope = self._scopes[-1]
         source = user_source(self._boundary)
         return {"source": source, "module_path": scope.path, "nn_module_stack": scope.stack}
+
+
+def _apart(tensor: Tensor) -> Tensor:
+    """The same memory as another object.
+
+    Dropout in evaluation returns its very input: were that kept, whoever reads the input later
+    would seem to read what was dropped, which is something else in training.
+    """
+    with torch._C.DisableTorchFunction():
+        return tensor.view_as(tensor)
 
 
 def _casting() -> tuple[bool, bool]:

@@ -4,13 +4,13 @@ Each call of a stub is a border of its own, whether or not the object is used ag
 with the borders is found here, on the graph, before anything is placed.
 
     x ─ QuantStub ─ conv ─ relu ─ DeQuantStub ─ y        conv and relu are inside
-                       └──────── conv2 ─ z               a leak: conv2 reads integers, no end follows
+                       └──────── conv2 ─ z              a leak: conv2 reads integers, no end follows
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import networkx as nx
 from torch import fx
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    Flow = nx.DiGraph[fx.Node]
+
+Flow: TypeAlias = "nx.DiGraph[fx.Node]"
 
 _BEGIN, _END = "QuantStub", "DeQuantStub"
 
@@ -95,7 +96,7 @@ def _flow(gm: fx.GraphModule) -> Flow:
 
 
 def _carries_floats(node: fx.Node) -> bool:
-    """Whether a node's value is or holds a floating-point tensor; sizes and indices leak nothing."""
+    """Whether a node's value is or holds a floating-point tensor; sizes leak nothing."""
     return any(is_float_spec(part) for part in _parts(node.meta.get("spec")))
 
 
@@ -177,7 +178,7 @@ def _check_leaks(
             where = "the graph returns it" if node.op == "output" else f"{place(node)} reads it"
             raise RegionError(
                 "FXQ163",
-                f"the quantized value of {place(makers[0])} leaks past the end of its region: {where}",
+                f"the quantized value of {place(makers[0])} leaks past its region's end: {where}",
                 at=node,
                 fix="let it be read through a DeQuantStub",
             )
@@ -231,7 +232,8 @@ def _skip(flow: Flow, regions: Regions, begin: fx.Node) -> tuple[fx.Node, fx.Nod
     """The edge by which a value enters the middle of the region behind `begin`."""
     behind = _reach(_without(flow, after=regions.ends), [begin])
     inner = regions.inside | regions.begins
-    for node in sorted(behind - {begin}, key=list(flow).index):
+    order = {node: i for i, node in enumerate(flow)}
+    for node in sorted(behind - {begin}, key=order.__getitem__):
         for maker in node.all_input_nodes:
             if maker in inner and maker not in behind:
                 return maker, node

@@ -18,7 +18,7 @@ Source: the constraints that the quantizers of the DPU and AIE families adjust p
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
@@ -132,7 +132,8 @@ def _layer(
     node: fx.Node, gm: fx.GraphModule, inputs: tuple[PowerOfTwoQuantizeDequantize, ...],
     output: PowerOfTwoQuantizeDequantize, limits: Shifts,
 ) -> Iterator[Shift]:  # fmt: skip
-    params = dict(gm.get_submodule(str(node.target)).param_quantizers.active())
+    module: Any = gm.get_submodule(str(node.target))
+    params = dict(module.param_quantizers.active())
     weight = _known(params.get("weight"))
     if weight is None:
         return

@@ -104,6 +104,14 @@ def check_model(model: nn.Module) -> None:
             "a scripted or traced torch.jit module hides its Python code",
             fix="give the nn.Module from which it was made",
         )
+    taken = _GRAPH_NAMES & {*model._modules, *model._parameters, *model._buffers}
+    if taken:
+        raise TraceError(
+            "FXQ113",
+            f"{min(taken)!r} is an attribute of every torch.fx.GraphModule",
+            at=min(taken),
+            fix="give it another name, or wrap the model: nn.Sequential(model)",
+        )
     for path, module in model.named_modules():
         if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
             raise TraceError(
@@ -119,6 +127,10 @@ def check_model(model: nn.Module) -> None:
                 at=path or None,
                 fix="give the float model",
             )
+
+
+# what a graph module has beyond a module
+_GRAPH_NAMES = frozenset({*dir(fx.GraphModule), "meta", "_graph"}) - frozenset(dir(nn.Module))
 
 
 def _is_quantized(module: nn.Module) -> bool:

@@ -8,7 +8,7 @@ zero: the probability is seen in a second recording in which these modules train
 from __future__ import annotations
 
 from types import CodeType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import fx, nn
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: key of `node.meta`: dropout probability of an attention while training
 TRAINING_DROPOUT = "training_dropout"
+# rows that drop -> the argument that says how much
+_PROBABILITIES = {"scaled_dot_product_attention": "dropout_p", "dropout": "p"}
 
 
 def training_only(gm: fx.GraphModule) -> frozenset[str]:
@@ -38,12 +40,14 @@ def training_only(gm: fx.GraphModule) -> frozenset[str]:
 
 
 def attentions(gm: fx.GraphModule) -> list[fx.Node]:
-    """Calls of attention without dropout from modules whose code asks for `self.training`."""
+    """Calls of attention without dropout, and of dropout with probability zero.
+
+    Those are meant that come from modules whose code asks for `self.training`.
+    """
     return [
         node
-        for node in _calls_of_attention(gm)
-        if not ops.arguments(node, gm)["dropout_p"]
-        and asks_for_training(type(gm.get_submodule(module_path(node))))
+        for node in _droppers(gm)
+        if not _probability(node, gm) and _may_drop(gm.get_submodule(module_path(node)))
     ]
 
 
@@ -54,16 +58,27 @@ def mark_dropouts(gm: fx.GraphModule, trained: fx.GraphModule) -> None:
         gm: recorded in evaluation.
         trained: the same model, recorded while the modules that call attention train.
     """
-    there = {_key(node): ops.arguments(node, trained) for node in _calls_of_attention(trained)}
+    there = {_key(node): _probability(node, trained) for node in _droppers(trained)}
     for node in attentions(gm):
-        dropout = there.get(_key(node), {}).get("dropout_p")
+        dropout = there.get(_key(node))
         if isinstance(dropout, float) and dropout:
             node.meta[TRAINING_DROPOUT] = dropout
 
 
-def _calls_of_attention(gm: fx.GraphModule) -> list[fx.Node]:
-    rows = ((node, ops.row_of(node, gm)) for node in gm.graph.nodes)
-    return [node for node, row in rows if row and row.name == "scaled_dot_product_attention"]
+def _droppers(gm: fx.GraphModule) -> list[fx.Node]:
+    """Functions that drop with a probability that they are given."""
+    functions = (node for node in gm.graph.nodes if node.op == "call_function")
+    rows = ((node, ops.row_of(node, gm)) for node in functions)
+    return [node for node, row in rows if row and row.name in _PROBABILITIES]
+
+
+def _probability(node: fx.Node, root: fx.GraphModule) -> Any:
+    row = ops.row_of(node, root)
+    return ops.arguments(node, root)[_PROBABILITIES[row.name]] if row else None
+
+
+def _may_drop(module: nn.Module) -> bool:
+    return isinstance(module, nn.MultiheadAttention) or asks_for_training(type(module))
 
 
 def _key(node: fx.Node) -> tuple[str, str]:

@@ -15,10 +15,17 @@ class QuantStub(nn.Module):
     Where no quantized module produces a tensor (an input of the graph, a constant, a float branch),
     a `QuantizedQuantStub` owns its grid.
 
+    Attributes:
+        inserted: whether `insert_stubs` put it there.
+        placed: whether the placement put it there, to own a grid.
+
     Example:
         >>> QuantStub()((1, 2))
         (1, 2)
     """
+
+    inserted: bool = False
+    placed: bool = False
 
     def forward(self, x: _T) -> _T:
         """Return the input."""
@@ -27,7 +34,13 @@ class QuantStub(nn.Module):
 
 
 class DeQuantStub(nn.Module):
-    """End of a quantized region: returns its input, a tensor or a tuple, list or dict of them."""
+    """End of a quantized region: returns its input, a tensor or a tuple, list or dict of them.
+
+    Attributes:
+        inserted: whether `insert_stubs` put it there.
+    """
+
+    inserted: bool = False
 
     def forward(self, x: _T) -> _T:
         """Return the input."""

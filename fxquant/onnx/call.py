@@ -127,7 +127,7 @@ class Call:
             return self.cast(found.value(self.builder), found.spec.dtype, dtype)
         if isinstance(found, SizeValue):
             scalar = self.op("Squeeze", found.value, [0])
-            return self.cast(scalar, torch.int64, dtype)
+            return self.cast(scalar, found.dtype, dtype)
         if isinstance(found, Tensor):
             return self.cast(self.parameter_of(found, name), found.dtype, dtype)
         if isinstance(found, (bool, int, float)):
@@ -180,7 +180,7 @@ class Call:
         for name in names:
             found = self.resolve(self.arguments[name])
             if isinstance(found, SizeValue):
-                likes.append(1)
+                likes.append(1 if found.dtype == torch.int64 else 1.0)
             elif isinstance(found, (bool, int, float)):
                 likes.append(found)
             else:

@@ -23,7 +23,7 @@ from fxquant.errors import ExportError, FxQuantError
 from fxquant.graph.structure import leaves, map_leaves
 from fxquant.nn import QuantizationMixin
 from fxquant.onnx.call import Call, path_of
-from fxquant.onnx.held import Held
+from fxquant.onnx.held import Held, SizeValue
 from fxquant.onnx.record import Dim, Example, Shaped, inputs_of
 
 _LEAST_OPSET = 18  # the exporter writes nothing older
@@ -43,8 +43,9 @@ def export_node(call: Call, name: str, example: Example, reason: str) -> Any:
     if call.opset < _LEAST_OPSET:
         raise ExportError("FXQ508", f"{what}, and torch's exporter writes no opset {call.opset}",
                           at=node, fix=f"export with opset {_LEAST_OPSET} or later")  # fmt: skip
-    args, kwargs = inputs_of(call.around.gm, node, example)
     operands = _operands(call)
+    _check_operands(call, operands, what)
+    args, kwargs = inputs_of(call.around.gm, node, example)
     single = _SingleNode(call, args, kwargs)
     key = _key(call, single, operands)
     try:
@@ -119,6 +120,15 @@ def _operands(call: Call) -> list[Held]:
     found: list[fx.Node] = []
     fx.node.map_arg((call.node.args, call.node.kwargs), found.append)
     return [held for node in found for held in _helds(call.resolve(node))]
+
+
+def _check_operands(call: Call, operands: list[Held], what: str) -> None:
+    """Refuse a call that the exporter would see with fixed sizes, or with no input at all."""
+    found: list[fx.Node] = []
+    fx.node.map_arg((call.node.args, call.node.kwargs), found.append)
+    if not operands or any(isinstance(call.resolve(n), SizeValue) for n in found):
+        what = f"{what}, and what it makes depends on sizes that are known at run time"
+        raise ExportError("FXQ508", what, at=call.node, fix="make the tensor outside of the model")
 
 
 def _helds(value: Any) -> Iterator[Held]:

@@ -89,7 +89,7 @@ def _value(builder: Builder, part: Any) -> tuple[ir.Value, Shaped]:
     if isinstance(part, Held):
         return part.value(builder), part.spec
     if isinstance(part, SizeValue):
-        return builder.op("Squeeze", part.value, [0]), Shaped((), torch.int64)
+        return builder.op("Squeeze", part.value, [0]), Shaped((), part.dtype)
     if not isinstance(part, Tensor):
         part = torch.tensor(part)
     return builder.constant(part), Shaped(tuple(part.shape), part.dtype)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
+import torch
 from torch import Tensor
 
 from fxquant.onnx.builder import Builder, describe
@@ -16,9 +17,15 @@ from fxquant.onnx.record import Dim, Shaped
 
 @dataclass(frozen=True)
 class SizeValue:
-    """A size known at run time: an int64 vector of one element."""
+    """A size known at run time, or a number computed from sizes.
+
+    Attributes:
+        value: a vector of one element.
+        dtype: int64 for sizes, float64 for other numbers.
+    """
 
     value: ir.Value
+    dtype: torch.dtype = torch.int64
 
 
 @dataclass(frozen=True)

@@ -39,12 +39,15 @@ from fxquant.onnx.shield import shield_float_layers
 from fxquant.onnx.walk import (
     attribute,
     constant_parts,
+    container,
+    is_container,
     leaves,
     moves_integers,
     needed,
     operator_name,
 )
 from fxquant.onnx.weights import Arrangement, Weights
+from fxquant.onnx.writes import check_writes
 from fxquant.quantization.affine import AffineQuantizer
 
 if TYPE_CHECKING:
@@ -107,6 +110,7 @@ class _Lowering:
     def run(self) -> Lowered:
         """Write every node that the outputs need."""
         wanted = needed(self.gm, self.recorded.constants)
+        check_writes(self.gm, wanted)
         self._placeholders()
         for node in self.gm.graph.nodes:
             if node in wanted and node.op not in ("placeholder", "output"):
@@ -152,9 +156,11 @@ class _Lowering:
         if node in self.recorded.constants:
             return self._constant(node)
         if node.target in (operator.getitem, "__getitem__"):
-            container, key = (self.resolve(a) for a in node.args)
-            if not isinstance(container, Held):
-                return container[key]
+            whole, key = (self.resolve(a) for a in node.args)
+            if not isinstance(whole, Held):
+                return whole[key]
+        if is_container(node):
+            return container(node, self.resolve)
         if not any(isinstance(s, Shaped) for s in leaves(self.recorded.specs[node])):
             return sizes.emit(node, self.resolve, self.builder)
         return self._operator(node)
@@ -206,8 +212,7 @@ class _Lowering:
             raise ExportError("FXQ506", what, at=node) from error
 
     def _emit(self, call: Call, row: ops.Op | None) -> Any:
-        emitter = self._emitter(call, row)
-        reason = f"operator {row.name!r} has no emitter" if row else "it has no row"
+        emitter, reason = self._emitter(call, row)
         if emitter is not None:
             try:
                 return emitter(call)
@@ -218,12 +223,16 @@ class _Lowering:
         self.fallbacks.append(Fallback(call.node.name, name, reason))
         return fallback.export_node(call, name, self.example, reason)
 
-    def _emitter(self, call: Call, row: ops.Op | None) -> Emitter | None:
+    def _emitter(self, call: Call, row: ops.Op | None) -> tuple[Emitter | None, str]:
+        """An emitter, and why there is none."""
+        module = call.module
+        if module is not None and (module._forward_hooks or module._forward_pre_hooks):
+            return None, "its forward hooks may change what it computes"
         if row is not None:
-            return emitter_of_row(row.name)
-        if call.module is not None:
-            return emitter_of_class(type(call.module))
-        return emitter_of_function(call.node.target)
+            return emitter_of_row(row.name), f"operator {row.name!r} has no emitter"
+        if module is not None:
+            return emitter_of_class(type(module)), "it has no row"
+        return emitter_of_function(call.node.target), "it has no row"
 
     def _replace_operands(self, call: Call) -> None:
         """Operands that this consumer reads on a grid of its own (`input_quantizers`)."""

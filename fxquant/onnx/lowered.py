@@ -31,6 +31,7 @@ class LoweredTensor:
         bits: bits of the quantizer, at most those of the type.
         symmetric: whether zero lies in the middle by construction.
         kind: "activation", "weight" or "bias".
+        rounding: where ties go in the simulation.
     """
 
     node: str
@@ -47,6 +48,7 @@ class LoweredTensor:
     bits: int
     symmetric: bool
     kind: str
+    rounding: str = "half_even"
 
 
 @dataclass(frozen=True)

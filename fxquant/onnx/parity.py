@@ -102,9 +102,22 @@ def notes_of(lowered: Lowered) -> tuple[str, ...]:
     """What a report says about a file, proven or not."""
     written = (f"{f.node} ({f.operator}): {f.reason}" for f in lowered.fallbacks)
     notes = [f"torch's exporter wrote {text}" for text in written]
+    notes += _rounding_notes(lowered)
     if lowered.batch_note:
         notes.append(f"the batch size is fixed: {lowered.batch_note}")
     return tuple(notes)
+
+
+def _rounding_notes(lowered: Lowered) -> list[str]:
+    """Stored integers can be rounded in any way, what QuantizeLinear computes only to even."""
+    computed = [t for t in lowered.tensors if t.kind == "activation" and t.float_name]
+    modes = sorted({t.rounding for t in computed} - {"half_even"})
+    found = {mode: [t for t in computed if t.rounding == mode] for mode in modes}
+    return [
+        f"{len(tensors)} activation(s) are simulated with {mode} rounding, which ONNX cannot say: "
+        f"its QuantizeLinear rounds ties to even (first: {tensors[0].module or tensors[0].node})"
+        for mode, tensors in found.items()
+    ]
 
 
 def _graph_feeds(gm: fx.GraphModule, lowered: Lowered, example: Example) -> dict[str, NDArray[Any]]:

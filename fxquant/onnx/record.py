@@ -14,7 +14,7 @@ import inspect
 import operator
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor, fx
 
 from fxquant.errors import ExportError
 from fxquant.graph.structure import map_leaves, tensors
+from fxquant.onnx.writes import preserved, writes_somewhere
 
 Example: TypeAlias = tuple[tuple[Any, ...], Mapping[str, Any]]
 
@@ -52,6 +53,7 @@ class Dim:
 
 
 Size: TypeAlias = "int | Dim"
+VARYING = object()  # spec of a number, not a size, that follows the batch
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def record(gm: fx.GraphModule, example: Example) -> Recorded:
     """
     values = bound_example(gm, example)
     tainted = _tainted(gm)
-    with _evaluating(gm), torch.no_grad():
+    with preserved(gm), _evaluating(gm), torch.no_grad():
         runs, reason = _two_runs(gm, values, tainted)
         if not runs:
             runs = [_run(gm, values, tainted)]
@@ -150,7 +152,7 @@ def inputs_of(gm: fx.GraphModule, node: fx.Node, example: Example) -> tuple[Any,
     batch = batch_size(values)
     if batch is not None:
         values = at_batch(values, batch, _BATCHES[0])
-    with _evaluating(gm), torch.no_grad():
+    with preserved(gm), _evaluating(gm), torch.no_grad():
         catcher = _Catcher(gm, node)
         try:
             catcher.run(*values)
@@ -186,14 +188,15 @@ class _Recorder(fx.Interpreter):
         # the errors of a refused batch are expected
         self.extra_traceback = False
         self.tainted = tainted
+        self.writes = writes_somewhere(gm)
         self.specs: dict[fx.Node, Any] = {}
         self.values: dict[fx.Node, Any] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
-        self.specs[n] = map_leaves(value, _spec)
+        self.specs[n] = _spec(value)
         if n not in self.tainted and n.op != "output":
-            self.values[n] = map_leaves(value, _plain)
+            self.values[n] = map_leaves(value, _copied if self.writes else _plain)
         return value
 
 
@@ -218,11 +221,28 @@ class _Catcher(fx.Interpreter):
 
 
 def _spec(value: Any) -> Any:
-    return Shaped(tuple(value.shape), value.dtype) if isinstance(value, Tensor) else value
+    """Tensors as `Shaped`; containers as plain dicts, lists and tuples."""
+    if isinstance(value, Tensor):
+        return Shaped(tuple(value.shape), value.dtype)
+    if is_dataclass(value) and not isinstance(value, type):
+        return {
+            f.name: _spec(getattr(value, f.name)) for f in fields(value) if hasattr(value, f.name)
+        }
+    if isinstance(value, Mapping):
+        return {k: _spec(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        parts = [_spec(v) for v in value]
+        return parts if isinstance(value, list) else tuple(parts)
+    return value
 
 
 def _plain(value: Any) -> Any:
     return value.detach().as_subclass(Tensor) if isinstance(value, Tensor) else value
+
+
+def _copied(value: Any) -> Any:
+    """A value that a later write does not change."""
+    return _plain(value).clone() if isinstance(value, Tensor) else value
 
 
 def _tainted(gm: fx.GraphModule) -> set[fx.Node]:
@@ -267,7 +287,8 @@ def _merged(a: Any, b: Any) -> Any:
         return parts if isinstance(a, list) else tuple(parts)
     if type(a) is int and type(b) is int:
         return _merged_size(a, b)
-    return a
+    # a number that differs is computed when the model runs; its value here means nothing
+    return VARYING if isinstance(a, float) and a != b else a
 
 
 def _merged_size(a: Any, b: Any) -> Size:

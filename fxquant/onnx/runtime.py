@@ -181,4 +181,4 @@ def as_feed(value: Any) -> NDArray[Any]:
     """A torch tensor or array as a contiguous array that onnxruntime takes."""
     if hasattr(value, "detach"):
         value = value.detach().cpu().numpy()
-    return np.ascontiguousarray(value)
+    return np.asarray(value, order="C")

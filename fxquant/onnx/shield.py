@@ -6,7 +6,9 @@ After:  `DequantizeLinear -> Conv (float weight) -> Max -> QuantizeLinear`.
 onnxruntime takes the first form for a quantized layer whose weight was forgotten and rounds the
 weight to 8 bits (its "WeightBiasQuantization"; up to a fifth of the outputs are then off by a
 step). `Max` of one operand is that operand: it copies the tensor, no optimizer removes it, and the
-pattern is gone. Identity, a product with one, Expand and an unbounded Clip are all removed, as are
+pattern is gone. The same keeps a softmax between integers from QLinearSoftmax, which is slower than
+the float softmax and wrong where a probability is one: an axis of one element gives 0, and 254 of
+255 steps come out where the others vanish. Identity, a product with one, Expand and an unbounded Clip are all removed, as are
 moves of values and activations whose range the grid holds anyway.
 """
 
@@ -48,6 +50,15 @@ def shield_float_layers(builder: Builder) -> dict[ir.Node, ir.Node]:
 
 
 def _is_exposed(quantize: ir.Node) -> bool:
+    return _makes_layer_integer(quantize) or _makes_softmax_integer(quantize)
+
+
+def _makes_softmax_integer(quantize: ir.Node) -> bool:
+    softmax = _walk(quantize.inputs[0], _MOVES, {"Softmax"})
+    return softmax is not None and _is_dequantized(softmax.inputs[0])
+
+
+def _makes_layer_integer(quantize: ir.Node) -> bool:
     layer = _walk(quantize.inputs[0], _AFTER, _LAYERS)
     if layer is None or len(layer.inputs) < 2 or _is_dequantized(layer.inputs[1]):
         return False

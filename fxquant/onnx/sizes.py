@@ -7,11 +7,12 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import onnx_ir as ir
 import torch
 from torch import fx
 
 from fxquant.errors import ExportError
-from fxquant.onnx.builder import Builder
+from fxquant.onnx.builder import Builder, data_type
 from fxquant.onnx.call import path_of
 from fxquant.onnx.held import Held, SizeValue
 
@@ -20,9 +21,22 @@ _BINARY: dict[Any, str] = {
     operator.add: "Add", operator.sub: "Sub", operator.mul: "Mul", operator.floordiv: "Div",
     operator.mod: "Mod", operator.iadd: "Add", operator.isub: "Sub", operator.imul: "Mul",
     operator.ifloordiv: "Div", max: "Max", min: "Min",
-    torch.sym_max: "Max", torch.sym_min: "Min",
+    torch.sym_max: "Max", torch.sym_min: "Min", operator.truediv: "Div", operator.pow: "Pow",
+    math.pow: "Pow", operator.itruediv: "Div", operator.ipow: "Pow",
 }  # fmt: skip
-_UNCHANGED = (int, torch.sym_int, operator.pos, operator.index, math.floor)
+_REAL = frozenset({
+    operator.truediv, operator.itruediv, operator.pow, operator.ipow, math.pow, math.sqrt, math.log,
+    math.exp, float,
+})  # fmt: skip
+_UNARY: dict[Any, str] = {
+    operator.neg: "Neg", abs: "Abs", operator.abs: "Abs", math.sqrt: "Sqrt", math.log: "Log",
+    math.exp: "Exp", float: "Identity",
+}  # fmt: skip
+# what makes a number whole, and how ONNX rounds before the Cast
+_WHOLE: dict[Any, str | None] = {
+    int: None, torch.sym_int: None, operator.index: None, math.trunc: None, math.floor: "Floor",
+    math.ceil: "Ceil", round: "Round",
+}  # fmt: skip
 
 
 def emit(node: fx.Node, resolve: Callable[[Any], Any], builder: Builder) -> Any:
@@ -37,13 +51,10 @@ def emit(node: fx.Node, resolve: Callable[[Any], Any], builder: Builder) -> Any:
         found = _shape_reading(node, args, kwargs, builder)
         if found is not None:
             return found
-        kind = _BINARY.get(node.target) if node.op == "call_function" else None
-        if kind is not None and len(args) == 2 and all(_is_size(a) for a in args):
-            return SizeValue(builder.op(kind, *(_vector(a, builder) for a in args)))
-        if node.target in _UNCHANGED and len(args) == 1:
-            return args[0]
-        if node.target is operator.neg and isinstance(args[0], SizeValue):
-            return SizeValue(builder.op("Neg", args[0].value))
+        if node.op == "call_function" and args and all(_is_number(a) for a in args):
+            found = _arithmetic(node.target, args, builder)
+            if found is not None:
+                return found
     if node.op == "call_function" and not any(isinstance(a, (Held, SizeValue)) for a in args):
         return node.target(*args, **kwargs)  # type: ignore[operator]
     raise ExportError(
@@ -90,9 +101,47 @@ def _count(held: Held, builder: Builder) -> int | SizeValue:
     return total
 
 
-def _is_size(value: Any) -> bool:
-    return isinstance(value, (int, SizeValue)) and not isinstance(value, bool)
+def _arithmetic(function: Any, args: list[Any], builder: Builder) -> Any:
+    """A number computed from numbers; None if there is no operator for it."""
+    if not any(isinstance(a, SizeValue) for a in args):
+        return None  # Python computes it
+    real = function in _REAL or any(not _is_whole(a) for a in args)
+    dtype = torch.float64 if real else torch.int64
+    if len(args) == 1:
+        return _of_one(function, args[0], dtype, builder)
+    kind = _BINARY.get(function)
+    if kind is None or len(args) != 2:
+        return None
+    result = builder.op(kind, *(_vector(a, builder, dtype) for a in args))
+    floored = function in (operator.floordiv, operator.ifloordiv) and real
+    return SizeValue(builder.op("Floor", result) if floored else result, dtype)
 
 
-def _vector(value: Any, builder: Builder) -> Any:
-    return value.value if isinstance(value, SizeValue) else builder.constant([int(value)])
+def _of_one(function: Any, x: Any, dtype: torch.dtype, builder: Builder) -> Any:
+    if function is operator.pos or (dtype == torch.int64 and function in _WHOLE):
+        return x
+    value = _vector(x, builder, dtype)
+    if function in _UNARY:
+        return SizeValue(builder.op(_UNARY[function], value), dtype)
+    if function in _WHOLE:
+        # int() cuts towards zero; numbers made of sizes are not negative
+        rounded = value if _WHOLE[function] is None else builder.op(str(_WHOLE[function]), value)
+        return SizeValue(builder.op("Cast", rounded, to=ir.DataType.INT64))
+    return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, SizeValue)) and not isinstance(value, bool)
+
+
+def _is_whole(value: Any) -> bool:
+    return value.dtype == torch.int64 if isinstance(value, SizeValue) else isinstance(value, int)
+
+
+def _vector(value: Any, builder: Builder, dtype: torch.dtype = torch.int64) -> ir.Value:
+    """A number as a tensor of one element."""
+    if not isinstance(value, SizeValue):
+        return builder.constant(torch.tensor([value], dtype=dtype))
+    if value.dtype == dtype:
+        return value.value
+    return builder.op("Cast", value.value, to=data_type(dtype))

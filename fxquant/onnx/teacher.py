@@ -187,7 +187,8 @@ def _array(value: Any) -> NDArray[Any]:
     if not isinstance(value, Tensor):
         return np.asarray(value)
     # a result that carries its encoding is a subclass; only its numbers are wanted
-    return np.ascontiguousarray(value.detach().as_subclass(Tensor).cpu().numpy())
+    # not ascontiguousarray, which makes a vector of a single number
+    return np.asarray(value.detach().as_subclass(Tensor).cpu().numpy(), order="C")
 
 
 def _taught(tensor: LoweredTensor, before: Tensor, after: Tensor, window: float) -> Taught:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import onnx_ir as ir
@@ -74,6 +75,29 @@ def constant_parts(value: Any, spec: Any, name: str) -> Any:
         parts = zip(value, spec, strict=True)
         return [constant_parts(v, s, f"{name}_{i}") for i, (v, s) in enumerate(parts)]
     return value
+
+
+def is_container(node: fx.Node) -> bool:
+    """Whether a node only puts values together: a dict, a dataclass, a named tuple."""
+    kind = node.target
+    if node.op != "call_function" or not isinstance(kind, type):
+        return False
+    return is_dataclass(kind) or issubclass(kind, (dict, list, tuple))
+
+
+def container(node: fx.Node, resolve: Callable[[Any], Any]) -> Any:
+    """The values that such a node puts together, as a plain dict or list."""
+    args = [resolve(a) for a in node.args]
+    kwargs = {k: resolve(v) for k, v in node.kwargs.items()}
+    kind: Any = node.target
+    if issubclass(kind, dict) and not is_dataclass(kind):
+        return dict(*args, **kwargs)
+    if is_dataclass(kind):
+        names = [f.name for f in fields(kind)]
+        given = dict(zip(names, args, strict=False)) | kwargs
+        return {name: given[name] for name in names if name in given}
+    names = list(getattr(kind, "_fields", ()))
+    return [*args, *(kwargs[n] for n in names if n in kwargs)] if names else list(*args)
 
 
 def leaves(spec: Any) -> Iterator[Any]:

@@ -140,7 +140,9 @@ class PowerOfTwo:
 
     def range(self, statistics: Statistics, grid: AffineGrid) -> tuple[Tensor, Tensor] | None:
         """The whole grid at the position found most often."""
-        found = statistics.modal() if isinstance(statistics, PositionCounts) else None
+        if not isinstance(statistics, PositionCounts):
+            return None
+        found = statistics.modal()
         if found is None:
             return None
         return range_at(found.reshape(statistics.layout.shape), grid)

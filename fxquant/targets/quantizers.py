@@ -44,8 +44,9 @@ def quantizer_for(
 
 
 def _rounding(target: Target, role: Role) -> RoundMode:
-    homes = {"weight": target.weight, "bias": target.bias}
-    return homes.get(role, target.activation).rounding
+    if role == "weight":
+        return target.weight.rounding
+    return target.bias.rounding if role == "bias" else target.activation.rounding
 
 
 def _analyzer(target: Target, role: Role, scheme: QuantScheme, bitwidth: int) -> EncodingAnalyzer:

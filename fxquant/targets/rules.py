@@ -41,6 +41,7 @@ class OperatorRule(BaseModel):
         only: argument or property -> values for which the rule holds.
         limits: argument or property -> smallest and largest number for which it holds; for several
             numbers each of them.
+        fixed: range of the output where the kernel has a fixed one of its own.
         constant: arguments that must be known before the network runs.
     """
 
@@ -53,6 +54,7 @@ class OperatorRule(BaseModel):
     per_channel: bool = True
     only: dict[str, list[Any]] = Field(default_factory=dict)
     limits: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    fixed: tuple[float, float] | None = None
     constant: tuple[str, ...] = ()
 
     def refuses(self, arguments: Mapping[str, Any]) -> str | None:

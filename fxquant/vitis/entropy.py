@@ -1,8 +1,8 @@
 """Ranges by relative entropy: how much a clipped and coarsened histogram tells less than the data.
 
 Source: S. Migacz, "8-bit inference with TensorRT", GTC 2017, slides 28 to 38. The histogram here is
-that of the other analyzers, so batches can come in any order; thresholds are tried from an eighth of
-the largest magnitude on.
+that of the other analyzers, so batches can come in any order; thresholds are tried from an eighth
+of the largest magnitude on.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Calibration while a model is used: encodings follow the running statistics.
 
-Every batch gives each quantizer a range; the most frequent one (of powers of two), the largest, mean
-or median decides, and the batch goes on quantized with it. Without a statistic the analyzer looks at
-all batches together. Later layers therefore see the quantization of earlier ones, as they will when
-the model is used.
+Every batch gives each quantizer a range; the most frequent one (of powers of two), the largest,
+mean or median decides, and the batch goes on quantized with it. Without a statistic the analyzer
+looks at all batches together. Later layers therefore see the quantization of earlier ones, as they
+will when the model is used.
 """
 
 from __future__ import annotations

@@ -148,7 +148,7 @@ def load_info(gm: fx.GraphModule, info: dict[str, Any]) -> None:
     places = dict(slots(gm))
     entries = _mapped(info, places)
     ranges = own.get("ranges", {}) if isinstance(own, dict) else {}
-    checked = []
+    checked: list[tuple[Any, tuple[Any, Any]]] = []
     for slot, quantizer in places.items():
         if isinstance(quantizer, BiasQuantizeDequantize | FloatQuantizeDequantize):
             continue  # follows from its sources, or has no range

@@ -110,10 +110,7 @@ class _Work:
             if len(found) != 1 or found[0] not in self.modules or len(found[0].users) != 1:
                 return group
             maker = self.modules[found[0]]
-            takes_in = isinstance(maker, QuantizationMixin) and "weight" in dict(
-                maker.param_quantizers.active()
-            )
-            if not takes_in or any(True for _ in maker.output_quantizers.active()):
+            if not isinstance(maker, QuantizationMixin) or not _takes_in(maker):
                 return group
             group.insert(0, found[0])
 
@@ -238,6 +235,12 @@ class _Work:
             raise ConfigError(
                 "FXQ274", what, at=place(node), fix="take another target, or change the strategy"
             )
+
+
+def _takes_in(maker: QuantizationMixin) -> bool:
+    """Whether a module's kernel writes the grid of what follows it."""
+    weighted = "weight" in dict(maker.param_quantizers.active())
+    return weighted and not any(True for _ in maker.output_quantizers.active())
 
 
 def _is_power(quantizer: AffineQuantizer) -> bool:

@@ -1,8 +1,9 @@
 """The strategy file: what to quantize and how, for everything, for a kind of tensor, for layers.
 
-Precedence, weakest first: the target, `overall_quantize_config`, `tensor_quantize_config`, rules for
-a `layer_type`, rules for a `layer_name`. In each of them what is said about a kind of tensor counts
-more than what is said about all. A rule that says nothing about a property leaves it as it is.
+Precedence, weakest first: the target, `overall_quantize_config`, `tensor_quantize_config`, rules
+for a `layer_type`, rules for a `layer_name`. In each of them what is said about a kind of tensor
+counts more than what is said about all. A rule that says nothing about a property leaves it as it
+is.
 
 Layer names are module paths or globs; layer types are operators ("conv2d", "add") or module classes
 ("Conv2d").
@@ -199,7 +200,7 @@ class Strategy(_Strict):
             layers: (path, operator, class) of the layers that it belongs to, the nearest last.
 
         Raises:
-            ConfigError: FXQ272, rules contradict each other.
+            ConfigError: FXQ278, rules contradict each other.
         """
         kinds = self.quantizable_data_type
         found = self.overall_quantize_config.under(getattr(self.tensor_quantize_config, kind))
@@ -243,15 +244,24 @@ class Strategy(_Strict):
             )
 
 
+_OF_DPU = {
+    "symmetry": True,
+    "per_channel": False,
+    "scale_type": "poweroftwo",
+    "narrow_range": False,
+    "signed": True,
+    "calib_statistic_method": "modal",
+}
+
+
 def _check_dpu(name: str, said: dict[str, Any]) -> None:
-    wanted = {"symmetry": True, "per_channel": False, "scale_type": "poweroftwo", "narrow_range": False,
-              "signed": True, "calib_statistic_method": "modal"}  # fmt: skip
-    for key, value in wanted.items():
+    for key, value in _OF_DPU.items():
         if said.get(key, value) != value:
-            msg = f"{name}.{key}={said[key]} is not possible with target_device=DPU (it takes {value})"
+            msg = f"{name}.{key}={said[key]} does not go with target_device=DPU (it takes {value})"
             raise ValueError(msg)
-    if said.get("method") not in (None, "diffs", "maxmin"):
-        msg = f"{name}.method={said['method']} is not possible with target_device=DPU (diffs or maxmin)"
+    method = said.get("method")
+    if method not in (None, "diffs", "maxmin"):
+        msg = f"{name}.method={method} does not go with target_device=DPU (diffs or maxmin)"
         raise ValueError(msg)
 
 
@@ -264,7 +274,7 @@ def _combined(
         names = ", ".join(path for path, _, _ in layers)
         what = f"rules for {names} contradict each other: {_first(error)}"
         raise ConfigError(
-            "FXQ272", what, fix="say what shall hold in the rule of the layer"
+            "FXQ278", what, fix="say what shall hold in the rule of the layer"
         ) from error
 
 

@@ -89,7 +89,7 @@ def test_an_absorbed_activation_says_by_whom() -> None:
 @pytest.mark.parametrize("target", available())
 def test_the_inspector_and_the_placement_agree(target: str) -> None:
     sim = QuantizationSimModel(Mixed().eval(), _X, target=target)
-    weighted = {n for n, m in sim.named_qmodules() if any(q for q in m.param_quantizers.values())}
+    weighted = {n for n, m in sim.named_qmodules() if list(m.param_quantizers.active())}
     taken = {n.module for n in inspected(target).nodes if n.device == "target"}
     assert weighted == taken & {"c1", "c2", "c3", "fc"}
 

@@ -160,3 +160,15 @@ def test_inputs_of_another_batch_keep_their_nature() -> None:
     assert torch.equal(new_flags[:2], flags)
     assert torch.equal(new_scale, scale)
     assert other_batch((scale,), {}) is None
+
+
+@pytest.mark.parametrize("name", ["graph", "code", "meta", "recompile"])
+def test_a_child_with_the_name_of_a_graphs_own_attribute(name: str) -> None:
+    model = nn.Module()
+    model.add_module(name, nn.ReLU())
+    with pytest.raises(TraceError, match=rf"(?s)FXQ113.*{name!r}.*wrap the model"):
+        record(model, (rows(2, 4),), {})
+    inner = nn.Sequential()
+    inner.add_module(name, nn.ReLU())
+    wrapped = nn.Sequential(inner)
+    assert record(wrapped, (rows(2, 4),), {}).graph_module(rows(2, 4)).shape == (2, 4)

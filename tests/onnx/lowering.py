@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxquant import ops
+from fxquant.graph.structure import leaves
 from fxquant.onnx import Lowered, lower
 
 # a sum over n elements taken in another order differs by a few ulps of its largest term
@@ -38,12 +39,9 @@ def graph_of(module: nn.Module, *inputs: Any, **kwargs: Any) -> fx.GraphModule:
 
 
 def tensors(value: Any) -> list[Tensor]:
-    """Tensors of a nested value in order."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = list(value.values())
-    return [t for v in value for t in tensors(v)] if isinstance(value, list | tuple) else []
+    """Leaves of a nested value in order, numbers as tensors; None is left out."""
+    found = (leaf for _, leaf in leaves(tuple(value) if isinstance(value, torch.Size) else value))
+    return [torch.as_tensor(leaf) for leaf in found if leaf is not None]
 
 
 def row_graph(row: ops.Op, sample: ops.Sample) -> tuple[fx.GraphModule, list[Tensor]]:

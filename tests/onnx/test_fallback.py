@@ -71,6 +71,15 @@ def test_equal_calls_are_exported_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(exports) == 2
 
 
+@pytest.mark.skipif(importlib.util.find_spec("onnxscript") is None, reason="needs onnxscript")
+def test_a_module_with_hooks_keeps_what_they_do() -> None:
+    layer = nn.Linear(3, 3)
+    layer.register_forward_hook(lambda module, args, result: result * 2)
+    x = torch.randn(2, 3)
+    lowered = check(graph_of(layer, x), [x], fallbacks=1)
+    assert "hooks" in lowered.fallbacks[0].reason
+
+
 def test_without_the_exporter_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(2, 3)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

@@ -1,4 +1,4 @@
-"""Float32 functions and float operators against onnxruntime's, bit by bit where they have one form."""
+"""Float32 functions and operators against onnxruntime's, bit by bit where they have one form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each fused kernel against onnxruntime's: every byte, on generic scales and on ones full of ties."""
+"""Each fused kernel against onnxruntime, byte by byte: on generic scales and on round ones."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ from tests.onnx.integers import assert_equal, kernels
 from tests.onnx.qdq import Graph
 
 Shape = tuple[int, ...]
+
+
+def floats(*values: float) -> NDArray[np.float32]:
+    """A float32 vector."""
+    return np.array(values, np.float32)
 
 
 def normal(seed: int = 0, **shapes: Shape) -> dict[str, NDArray[np.float32]]:
@@ -42,14 +47,14 @@ class Scales:
 def test_a_fused_multiply_add_rounds_once() -> None:
     rng = np.random.default_rng(0)
     a, b, c = (rng.standard_normal(20_000).astype(np.float32) for _ in range(3))
-    exact = np.float32([float(np.longdouble(x) * y + z) for x, y, z in zip(a, b, c, strict=True)])
+    exact = floats(*(float(np.longdouble(x) * y + z) for x, y, z in zip(a, b, c, strict=True)))
     assert np.mean(fma(a, b, c) == exact) == 1.0
 
 
 def test_a_fused_multiply_add_is_right_where_two_roundings_are_not() -> None:
     # exactly 1 + 2^-24 + 2^-60: float64 makes a tie of it, which float32 would round down
-    a, b = np.float32([(1 + 2.0**-12) * 2.0**-24]), np.float32([1 - 2.0**-12 + 2.0**-24])
-    one = np.float32([1.0])
+    a, b = floats((1 + 2.0**-12) * 2.0**-24), floats(1 - 2.0**-12 + 2.0**-24)
+    one = floats(1.0)
     assert (a.astype(np.float64) * b + one).astype(np.float32)[0] == np.float32(1.0)
     assert fma(a, b, one)[0] == np.float32(1 + 2.0**-23)
     assert fma(-a, b, -one)[0] == np.float32(-1 - 2.0**-23)
@@ -149,7 +154,9 @@ def test_operands_are_moved_to_the_grid_of_the_result(kind: str) -> None:
     x = g.quantized("qx", g["x"], s.scale(), s.zero())
     y = g.quantized("qy", g["y"], s.scale(), s.zero())
     choice = g.constant("choice", np.random.default_rng(0).random((10, 33)) > 0.5)
-    made = g.op("Concat", "op", x, y, axis=1) if kind == "Concat" else g.op(kind, "op", choice, x, y)
+    made = (
+        g.op("Concat", "op", x, y, axis=1) if kind == "Concat" else g.op(kind, "op", choice, x, y)
+    )
     model = g.model(g.quantized("qz", made, s.scale(), s.zero()))
     assert kernels(model)["op"] == f"QLinear{kind}"
     assert_equal(model, normal(x=shape, y=shape))

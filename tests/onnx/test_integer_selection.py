@@ -15,7 +15,7 @@ from fxquant.onnx.integer import IntegerModel
 from fxquant.onnx.runtime import optimized
 from tests.onnx.integers import assert_equal, compare, kernels
 from tests.onnx.qdq import Graph
-from tests.onnx.test_integer_kernels import normal
+from tests.onnx.test_integer_kernels import floats, normal
 
 SHAPE = (2, 8, 12, 10)
 Write = Callable[[Graph, ir.Value], ir.Value]
@@ -40,7 +40,7 @@ def assert_same_kernels(model: ir.Model, folder: Path) -> None:
 def check(model: ir.Model, folder: Path, **shapes: tuple[int, ...]) -> dict[str, str]:
     """The same kernels and the same integers; gives the kernels by node."""
     assert_same_kernels(model, folder)
-    assert_equal(model, normal(**(shapes or {"x": SHAPE})))
+    assert_equal(model, normal(0, **(shapes or {"x": SHAPE})))
     return kernels(model)
 
 
@@ -184,9 +184,9 @@ _MOVES: dict[str, Write] = {
         "MaxPool", "op", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4, ceil_mode=1),
     "ReduceMax": lambda g, x: g.op("ReduceMax", "op", x, g.constant("s", _integers(2, 3))),
     "Nearest": lambda g, x: g.op(
-        "Resize", "op", x, None, g.constant("s", np.float32([1, 1, 2, 2])), mode="nearest"),
+        "Resize", "op", x, None, g.constant("s", floats(1, 1, 2, 2)), mode="nearest"),
     "Linear": lambda g, x: g.op(
-        "Resize", "op", x, None, g.constant("s", np.float32([1, 1, 2, 2])), mode="linear"),
+        "Resize", "op", x, None, g.constant("s", floats(1, 1, 2, 2)), mode="linear"),
     "DepthToSpace": lambda g, x: g.op("DepthToSpace", "op", x, blocksize=2),
     "Pad": lambda g, x: g.op("Pad", "op", x, g.constant("s", _integers(0, 0, 1, 1, 0, 0, 1, 2))),
     "Mean": lambda g, x: g.op("ReduceMean", "op", x, g.constant("s", _integers(2, 3))),

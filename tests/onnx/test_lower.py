@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -197,6 +200,21 @@ def _traced(forward: Callable[..., Any], *inputs: Tensor) -> fx.GraphModule:
     return prepared(_net(forward), *inputs)
 
 
+@dataclass
+class Answer:
+    """A result of a model."""
+
+    first: Tensor
+    second: Any
+
+
+class Pair(NamedTuple):
+    """Another one."""
+
+    a: Tensor
+    b: Tensor
+
+
 x = torch.randn(2, 4, 6)
 _GRAPHS: dict[str, Callable[[Tensor], Any]] = {
     "sizes": lambda x: x.reshape(x.shape[0] * x.shape[1], -1) * x.shape[1],
@@ -215,12 +233,71 @@ _GRAPHS: dict[str, Callable[[Tensor], Any]] = {
     "repeat": lambda x: x[:, 0].repeat(1, 2).view(x.size(0), 2, 6),
     "size as number": lambda x: x / x.shape[0],
     "constant output": lambda x: (x, torch.ones(3)),
+    "power of a size": lambda x: x * x.shape[0] ** -0.5 - 2 ** -x.shape[0] + x.shape[0] / 2,
+    "rounded size": lambda x: x[:, : math.ceil(x.shape[0] / 2)] + int(x.shape[0] * 0.5),
+    "variance of all": lambda x: x.var() + x.std((0, 1)),
+    "transposed": lambda x: x[:, 0].T @ x[:, 1] + x.mT.sum(),
+    "named results": lambda x: {"answer": Answer(x + 1, (x, 3)), "pair": Pair(x, b=x - 1)},
+    "ordered": lambda x: OrderedDict(z=x * 3, nothing=None, shape=x.shape),
 }
 
 
 @pytest.mark.parametrize("name", list(_GRAPHS))
 def test_graph(name: str) -> None:
     check(_traced(_GRAPHS[name], x), [x])
+
+
+class Stateful(nn.Module):
+    """Counts its calls, and may use the count."""
+
+    count: Tensor
+
+    def __init__(self, *, used: bool) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros(()))
+        self.used = used
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[...] -> [...]."""
+        self.count += 1
+        return x + self.count if self.used else x * 2
+
+
+def test_a_model_that_reads_what_it_writes_is_refused_and_left_alone() -> None:
+    gm = prepared(Stateful(used=True), x)
+    before = gm.get_buffer("count").clone()
+    with pytest.raises(ExportError, match="count") as caught:
+        lower(gm, ((x,), {}))
+    assert caught.value.code == "FXQ529"
+    assert "test_lower.py" in str(caught.value)
+    assert torch.equal(before, gm.get_buffer("count"))
+
+
+def test_what_is_written_and_never_read_does_not_matter() -> None:
+    gm = prepared(Stateful(used=False), x)
+    lowered = lower(gm, ((x,), {}))
+    assert [n.op_type for n in lowered.model.graph] == ["Mul"]
+    assert not gm.get_buffer("count").any()
+
+
+def test_a_write_that_is_read_later_is_refused() -> None:
+    graph = fx.Graph()
+    given = graph.placeholder("x")
+    doubled = graph.call_function(torch.mul, (given, 2))
+    graph.call_method("add_", (doubled, 1))
+    graph.output(graph.call_function(torch.relu, (doubled,)))
+    with pytest.raises(ExportError, match="FXQ529"):
+        lower(fx.GraphModule(nn.Module(), graph), ((x,), {}))
+
+
+def test_random_numbers_of_a_dynamic_size_are_refused() -> None:
+    graph = fx.Graph()
+    given = graph.placeholder("x")
+    size = graph.call_method("size", (given, 0))
+    noise = graph.call_function(torch.rand, (size, 1, 1))
+    graph.output(graph.call_function(torch.add, (given, noise)))
+    with pytest.raises(ExportError, match="FXQ508"):
+        lower(fx.GraphModule(nn.Module(), graph), ((x,), {}))
 
 
 def test_what_no_input_changes_is_a_constant() -> None:

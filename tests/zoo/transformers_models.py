@@ -21,15 +21,17 @@ _IMAGE = {
     "image_size": 32, "patch_size": 8,
 }  # fmt: skip
 _DECODER = _BODY | {"num_key_value_heads": 2, "head_dim": 8, "use_cache": False} | _SPECIAL
+# no random skipping of layers while training: that is a decision of Python, not of the graph
 _SEQ2SEQ = {
     "vocab_size": 100, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2,
     "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 64,
     "decoder_ffn_dim": 64, "max_position_embeddings": 64, "use_cache": False,
+    "encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0,
 } | _SPECIAL  # fmt: skip
 _SPEECH = _BODY | {
     "conv_dim": (16, 16, 16), "conv_stride": (5, 4, 2), "conv_kernel": (10, 4, 4),
     "num_feat_extract_layers": 3, "num_conv_pos_embeddings": 16,
-    "num_conv_pos_embedding_groups": 4, "apply_spec_augment": False,
+    "num_conv_pos_embedding_groups": 4, "apply_spec_augment": False, "layerdrop": 0.0,
 }  # fmt: skip
 _T5 = {
     "vocab_size": 100, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4,

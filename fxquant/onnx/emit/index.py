@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
 
@@ -315,8 +316,15 @@ def _embedding(c: Call) -> ir.Value:
         msg = "a table that is quantized in blocks"
         raise UnsupportedError(msg)
     if grid.axis != 0:
-        axis = None if grid.axis is None else c.spec().rank
-        return c.op("DequantizeLinear", rows, values.scale, values.zero_point, axis=axis)
+        scale, zero = values.scale, values.zero_point
+        if grid.axis is None and grid.dtype is ir.DataType.INT8:
+            # a scale a column, all alike: a single one moves through the slice or reshape of a
+            # reader, where onnxruntime makes half of an int8 pair unsigned and fails to load it
+            (width,) = static_sizes(c.spec("weight").shape[-1:], "the table")
+            scale = c.builder.constant(np.full(width, grid.scale, np.float32))
+            zero = c.builder.constant(np.full(width, grid.zero_point, np.int8))
+        axis = None if scale is values.scale and grid.axis is None else c.spec().rank
+        return c.op("DequantizeLinear", rows, scale, zero, axis=axis)
     # one scale a row: DequantizeLinear has no form for it
     scale, zero = (c.op("Gather", v, c.tensor(), axis=0) for v in (values.scale, values.zero_point))
     centred = [c.op("Cast", v, to=ir.DataType.FLOAT) for v in (rows, c.unsqueeze(zero, [-1]))]

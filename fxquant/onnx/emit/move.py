@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from fxquant.onnx.call import Call, Emitted, UnsupportedError, static_sizes
-from fxquant.onnx.emit.registry import emits
+from fxquant.onnx.emit.registry import emits, emits_function
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -123,6 +123,21 @@ def _movedim(c: Call) -> Emitted:
     places = dict(zip(target, source, strict=True))
     rest = iter(i for i in range(rank) if i not in source)
     return _permuted(c, [places[i] if i in places else next(rest) for i in range(rank)])
+
+
+@emits_function(getattr)
+def _attribute(c: Call) -> Emitted:
+    """Attributes that are views: `x.T`, `x.mT`, `x.real`, `x.data`."""
+    c.arguments = {"input": c.node.args[0]}
+    name, rank = c.node.args[1], c.spec().rank
+    if name in ("real", "data"):
+        return c.held("input")
+    if name == "T" or (name == "H" and rank == 2):
+        return _permuted(c, list(reversed(range(rank))))
+    if name in ("mT", "mH"):
+        return _swapped(c, -2, -1)
+    msg = f"the attribute {name!r} of a tensor"
+    raise UnsupportedError(msg)
 
 
 # --- repetition --------------------------------------------------------------------------------

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 import torch
 
+from fxquant.onnx.builder import data_type
 from fxquant.onnx.call import Call, UnsupportedError, static_sizes
 from fxquant.onnx.emit.registry import Emitter, emits
 
@@ -77,19 +79,30 @@ def _variance(c: Call) -> tuple[ir.Value, ir.Value]:
     x, axes, keepdim = c.tensor(), axes_of(c), bool(c.static("keepdim"))
     shape = c.spec().shape
     reduced = range(len(shape)) if axes is None else axes
-    count = 1
-    for size in static_sizes([shape[i] for i in reduced], "the reduced axis"):
-        count *= size
     correction = c.static("correction")
     if correction is None:
         correction = int(bool(c.static("unbiased")))
     mean = c.reduce("ReduceMean", x, axes, keepdim=True)
     centered = c.op("Sub", x, mean)
     total = c.reduce("ReduceSum", c.op("Mul", centered, centered), axes, keepdim)
-    variance = c.op("Div", total, c.number(float(max(count - correction, 0))))
+    variance = c.op("Div", total, _degrees(c, reduced, correction))
     if keepdim:
         return variance, mean
     return variance, c.reduce("ReduceMean", x, axes)
+
+
+def _degrees(c: Call, axes: Sequence[int], correction: float) -> ir.Value:
+    """Number of elements, less the correction."""
+    shape = c.spec().shape
+    static = math.prod(s for i in axes if isinstance(s := shape[i], int))
+    dynamic = [c.held("input").size(c.builder, i) for i in axes if not isinstance(shape[i], int)]
+    if not dynamic:
+        return c.number(float(max(static - correction, 0)))
+    count: ir.Value = c.builder.constant([static])
+    for size in dynamic:
+        count = c.op("Mul", count, size)
+    real = c.op("Cast", c.squeeze(count, [0]), to=data_type(c.spec().dtype))
+    return c.op("Sub", real, c.number(float(correction)))
 
 
 @emits("var")

@@ -1,0 +1,286 @@
+"""Changing the quantizers of a finished simulation: leave out, replace, take away.
+
+The grids of a model hang together: the step of an int32 bias is made of the steps of its layer's
+input and weight. Whatever changes one of them ends in `refresh_biases`, so that a simulation stays
+one that can be exported.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxquant import ops
+from fxquant.errors import ConfigError, SelectorError, nearest
+from fxquant.graph.grids import resolve_grids
+from fxquant.graph.passes import Fact, set_state, state_of
+from fxquant.graph.rewriter import Rewriter
+from fxquant.graph.select import path_matches, select_named, several
+from fxquant.nn import QuantizationMixin
+from fxquant.quantization import QuantizerBase, affine
+from fxquant.quantization.affine import AffineQuantizer
+from fxquant.quantization.analyzers import Percentile
+from fxquant.quantization.encodings import AffineEncoding
+from fxquant.quantization.float import FloatQuantizeDequantize
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from fxquant.graph.select import Selector
+
+    Make = Callable[[tuple[int, ...], tuple[int, ...]], AffineQuantizer]
+
+_HOMES = frozenset({"input_quantizers", "output_quantizers", "param_quantizers"})
+
+
+def quantized_modules(
+    gm: fx.GraphModule, selectors: Iterable[Selector] | Selector
+) -> dict[str, QuantizationMixin]:
+    """Quantized modules that selectors name; a container stands for all modules below it.
+
+    Raises:
+        SelectorError: FXQ213 a selector matches nothing, FXQ241 it matches nothing quantized.
+    """
+    named = {p: m for p, m in gm.named_modules() if p and _HOMES.isdisjoint(p.split("."))}
+    found: dict[str, QuantizationMixin] = {}
+    for selector in several(selectors):
+        paths = select_named(selector, named, below=True)
+        below = tuple(f"{p}." for p in paths)
+        chosen = {
+            p: m
+            for p, m in named.items()
+            if isinstance(m, QuantizationMixin) and (p in paths or p.startswith(below))
+        }
+        if not chosen:
+            what = f"nothing in {', '.join(paths)} is quantized"
+            raise SelectorError("FXQ241", what, fix="sim.named_qmodules() lists what is")
+        found |= chosen
+    return found
+
+
+def exclude_layers(gm: fx.GraphModule, selectors: Iterable[Selector] | Selector) -> None:
+    """Put the float modules back in the place of quantized ones."""
+    rw = Rewriter(gm, "exclude_layers")
+    chosen = quantized_modules(gm, selectors)
+    for path, module in chosen.items():
+        rw.set_module(path, module.get_original_module())
+    rw.finish()
+    _explain(gm, chosen, "it was excluded from quantization")
+    refresh_biases(gm)
+
+
+def exclude_params(gm: fx.GraphModule, pattern: str) -> None:
+    """Take away the quantizers of parameters by name ("bias") or path, or by a glob of either."""
+    homes = {
+        f"{path}.{name}": (path, module.param_quantizers, name)
+        for path, module in gm.named_modules()
+        if isinstance(module, QuantizationMixin)
+        for name in module.param_quantizers
+    }
+    names = {name for _, _, name in homes.values()}
+    found = [
+        home for full, home in homes.items()
+        if path_matches(pattern, home[2]) or path_matches(pattern, full)
+    ]  # fmt: skip
+    if not found:
+        fix = nearest(pattern, [*names, *homes]) or f"the names are {', '.join(sorted(names))}"
+        raise SelectorError("FXQ243", f"no parameter is called {pattern!r}", fix=fix)
+    for path, home, name in found:
+        if home[name] is not None:
+            home[name] = None
+            _explain(gm, [path], f"its {name} was excluded from quantization")
+    refresh_biases(gm)
+
+
+def set_percentile(gm: fx.GraphModule, percentile: float) -> None:
+    """Set the share of values that the percentile scheme keeps; it counts from calibration on."""
+    found = [
+        q for q in gm.modules()
+        if isinstance(q, AffineQuantizer) and isinstance(q.encoding_analyzer, Percentile)
+    ]  # fmt: skip
+    if not found:
+        fix = "build the simulation with quant_scheme='percentile'"
+        raise ConfigError("FXQ242", "no quantizer uses percentiles", fix=fix)
+    for q in found:
+        analyzer: Any = q.encoding_analyzer
+        q.encoding_analyzer = dataclasses.replace(analyzer, percentile=float(percentile))
+
+
+def set_activations_to_float(
+    gm: fx.GraphModule, selectors: Iterable[Selector] | Selector, **kind: Any
+) -> None:
+    """Round activations to a narrow floating-point format instead of integers."""
+    chosen = quantized_modules(gm, selectors)
+    made: dict[int, FloatQuantizeDequantize] = {}
+    for module in chosen.values():
+        for home in (module.input_quantizers, module.output_quantizers):
+            for index, old in list(home.active()):
+                if id(old) not in made:
+                    made[id(old)] = FloatQuantizeDequantize(**kind)
+                    made[id(old)].where = old.where
+                home[index] = made[id(old)]
+    if not made:
+        what = f"no activation of {', '.join(chosen)} is quantized"
+        raise SelectorError("FXQ244", what, fix="sim.explain(path) tells who owns the grid")
+    _explain(gm, chosen, "its activations were set to a floating-point format")
+    refresh_biases(gm)
+
+
+def set_blocks(
+    gm: fx.GraphModule,
+    selectors: Iterable[Selector] | Selector,
+    block_size: int | Sequence[int],
+    make: Make,
+) -> None:
+    """Give weights one grid per block.
+
+    Args:
+        gm: the simulated model.
+        selectors: modules; those without a quantized weight are passed over.
+        block_size: elements per block along the input channels, or along every axis (-1: all).
+        make: makes a quantizer of (number of blocks, block size).
+    """
+    chosen = quantized_modules(gm, selectors)
+    weights = [(p, m) for p, m in chosen.items() if _weight_quantizer(m) is not None]
+    if not weights:
+        what = f"no weight of {', '.join(chosen)} is quantized"
+        raise SelectorError("FXQ245", what, fix="choose convolutions or linear layers")
+    sizes = [_blocks(path, module, block_size) for path, module in weights]
+    made: dict[tuple[int, Any], AffineQuantizer] = {}
+    for (path, module), blocks in zip(weights, sizes, strict=True):
+        weight, old = _tensor(module, "weight"), module.param_quantizers["weight"]
+        key = (id(weight), blocks)
+        if key not in made:
+            counts = tuple(
+                1 if b == -1 else n // b for n, b in zip(weight.shape, blocks, strict=True)
+            )
+            new = made[key] = make(counts, blocks)
+            new.where = old.where
+            if old.is_initialized():
+                with torch.no_grad(), new.compute_encodings():
+                    new(weight)
+        module.param_quantizers["weight"] = made[key]
+        _explain(gm, [path], f"its weight was given a grid per block of {blocks}")
+    refresh_biases(gm)
+
+
+def original_model(gm: fx.GraphModule, *, qdq_weights: bool) -> fx.GraphModule:
+    """A copy without quantizers; with the weights on their grids if that is wanted."""
+    twin = copy.deepcopy(gm)
+    rw = Rewriter(twin, "original_model")
+    rounded: dict[int, nn.Parameter] = {}
+    for node in rw.nodes:
+        module = rw.module(node)
+        if not isinstance(module, QuantizationMixin):
+            continue
+        if getattr(module, "placed", False):
+            rw.replace(node, node.all_input_nodes[0])
+            twin.delete_submodule(str(node.target))
+            continue
+        plain = module.get_original_module()
+        if qdq_weights:
+            with torch.no_grad():
+                for name, value in module._quantized_parameters().items():
+                    old = module._parameters[name]
+                    kept = rounded.setdefault(id(old), nn.Parameter(value.detach().clone()))
+                    plain.register_parameter(name, kept)
+        rw.set_module(str(node.target), plain)
+    rw.finish()
+    set_state(twin, facts=state_of(twin).facts - {Fact.PLACED}, why={})
+    return twin
+
+
+def refresh_biases(gm: fx.GraphModule) -> None:
+    """Put int32 biases on the grids of their input and weight as they are now, or into float."""
+    grids = resolve_grids(gm)
+    for node in gm.graph.nodes:
+        module = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if not isinstance(module, QuantizationMixin):
+            continue
+        bias = module.param_quantizers._modules.get("bias")
+        if not isinstance(bias, affine.BiasQuantizeDequantize):
+            continue
+        source, weight = _input_quantizer(gm, node, module, grids), _weight_quantizer(module)
+        if not _is_plain(source) or not _is_plain(weight) or source is None or weight is None:
+            module.param_quantizers["bias"] = None
+            reason = "its bias is float: its input or weight has no grid for an integer sum"
+            _explain(gm, [str(node.target)], reason)
+        elif source is not bias.input_quantizer or weight is not bias.weight_quantizer:
+            fresh = affine.BiasQuantizeDequantize(source, weight)
+            fresh.where = bias.where
+            module.param_quantizers["bias"] = fresh
+
+
+def _input_quantizer(
+    gm: fx.GraphModule, node: fx.Node, module: QuantizationMixin, grids: dict[fx.Node, Any]
+) -> QuantizerBase | None:
+    own = module.input_quantizers._modules.get("0")
+    if isinstance(own, QuantizerBase):
+        return own
+    maker = ops.arguments(node, gm).get("input")
+    found = grids.get(maker, (None,)) if isinstance(maker, fx.Node) else (None,)
+    return found[0] if found else None
+
+
+def _is_plain(quantizer: QuantizerBase | None) -> bool:
+    """Whether an integer kernel's sum can have a step made of this quantizer's."""
+    encoding = quantizer.get_encodings() if quantizer is not None else None
+    if encoding is not None and not isinstance(encoding, AffineEncoding):
+        return False
+    return isinstance(quantizer, AffineQuantizer) and quantizer.block_size is None
+
+
+def _weight_quantizer(module: QuantizationMixin) -> QuantizerBase | None:
+    found = module.param_quantizers._modules.get("weight")
+    return found if isinstance(found, QuantizerBase) else None
+
+
+def _tensor(module: nn.Module, name: str) -> Tensor:
+    found = module._parameters[name]
+    return torch.empty(0) if found is None else found
+
+
+def _blocks(path: str, module: nn.Module, size: int | Sequence[int]) -> tuple[int, ...]:
+    """Block size along every axis of the weight."""
+    shape = tuple(_tensor(module, "weight").shape)
+    if isinstance(size, int):
+        blocks = [-1] * len(shape)
+        outputs = weight_axis(module)
+        blocks[outputs], blocks[1 - outputs] = 1, size
+    else:
+        blocks = list(size)
+    fits = len(blocks) == len(shape) and all(
+        b == -1 or (b > 0 and n % b == 0) for n, b in zip(shape, blocks, strict=False)
+    )
+    if not fits:
+        what = f"blocks of {tuple(blocks)} do not divide the weight of {path}, {shape}"
+        raise ConfigError("FXQ246", what, fix="choose divisors, -1 for a whole axis")
+    return tuple(blocks)
+
+
+def grouping(
+    shape: tuple[int, ...], blocks: tuple[int, ...], size: int | Sequence[int]
+) -> tuple[int, ...]:
+    """Blocks per group along every axis; one number is for the axis that is cut into blocks."""
+    if not isinstance(size, int):
+        return tuple(size)
+    # blocks of one are channels: every output channel is a group of its own
+    cut = max(range(len(shape)), key=lambda i: (blocks[i] != 1, shape[i]))
+    return tuple(size if i == cut else 1 for i in range(len(shape)))
+
+
+def weight_axis(module: nn.Module) -> int:
+    """Axis of the output channels of a module's weight."""
+    row = ops.row_for_module(module)
+    return row.weight_axis if row is not None and row.weight_axis is not None else 0
+
+
+def _explain(gm: fx.GraphModule, paths: Iterable[str], reason: str) -> None:
+    why = dict(state_of(gm).why)
+    for path in paths:
+        why[path] = (*why.get(path, ()), reason)
+    set_state(gm, why=why)

@@ -1,0 +1,129 @@
+"""Reading the fields of an entry with their types checked, and writing them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from fxquant.encodings.entry import FLOATS, Array, Entry, malformed
+
+_BITS = range(2, 33)
+
+
+class Fields:
+    """One JSON object; asking for a field checks its type.
+
+    Args:
+        name: tensor, for errors.
+        given: the JSON object.
+    """
+
+    def __init__(self, name: str, given: Any) -> None:
+        if not isinstance(given, dict):
+            raise malformed(name, f"an object was expected, not {type(given).__name__}")
+        self.name = name
+        self.given = given
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.given
+
+    def text(self, key: str, default: str = "") -> str:
+        """A string."""
+        value = self.given.get(key, default)
+        if not isinstance(value, str):
+            raise malformed(self.name, f"{key} is {value!r}, not a text")
+        return value
+
+    def integer(self, key: str) -> int | None:
+        """A whole number, or None where the field is missing."""
+        value = self.given.get(key)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+            raise malformed(self.name, f"{key} is {value!r}, not a whole number")
+        return int(value)
+
+    def bits(self, key: str) -> int:
+        """A bitwidth."""
+        value = self.integer(key)
+        if value is None or value not in _BITS:
+            raise malformed(self.name, f"{key} is {value}, not 2 to 32")
+        return value
+
+    def flag(self, key: str) -> bool | None:
+        """A boolean, or the texts "True" and "False"; None where the field is missing."""
+        value = self.given.get(key)
+        known = {"True": True, "False": False}
+        value = known.get(value, value) if isinstance(value, str) else value
+        if value is not None and not isinstance(value, bool):
+            raise malformed(self.name, f"{key} is {value!r}, not true or false")
+        return value
+
+    def scales(self, key: str) -> Array:
+        """Positive finite numbers as float32, in their nesting."""
+        found = self._numbers(key).astype(np.float32)
+        if not found.size or not np.isfinite(found).all() or (found <= 0).any():
+            raise malformed(self.name, f"{key} holds numbers that are not positive and finite")
+        return found
+
+    def integers(self, key: str) -> Array:
+        """Whole numbers as int64, in their nesting."""
+        found = self._numbers(key)
+        if not np.isfinite(found).all() or (found != np.round(found)).any():
+            raise malformed(self.name, f"{key} holds numbers that are not whole")
+        return found.astype(np.int64)
+
+    def limits(self) -> tuple[int, int] | None:
+        """Smallest and largest integer, where the file names them."""
+        low, high = self.integer("qmin"), self.integer("qmax")
+        return None if low is None or high is None else (low, high)
+
+    def _numbers(self, key: str) -> Array:
+        try:
+            found = np.array(self.given[key], dtype=np.float64)
+        except KeyError:
+            raise malformed(self.name, f"{key} is missing") from None
+        except (TypeError, ValueError) as error:
+            raise malformed(self.name, f"{key} is no (nested) list of numbers") from error
+        return found
+
+
+def float_type(fields: Fields, bits: int) -> str:
+    """The narrow floating-point format of an entry; without a name 16 bits are float16."""
+    found = fields.text("float_type", {16: "float16", 8: "float8e4m3fn", 32: "float32"}.get(bits, ""))
+    if found not in FLOATS and found != "float32":
+        raise malformed(fields.name, f"there is no float type {found or bits!r}")
+    return found
+
+
+def extras(entry: Entry) -> dict[str, Any]:
+    """Fields beyond the version's own, where the grid could not be told without them."""
+    found: dict[str, Any] = {}
+    if entry.limits is not None and not narrow(entry.limits, entry.bits):
+        found |= {"qmin": entry.limits[0], "qmax": entry.limits[1]}
+    if entry.float_type not in ("", "float16"):
+        found["float_type"] = entry.float_type
+    return found
+
+
+def narrow(limits: tuple[int, int], bits: int) -> bool:
+    """Whether the grid is `-(2 ** (bits - 1) - 1) .. 2 ** (bits - 1) - 1`: its zero point tells."""
+    half = 2 ** (bits - 1) - 1
+    return limits == (-half, half)
+
+
+def numbers(x: Array | None) -> list[Any]:
+    """Plain numbers, flat; float32 is exact as a double and in its shortest decimal form."""
+    return [] if x is None else list(x.reshape(-1).tolist())
+
+
+def nested(x: Array) -> Any:
+    """Plain numbers in the array's nesting."""
+    return x.tolist()
+
+
+def close_width(low: float, high: float) -> bool:
+    """Whether two ends span a range."""
+    return math.isfinite(low) and math.isfinite(high) and low <= high

@@ -1,0 +1,169 @@
+"""What a configuration says about each node of a graph, and which of its keys says so.
+
+Rules for operator types come before the defaults, globs of layers before operator types, and the
+path of a layer before globs. Two globs that ask for different things of one layer are an error.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import fx, nn
+
+from fxquant import ops
+from fxquant.errors import ConfigError, SelectorError, nearest
+from fxquant.graph.choose import computing_nodes
+from fxquant.graph.grids import moves_values
+from fxquant.graph.select import select_named
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fxquant.config import QuantConfig, Rule
+    from fxquant.targets import Target
+
+
+class Wish(NamedTuple):
+    """What is asked of a node.
+
+    Attributes:
+        value: what is asked, None for nothing.
+        key: where the configuration says so; empty for nothing.
+    """
+
+    value: Any = None
+    key: str = ""
+
+
+class Settings:
+    """The rules of a configuration, by node.
+
+    Args:
+        gm: prepared graph.
+        config: the configuration.
+        target: what the rules are checked against.
+
+    Raises:
+        SelectorError: FXQ213, a layer matches nothing.
+        ConfigError: FXQ222 an operator is unknown, FXQ223 two rules of one rank disagree, FXQ224 a
+            rule cannot be kept by the operators it is for, FXQ262 the target cannot compute it.
+    """
+
+    def __init__(self, gm: fx.GraphModule, config: QuantConfig, target: Target) -> None:
+        self.config = config
+        self._wishes: dict[fx.Node, dict[str, Wish]] = {}
+        self._rank: dict[tuple[fx.Node, str], int] = {}
+        self._gm, self._target = gm, target
+        if config.operators or config.layers:
+            self._read()
+
+    def of(self, node: fx.Node, key: str) -> Wish:
+        """What is asked of a node: key "output.bitwidth" and so on."""
+        return self._wishes.get(node, {}).get(key, Wish())
+
+    def is_layer(self, wish: Wish) -> bool:
+        """Whether the rule is for a named layer."""
+        return wish.key.startswith("layers.")
+
+    def _read(self) -> None:
+        for rank, prefix, nodes, rule in self._rules():
+            asked = rule.asked()
+            self._check_target(prefix, asked)
+            for node in nodes:
+                for key, value in asked.items():
+                    self._check_possible(node, f"{prefix}.{key}", key)
+                    self._add(node, key, Wish(value, f"{prefix}.{key}"), rank)
+        for node, wishes in self._wishes.items():
+            low, high = (wishes.get(f"output.{end}", Wish()) for end in ("min", "max"))
+            if (low.value is None) != (high.value is None) or _is_empty(low, high):
+                what = f"{low.key or high.key}: a range needs min and max, max being the larger"
+                raise ConfigError("FXQ224", what, at=node, fix="give both, or neither")
+
+    def _rules(self) -> Iterator[tuple[int, str, list[fx.Node], Rule]]:
+        nodes = computing_nodes(self._gm)
+        known = {n: row.name for n in nodes if (row := ops.row_of(n, self._gm)) is not None}
+        for name, rule in self.config.operators.items():
+            _check_operator(name, f"operators.{name}")
+            yield 0, f"operators.{name}", [n for n in nodes if known[n] == name], rule
+        at = {str(n.target): n for n in nodes}
+        at |= {n.name: n for n in self._gm.graph.nodes if n.op == "placeholder"}
+        named = {p: _module_at(self._gm, n) for p, n in at.items()}
+        for pattern, rule in self.config.layers.items():
+            try:
+                found = select_named(pattern, named, below=True)
+            except SelectorError as error:
+                raise SelectorError(
+                    error.code, f"layers.{pattern}: {error.what}", fix=error.fix
+                ) from error
+            rank = 2 if pattern in at else 1
+            yield rank, f"layers.{pattern}", [at[p] for p in found], rule
+
+    def _add(self, node: fx.Node, key: str, wish: Wish, rank: int) -> None:
+        wishes = self._wishes.setdefault(node, {})
+        before, rank_before = wishes.get(key), self._rank.get((node, key), -1)
+        if before is not None and rank == rank_before and before.value != wish.value:
+            what = f"{before.key} asks for {before.value}, {wish.key} for {wish.value}"
+            fix = f"write a rule for the layer {_label(node)!r} itself, or change one of the two"
+            raise ConfigError("FXQ223", what, at=node, fix=fix)
+        if rank >= rank_before:
+            wishes[key], self._rank[node, key] = wish, rank
+
+    def _check_possible(self, node: fx.Node, where: str, key: str) -> None:
+        row = ops.row_of(node, self._gm)
+        part = key.partition(".")[0]
+        given = ops.arguments(node, self._gm) if row is not None else {}
+        if part == "output" and moves_values(node, self._gm) is not None:
+            what = f"{where}: {_label(node)} only moves values and keeps its producer's grid"
+            raise ConfigError("FXQ224", what, at=node, fix="write the rule for the producer")
+        no_weight = row is None or row.weight_axis is None or "weight" not in given
+        if part in ("weight", "bias") and no_weight:
+            what = f"{where}: {_label(node)} has no quantized {part}"
+            raise ConfigError("FXQ224", what, at=node, fix="take the key out")
+
+    def _check_target(self, prefix: str, asked: dict[str, Any]) -> None:
+        names = {
+            "output.bitwidth": "activation_bitwidth", "output.symmetric": "activation_symmetric",
+            "weight.bitwidth": "weight_bitwidth", "weight.symmetric": "weight_symmetric",
+            "weight.per_channel": "per_channel",
+        }  # fmt: skip
+        none = type(self.config)()
+        for key, value in asked.items():
+            if key in names:
+                try:
+                    self._target.check(none.replace(**{names[key]: value}))
+                except ConfigError as error:
+                    what = f"{prefix}.{key}: {error.what}"
+                    raise ConfigError(error.code, what, fix=error.fix) from error
+
+
+def _check_operator(name: str, where: str) -> None:
+    rows = ops.TABLE.rows
+    if name not in rows:
+        fix = nearest(name, rows) or "the names are those of the table of supported operators"
+        raise ConfigError("FXQ222", f"{where}: there is no operator {name!r}", fix=fix)
+
+
+def check_supergroups(config: QuantConfig) -> None:
+    """Refuse chains that name no operators.
+
+    Raises:
+        ConfigError: FXQ222 an operator is unknown, FXQ224 a chain is too short.
+    """
+    for i, chain in enumerate(config.supergroups):
+        if len(chain) < 2:
+            what = f"supergroups.{i}: {len(chain)} operators are no chain"
+            raise ConfigError("FXQ224", what, fix="give two or more")
+        for name in chain:
+            _check_operator(name, f"supergroups.{i}")
+
+
+def _is_empty(low: Wish, high: Wish) -> bool:
+    return low.value is not None and high.value is not None and bool(low.value >= high.value)
+
+
+def _module_at(gm: fx.GraphModule, node: fx.Node) -> nn.Module:
+    return gm.get_submodule(str(node.target)) if node.op == "call_module" else gm
+
+
+def _label(node: fx.Node) -> str:
+    return str(node.target) if node.op == "call_module" else node.name
