@@ -29,6 +29,8 @@ from fxquant._version import __version__
 from fxquant.analysis.inspector import Inspector, InspectorReport
 from fxquant.analysis.inspector_regions import inspect_regions
 from fxquant.batches import Data, load_data, random_data
+from fxquant.encodings import diff
+from fxquant.encodings import read as read_encodings
 from fxquant.errors import ConfigError, FxQuantError
 from fxquant.loading import build_model
 from fxquant.progress import Progress
@@ -267,6 +269,31 @@ def verify(file: str, data: str | None, *, as_json: bool, progress: Progress) ->
         report = examine(file, data)
     click.echo(report.to_json() if as_json else str(report))
     return 0 if report else FINDINGS
+
+
+@main.group()
+def encodings() -> None:
+    """Work with encodings files."""
+
+
+@encodings.command("diff")
+@click.argument("first", metavar="A")
+@click.argument("second", metavar="B")
+@_common
+def diff_encodings(first: str, second: str, *, as_json: bool, progress: Progress) -> int:
+    """Compare two encodings files tensor by tensor; exit code 1 when they differ.
+
+    The files may be of different versions; what one of them cannot say is not compared.
+    """
+    progress.step("comparing")
+    a, b = read_encodings(first), read_encodings(second)
+    found = diff(a, b)
+    if as_json:
+        click.echo(json.dumps({"differences": [d.to_dict() for d in found]}, indent=1))
+    else:
+        count = len({e.name for e in (*a.entries, *b.entries)})
+        click.echo("\n".join([*map(str, found), f"{len(found)} of {count} tensors differ"]))
+    return FINDINGS if found else 0
 
 
 def _model_and_data(

@@ -8,6 +8,7 @@ for named layers (`layers`) before both.
 from __future__ import annotations
 
 import json
+import logging
 import typing
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
@@ -15,6 +16,8 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, ValidationError
 
 from fxquant.errors import ConfigError, nearest
+
+log = logging.getLogger("fxquant")
 
 Bits: TypeAlias = Annotated[StrictInt, Field(ge=2, le=32)]
 
@@ -136,14 +139,19 @@ class QuantConfig(_Frozen):
     def load(cls, source: QuantConfig | dict[str, Any] | str | Path | None) -> QuantConfig:
         """A configuration from itself, a mapping, a JSON file or None (all defaults).
 
+        A file, or the content of a file, may be one of AIMET's (`fxquant.aimet_config`).
+
         Raises:
-            ConfigError: FXQ220 the file cannot be read, FXQ221 a key or value is wrong.
+            ConfigError: FXQ220 the file cannot be read, FXQ221 a key or value is wrong; FXQ227 to
+                FXQ229 for files of AIMET.
         """
         if source is None:
             return cls()
         if isinstance(source, QuantConfig):
             return source
         data = source if isinstance(source, dict) else read_json(Path(source))
+        if isinstance(data, dict) and {"defaults", "op_type"} <= data.keys():
+            return _from_aimet(data)
         try:
             return cls.model_validate(data)
         except ValidationError as error:
@@ -175,6 +183,15 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError("FXQ220", f"cannot read the configuration {path}: {error}") from error
+
+
+def _from_aimet(data: dict[str, Any]) -> QuantConfig:
+    from fxquant.aimet_config import from_aimet  # which reads the operator table
+
+    found = from_aimet(data)
+    for note in found.notes:
+        log.info("%s", note)
+    return found.config
 
 
 def _fix(loc: tuple[int | str, ...]) -> str:

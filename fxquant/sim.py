@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from fxquant import calibrate, editing
 from fxquant.config import QuantConfig
+from fxquant.encodings.methods import EncodingsMethods
 from fxquant.errors import ConfigError, ModelError, SelectorError, nearest
 from fxquant.graph.passes import state_of
 from fxquant.nn import QuantizationMixin
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from fxquant.onnx.report import ParityReport
 
 
-class QuantizationSimModel:
+class QuantizationSimModel(EncodingsMethods):
     """Simulates how a target computes a model in integers.
 
     The model that is handed in is prepared if it is not yet, and never changed: the simulation
@@ -42,15 +43,17 @@ class QuantizationSimModel:
         dummy_input: example inputs: a tensor, a tuple of positional or a dict of keyword inputs.
         quant_scheme: how ranges are found; a `QuantScheme` or its name ("tf", "tf_enhanced",
             "percentile", "min_max").
-        default_output_bw: bits of activations, 2 to 32.
-        default_param_bw: bits of weights, 2 to 32.
+        default_output_bw: bits of activations, 2 to 32; default: the target's.
+        default_param_bw: bits of weights, 2 to 32; default: the target's.
         config: a `QuantConfig`, a mapping of its fields or the path of a JSON file.
+        config_file: the same as a path; the file may be one of AIMET's.
         target: name of a shipped target, or a `Target`.
         in_place: build the simulation in the prepared graph that was handed in.
 
     Raises:
         ModelError: the model cannot be prepared.
-        ConfigError: FXQ230 the model holds quantized modules already; a configuration is wrong.
+        ConfigError: FXQ230 the model holds quantized modules already, FXQ231 two configurations
+            are given; a configuration is wrong.
 
     Example:
         >>> import torch
@@ -67,16 +70,21 @@ class QuantizationSimModel:
         model: nn.Module,
         dummy_input: Any,
         quant_scheme: QuantScheme | str = QuantScheme.post_training_tf_enhanced,
-        default_output_bw: int = 8,
-        default_param_bw: int = 8,
+        default_output_bw: int | None = None,
+        default_param_bw: int | None = None,
         *,
         config: QuantConfig | dict[str, Any] | str | Path | None = None,
+        config_file: str | Path | None = None,
         target: Target | str = "onnxruntime_x86",
         in_place: bool = False,
     ) -> None:
         _refuse_quantized(model)
         self.target = load_target(target) if isinstance(target, str) else target
-        self.config = _merged(QuantConfig.load(config), default_output_bw, default_param_bw)
+        self.config = _merged(
+            QuantConfig.load(config),
+            default_output_bw or self.target.activation.bitwidth,
+            default_param_bw or self.target.weight.bitwidth,
+        )
         self.quant_scheme = QuantScheme(quant_scheme)
         self._example = call_arguments(dummy_input)
         prepared = model if is_prepared(model) else prepare_model(model, dummy_input)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 from fxquant.graph.aliases import aliases, disjoint, view_of, written
 from fxquant.graph.meta import TensorSpec, spec
@@ -42,10 +42,11 @@ class RemoveWrites(Pass):
     def run(self, rw: Rewriter) -> None:
         """Walk the writes in order; each is judged by the graph as the earlier ones left it."""
         order = {node: number for number, node in enumerate(rw.nodes)}
+        views: _Views = {}
         for node in rw.nodes:
             target = written(node, rw.gm)
             if target is not None:
-                write = _Write(rw, node, target, order)
+                write = _Write(rw, node, target, order, views)
                 reason = write.objection()
                 if reason:
                     rw.skip(node, reason)
@@ -53,13 +54,23 @@ class RemoveWrites(Pass):
                     write.remove()
 
 
+# the new value of a view that was written to -> (the view, the new value of what it is a view of)
+_Views: TypeAlias = "dict[fx.Node, tuple[fx.Node, fx.Node]]"
+
+
 class _Write:
     """One in-place operation: `node` writes into `target`."""
 
     def __init__(
-        self, rw: Rewriter, node: fx.Node, target: fx.Node, order: dict[fx.Node, int]
+        self,
+        rw: Rewriter,
+        node: fx.Node,
+        target: fx.Node,
+        order: dict[fx.Node, int],
+        views: _Views,
     ) -> None:
         self.rw, self.node, self.target, self.order = rw, node, target, order
+        self.views = views
         self.now = order[node]
         self.bases = self._bases()
 
@@ -67,11 +78,21 @@ class _Write:
         """The readers of a node after the write."""
         return [user for user in of.users if self.order.get(user, -1) > self.now]
 
+    def _base(self, view: fx.Node) -> fx.Node | None:
+        """What a node is a view of, or was before it was written to."""
+        found = self.views.get(view)
+        return found[1] if found else view_of(view, self.rw.gm)
+
+    def _place(self, view: fx.Node) -> fx.Node:
+        """The node whose arguments say which part of its base a view is."""
+        found = self.views.get(view)
+        return found[0] if found else view
+
     def _bases(self) -> list[tuple[fx.Node, fx.Node]]:
         """(view, what it is a view of), from the target up, as far as something is read later."""
         chain: list[tuple[fx.Node, fx.Node]] = []
         needed, view = 0, self.target
-        while (base := view_of(view, self.rw.gm)) is not None:
+        while (base := self._base(view)) is not None:
             chain.append((view, base))
             if self._late(base) and not self._is_written_back(view, base):
                 needed = len(chain)
@@ -82,7 +103,7 @@ class _Write:
         """Whether the program itself goes on with `base[i] = view`, as `x[i] += 1` does."""
         first = min(self._late(base), key=lambda n: self.order[n])
         given = assigned(first)
-        index = self.rw.arguments(view).get("index")
+        index = self.rw.arguments(self._place(view)).get("index")
         return (
             view is self.target
             and written(first, self.rw.gm) is base
@@ -115,7 +136,7 @@ class _Write:
 
     def _chain(self) -> list[tuple[fx.Node, fx.Node]]:
         chain, view = [], self.target
-        while (base := view_of(view, self.rw.gm)) is not None:
+        while (base := self._base(view)) is not None:
             chain.append((view, base))
             view = base
         return chain
@@ -144,7 +165,7 @@ class _Write:
         value = self.node
         for view, base in self.bases:
             later = self._late(base)
-            given = self.rw.arguments(view)
+            given = self.rw.arguments(self._place(view))
             with self.rw.after(value):
                 if "index" in given:
                     made = self.rw.new_module(
@@ -161,5 +182,6 @@ class _Write:
                         ViewAs(), value, base, like=self.node, name="view_as", spec=spec(base)
                     )
             self.order[made] = self.now
+            self.views[value] = (self._place(view), made)
             self.rw.redirect(base, made, later)
             value = made

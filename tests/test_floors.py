@@ -17,7 +17,13 @@ ROOT = Path(__file__).parent.parent
 # written down in CONTRIBUTING.md
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("fxquant.errors", "fxquant._version", "fxquant.text"),
-    ("fxquant.quantization", "fxquant.ops", "fxquant.config", "fxquant.targets"),
+    (
+        "fxquant.quantization",
+        "fxquant.ops",
+        "fxquant.config",
+        "fxquant.targets",
+        "fxquant.aimet_config",
+    ),
     ("fxquant.graph",),
     ("fxquant.nn",),
     ("fxquant.passes",),
@@ -39,6 +45,8 @@ ALLOWED = {
     ("fxquant.ops", "fxquant.nn.functional"),
     ("fxquant.ops", "fxquant.nn.stubs"),
     ("fxquant.sim", "fxquant.export"),  # imported in `sim.export()`: a simulation needs no ONNX
+    # imported in `sim.load_encodings()`: the names of ONNX tensors are those of a lowering
+    ("fxquant.encodings.methods", "fxquant.onnx.encodings_file"),
     ("fxquant.sim", "fxquant.onnx.integer"),  # imported in `sim.integer_model()`, likewise
 }
 # networks are data: they stand beside the house and use nothing of it but its errors

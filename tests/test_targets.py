@@ -98,6 +98,19 @@ def test_a_target_can_be_handed_in(net: fx.GraphModule) -> None:
     assert owners == {"fc"}
 
 
+def test_bits_that_nothing_names_are_the_targets(net: fx.GraphModule) -> None:
+    wide = load_target("qualcomm_htp").activation.model_copy(update={"bitwidth": 16})
+    target = load_target("qualcomm_htp").model_copy(update={"activation": wide})
+    sim = QuantizationSimModel(net, _X, target=target)
+    assert output_of(sim.model, "add").bitwidth == 16
+    assert (
+        output_of(
+            QuantizationSimModel(net, _X, default_output_bw=8, target=target).model, "add"
+        ).bitwidth
+        == 8
+    )
+
+
 # --- constraints ---------------------------------------------------------------------------------
 
 
@@ -374,4 +387,4 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(self.norm(x)).chunk(3, -1)
         y = (q @ k.transpose(-1, -2) / 3).softmax(-1) @ v
-        return x + F.gelu(self.out(y))  # type: ignore[no-any-return]
+        return x + F.gelu(self.out(y))

@@ -344,6 +344,8 @@ def test_wrong_arguments_are_typed_errors(
           "overall_quantize_config": {"scale_type": "float", "calib_statistic_method": "modal"}},
          "modal"),
         ({"target_device": "TPU"}, "target_device"),
+        ({"include_cle": True}, "include_cle"),
+        ({"include_bias_corr": True}, "include_bias_corr"),
         ({"quantizable_data_type": ["weight"]}, "quantizable_data_type"),
     ],
 )  # fmt: skip

@@ -93,7 +93,7 @@ def entry_of(name: str, quantizer: QuantizerBase, shape: tuple[int, ...] | None)
     encoding = quantizer.get_encodings()
     if isinstance(encoding, FloatEncoding):
         scale = None if encoding.scale is None else _array(encoding.scale)
-        axis = None if scale is None else _channel_axis(scale.shape, shape)
+        axis = None if scale is None else axis_of(scale.shape, None, shape)[0]
         label = _FLOAT_NAMES[encoding.dtype]
         return Entry(name, encoding.bitwidth, scale, float_type=label, axis=axis)
     if not isinstance(encoding, AffineEncoding):
@@ -108,10 +108,8 @@ def _affine_entry(name: str, encoding: AffineEncoding, shape: tuple[int, ...] | 
     limits = (encoding.qmin, encoding.qmax)
     scale = _array(encoding.scale)
     steps = _array(encoding.zero_point).astype(np.int64) - encoding.qmin
-    axis, block = _channel_axis(scale.shape, shape), None
-    if encoding.block_size is not None:
-        axis, block = _block_axis(encoding, shape)
-    elif axis is None:
+    axis, block = axis_of(encoding.shape, encoding.block_size, shape)
+    if axis is None and scale.size == 1:
         scale, steps = scale.reshape(()), steps.reshape(())
     factors, wide = None, None
     if isinstance(encoding, GroupedBlockEncoding) and encoding.per_block_int_scale is not None:
@@ -128,23 +126,26 @@ def _array(x: Tensor) -> Any:
     return x.detach().cpu().numpy()
 
 
-def _channel_axis(scale: tuple[int, ...], shape: tuple[int, ...] | None) -> int | None:
-    """The axis along which there are several scales, counted from the end if the rank is unknown."""
-    wide = [i for i, n in enumerate(scale) if n > 1]
-    if len(wide) != 1:
-        return None
-    return wide[0] - len(scale) + (len(shape) if shape is not None else 0)
+def axis_of(
+    counts: tuple[int, ...], sizes: tuple[int, ...] | None, shape: tuple[int, ...] | None
+) -> tuple[int | None, int | None]:
+    """Axis along which ranges change, or that is cut into blocks, and the size of the blocks.
 
-
-def _block_axis(encoding: AffineEncoding, shape: tuple[int, ...] | None) -> tuple[int, int]:
-    """Axis that is cut into blocks of more than one element, and their size."""
-    counts, sizes = encoding.shape, encoding.block_size or ()
-    if shape is not None and len(shape) >= len(counts):
-        tail = shape[len(shape) - len(counts) :]
-        sizes = tuple(n // max(1, count) for n, count in zip(tail, counts, strict=True))
-    several = [i for i, (n, b) in enumerate(zip(counts, sizes, strict=True)) if n > 1 and b > 1]
-    axis = several[0] if several else max(range(len(sizes)), key=lambda i: sizes[i])
-    return axis - len(counts) + (len(shape) if shape is not None else 0), sizes[axis]
+    Args:
+        counts: shape of the ranges, laid against the tensor from the right.
+        sizes: elements per block along each axis, -1 where they follow from `shape`; or None.
+        shape: the tensor's shape; without it axes are counted from the end.
+    """
+    shift = (len(shape) if shape is not None else 0) - len(counts)
+    if sizes is None:
+        several = [i for i, n in enumerate(counts) if n > 1]
+        return (several[0] + shift, None) if len(several) == 1 else (None, None)
+    if shape is not None and shift >= 0:
+        sizes = tuple(n // max(1, c) for n, c in zip(shape[shift:], counts, strict=True))
+    pairs = list(zip(counts, sizes, strict=True))
+    several = [i for i, (count, size) in enumerate(pairs) if count > 1 and size > 1]
+    axis = several[0] if several else max(range(len(sizes)), key=lambda i: pairs[i][1])
+    return axis + shift, sizes[axis]
 
 
 def _groups(encoding: GroupedBlockEncoding) -> Any:
@@ -152,7 +153,9 @@ def _groups(encoding: GroupedBlockEncoding) -> Any:
     group = encoding.per_channel_scale
     found = _array(encoding.scale if group is None else group)
     for axis, size in enumerate(encoding.block_grouping):
-        found = found.take(range(0, found.shape[axis], size if size > 0 else found.shape[axis]), axis)
+        found = found.take(
+            range(0, found.shape[axis], size if size > 0 else found.shape[axis]), axis
+        )
     return found
 
 

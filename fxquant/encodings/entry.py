@@ -89,7 +89,7 @@ class Entry:
         scale, steps = self.block_scale, self.steps
         if scale is None or steps is None:
             raise malformed(self.name, "it has no scale")
-        first = -steps.reshape(-1).astype(np.float32)
+        first = 0.0 - steps.reshape(-1).astype(np.float32)
         count = (self.limits[1] - self.limits[0]) if self.limits else 2**self.bits - 1
         flat = scale.reshape(-1)
         return first * flat, (first + np.float32(count)) * flat

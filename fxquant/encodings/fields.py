@@ -92,7 +92,9 @@ class Fields:
 
 def float_type(fields: Fields, bits: int) -> str:
     """The narrow floating-point format of an entry; without a name 16 bits are float16."""
-    found = fields.text("float_type", {16: "float16", 8: "float8e4m3fn", 32: "float32"}.get(bits, ""))
+    found = fields.text(
+        "float_type", {16: "float16", 8: "float8e4m3fn", 32: "float32"}.get(bits, "")
+    )
     if found not in FLOATS and found != "float32":
         raise malformed(fields.name, f"there is no float type {found or bits!r}")
     return found

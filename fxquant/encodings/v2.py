@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fxquant.encodings.entry import FLOATS, Entry, malformed
+from fxquant.encodings.entry import FLOATS, Array, Entry, malformed
 from fxquant.encodings.fields import Fields, extras, narrow, nested
 
 VERSIONS = ("2.0.0", "2.1.0")
@@ -44,7 +44,7 @@ def write_entry(entry: Entry, version: str) -> dict[str, Any]:
     if entry.steps is not None and entry.factors is None:
         zero = entry.steps + _smallest(entry)
         if zero.any():
-            written["y_zero_point"] = nested(zero)
+            written["y_zero_point"] = _shaped(entry, zero)
     if entry.axis is not None:
         written["axis"] = entry.axis
     if entry.block is not None:
@@ -56,11 +56,18 @@ def write_entry(entry: Entry, version: str) -> dict[str, Any]:
 
 def _scales(entry: Entry, version: str) -> dict[str, Any]:
     if entry.factors is None or entry.scale is None:
-        return {"y_scale": nested(entry.scale) if entry.scale is not None else None}
+        return {"y_scale": _shaped(entry, entry.scale)}
     factors, groups = nested(entry.factors), nested(entry.scale)
     if version == "2.0.0":
         return {"per_block_int_scale": factors, "per_channel_float_scale": groups}
     return {"y_scale": {"x": factors, "x_scale": groups, "axis": entry.axis}}
+
+
+def _shaped(entry: Entry, numbers: Array | None) -> Any:
+    """A number per tensor, a list per channel, nested lists per block."""
+    if numbers is None or entry.block is not None or not numbers.ndim:
+        return None if numbers is None else nested(numbers)
+    return nested(numbers.reshape(-1))
 
 
 def _smallest(entry: Entry) -> int:

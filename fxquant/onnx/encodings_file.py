@@ -1,50 +1,72 @@
-"""The encodings file: version 1.0.0 of the JSON that AIMET introduced.
+"""The encodings file that lies beside a quantized ONNX model, and the names that it uses.
 
 Names are those of the ONNX tensors, which for weights are the keys of the state_dict, so the file
-serves beside the quantized model and beside the float weights alike.
+serves beside the quantized model and beside the float weights alike. Grids of weights are told as
+the state_dict has them, also where ONNX stores another layout.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
-import json
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
 from fxquant import ops
-from fxquant._version import __version__
+from fxquant.encodings.collect import entry_of, places, quantizer_arguments
+from fxquant.encodings.entry import Entry
+from fxquant.encodings.file import EncodingsFile, as_text, write
 from fxquant.nn import QuantizationMixin
-from fxquant.onnx.lowered import Lowered, LoweredTensor
+from fxquant.onnx.lower import lower
+from fxquant.quantization.affine import BiasQuantizeDequantize, QuantizeDequantize
+from fxquant.quantization.affine.base import AffineQuantizer
+
+if TYPE_CHECKING:
+    from fxquant.onnx.lowered import Lowered, LoweredTensor
 
 VERSION = "1.0.0"
 
+__all__ = ["VERSION", "as_text", "digest", "encodings_of", "tensor_names", "write_encodings"]
 
-def encodings_of(gm: fx.GraphModule, lowered: Lowered, *, scheme: str = "") -> dict[str, Any]:
+
+def encodings_of(
+    gm: fx.GraphModule, lowered: Lowered, *, scheme: str = "", version: str = VERSION
+) -> dict[str, Any]:
     """The content of the encodings file.
 
     Args:
         gm: the graph that was lowered.
         lowered: its lowering.
         scheme: name of the quantization scheme.
+        version: version of the file: 0.6.1, 1.0.0, 2.0.0 or 2.1.0.
+
+    Raises:
+        CheckpointError: FXQ631, there is no such version.
     """
-    activations = [t for t in lowered.tensors if t.kind == "activation"]
-    weights = [t for t in lowered.tensors if t.kind != "activation"]
-    return {
-        "version": VERSION,
-        "producer": {"package": "fxquant", "version": __version__},
-        "activation_encodings": _entries(activations),
-        "param_encodings": _entries(weights),
-        "excluded_layers": _excluded(gm),
-        "quantizer_args": _arguments(activations, weights, scheme),
-    }
+    activations = _entries(gm, (t for t in lowered.tensors if t.kind == "activation"))
+    params = _entries(gm, (t for t in lowered.tensors if t.kind != "activation"))
+    params += _float_params(gm)
+    return write(
+        EncodingsFile(
+            version,
+            tuple(activations),
+            tuple(params),
+            excluded=tuple(_excluded(gm)),
+            arguments=quantizer_arguments(activations, params, scheme),
+        )  # fmt: skip
+    )
 
 
 def write_encodings(
-    gm: fx.GraphModule, lowered: Lowered, path: str | Path, *, scheme: str = ""
+    gm: fx.GraphModule,
+    lowered: Lowered,
+    path: str | Path,
+    *,
+    scheme: str = "",
+    version: str = VERSION,
 ) -> dict[str, Any]:
     """Write the encodings file; equal graphs give equal bytes.
 
@@ -53,25 +75,14 @@ def write_encodings(
         lowered: its lowering.
         path: the file.
         scheme: name of the quantization scheme.
+        version: version of the file.
 
     Returns:
         What was written.
     """
-    encodings = encodings_of(gm, lowered, scheme=scheme)
+    encodings = encodings_of(gm, lowered, scheme=scheme, version=version)
     Path(path).write_text(as_text(encodings), encoding="utf-8")
     return encodings
-
-
-def as_text(encodings: dict[str, Any]) -> str:
-    """The file's text: a line for each tensor, so that versions can be compared."""
-    lines = []
-    for key, value in encodings.items():
-        if isinstance(value, list) and value and isinstance(value[0], dict):
-            entries = ",\n".join(f"  {json.dumps(entry)}" for entry in value)
-            lines.append(f" {json.dumps(key)}: [\n{entries}\n ]")
-        else:
-            lines.append(f" {json.dumps(key)}: {json.dumps(value)}")
-    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def digest(encodings: dict[str, Any]) -> str:
@@ -79,32 +90,60 @@ def digest(encodings: dict[str, Any]) -> str:
     return hashlib.sha256(as_text(encodings).encode()).hexdigest()
 
 
-def _entries(tensors: Iterable[LoweredTensor]) -> list[dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
+def tensor_names(gm: fx.GraphModule, example: Any) -> Mapping[str, tuple[str, ...]]:
+    """ONNX names of activations, each with the places whose quantizer gives its grid.
+
+    The names are those of a lowering, so a copy is lowered, with a range wherever there is none.
+
+    Args:
+        gm: the model of a simulation; it is not changed.
+        example: positional and keyword inputs.
+    """
+    twin = copy.deepcopy(gm)
+    homes: dict[int, list[str]] = {}
+    stand_ins: dict[int, QuantizeDequantize] = {}
+    for place in list(places(twin)):
+        quantizer = place.quantizer
+        if quantizer is None or place.is_param:
+            continue
+        if not isinstance(quantizer, AffineQuantizer) or quantizer.bitwidth > 16:
+            quantizer = stand_ins.setdefault(id(quantizer), QuantizeDequantize(()))
+            place.home[place.key] = quantizer
+        if not quantizer.is_initialized():
+            quantizer.set_range(-1.0, 1.0)
+        homes.setdefault(id(quantizer), []).append(place.name)
+    for place in list(places(twin)):
+        if place.is_param:
+            place.home[place.key] = None
+    found: dict[str, tuple[str, ...]] = {}
+    for tensor in lower(twin, example).tensors:
+        for name in (tensor.float_name, tensor.quantized_name, tensor.dequantized_name):
+            if name and id(tensor.quantizer) in homes:
+                found.setdefault(name, tuple(homes[id(tensor.quantizer)]))
+    return found
+
+
+def _entries(gm: fx.GraphModule, tensors: Iterable[LoweredTensor]) -> list[Entry]:
+    found: dict[str, Entry] = {}
+    shapes = {name: tuple(value.shape) for name, value in gm.state_dict().items()}
     for tensor in tensors:
-        entry = _entry(tensor)
-        found.setdefault(str(entry["name"]), entry)
+        name = tensor.float_name or tensor.dequantized_name or tensor.quantized_name
+        if name not in found and tensor.quantizer is not None:
+            shape = shapes.get(name) if tensor.kind != "activation" else None
+            found[name] = entry_of(name, tensor.quantizer, shape)
     return list(found.values())
 
 
-def _entry(tensor: LoweredTensor) -> dict[str, Any]:
-    kind = "PER_TENSOR" if tensor.axis is None else "PER_BLOCK" if tensor.block else "PER_CHANNEL"
-    signed = not tensor.dtype.name.startswith("U")
-    # offsets count from the smallest integer of an unsigned grid
-    shift = 2 ** (tensor.bits - 1) if signed else 0
-    zeros = tensor.zero_point.astype("int64").reshape(-1)
-    entry: dict[str, Any] = {
-        "name": tensor.float_name or tensor.dequantized_name or tensor.quantized_name,
-        "enc_type": kind,
-        "dtype": "INT",
-        "bw": tensor.bits,
-        "is_sym": tensor.symmetric,
-        "scale": [float(s) for s in tensor.scale.reshape(-1)],
-        "offset": [-int(z) - shift for z in zeros],
-    }
-    if tensor.block:
-        entry["block_size"] = tensor.block
-    return entry
+def _float_params(gm: fx.GraphModule) -> list[Entry]:
+    """Parameters in a narrow floating-point format: casts in ONNX, not quantized tensors."""
+    return [
+        entry_of(place.name, place.quantizer, place.shape)
+        for place in places(gm)
+        if place.is_param
+        and place.quantizer is not None
+        and not isinstance(place.quantizer, AffineQuantizer | BiasQuantizeDequantize)
+        and place.quantizer.is_initialized()
+    ]
 
 
 def _excluded(gm: fx.GraphModule) -> list[str]:
@@ -121,22 +160,3 @@ def _excluded(gm: fx.GraphModule) -> list[str]:
         if "weight" not in dict(known):
             found.append(str(node.target))
     return found
-
-
-def _arguments(
-    activations: list[LoweredTensor], weights: list[LoweredTensor], scheme: str
-) -> dict[str, Any]:
-    weights = [t for t in weights if t.kind == "weight"]
-    return {
-        "quant_scheme": scheme,
-        "activation_bitwidth": _usual(t.bits for t in activations),
-        "param_bitwidth": _usual(t.bits for t in weights),
-        "dtype": "int",
-        "is_symmetric": bool(weights) and all(t.symmetric for t in weights),
-        "per_channel_quantization": any(t.axis is not None for t in weights),
-    }
-
-
-def _usual(bits: Iterable[int]) -> int | None:
-    counted = Counter(bits)
-    return min(counted, key=lambda b: (-counted[b], b)) if counted else None

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from fxquant.quantization import QuantizerBase
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class LoweredTensor:
     bits: int
     symmetric: bool
     kind: str
+    quantizer: QuantizerBase | None = field(default=None, compare=False, repr=False)
     rounding: str = "half_even"
 
 

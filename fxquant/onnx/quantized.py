@@ -175,7 +175,7 @@ def _grid_fields(grid: IntegerGrid | None, quantizer: QuantizerBase) -> dict[str
     return {
         "scale": grid.scale, "zero_point": grid.zero_point, "axis": grid.axis, "block": grid.block,
         "dtype": grid.dtype, "bits": encoding.bitwidth, "symmetric": encoding.symmetry,
-        "rounding": getattr(encoding, "rounding", "half_even"),
+        "rounding": getattr(encoding, "rounding", "half_even"), "quantizer": quantizer,
     }  # fmt: skip
 
 

@@ -8,8 +8,8 @@ weight to 8 bits (its "WeightBiasQuantization"; up to a fifth of the outputs are
 step). `Max` of one operand is that operand: it copies the tensor, no optimizer removes it, and the
 pattern is gone. The same keeps a softmax between integers from QLinearSoftmax, which is slower than
 the float softmax and wrong where a probability is one: an axis of one element gives 0, and 254 of
-255 steps come out where the others vanish. Identity, a product with one, Expand and an unbounded Clip are all removed, as are
-moves of values and activations whose range the grid holds anyway.
+255 steps come out where the others vanish. Identity, a product with one, Expand and an unbounded
+Clip are all removed, as are moves of values and activations whose range the grid holds anyway.
 """
 
 from __future__ import annotations
@@ -60,7 +60,10 @@ def _makes_softmax_integer(quantize: ir.Node) -> bool:
 
 def _makes_layer_integer(quantize: ir.Node) -> bool:
     layer = _walk(quantize.inputs[0], _AFTER, _LAYERS)
-    if layer is None or len(layer.inputs) < 2 or _is_dequantized(layer.inputs[1]):
+    if layer is None or len(layer.inputs) < 2:
+        return False
+    # a float bias beside integer weights is rounded to int32 as well
+    if all(_is_dequantized(v) for v in layer.inputs[1:] if v is not None):
         return False
     return _walk(layer.inputs[0], _BEFORE, {"DequantizeLinear"}) is not None
 

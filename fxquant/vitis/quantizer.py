@@ -24,6 +24,7 @@ from fxquant.analysis.shifts import ShiftReport, check_shifts
 from fxquant.config import QuantConfig
 from fxquant.errors import CalibrationError, ConfigError
 from fxquant.nn import QuantizationMixin
+from fxquant.nn.calibrate import fit_biases
 from fxquant.passes import align_grids, approximate
 from fxquant.prepare import prepare_model
 from fxquant.quantization import QuantScheme
@@ -121,6 +122,7 @@ class TorchQuantizer:
         kinds = _aligned(self.strategy)
         if kinds:
             align_grids.AlignGrids(operators=kinds)(self.quant_model)
+            fit_biases(self.quant_model)  # their steps follow those of the inputs
 
     # --- looking ---------------------------------------------------------------------------
 

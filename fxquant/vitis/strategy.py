@@ -141,6 +141,8 @@ class Strategy(_Strict):
         quantizable_data_type: kinds of tensors that are quantized at all.
         convert_relu6_to_relu: an approximation; needs `approximate=True`.
         convert_silu_to_hswish: an approximation; needs `approximate=True`.
+        include_cle: equalize layers first; refused: do it on the network itself.
+        include_bias_corr: correct biases in calibration; refused, as `include_cle`.
         change_concat_input_fix: put operands of concatenations on the grid of their output.
         change_pool_input_fix: the same for average pools.
         change_add_input_fix: the same for sums.
@@ -167,6 +169,10 @@ class Strategy(_Strict):
 
     @model_validator(mode="after")
     def _fits_device(self) -> Strategy:
+        for key in ("include_cle", "include_bias_corr"):
+            if getattr(self, key):
+                msg = f"{key}=True is not done here: set it to false"
+                raise ValueError(msg)
         for name, rule in self._all_rules():
             said = rule.said
             if said.get("datatype", "int") != "int":

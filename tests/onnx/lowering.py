@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxquant import ops
-from fxquant.graph.structure import leaves
+from fxquant.graph.structure import leaves, tensors
 from fxquant.onnx import Lowered, lower
 
 # a sum over n elements taken in another order differs by a few ulps of its largest term
@@ -38,8 +38,8 @@ def graph_of(module: nn.Module, *inputs: Any, **kwargs: Any) -> fx.GraphModule:
     return fx.GraphModule(root, graph).eval()
 
 
-def tensors(value: Any) -> list[Tensor]:
-    """Leaves of a nested value in order, numbers as tensors; None is left out."""
+def outputs(value: Any) -> list[Tensor]:
+    """Leaves of a result in order, numbers as tensors; None is left out."""
     found = (leaf for _, leaf in leaves(tuple(value) if isinstance(value, torch.Size) else value))
     return [torch.as_tensor(leaf) for leaf in found if leaf is not None]
 
@@ -79,7 +79,7 @@ def run(lowered: Lowered, inputs: list[Tensor], *, optimized: bool = False) -> l
 
 def assert_equal(got: list[Any], want: Any) -> None:
     """Shapes and dtypes equal, values within float32 rounding of sums."""
-    wanted = tensors(want)
+    wanted = outputs(want)
     assert len(got) == len(wanted)
     for g, w in zip(got, (t.detach().numpy() for t in wanted), strict=True):
         assert (g.shape, g.dtype) == (w.shape, w.dtype)

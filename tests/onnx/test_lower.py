@@ -18,7 +18,7 @@ from fxquant.errors import ExportError, UncalibratedError
 from fxquant.onnx import Lowered, lower
 from fxquant.onnx.verify import verify_model
 from fxquant.sim import QuantizationSimModel
-from tests.onnx.lowering import check, run, tensors, text
+from tests.onnx.lowering import check, outputs, run, text
 from tests.onnx.nets import (
     Attention,
     Residual,
@@ -350,5 +350,5 @@ def test_outputs_equal_the_graphs_leaves() -> None:
     gm = _traced(lambda x: {"a": x, "b": [x * 2, x.sum()]}, x)
     lowered = lower(gm, ((x,), {}))
     assert lowered.output_names == ("a", "b_0", "b_1")
-    for got, want in zip(run(lowered, [x]), tensors(gm(x)), strict=True):
+    for got, want in zip(run(lowered, [x]), outputs(gm(x)), strict=True):
         assert np.allclose(got, want.numpy(), atol=1e-5)

@@ -24,6 +24,8 @@ from fxquant.ops import row_of
 from fxquant.prepare import call_arguments
 from tests.zoo.entry import Entry
 
+# what no graph can hold: such a model is rightly refused
+REFUSALS = ("FXQ120", "FXQ122", "FXQ123")
 _STAGES = ("prepared", "equal", "batch", "modules", "train", "integers", "simulated", "exported",
            "agrees")  # fmt: skip
 
@@ -40,6 +42,7 @@ class Result:
         notes: decisions that Python took, operators that torch's exporter wrote.
         seconds: CPU seconds of `prepare_model`.
         operators: number of modules called in the prepared graph.
+        refused: no graph can hold the model, and the error says so with the line and a fix.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Result:
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
     operators: int = 0
+    refused: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -96,7 +100,8 @@ def _run_stages(result: Result, model: nn.Module, inputs: Any) -> None:
             result.judge(stage, judge(prepared, model, inputs))
         stage = "train"
         result.judge(stage, _train(prepared, model, inputs))
-        model.eval(), prepared.eval()
+        model.eval()
+        prepared.eval()
         stage = "simulated"
         sim = _simulate(prepared, inputs)
         result.judge("integers", _on_integers(sim.model))
@@ -108,6 +113,7 @@ def _run_stages(result: Result, model: nn.Module, inputs: Any) -> None:
         stage = "agrees" if code in ("FXQ560", "FXQ561") else stage
         if stage == "agrees":
             result.judge("exported", "")
+        result.refused = code in REFUSALS
         result.judge(stage, _line(error))
 
 
@@ -151,9 +157,21 @@ def _modules(prepared: fx.GraphModule, model: nn.Module, inputs: Any) -> str:
     calls = [n for n in prepared.graph.nodes if n.op == "call_module"]
     if len({str(n.target) for n in calls}) < len(calls):
         return "a module is called twice"
-    left = [n for n in prepared.graph.nodes if _is_float_function(n, prepared)]
+    moved = _from_values(prepared)
+    left = [n for n in prepared.graph.nodes if n in moved and _is_float_function(n, prepared)]
     names = sorted({str(getattr(n.target, "__name__", n.target)) for n in left})
     return f"functions: {', '.join(names)}" if names else ""
+
+
+def _from_values(prepared: fx.GraphModule) -> set[fx.Node]:
+    """Nodes that compute with the values of inputs or parameters, not with sizes alone."""
+    found: set[fx.Node] = set()
+    for node in prepared.graph.nodes:
+        sized = node.op == "call_method" and node.target == "size"
+        given = node.op in ("placeholder", "get_attr")
+        if given or (not sized and any(n in found for n in node.all_input_nodes)):
+            found.add(node)
+    return found
 
 
 def _is_float_function(node: fx.Node, root: nn.Module) -> bool:

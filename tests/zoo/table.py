@@ -28,13 +28,17 @@ weights and small inputs, and each goes through the whole pipeline in a process 
 
 - **prepared**: `prepare_model` returned a graph. **bit-equal**: it computes the model's bits.
 - **other batch**: also on other values at another batch size, or the model itself knows only one.
-- **modules only**: no function on floating-point tensors and no module that is called twice is left.
+- **modules only**: no function on floating-point tensors is left, and no module is called twice.
 - **training**: in training mode, with the same random numbers, outputs and the gradient of every
   parameter are bit-equal.
 - **integers left alone**: no quantizer lies on an integer tensor.
 - **simulated**, **exported**: calibrated, run, lowered and verified.
 - **runtime agrees**: onnxruntime loads the file and computes what the simulation computes, with
   optimizations off and on.
+
+A dot stands for a stage that was not reached. *Rightly refused* are models that no graph can hold,
+because the shape of a result or the number of turns of a loop depends on the values of a tensor;
+they stop with an error that names the line and the fix, and do not count in the shares.
 """
 
 
@@ -46,13 +50,16 @@ def line(found: Found) -> str:
 
 
 def _mark(found: Found, stage: str) -> str:
-    if stage not in found["passed"]:
+    if found.get("refused") or stage not in found["passed"]:
         return "·"
     return "✓" if found["passed"][stage] else "✗"
 
 
 def summary(results: Sequence[Found]) -> Iterable[str]:
     """Counts by stage and the time of preparing."""
+    refused = sum(bool(found.get("refused")) for found in results)
+    yield f"| rightly refused | {refused} of {len(results)} | |"
+    results = [found for found in results if not found.get("refused")]
     total = len(results)
     for stage, title in COLUMNS.items():
         count = sum(bool(found["passed"].get(stage)) for found in results)

@@ -32,6 +32,7 @@ from fxquant.onnx.integer.graph import (
     sizes,
     take_output,
 )
+from fxquant.onnx.integer.islands import join_gelus
 from fxquant.onnx.integer.pairs import merge_double_pairs, move_quantizers, separate_dequantizers
 from fxquant.onnx.integer.weights import quantize_weights
 
@@ -52,6 +53,7 @@ def normalize(graph: ir.Graph, compute: Compute) -> Merged:
     fold_constants(graph, compute)
     join_products_with_biases(graph)
     separate_dequantizers(graph)
+    join_gelus(graph)
     move_quantizers(graph)
     transpose_stored(graph)
     quantize_weights(graph)

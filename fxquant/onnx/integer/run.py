@@ -12,7 +12,7 @@ from fxquant.errors import ExportError
 from fxquant.onnx.integer import bytewise, floats, moves, products, sums
 from fxquant.onnx.integer.arithmetic import Array
 from fxquant.onnx.integer.call import KernelCall, UnsupportedError, kernels
-from fxquant.onnx.integer.graph import constant, present
+from fxquant.onnx.integer.graph import MICROSOFT, constant, present
 from fxquant.onnx.runtime import Level, Session, as_feed, open_session, packed
 
 _FAMILIES = (bytewise, floats, moves, products, sums)  # imported for the kernels they register
@@ -163,7 +163,9 @@ def _alone(node: ir.Node, operands: Sequence[Array | None], opsets: Mapping[str,
         made.type = ir.TensorType(value.dtype) if value.dtype is not None else None
         if value.name:
             outputs.append(made)
-    graph = ir.Graph(given, outputs, nodes=[copy], opset_imports=dict(opsets), name="alone")
+    graph = ir.Graph(
+        given, outputs, nodes=[copy], opset_imports=dict(opsets) | {MICROSOFT: 1}, name="alone"
+    )
     return ir.Model(graph, ir_version=10)
 
 

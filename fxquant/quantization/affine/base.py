@@ -20,6 +20,7 @@ from fxquant.quantization.base import QuantizerBase, float32
 from fxquant.quantization.encodings import AffineEncoding
 from fxquant.quantization.grid import AffineGrid
 from fxquant.quantization.layout import Layout
+from fxquant.quantization.ranges import range_of
 from fxquant.quantization.tensor import DequantizedTensor, attach, plain
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ class AffineQuantizer(QuantizerBase):
 
     @classmethod
     def from_encodings(cls, encoding: AffineEncoding) -> AffineQuantizer:
-        """A quantizer with this grid; the range is that of the encoding."""
+        """A quantizer with this grid, to the last bit if the scale came from a range."""
         quantizer = cls(
             encoding.shape,
             symmetric=encoding.symmetry,
@@ -189,7 +190,7 @@ class AffineQuantizer(QuantizerBase):
             qmax=encoding.qmax,
             block_size=encoding.block_size,
         ).to(encoding.scale.device)
-        quantizer.set_range(encoding.min, encoding.max)
+        quantizer.set_range(*range_of(quantizer.grid, encoding.scale, encoding.zero_point))
         return quantizer
 
     def _state(self) -> Known:

@@ -1,0 +1,298 @@
+"""Configuration files of AIMET, as `QuantConfig`.
+
+Their six sections decide one after the other: defaults, params, op_type, supergroups, model_input,
+model_output. Booleans are the texts "True" and "False". AIMET starts with everything off and takes
+"True" as "has a quantizer"; here the target says where grids are needed, so "True" for all
+operators is the target's choice, "True" for one operator type a grid in any case.
+
+What the target cannot be told is an error that names the key; what needs no telling (lists of
+kernels, hardware versions) is reported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from fxquant import ops
+from fxquant.config import QuantConfig
+from fxquant.errors import ConfigError, nearest
+
+SECTIONS = ("defaults", "params", "op_type", "supergroups", "model_input", "model_output")
+_OPTIONAL = ("supergroup_pass_list",)
+_DEFAULTS = (
+    "ops", "params", "strict_symmetric", "unsigned_symmetric", "per_channel_quantization",
+    "supported_kernels", "hw_version",
+)  # fmt: skip
+_OP = (
+    "is_input_quantized", "is_output_quantized", "is_symmetric", "params",
+    "per_channel_quantization", "supported_kernels", "encoding_constraints",
+)  # fmt: skip
+
+OPERATORS: dict[str, tuple[str, ...]] = {
+    "Conv": ("conv1d", "conv2d", "conv3d"),
+    "Conv1d": ("conv1d",), "Conv3d": ("conv3d",), "DepthwiseConv": (),
+    "ConvTranspose": ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
+    "Gemm": ("linear", "addmm"), "MatMul": ("matmul", "bmm"),
+    "Relu": ("relu",), "Clip": ("relu6", "hardtanh", "clamp"), "LeakyRelu": ("leaky_relu",),
+    "PRelu": ("prelu",), "Elu": ("elu",), "Celu": ("celu",), "Selu": ("selu",), "Gelu": ("gelu",),
+    "Mish": ("mish",), "Softplus": ("softplus",), "Softsign": ("softsign",), "Swish": ("silu",),
+    "HardSigmoid": ("hardsigmoid",), "HardSwish": ("hardswish",), "Sigmoid": ("sigmoid",),
+    "Tanh": ("tanh",), "Softmax": ("softmax",), "LogSoftmax": ("log_softmax",), "Erf": ("erf",),
+    "Add": ("add",), "Sub": ("sub",), "Mul": ("mul",), "Div": ("div",), "Pow": ("pow",),
+    "Sqrt": ("sqrt",), "Exp": ("exp",), "Log": ("log",), "Abs": ("abs",), "Neg": ("neg",),
+    "Sin": ("sin",), "Cos": ("cos",), "Floor": ("floor",), "Ceil": ("ceil",), "Round": ("round",),
+    "Max": ("maximum",), "Min": ("minimum",), "Where": ("where",), "Concat": ("cat",),
+    "AveragePool": ("avg_pool1d", "avg_pool2d", "avg_pool3d"),
+    "GlobalAveragePool": ("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"),
+    "MaxPool": ("max_pool1d", "max_pool2d", "max_pool3d"), "LpPool": ("lp_pool1d", "lp_pool2d"),
+    "BatchNormalization": ("batch_norm",), "InstanceNormalization": ("instance_norm",),
+    "GroupNormalization": ("group_norm",), "LayerNormalization": ("layer_norm",),
+    "RMSNormalization": ("rms_norm",), "LRN": ("local_response_norm",),
+    "ReduceMean": ("mean",), "ReduceSum": ("sum",), "ReduceMax": ("amax",), "ReduceMin": ("amin",),
+    "ReduceProd": ("prod",), "ArgMax": ("argmax",), "ArgMin": ("argmin",), "TopK": ("topk",),
+    "Reshape": ("reshape", "view"), "Flatten": ("flatten",), "Transpose": ("permute", "transpose"),
+    "Squeeze": ("squeeze",), "Unsqueeze": ("unsqueeze",), "Split": ("split", "chunk"),
+    "Slice": ("narrow", "getitem"), "Gather": ("embedding", "select", "index_select"),
+    "GatherElements": ("gather",), "ScatterElements": ("scatter",), "Expand": ("expand",),
+    "Tile": ("repeat", "tile"), "Pad": ("pad",), "Resize": ("interpolate",),
+    "Upsample": ("interpolate",), "DepthToSpace": ("pixel_shuffle",), "Identity": ("identity",),
+    "SpaceToDepth": ("pixel_unshuffle",), "GridSample": ("grid_sample",), "CumSum": ("cumsum",),
+    "Dropout": ("dropout",), "LSTM": ("lstm",), "GRU": ("gru",), "RNN": ("rnn",),
+}  # fmt: skip
+"""ONNX operator -> names of rows of the operator table."""
+
+_NOT_NEGATIVE = frozenset(("relu", "relu6", "abs", "sigmoid", "softmax", "hardsigmoid"))
+
+
+@dataclass(frozen=True)
+class AimetConfig:
+    """What an AIMET file says.
+
+    Attributes:
+        config: the configuration.
+        supported_kernels: lists of kernels by key, as written; they decide nothing here.
+        notes: keys that were accepted without an effect, or with another one, and why.
+    """
+
+    config: QuantConfig
+    supported_kernels: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def is_aimet(data: Any) -> bool:
+    """Whether the content of a JSON file is one of AIMET's."""
+    return isinstance(data, dict) and len({"defaults", "op_type"} & data.keys()) == 2
+
+
+def from_aimet(data: dict[str, Any]) -> AimetConfig:
+    """An AIMET configuration as ours.
+
+    Args:
+        data: the content of the file.
+
+    Raises:
+        ConfigError: FXQ227 a section or key is unknown or missing, FXQ228 a value is wrong, FXQ229
+            the target cannot be told.
+    """
+    return _Reader(data).read()
+
+
+class _Reader:
+    def __init__(self, data: dict[str, Any]) -> None:
+        self.data = data
+        self.notes: list[str] = []
+        self.kernels: dict[str, Any] = {}
+        self.operators: dict[str, dict[str, dict[str, Any]]] = {}
+        self.asked_by: dict[tuple[str, str, str], str] = {}
+
+    def read(self) -> AimetConfig:
+        """Read the sections in the order in which they decide."""
+        _keys(self.data, (*SECTIONS, *_OPTIONAL), "the file")
+        for name in SECTIONS:
+            if name not in self.data:
+                fix = "the six sections are " + ", ".join(SECTIONS)
+                raise ConfigError("FXQ227", f"the section {name!r} is missing", fix=fix)
+        settings = self._defaults(self.data["defaults"])
+        settings |= self._params(self.data["params"], settings)
+        for name, rule in self.data["op_type"].items():
+            self._op_type(name, rule, f"op_type.{name}")
+        settings["supergroups"] = self._supergroups(self.data["supergroups"])
+        inputs = self._edge("model_input", "is_input_quantized")
+        outputs = self._edge("model_output", "is_output_quantized")
+        if "supergroup_pass_list" in self.data:
+            self.notes.append("supergroup_pass_list: the target's passes decide")
+        config = QuantConfig.load(
+            {**settings, "quantize_inputs": inputs, "quantize_outputs": outputs,
+             "operators": self.operators}
+        )  # fmt: skip
+        return AimetConfig(config, self.kernels, tuple(self.notes))
+
+    def _defaults(self, section: dict[str, Any]) -> dict[str, Any]:
+        _keys(section, _DEFAULTS, "defaults")
+        outputs, params = section.get("ops", {}), section.get("params", {})
+        _keys(outputs, ("is_output_quantized", "is_symmetric"), "defaults.ops")
+        _keys(params, ("is_quantized", "is_symmetric"), "defaults.params")
+        for key in ("strict_symmetric", "unsigned_symmetric"):
+            if _flag(section, key, "defaults"):
+                fix = "take it out: symmetric grids are signed and use every integer"
+                raise ConfigError("FXQ229", f"defaults.{key}: there is no such grid here", fix=fix)
+        if "hw_version" in section:
+            self.notes.append("defaults.hw_version: choose a target instead")
+        if "supported_kernels" in section:
+            self._kernels("defaults", section["supported_kernels"])
+        quantized = _flag(outputs, "is_output_quantized", "defaults.ops")
+        if quantized is False:
+            fix = 'write "True", or leave the key out'
+            raise ConfigError("FXQ228", "defaults.ops.is_output_quantized: 'False'", fix=fix)
+        if quantized:
+            self.notes.append("defaults.ops.is_output_quantized: where the target needs a grid")
+        return {
+            "quantize_activations": bool(quantized),
+            "activation_symmetric": bool(_flag(outputs, "is_symmetric", "defaults.ops")),
+            "quantize_weights": bool(_flag(params, "is_quantized", "defaults.params")),
+            "quantize_bias": bool(_flag(params, "is_quantized", "defaults.params")),
+            "weight_symmetric": bool(_flag(params, "is_symmetric", "defaults.params")),
+            "per_channel": bool(_flag(section, "per_channel_quantization", "defaults")),
+        }
+
+    def _params(self, section: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+        _keys(section, ("weight", "bias"), "params")
+        found: dict[str, Any] = {}
+        for name, rule in section.items():
+            where = f"params.{name}"
+            _keys(rule, ("is_quantized", "is_symmetric"), where)
+            quantized = _flag(rule, "is_quantized", where)
+            symmetric = _flag(rule, "is_symmetric", where)
+            if quantized is not None:
+                found["quantize_weights" if name == "weight" else "quantize_bias"] = quantized
+            if symmetric is not None and name == "weight":
+                found["weight_symmetric"] = symmetric
+            elif symmetric is False:
+                fix = "leave it out: a bias lies on the grid of its layer's sum"
+                raise ConfigError("FXQ229", f"{where}.is_symmetric: 'False'", fix=fix)
+        if not found.get("quantize_weights", before["quantize_weights"]):
+            found["quantize_bias"] = False
+        return found
+
+    def _op_type(self, name: str, rule: dict[str, Any], where: str) -> None:
+        _keys(rule, _OP, where)
+        if name not in OPERATORS or not OPERATORS[name]:
+            hint = nearest(name, OPERATORS)
+            self.notes.append(
+                f"{where}: no operator of the table is called so" + (f" ({hint})" if hint else "")
+            )
+            return
+        if "supported_kernels" in rule:
+            self._kernels(where, rule["supported_kernels"])
+        asked = {"output": self._output(rule, name, where), "weight": {}, "bias": {}}
+        for param, wanted in rule.get("params", {}).items():
+            key = f"{where}.params.{param}"
+            _keys({param: 0}, ("weight", "bias"), f"{where}.params")
+            _keys(wanted, ("is_quantized", "is_symmetric"), key)
+            asked[param]["quantized"] = _flag(wanted, "is_quantized", key)
+            if param == "weight":
+                asked[param]["symmetric"] = _flag(wanted, "is_symmetric", key)
+        asked["weight"]["per_channel"] = _flag(rule, "per_channel_quantization", where)
+        for row in OPERATORS[name]:
+            self._ask(row, asked, where)
+
+    def _output(self, rule: dict[str, Any], name: str, where: str) -> dict[str, Any]:
+        if _flag(rule, "is_input_quantized", where) is not None:
+            self.notes.append(f"{where}.is_input_quantized: inputs lie on their producers' grids")
+        output: dict[str, Any] = {
+            "quantized": _flag(rule, "is_output_quantized", where),
+            "symmetric": _flag(rule, "is_symmetric", where),
+        }
+        limits = rule.get("encoding_constraints", {})
+        _keys(limits, ("min", "max"), f"{where}.encoding_constraints")
+        if set(limits) == {"min", "max"}:
+            output |= {"min": float(limits["min"]), "max": float(limits["max"])}
+        elif limits:
+            natural = limits.get("min") == 0 and _NOT_NEGATIVE.issuperset(OPERATORS[name][:1])
+            key = f"{where}.encoding_constraints"
+            if not natural:
+                fix = "give min and max"
+                raise ConfigError("FXQ229", f"{key}: one end of a range alone", fix=fix)
+            self.notes.append(f"{key}.min: its values are never below 0 anyway")
+        return output
+
+    def _ask(self, row: str, asked: dict[str, dict[str, Any]], where: str) -> None:
+        """Enter what is asked of one operator of the table."""
+        for part, wanted in asked.items():
+            for key, value in wanted.items():
+                if value is None:
+                    continue
+                if part == "output" and _may_move(row):
+                    self.notes.append(f"{where}: {row} keeps its producer's grid")
+                elif part != "output" and ops.TABLE.rows[row].weight_axis is None:
+                    self.notes.append(f"{where}: {row} has no {part} with a grid")
+                else:
+                    self._enter(row, part, key, value, where)
+
+    def _enter(self, row: str, part: str, key: str, value: Any, where: str) -> None:
+        held = self.operators.setdefault(row, {}).setdefault(part, {})
+        before = self.asked_by.setdefault((row, part, key), where)
+        if held.setdefault(key, value) != value:
+            what = f"{before} and {where} ask for different things of {row}: {part}.{key}"
+            raise ConfigError("FXQ229", what, fix="both name the same operator: change one")
+
+    def _supergroups(self, section: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+        found: list[tuple[str, ...]] = []
+        for i, group in enumerate(section):
+            where = f"supergroups.{i}"
+            _keys(group, ("op_list",), where)
+            names = group.get("op_list", [])
+            unknown = [n for n in names if n not in OPERATORS]
+            if len(names) < 2 or unknown:
+                what = (
+                    f"{where}.op_list: {unknown[0]!r} is unknown"
+                    if unknown
+                    else f"{where}.op_list: two or more"
+                )
+                raise ConfigError(
+                    "FXQ228", what, fix=nearest(unknown[0], OPERATORS) if unknown else None
+                )
+            chains: list[tuple[str, ...]] = [()]
+            for name in names:
+                chains = [(*chain, row) for chain in chains for row in OPERATORS[name]]
+            found += [chain for chain in chains if not any(map(_may_move, chain))]
+        return found
+
+    def _edge(self, section: str, key: str) -> bool:
+        _keys(self.data[section], (key,), section)
+        wanted = _flag(self.data[section], key, section)
+        if wanted is False:
+            raise ConfigError("FXQ228", f"{section}.{key}: 'False'", fix='write "True" or nothing')
+        return bool(wanted)
+
+    def _kernels(self, where: str, kernels: Any) -> None:
+        self.kernels[where] = kernels
+        self.notes.append(f"{where}.supported_kernels: the target knows its kernels")
+
+
+def _may_move(row: str) -> bool:
+    """Whether an operator keeps its producer's grid, at least with some arguments."""
+    found = ops.TABLE.rows[row]
+    return found.grid is ops.Grid.SAME or found.when is not None
+
+
+def _keys(section: Any, known: tuple[str, ...], where: str) -> None:
+    if not isinstance(section, dict):
+        what = f"{where}: {type(section).__name__} where keys and values should be"
+        raise ConfigError("FXQ228", what)
+    for key in section:
+        if key not in known:
+            fix = nearest(key, known) or f"known keys: {', '.join(known)}"
+            raise ConfigError("FXQ227", f"{where}: unknown key {key!r}", fix=fix)
+
+
+def _flag(section: dict[str, Any], key: str, where: str) -> bool | None:
+    """A boolean, written as a text."""
+    if key not in section:
+        return None
+    value = section[key]
+    if value not in ("True", "False"):
+        fix = 'write the text "True" or "False"'
+        raise ConfigError("FXQ228", f"{where}.{key}: {value!r} is no boolean of AIMET", fix=fix)
+    return bool(value == "True")

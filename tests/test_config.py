@@ -1,0 +1,261 @@
+"""QuantConfig: rules by operator and layer, what they place, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fxquant import QuantizationSimModel
+from fxquant.aimet_config import OPERATORS, from_aimet
+from fxquant.analysis.inspect import inspect_model
+from fxquant.config import QuantConfig
+from fxquant.errors import ConfigError
+from fxquant.ops import TABLE
+from tests.helpers.modules import quantized
+
+SCHEMA = Path(__file__).parent.parent / "docs" / "quant_config.schema.json"
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(self.conv1(x)), 2)
+        return self.fc(F.relu(self.conv2(x) + x).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def placed(config: dict[str, Any]) -> dict[str, str]:
+    rows = inspect_model(Net().eval(), torch.randn(2, 3, 8, 8), config=config).rows
+    return {r.module: " ".join(f"{r.output} {r.weight}".split()) for r in rows}
+
+
+def test_the_published_schema_is_current() -> None:
+    # rewritten by: json.dumps(QuantConfig.json_schema(), indent=2)
+    assert json.loads(SCHEMA.read_text(encoding="utf-8")) == QuantConfig.json_schema()
+
+
+def test_layers_come_before_operators_and_operators_before_defaults() -> None:
+    found = placed(
+        {
+            "weight_bitwidth": 8,
+            "operators": {"conv2d": {"weight": {"bitwidth": 4, "per_channel": False}}},
+            "layers": {"conv*": {"weight": {"bitwidth": 6}}, "conv2": {"weight": {"bitwidth": 3}}},
+        }
+    )
+    assert found["conv1"] == "float int6"
+    assert found["conv2"].endswith("int3")
+    assert found["fc"] == "float int8 x 2 channels"
+
+
+def test_outputs_by_rule() -> None:
+    found = placed(
+        {
+            "operators": {"linear": {"output": {"quantized": True}}},
+            "layers": {
+                "relu": {"output": {"bitwidth": 16, "symmetric": True}},
+                "mean": {"output": {"quantized": False}},
+            },
+        }
+    )
+    assert found["fc"] == "uint8 int8 x 2 channels"
+    assert found["relu"] == "int16"
+    assert found["mean"] == "float"
+    assert found["relu_1"] == "uint8"
+
+
+def test_defaults_by_kind() -> None:
+    assert placed({"quantize_inputs": False}).get("x_stub") is None
+    assert placed({"quantize_weights": False})["conv1"] == "float"
+    found = placed({"quantize_activations": False})
+    assert {v.split()[0] for v in found.values()} == {"float"}
+    kept = placed({"layers": {"conv1": {"keep_float": True}}})
+    assert (kept["conv1"], kept["relu"]) == ("float", "uint8")
+    joined = placed({"supergroups": [["add", "relu"]]})
+    assert joined["add"] == "float"
+
+
+def test_explain_says_which_rule_decided() -> None:
+    config = {
+        "operators": {"conv2d": {"weight": {"bitwidth": 4}}},
+        "layers": {"relu": {"output": {"bitwidth": 16}}, "fc": {"bias": {"quantized": False}}},
+    }
+    sim = QuantizationSimModel(Net().eval(), torch.randn(1, 3, 8, 8), config=config)
+    assert "operators.conv2d.weight.bitwidth" in sim.explain("conv1")
+    assert "layers.relu.output.bitwidth" in sim.explain("relu")
+    assert "its bias is float: layers.fc.bias.quantized" in sim.explain("fc")
+    assert quantized(sim, "fc").param_quantizers["bias"] is None
+
+
+def test_a_range_by_rule_is_not_calibrated() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    config = {"layers": {"relu": {"output": {"min": 0, "max": 6.375}}}}
+    sim = QuantizationSimModel(Net().eval(), x, config=config)
+    sim.compute_encodings([x])
+    assert quantized(sim, "relu").output_quantizers[0].get_scale().item() == 0.025
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"wieght_bitwidth": 4}, "(?s)FXQ221.*wieght_bitwidth.*'weight_bitwidth'"),
+    ({"operators": {"conv2d": {"wieght": {}}}}, "(?s)operators.conv2d.wieght.*'weight'"),
+    ({"layers": {"fc": {"weight": {"bits": 4}}}}, "(?s)layers.fc.weight.bits.*'bitwidth'"),
+    ({"weight_bitwidth": 64}, "FXQ221: weight_bitwidth"),
+    ({"quantize_bias": "True"}, "FXQ221: quantize_bias"),
+    ({"weight_bitwidth": True}, "FXQ221: weight_bitwidth"),
+    ({"operators": {"conv2": {}}}, "(?s)FXQ222.*'conv2d'"),
+    ({"supergroups": [["conv2d", "rleu"]]}, "(?s)FXQ222: supergroups.0.*'relu'"),
+    ({"supergroups": [["conv2d"]]}, "FXQ224: supergroups.0"),
+    ({"layers": {"convv1": {"keep_float": True}}}, "(?s)FXQ213: layers.convv1.*'conv1'"),
+    (
+        {"layers": {"c*1": {"weight": {"bitwidth": 4}}, "co*": {"weight": {"bitwidth": 6}}}},
+        r"FXQ223: layers.c\*1.weight.bitwidth asks for 4, layers.co\*.weight.bitwidth for 6",
+    ),
+    ({"operators": {"max_pool2d": {"output": {"bitwidth": 16}}}}, "FXQ224: operators.max_pool2d"),
+    ({"layers": {"relu": {"weight": {"bitwidth": 4}}}}, "FXQ224: layers.relu.weight.bitwidth"),
+    ({"layers": {"relu": {"output": {"min": 0}}}}, "FXQ224: layers.relu.output.min"),
+]
+
+
+@pytest.mark.parametrize(("config", "message"), BAD)
+def test_what_is_wrong_is_named(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        placed(config)
+
+
+def test_targets_and_shared_grids_limit_rules() -> None:
+    x = torch.randn(1, 3, 8, 8)
+    config = {"operators": {"conv2d": {"weight": {"per_channel": True}}}}
+    with pytest.raises(ConfigError, match=r"FXQ262: operators.conv2d.weight.per_channel"):
+        QuantizationSimModel(Net().eval(), x, config=config, target="amd_aie2")
+
+    class Cat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = (nn.Conv2d(3, 3, 1) for _ in range(3))
+            self.last = nn.Conv2d(9, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(torch.cat((self.a(x), self.b(x), self.c(x)), 1))  # type: ignore[no-any-return]
+
+    wishes = {"layers": {n: {"output": {"bitwidth": b}} for n, b in (("a", 16), ("b", 8))}}
+    with pytest.raises(ConfigError, match=r"FXQ225: layers.a.output.bitwidth asks for 16"):
+        QuantizationSimModel(Cat().eval(), x, config=wishes)
+
+
+def test_rules_are_what_the_runtime_computes(tmp_path: Path) -> None:
+    x = torch.randn(4, 3, 8, 8)
+    config = {
+        "operators": {"conv2d": {"weight": {"bitwidth": 4}}},
+        "layers": {
+            "mean": {"output": {"quantized": False}},
+            "conv1": {"weight": {"quantized": False}},
+        },
+    }
+    sim = QuantizationSimModel(Net().eval(), x, config=config)
+    sim.compute_encodings([x])
+    assert sim.export(tmp_path, "rules")
+
+
+# --- AIMET's files -------------------------------------------------------------------------------
+
+
+def aimet(**sections: Any) -> dict[str, Any]:
+    return {
+        "defaults": {
+            "ops": {"is_output_quantized": "True"},
+            "params": {"is_quantized": "True", "is_symmetric": "True"},
+            "per_channel_quantization": "True",
+        },
+        "params": {"bias": {"is_quantized": "False"}},
+        "op_type": {},
+        "supergroups": [{"op_list": ["Conv", "Relu"]}],
+        "model_input": {"is_input_quantized": "True"},
+        "model_output": {},
+    } | sections
+
+
+def test_names_of_operators_are_those_of_the_table() -> None:
+    assert {row for rows in OPERATORS.values() for row in rows} <= TABLE.rows.keys()
+
+
+def test_an_aimet_file_simulates_and_exports(tmp_path: Path) -> None:
+    file = tmp_path / "aimet.json"
+    kernels = [
+        {"activation": {"bitwidth": 8, "dtype": "int"}, "param": {"bitwidth": 8, "dtype": "int"}}
+    ]
+    rules = {
+        "Conv": {"params": {"weight": {"is_symmetric": "True"}}, "per_channel_quantization": "False"},
+        "Gemm": {"is_output_quantized": "True", "supported_kernels": kernels},
+        "Relu": {"encoding_constraints": {"min": 0.0}},
+        "MaxPool": {"is_output_quantized": "True"},
+        "Nonsense": {},
+    }  # fmt: skip
+    file.write_text(json.dumps(aimet(op_type=rules)), encoding="utf-8")
+    x = torch.randn(4, 3, 8, 8)
+    sim = QuantizationSimModel(Net().eval(), x, config_file=file)
+    assert quantized(sim, "conv1").param_quantizers["weight"].shape == ()
+    assert quantized(sim, "fc").param_quantizers["weight"].shape == (2, 1)
+    assert quantized(sim, "fc").param_quantizers["bias"] is None
+    assert quantized(sim, "fc").output_quantizers[0] is not None
+    sim.compute_encodings([x])
+    assert sim.export(tmp_path, "aimet")
+    found = from_aimet(aimet(op_type=rules))
+    assert found.supported_kernels == {"op_type.Gemm": kernels}
+    assert any("op_type.Nonsense" in note for note in found.notes)
+    with pytest.raises(ConfigError, match="FXQ231"):
+        QuantizationSimModel(Net(), x, config_file=file, config={})
+
+
+def test_aimet_starts_with_everything_off() -> None:
+    bare = aimet(defaults={}, params={}, model_input={}, supergroups=[])
+    config = from_aimet(bare).config
+    assert not (config.quantize_activations or config.quantize_weights or config.quantize_inputs)
+    found = from_aimet(aimet(params={"weight": {"is_quantized": "False"}})).config
+    assert (found.quantize_weights, found.quantize_bias) == (False, False)
+
+
+def test_constraints_fix_a_range() -> None:
+    rule = {"Softmax": {"encoding_constraints": {"min": 0.0, "max": 1.0}}}
+    output = from_aimet(aimet(op_type=rule)).config.operators["softmax"].output
+    assert (output.min, output.max) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"defaults": {"ops": {"is_output_quantized": True}}}, "FXQ228.*is_output_quantized"),
+        ({"defaults": {"opps": {}}}, "(?s)FXQ227.*'opps'.*'ops'"),
+        ({"defaults": {"strict_symmetric": "True"}}, "FXQ229.*strict_symmetric"),
+        ({"extra": {}}, "FXQ227.*'extra'"),
+        ({"params": {"gamma": {}}}, "FXQ227.*params: unknown key 'gamma'"),
+        ({"supergroups": [{"op_list": ["Conv", "Rellu"]}]}, "(?s)FXQ228: supergroups.0.*'Relu'"),
+        ({"model_input": {"is_input_quantized": "False"}}, "FXQ228: model_input"),
+        (
+            {"op_type": {"Tanh": {"encoding_constraints": {"max": 1}}}},
+            "FXQ229: op_type.Tanh.encoding_constraints",
+        ),
+        (
+            {"op_type": {"Resize": {}, "Conv": {"is_output_quantized": "False"},
+                         "Conv1d": {"is_output_quantized": "True"}}},
+            "FXQ229: op_type.Conv and op_type.Conv1d",
+        ),
+    ],
+)  # fmt: skip
+def test_what_aimet_files_may_not_say(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        from_aimet(aimet(**change))
+
+
+def test_a_missing_section_is_named() -> None:
+    data = aimet()
+    del data["model_output"]
+    with pytest.raises(ConfigError, match="FXQ227.*'model_output'"):
+        QuantConfig.load(data)
