@@ -1,6 +1,7 @@
 # make demo   trains small networks on digits, quantizes, exports, proves and prints a table
 # make test   the tests                make test-full   the slow ones too
 # make lint   ruff, ruff format, mypy  make bench       the measurements behind the README
+# make zoo    foreign models through the whole pipeline, in an environment of its own
 PYTHON ?= python3
 VENV   ?= .venv
 JOBS   ?= 2
@@ -11,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # one thread per process: what the numbers in the README were taken with, and `-n` fills the cores
 ONE := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: demo test test-full lint types bench clean
+.PHONY: demo test test-full lint types bench zoo clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -52,6 +53,17 @@ bench: $(VENV)/.installed
 	$(ONE) $(BIN)/python -m benchmarks.sim_speed
 	$(ONE) $(BIN)/python -m benchmarks.compile_speed
 	$(ONE) $(BIN)/python -m benchmarks.latency
+
+# the packages of the zoo, over those that are installed already: torch comes from there
+$(VENV)-zoo/.installed: requirements/zoo.txt $(VENV)/.installed
+	$(BIN)/python -m venv $(VENV)-zoo
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > "$$($(VENV)-zoo/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth"
+	$(VENV)-zoo/bin/python -m pip --disable-pip-version-check --quiet install --no-deps -r $<
+	@touch $@
+
+zoo: $(VENV)-zoo/.installed
+	$(ONE) $(VENV)-zoo/bin/python -m tests.zoo --jobs $(JOBS) --out out/zoo --table docs/support.md $(ARGS)
 
 clean:
 	rm -rf out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

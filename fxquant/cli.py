@@ -110,7 +110,7 @@ def _sim_options(command: Command) -> Command:
     """Add --config and --target."""
     for option in (
         click.option("--target", default="onnxruntime_x86", show_default=True, metavar="NAME"),
-        click.option("--config", metavar="FILE", help="Quantization configuration, JSON."),
+        click.option("--config", metavar="FILE", help="Configuration, JSON; AIMET's too."),
     ):
         command = option(command)
     return command

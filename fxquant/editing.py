@@ -21,6 +21,7 @@ from fxquant.graph.passes import Fact, set_state, state_of
 from fxquant.graph.rewriter import Rewriter
 from fxquant.graph.select import path_matches, select_named, several
 from fxquant.nn import QuantizationMixin
+from fxquant.nn.calibrate import weight_of
 from fxquant.quantization import QuantizerBase, affine
 from fxquant.quantization.affine import AffineQuantizer
 from fxquant.quantization.analyzers import Percentile
@@ -185,9 +186,12 @@ def original_model(gm: fx.GraphModule, *, qdq_weights: bool) -> fx.GraphModule:
         if qdq_weights:
             with torch.no_grad():
                 for name, value in module._quantized_parameters().items():
-                    old = module._parameters[name]
+                    old = _tensor(module, name)
                     kept = rounded.setdefault(id(old), nn.Parameter(value.detach().clone()))
-                    plain.register_parameter(name, kept)
+                    if name in plain._buffers:
+                        plain.register_buffer(name, kept.detach())
+                    else:
+                        plain.register_parameter(name, kept)
         rw.set_module(str(node.target), plain)
     rw.finish()
     set_state(twin, facts=state_of(twin).facts - {Fact.PLACED}, why={})
@@ -240,7 +244,7 @@ def _weight_quantizer(module: QuantizationMixin) -> QuantizerBase | None:
 
 
 def _tensor(module: nn.Module, name: str) -> Tensor:
-    found = module._parameters[name]
+    found = weight_of(module, name)
     return torch.empty(0) if found is None else found
 
 

@@ -80,8 +80,10 @@ class QuantizationSimModel(EncodingsMethods):
     ) -> None:
         _refuse_quantized(model)
         self.target = load_target(target) if isinstance(target, str) else target
+        if config is not None and config_file is not None:
+            raise ConfigError("FXQ231", "config and config_file are given", fix="leave one out")
         self.config = _merged(
-            QuantConfig.load(config),
+            QuantConfig.load(config_file if config is None else config),
             default_output_bw or self.target.activation.bitwidth,
             default_param_bw or self.target.weight.bitwidth,
         )
@@ -275,6 +277,11 @@ class QuantizationSimModel(EncodingsMethods):
             )  # fmt: skip
 
         editing.set_blocks(self.model, arg, block_size, make)
+
+    def fold_param_quantizers(self) -> None:
+        """Give the parameters the values of their grids; what is computed stays the same."""
+        for module in self.qmodules():
+            module.fold_param_quantizers()
 
     def get_original_model(self, *, qdq_weights: bool = False) -> fx.GraphModule:
         """The model without quantizers: a copy that can be run, trained and simulated again.

@@ -56,10 +56,18 @@ def _fold(module: nn.Module) -> bool:
 def _fold_new(module: nn.Module) -> list[str]:
     if not parametrize.is_parametrized(module):
         return []
+    _own_class(module)
     names = list(module.parametrizations)  # type: ignore[arg-type]
     for name in names:
         parametrize.remove_parametrizations(module, name)
     return names
+
+
+def _own_class(module: nn.Module) -> None:
+    """A class of the module's own: torch takes properties off the class, which copies share."""
+    shared = type(module)
+    space = {k: v for k, v in vars(shared).items() if k not in ("__dict__", "__weakref__")}
+    module.__class__ = type(shared.__name__, shared.__bases__, space)
 
 
 def _fold_hooks(module: nn.Module) -> list[str]:

@@ -15,6 +15,7 @@ from fxquant.graph.passes import Fact, Pass
 from fxquant.graph.plan import make_plan
 from fxquant.graph.planned import GridPlan, Plan, WeightPlan
 from fxquant.nn import QuantizationMixin, QuantStub
+from fxquant.nn.mixin import is_ignored
 from fxquant.quantization import QuantizerBase, QuantScheme, affine
 from fxquant.targets import Target
 from fxquant.targets.quantizers import quantizer_for
@@ -81,7 +82,7 @@ class PlaceQuantizers(Pass):
         module = rw.module(node)
         if isinstance(module, QuantizationMixin):
             return module, index
-        if module is not None:
+        if module is not None and not is_ignored(module):
             quantized = QuantizationMixin.from_module(module)
             rw.set_module(str(node.target), quantized)
             return quantized, index
@@ -149,4 +150,6 @@ def _without_bias(plan: WeightPlan) -> WeightPlan:
 
 def _is_quantizable(module: nn.Module) -> bool:
     row = ops.row_for_module(module)
+    if is_ignored(module):
+        return False
     return row is not None and row.grid is not ops.Grid.INDEX

@@ -200,8 +200,18 @@ def test_the_original_model_comes_back(x: Tensor) -> None:
     rounded = sim.get_original_model(qdq_weights=True)
     with torch.no_grad():
         want = quantized(sim, "fc").param_quantizers["weight"](model.fc.weight)
-    assert torch.equal(rounded.fc.weight, want)
-    assert torch.equal(sim.model.fc.weight, model.fc.weight)
+    assert torch.equal(rounded.get_parameter("fc.weight"), want)
+    assert torch.equal(sim.model.get_parameter("fc.weight"), model.fc.weight)
     again = QuantizationSimModel(back, x)
     again.compute_encodings([x])
     assert torch.equal(again.model(x), sim.model(x))
+
+
+def test_folded_parameters_change_nothing(
+    sim: QuantizationSimModel, x: Tensor, tmp_path: Path
+) -> None:
+    before, weight = sim.model(x), sim.model.get_parameter("fc.weight").detach().clone()
+    sim.fold_param_quantizers()
+    assert torch.equal(sim.model(x), before)
+    assert not torch.equal(sim.model.get_parameter("fc.weight"), weight)
+    assert sim.export(tmp_path, "folded")

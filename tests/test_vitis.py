@@ -566,3 +566,40 @@ def test_keyword_inputs(tmp_path: Path) -> None:
 def test_the_schema_is_published() -> None:
     schema = Strategy.model_json_schema()
     assert "layer_quantize_config" in schema["properties"]
+
+
+_STRATEGIES: dict[str, dict[str, Any]] = {
+    "powers of two": {"overall_quantize_config": {"scale_type": "poweroftwo"}},
+    "narrow weights": {
+        "tensor_quantize_config": {"weights": {"narrow_range": True, "per_channel": False}}
+    },
+    "4-bit weights": {"tensor_quantize_config": {"weights": {"bit_width": 4, "symmetry": False}}},
+    "signed activations": {
+        "tensor_quantize_config": {"activation": {"signed": True, "symmetry": False}}
+    },
+    "5-bit activations": {"tensor_quantize_config": {"activation": {"bit_width": 5}}},
+    "16-bit activations": {"tensor_quantize_config": {"activation": {"bit_width": 16}}},
+    "8-bit biases": {"tensor_quantize_config": {"bias": {"bit_width": 8}}},
+    "float biases": {"quantizable_data_type": ["input", "weights", "activation"]},
+    "float weights": {"quantizable_data_type": ["input", "activation"]},
+    "bfloat16 activations": {"tensor_quantize_config": {"activation": {"datatype": "bfloat16"}}},
+    "bfloat16 throughout": {"overall_quantize_config": {"datatype": "bfloat16"}},
+    "half_up": {"overall_quantize_config": {"round_mode": "half_up"}},
+    "entropy": {"overall_quantize_config": {"method": "entropy"}},
+    "one float layer": {
+        "layer_quantize_config": [
+            {"layer_name": "body", "overall_quantize_config": {"datatype": "float32"}}
+        ]
+    },
+}
+
+
+@pytest.mark.parametrize("name", _STRATEGIES)
+def test_every_strategy_is_remembered_and_agrees_with_onnxruntime(
+    tmp_path: Path, name: str
+) -> None:
+    strategy = {"target_device": "CPU", **_STRATEGIES[name]}
+    q = calibrated(tmp_path, batches=2, quant_config_file=strategy)
+    later = torch_quantizer("test", net(), (_X,), output_dir=tmp_path)
+    assert torch.equal(later.quant_model(_X), q.quant_model(_X))
+    assert later.export_onnx_model().max_steps <= 1

@@ -1,7 +1,8 @@
 """Encodings files: what every version of the JSON says about the grids of a model's tensors.
 
-An `Entry` is one tensor's grid in no version's words. Every version has a file that reads and writes
-entries; `collect` and `load` go between entries and the quantizers of a simulation, `diff` compares.
+An `Entry` is one tensor's grid in no version's words. Every version has a file that reads and
+writes entries; `collect` and `load` go between entries and the quantizers of a simulation, `diff`
+compares.
 """
 
 from fxquant.encodings.collect import entry_of, module_encodings

@@ -56,7 +56,7 @@ def places(model: nn.Module) -> Iterator[Place]:
         sides = (("input", module.input_quantizers), ("output", module.output_quantizers))
         for side, quantizers in sides:
             for index, quantizer in enumerate(quantizers):
-                yield Place(f"{path}.{side}.{index}", quantizers, index, quantizer)
+                yield Place(f"{path}.{side}.{index}", quantizers, index, quantizer)  # type: ignore[arg-type]
         for name, quantizer in module.param_quantizers.items():
             parameter: Tensor | None = getattr(module, name, None)
             shape = () if parameter is None else tuple(parameter.shape)
@@ -69,7 +69,8 @@ def module_encodings(model: nn.Module, *, scheme: str = "") -> EncodingsFile:
 
     Biases whose grid follows from those of input and weight are left out as well.
     """
-    activations, params = [], []
+    activations: list[Entry] = []
+    params: list[Entry] = []
     for place in places(model):
         if place.quantizer is None or isinstance(place.quantizer, BiasQuantizeDequantize):
             continue

@@ -61,7 +61,7 @@ class Entry:
 
     @property
     def kind(self) -> str:
-        """`PER_TENSOR`, `PER_CHANNEL`, `PER_BLOCK`, `LPBQ`; floats without a scale are per tensor."""
+        """`PER_TENSOR`, `PER_CHANNEL`, `PER_BLOCK` or `LPBQ`."""
         if self.factors is not None:
             return "LPBQ"
         if self.block is not None:

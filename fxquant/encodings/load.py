@@ -63,8 +63,8 @@ def load(
 ) -> Loaded:
     """Give the quantizers of a model the grids of a file; on an error nothing has changed.
 
-    A quantizer keeps its place and its class; bitwidth, symmetry and range become those of the file,
-    and a float entry puts a float quantizer there.
+    A quantizer keeps its place and its class; bitwidth, symmetry and range become those of the
+    file, and a float entry puts a float quantizer there.
 
     Args:
         model: the model of a simulation.

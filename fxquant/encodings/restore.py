@@ -22,7 +22,7 @@ from fxquant.quantization.ranges import product_for, range_of
 if TYPE_CHECKING:
     from fxquant.quantization import QuantizerBase
 
-# one in as many float32 numbers as a grid has steps is no quotient of a range: the next one is taken
+# some numbers are no quotient of a range: the next one is taken, see `ranges`
 _ULP = 2.0**-22
 
 

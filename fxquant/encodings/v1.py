@@ -1,7 +1,7 @@
 """Version 1.0.0: lists of `{name, enc_type, dtype, bw, is_sym, scale, offset}`.
 
-Offsets count from the smallest integer, signed or not. LPBQ has a scale a group, one small integer a
-block, and offset and bits of the integers once these are multiplied in.
+Offsets count from the smallest integer, signed or not. LPBQ has a scale a group, one small integer
+a block, and offset and bits of the integers once these are multiplied in.
 """
 
 from __future__ import annotations

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from fxquant.graph.leaves import Leaves
     from fxquant.graph.trace import Recording
 
+_TRIES = 3  # values to try where Python decided on some
+
 
 @dataclass(frozen=True)
 class Proof:
@@ -89,12 +91,14 @@ def _prove(
     other = other_batch(*few)
     if other is not None and _holds(gm, model, other):
         return Proof(same=True)
-    varied = other_values(args, kwargs)
-    values = _compared(gm, model, varied)
-    if not values:
-        misshapen = _is_misshapen(values) and _holds(model, model, varied)
-        at = first_difference(gm, model, *varied, leaves=leaves)
-        return Proof(True, values=False, batch=False, why=values.why, at=at, misshapen=misshapen)
+    decided = any(s.kind == "value" for s in recording.specialisations)
+    for seed in range(_TRIES if decided else 1):
+        varied = other_values(args, kwargs, seed=seed)
+        values = _compared(gm, model, varied)
+        if not values:
+            at = first_difference(gm, model, *varied, leaves=leaves)
+            shape = _is_misshapen(values) and _holds(model, model, varied)
+            return Proof(True, values=False, batch=False, why=values.why, at=at, misshapen=shape)
     return _prove_batch(gm, model, other)
 
 

@@ -62,7 +62,8 @@ def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
         return changed
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         # not the class itself: a packed sequence looks at what it is made of
-        return type(value)._make(map_leaves(part, change) for part in value)
+        make: Callable[[Any], Any] = type(value)._make  # type: ignore[attr-defined]
+        return make(map_leaves(part, change) for part in value)
     if isinstance(value, tuple | list) and not isinstance(value, torch.Size):
         return type(value)(map_leaves(part, change) for part in value)
     return change(value)

@@ -70,9 +70,15 @@ def _param_quantizers(model: nn.Module) -> Iterator[tuple[Tensor, QuantizerBase]
         quantizers = module._modules.get("param_quantizers")
         if isinstance(quantizers, QuantizerDict):
             for name, quantizer in quantizers.active():
-                value = module._parameters.get(name)
+                value = weight_of(module, name)
                 if value is not None:
                     yield value, quantizer
+
+
+def weight_of(module: nn.Module, name: str) -> Tensor | None:
+    """A parameter, or the buffer that stands in for one, as in a filter that is not trained."""
+    value = module._parameters.get(name)
+    return value if value is not None else module._buffers.get(name)
 
 
 def fit_biases(model: nn.Module) -> None:

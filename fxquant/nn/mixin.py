@@ -15,21 +15,23 @@ from __future__ import annotations
 import inspect
 import types
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from fxquant.errors import QuantizationError
-from fxquant.nn import calibrate
+from fxquant.nn import calibrate, kernels
 from fxquant.nn.containers import QuantizerDict, QuantizerList, Removed, remove
 from fxquant.nn.functional import Functional
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from fxquant.nn.kernels import Kernel
     from fxquant.quantization import QuantizerBase
 
+_M = TypeVar("_M", bound=nn.Module)
 PREFIX = "Quantized"
 _REGISTRIES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
@@ -52,6 +54,7 @@ class QuantizationMixin(nn.Module):
     """
 
     float_class: ClassVar[type[nn.Module]] = nn.Module
+    default_kernel: ClassVar[Kernel | None] = None
     input_quantizers: QuantizerList
     output_quantizers: QuantizerList
     param_quantizers: QuantizerDict
@@ -78,6 +81,9 @@ class QuantizationMixin(nn.Module):
         """
         if isinstance(module, QuantizationMixin):
             return module
+        if is_ignored(module):
+            what = f"{type(module).__name__} is ignored: it is never quantized"
+            raise QuantizationError("FXQ422", what, fix="take its QuantizationMixin.ignore away")
         quantized = _blank(type(module))
         for name, value in module.__dict__.items():
             # registries are copied, so what is added to one module does not appear in the other
@@ -105,11 +111,54 @@ class QuantizationMixin(nn.Module):
             args = walk.over(args)
             kwargs = {name: walk.over(value) for name, value in kwargs.items()}
         swapped = self._quantized_parameters()
+        kernel = self.__dict__.get("_kernel") or type(self).default_kernel
+        if kernel is not None and not kernels.observing(self):
+            return kernels.run(kernel, self, args, kwargs, swapped)
         if swapped:
             result = self._forward_with(swapped, args, kwargs)
         else:
             result = super().forward(*args, **kwargs)
         return self._quantize_outputs(result)
+
+    # kernels -------------------------------------------------------------------------------------
+
+    def set_kernel(self, kernel: Kernel | None) -> None:
+        """Compute with a kernel of one's own; None goes back to the simulated arithmetic.
+
+        Args:
+            kernel: `kernel(module, *args, params, output_encodings, **kwargs)`. Inputs that lie on
+                a grid and quantized parameters come as `QuantizedTensor`, the rest as it is. What
+                it returns is dequantized if it is a `QuantizedTensor` and quantized otherwise.
+                While ranges are calibrated it is not called.
+        """
+        self.__dict__["_kernel"] = kernel
+
+    @classmethod
+    def set_default_kernel(cls, kernel: Kernel | None) -> None:
+        """Set the kernel of all modules of this class that have none of their own."""
+        cls.default_kernel = None if kernel is None else staticmethod(kernel)
+
+    def get_kernel(self) -> Kernel | None:
+        """The module's own kernel, its class's, or None."""
+        return self.__dict__.get("_kernel") or type(self).default_kernel
+
+    @staticmethod
+    def ignore(cls: type[_M]) -> type[_M]:
+        """Class decorator: modules of exactly this class are never quantized."""
+        _ignored.add(cls)
+        return cls
+
+    def fold_param_quantizers(self) -> None:
+        """Give the parameters the values of their grids, and keep the ranges as they are.
+
+        Nothing changes in what the module computes; rounding is no longer undone by training.
+        """
+        with torch.no_grad():
+            for name, value in self._quantized_parameters().items():
+                parameter = calibrate.weight_of(self, name)
+                if parameter is not None:
+                    parameter.copy_(value)
+                self.param_quantizers[name].allow_overwrite(False)
 
     def _forward_with(self, swapped: dict[str, Tensor], args: Any, kwargs: Any) -> Any:
         own = self.__dict__
@@ -147,7 +196,7 @@ class QuantizationMixin(nn.Module):
         for name, quantizer in quantizers._modules.items():
             if quantizer is None:
                 continue
-            parameter = self._parameters.get(name)
+            parameter = calibrate.weight_of(self, name)
             if parameter is not None and not quantizer._observing:
                 found[name] = self._quantized_parameter(name, parameter, quantizer)
         return found
@@ -283,6 +332,12 @@ def _is_public(cls: type[nn.Module]) -> bool:
 
 
 _classes: dict[type[nn.Module], type[QuantizationMixin]] = {}
+_ignored: set[type[nn.Module]] = set()
+
+
+def is_ignored(module: nn.Module) -> bool:
+    """Whether modules of this class are never quantized."""
+    return type(module) in _ignored
 
 
 class _Walk:

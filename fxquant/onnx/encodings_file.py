@@ -49,15 +49,12 @@ def encodings_of(
     activations = _entries(gm, (t for t in lowered.tensors if t.kind == "activation"))
     params = _entries(gm, (t for t in lowered.tensors if t.kind != "activation"))
     params += _float_params(gm)
-    return write(
-        EncodingsFile(
-            version,
-            tuple(activations),
-            tuple(params),
-            excluded=tuple(_excluded(gm)),
-            arguments=quantizer_arguments(activations, params, scheme),
-        )  # fmt: skip
+    arguments = quantizer_arguments(activations, params, scheme)
+    excluded = tuple(_excluded(gm))
+    file = EncodingsFile(
+        version, tuple(activations), tuple(params), excluded=excluded, arguments=arguments
     )
+    return write(file)
 
 
 def write_encodings(

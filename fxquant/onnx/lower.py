@@ -49,6 +49,7 @@ from fxquant.onnx.walk import (
 from fxquant.onnx.weights import Arrangement, Weights
 from fxquant.onnx.writes import check_writes
 from fxquant.quantization.affine import AffineQuantizer
+from fxquant.quantization.float import FloatQuantizeDequantize
 
 if TYPE_CHECKING:
     from fxquant.quantization import QuantizerBase
@@ -350,7 +351,7 @@ class _Lowering:
     def table(self, tensor: Tensor, name: str, module: nn.Module | None) -> Table | None:
         """The integers of a weight that is read row by row; None where it is not quantized."""
         quantizer = _quantizer_of(module, name)
-        if quantizer is None:
+        if quantizer is None or isinstance(quantizer, FloatQuantizeDequantize):
             return None
         found = self.weights.table(tensor, name, quantizer)
         self.quantized.found.append((self.current, self.weights.stored[-1]))

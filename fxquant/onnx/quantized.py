@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.errors import ExportError
-from fxquant.onnx.builder import Builder, data_type
+from fxquant.onnx.builder import Builder
 from fxquant.onnx.grid import IntegerGrid, encoding_of, integer_grid, stored_integers
 from fxquant.onnx.held import GridValues, Held, quantize
 from fxquant.onnx.lowered import LoweredTensor
+from fxquant.onnx.narrow import narrowed
 from fxquant.onnx.record import Shaped
 from fxquant.quantization.float import FloatQuantizeDequantize
 
@@ -52,7 +53,7 @@ class Quantized:
     ) -> Held:
         """A real value on the grid of a quantizer."""
         if isinstance(quantizer, FloatQuantizeDequantize):
-            return Held(spec, name, real=self._rounded(real, quantizer, spec, name))
+            return Held(spec, name, real=narrowed(self.builder, real, quantizer, spec, name))
         if spec.dtype is not torch.float32:
             what = f"the quantized value {name} is {spec.dtype}: integer kernels take float32"
             fix = "build the simulation from model.float() and float32 inputs"
@@ -114,21 +115,6 @@ class Quantized:
             values = GridValues(grid, scale, self.builder.initializer(zero, f"{name}_zero_point"))
             self._grids[key] = values
         return self._grids[key]
-
-    def _rounded(
-        self, real: ir.Value, quantizer: FloatQuantizeDequantize, spec: Shaped, name: str
-    ) -> ir.Value:
-        """A narrow floating-point format: there and back by Cast."""
-        encoding = quantizer.get_encodings()
-        if encoding is None or encoding.scale is not None:
-            what, fix = "8-bit floats have no kernels", "use float16, bfloat16 or integers"
-            raise ExportError("FXQ528", what, at=quantizer.where, fix=fix)
-        for dtype, label in ((encoding.dtype, "narrow"), (spec.dtype, "wide")):
-            real = self.builder.op("Cast", real, to=data_type(dtype))
-            producer = real.producer()
-            if producer is not None:
-                self.builder.name_node(producer, f"{name}_{label}")
-        return real
 
     # --- what came out -------------------------------------------------------------------------
 

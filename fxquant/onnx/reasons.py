@@ -119,6 +119,8 @@ def _weight_reason(node: ir.Node) -> str:
         return "its weight is floating point"
     if _integer_type(source) not in _BYTES:
         return f"its weight is {_type_name(source)}; integer kernels take 8 bits"
+    if "block_size" in source.attributes:
+        return "its weight has scales for blocks; integer kernels take one a channel"
     return _width_reason(node, node.inputs[:1]) or _bias_reason(node)
 
 

@@ -185,6 +185,8 @@ def _bias_pairs(node: ir.Node) -> tuple[ir.Node | None, ir.Node | None, ir.Node 
     stored = _operand(bias, 0) if bias else None
     if stored is None or stored.dtype is not ir.DataType.INT32:
         return None, None, None
+    if weight is not None and "block_size" in weight.attributes:
+        return None, None, None  # no integer kernel takes blocks: there is no accumulator's grid
     return bias, weight, x
 
 

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from fxquant.onnx.builder import Builder
 from fxquant.onnx.grid import IntegerGrid, encoding_of, integer_grid, stored_integers
 from fxquant.onnx.held import GridValues, dequantize
+from fxquant.onnx.narrow import narrow_weight
 from fxquant.quantization.affine import BiasQuantizeDequantize
+from fxquant.quantization.float import FloatQuantizeDequantize
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -111,6 +113,9 @@ class Weights:
     ) -> ir.Value:
         if quantizer is None:
             return self.builder.constant(arrangement.tensor(tensor), f"{name}{arrangement.label}")
+        if isinstance(quantizer, FloatQuantizeDequantize):
+            return narrow_weight(self.builder, tensor, f"{name}{arrangement.label}", quantizer,
+                                 arrangement.tensor)  # fmt: skip
         integers, grid = self._integers_of(tensor, name, quantizer, arrangement)
         real = dequantize(self.builder, integers, grid, f"{integers.name}_dq")
         real.shape, real.type = integers.shape, ir.TensorType(ir.DataType.FLOAT)

@@ -1,9 +1,10 @@
 """The way back from a grid to a range: ends whose step is the given one, to the last bit.
 
 A quantizer keeps a range and divides it by the number of steps. What divides to a given step is
-searched among neighbouring numbers: one of them does it for every step that came from a range, while
-of all float32 numbers one in as many as there are steps is no quotient at all. Ends of a symmetric
-grid of `2 ** b` integers hit every step, since its lower end is a power of two of steps away.
+searched among neighbouring numbers: one of them does it for every step that came from a range,
+while of all float32 numbers one in as many as there are steps is no quotient at all. Ends of a
+symmetric grid of `2 ** b` integers hit every step, since its lower end is a power of two of steps
+away.
 """
 
 from __future__ import annotations

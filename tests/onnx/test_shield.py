@@ -153,3 +153,14 @@ def test_quantized_layers_are_left_alone(tmp_path: Path) -> None:
     x = torch.randn(2, 3, 10, 10)
     export(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)), x, tmp_path)
     assert all(n.op_type != "Max" for n in onnx.load(str(tmp_path / "net.onnx")).graph.node)
+
+
+@pytest.mark.parametrize("width", [1, 2, 4])
+def test_a_softmax_between_integers_stays_float(width: int, tmp_path: Path) -> None:
+    # QLinearSoftmax gives 0 for the probability of an only element, and 254 of 255 for a sure one
+    net = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Softmax(-1), nn.Conv2d(1, 1, 1)).eval()
+    nn.init.constant_(net[0].weight, 30.0)  # type: ignore[arg-type]
+    x = torch.randn(2, 1, 4, width, generator=torch.Generator().manual_seed(0))
+    sim = QuantizationSimModel(net, x, "tf")
+    sim.compute_encodings([x])
+    assert sim.export(tmp_path, "model").max_steps <= 1

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fxquant.graph.passes import Fact
 from fxquant.passes import RemoveWrites
+from fxquant.prepare import prepare_model
 from tests.helpers.golden import assert_rewrites, ready
 
 X = torch.randn(2, 4, 3)
@@ -377,3 +378,17 @@ def test_numbers_stay() -> None:
     net = Net(forward).eval()
     gm = ready(net, frozenset({Fact.MODULES_ONLY}), X)
     assert torch.equal(gm(X), net(X))
+
+
+def test_a_view_that_is_written_twice_reaches_its_base() -> None:
+    class Twice(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x = x * 1
+            view = x[:, 1:3]
+            view.mul_(2)
+            view += 1
+            x[0] = x[0] * 3
+            return x
+
+    x = torch.randn(2, 4)
+    assert torch.equal(prepare_model(Twice(), x)(x), Twice()(x))

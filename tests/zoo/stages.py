@@ -258,11 +258,14 @@ def _on_integers(model: fx.GraphModule) -> str:
         if not isinstance(module, QuantizationMixin):
             continue
         value = spec(node)
-        several = isinstance(value, tuple | list) and not isinstance(value, TensorSpec)
-        parts = value if several else [value]
-        for part, quantizer in zip(parts, module.output_quantizers, strict=False):
-            if quantizer is not None and not _holds_float(part):
-                found.append(str(node.target))
+        single = isinstance(value, TensorSpec) or not isinstance(value, tuple | list)
+        parts: list[Any] = [value] if single else list(value)
+        quantized = module.output_quantizers._modules  # by the number of the output
+        found += [
+            str(node.target)
+            for number, part in enumerate(parts)
+            if quantized.get(str(number)) is not None and not _holds_float(part)
+        ]
     return f"a grid on integers: {', '.join(found[:3])}" if found else ""
 
 

@@ -29,8 +29,9 @@ _CLASSIFIERS: tuple[tuple[str, int, dict[str, Any]], ...] = (
     ("convnext_tiny", 64, {}),
     ("regnet_y_400mf", 64, {}),
     ("regnet_x_400mf", 64, {}),
-    ("googlenet", 64, {"init_weights": False}),
-    ("inception_v3", 96, {"init_weights": False}),
+    # auxiliary heads are there in training only, by a decision of Python
+    ("googlenet", 64, {"init_weights": False, "aux_logits": False}),
+    ("inception_v3", 96, {"init_weights": False, "aux_logits": False}),
     ("swin_t", 64, {}),
     ("swin_v2_t", 64, {}),
     ("maxvit_t", 224, {}),

@@ -249,8 +249,6 @@ _VISION = (
     _Row("LevitModel", _options(
         image_size=64, hidden_sizes=[16, 24, 32], num_attention_heads=[2, 2, 2], depths=[1, 1, 1],
         key_dim=[8, 8, 8]), partial(pixels, 64)),
-    _Row("CvtModel", _options(embed_dim=[16, 32, 32], num_heads=[1, 2, 2], depth=[1, 1, 2]),
-         partial(pixels, 64)),
     _Row("BitModel", _options(
         embedding_size=16, hidden_sizes=[16, 32, 32, 32], depths=[1, 1, 1, 1], num_groups=4),
         partial(pixels, 64)),

@@ -1,7 +1,8 @@
 """Operators in float32 that add many values: their last bits depend on the order of the sums.
 
-onnxruntime's own order depends on the CPU; these kernels add in the order that is natural in torch.
-Where bytes are read, pools of maxima among them, the result is exact.
+Softmax and layer norm add in the lanes of onnxruntime's AVX2 kernels, which it also takes on newer
+CPUs, and are equal bit for bit. Products of matrices and convolutions add in torch's order. Where
+bytes are read, as in pools of maxima, there is nothing to round.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fxquant.onnx.integer import functions
-from fxquant.onnx.integer.arithmetic import F32, Array
+from fxquant.onnx.integer.arithmetic import F32, Array, fma
 from fxquant.onnx.integer.bytewise import average_pool, pooled_sizes
 from fxquant.onnx.integer.call import KernelCall, UnsupportedError, kernel
 from fxquant.onnx.integer.products import as_tensor, padding
+
+_LANES = 8  # float32 numbers in a register of AVX
 
 
 def _tensors(c: KernelCall) -> list[Tensor]:
@@ -93,8 +96,26 @@ def _softmax(c: KernelCall) -> Array:
 
 def _softmax_over(x: Array, axis: int) -> Array:
     parts = functions.exp_below_zero((x - x.max(axis=axis, keepdims=True)).astype(F32))
-    total = parts.sum(axis=axis, keepdims=True, dtype=np.float64).astype(F32)
+    rows = np.moveaxis(parts, axis, -1)
+    total = np.moveaxis(_lane_sum(rows.reshape(-1, rows.shape[-1])).reshape(
+        *rows.shape[:-1], 1), -1, axis)  # fmt: skip
     return np.asarray(parts * (F32(1.0) / total).astype(F32), F32)
+
+
+def _lane_sum(x: Array) -> Array:
+    """Sums of rows in two accumulators of eight lanes, what is left over in the first."""
+    vectors = -(-x.shape[1] // _LANES)
+    padded = np.zeros((len(x), vectors * _LANES), F32)
+    padded[:, : x.shape[1]] = x
+    parts = padded.reshape(len(x), vectors, _LANES)
+    sums = [np.zeros((len(x), _LANES), F32) for _ in range(2)]
+    for i in range(vectors):
+        which = 0 if i == vectors - 1 and vectors % 2 else i % 2
+        sums[which] = (sums[which] + parts[:, i]).astype(F32)
+    lanes = (sums[0] + sums[1]).astype(F32)
+    while lanes.shape[1] > 1:  # neighbours
+        lanes = (lanes[:, 0::2] + lanes[:, 1::2]).astype(F32)
+    return np.asarray(lanes)
 
 
 @kernel("LogSoftmax")
@@ -107,12 +128,48 @@ def _log_softmax(c: KernelCall) -> Array:
 def _layer_norm(c: KernelCall) -> Array:
     x, scale, shift = c.array(0), c.array(1), c.optional(2)
     axis = c.whole("axis", -1) % x.ndim
-    axes = tuple(range(axis, x.ndim))
-    wide = x.astype(np.float64)
-    mean = wide.mean(axis=axes, keepdims=True)
-    variance = np.maximum((wide * wide).mean(axis=axes, keepdims=True) - mean * mean, 0.0)
-    deviation = np.sqrt(variance + c.number("epsilon", 1e-5)).astype(F32)
-    y = ((x - mean.astype(F32)).astype(F32) / deviation * scale).astype(F32)
+    rows = x.reshape(int(np.prod(x.shape[:axis], dtype=np.int64)), -1)
+    epsilon = F32(c.number("epsilon", 1e-5))
+    weight, bias = scale.reshape(-1), None if shift is None else shift.reshape(-1)
+    if rows.shape[1] < _LANES:
+        return _normalized_one_by_one(rows, weight, bias, epsilon).reshape(x.shape)
+    normal = _normalized(rows, epsilon)
+    y = (normal * weight).astype(F32) if bias is None else fma(normal, weight, bias)
+    return y.reshape(x.shape)
+
+
+def _normalized(x: Array, epsilon: np.float32) -> Array:
+    """Rows with mean 0 and deviation 1: the mean in float64, squares in eight lanes."""
+    mean = x.astype(np.float64).mean(axis=1, keepdims=True).astype(F32)
+    centred = (x - mean).astype(F32)
+    whole = x.shape[1] // _LANES * _LANES
+    lanes = np.zeros((len(x), _LANES), F32)
+    for start in range(0, whole, _LANES):
+        part = centred[:, start : start + _LANES]
+        lanes = fma(part, part, lanes)
+    while lanes.shape[1] > 1:  # halves
+        half = lanes.shape[1] // 2
+        lanes = (lanes[:, :half] + lanes[:, half:]).astype(F32)
+    for i in range(whole, x.shape[1]):
+        column = centred[:, i : i + 1]
+        lanes = (lanes + (column * column).astype(F32)).astype(F32)
+    variance = (lanes / F32(x.shape[1])).astype(F32)
+    return np.asarray(centred * (F32(1.0) / np.sqrt(variance + epsilon)).astype(F32), F32)
+
+
+def _normalized_one_by_one(
+    x: Array, scale: Array, shift: Array | None, epsilon: np.float32
+) -> Array:
+    """Rows of fewer than eight: Welford's running mean and squares, a division for each element."""
+    mean, squares = np.zeros((2, len(x), 1), F32)
+    for i in range(x.shape[1]):
+        before = (x[:, i : i + 1] - mean).astype(F32)
+        mean = (mean + (before / F32(i + 1)).astype(F32)).astype(F32)
+        after = (x[:, i : i + 1] - mean).astype(F32)
+        squares = (squares + (before * after).astype(F32)).astype(F32)
+    variance = (squares / F32(x.shape[1])).astype(F32)
+    deviation = np.sqrt((variance + epsilon).astype(F32)).astype(F32)
+    y = (((x - mean).astype(F32) / deviation).astype(F32) * scale).astype(F32)
     return y if shift is None else np.asarray(y + shift, F32)
 
 
