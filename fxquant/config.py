@@ -137,9 +137,11 @@ class QuantConfig(_Frozen):
 
     @classmethod
     def load(cls, source: QuantConfig | dict[str, Any] | str | Path | None) -> QuantConfig:
-        """A configuration from itself, a mapping, a JSON file or None (all defaults).
+        """A configuration from itself, a mapping, a JSON file, a preset or None (all defaults).
 
-        A file, or the content of a file, may be one of AIMET's (`fxquant.aimet_config`).
+        Presets are `default`, `per_channel`, `per_tensor` and `integer_outputs`; a file of that
+        name in the current folder comes first. A file, or the content of a file, may be one of
+        AIMET's (`fxquant.aimet_config`).
 
         Raises:
             ConfigError: FXQ220 the file cannot be read, FXQ221 a key or value is wrong; FXQ227 to
@@ -149,7 +151,7 @@ class QuantConfig(_Frozen):
             return cls()
         if isinstance(source, QuantConfig):
             return source
-        data = source if isinstance(source, dict) else read_json(Path(source))
+        data = source if isinstance(source, dict) else read_json(_preset_or_file(source))
         if isinstance(data, dict) and {"defaults", "op_type"} <= data.keys():
             return _from_aimet(data)
         try:
@@ -171,6 +173,13 @@ class QuantConfig(_Frozen):
             "$schema": "https://json-schema.org/draft/2020-12/schema",
             **cls.model_json_schema(),
         }
+
+
+def _preset_or_file(source: str | Path) -> Path:
+    """The file of a preset's name, or the path as it is."""
+    preset = Path(__file__).parent / "presets" / f"{source}.json"
+    is_name = isinstance(source, str) and source.isidentifier() and not Path(source).exists()
+    return preset if is_name and preset.is_file() else Path(source)
 
 
 def read_json(path: Path) -> Any:

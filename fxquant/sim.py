@@ -330,19 +330,19 @@ class QuantizationSimModel(EncodingsMethods):
         )  # fmt: skip
 
     def integer_model(
-        self, dummy_input: Any = None, *, opset: int = 21, islands: str = "onnxruntime"
+        self, dummy_input: Any = None, *, opset: int = 21, islands: str = "own"
     ) -> IntegerSimulation:
         """The model as onnxruntime's default CPU run computes it, integer for integer.
 
-        `sim.model` is for training and speed, this is the truth about the target: convolutional
-        networks come out bit-equal. It takes and returns what `sim.model` does, in evaluation mode
-        and without gradients; later changes of the simulation do not show in it.
+        `sim.model` is for training and speed, this is the truth about the target, bit for bit. It
+        takes and returns what `sim.model` does, in evaluation mode and without gradients; later
+        changes of the simulation do not show in it.
 
         Args:
             dummy_input: inputs to lower the model with; default: those of the constructor.
             opset: ONNX opset, 13 to 23.
-            islands: who computes what stays in floating point: "onnxruntime", or "own" to use
-                nothing of onnxruntime (the last bits of softmax, norms and float sums then differ).
+            islands: who computes what stays in floating point: "own", or "onnxruntime" where the
+                last bits of float convolutions and matrix products matter.
 
         Raises:
             UncalibratedError: a quantizer has no range.

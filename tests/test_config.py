@@ -262,3 +262,16 @@ def test_a_missing_section_is_named() -> None:
     del data["model_output"]
     with pytest.raises(ConfigError, match=r"FXQ227.*'model_output'"):
         QuantConfig.load(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("default", "per_channel", None),
+        ("per_channel", "per_channel", True),
+        ("per_tensor", "per_channel", False),
+        ("integer_outputs", "quantize_outputs", True),
+    ],
+)
+def test_presets_are_known_by_name(name: str, field: str, value: object) -> None:
+    assert getattr(QuantConfig.load(name), field) is value

@@ -10,8 +10,9 @@ import torch
 
 from fxquant.graph.structure import tensors
 from fxquant.onnx.integer import IntegerModel
+from fxquant.onnx.lower import lower
 from fxquant.sim import QuantizationSimModel
-from tests.onnx.integers import assert_equal
+from tests.onnx.integers import assert_equal, compare
 from tests.random_networks import Case, network
 
 SCHEMES = ("min_max", "tf_enhanced", "percentile")
@@ -42,6 +43,14 @@ def check(seed: int, folder: Path) -> None:
 @pytest.mark.parametrize("seed", FAST)
 def test_a_random_network_is_proven_and_its_integers_are_exact(seed: int, tmp_path: Path) -> None:
     check(seed, tmp_path)
+
+
+@pytest.mark.parametrize("seed", FAST[::6])
+def test_nothing_of_onnxruntime_is_needed_for_that(seed: int) -> None:
+    case = network(seed)
+    lowered = lower(_simulated(case, seed).model, (case.inputs(4), {}))
+    feeds = {n: x.numpy() for n, x in zip(lowered.input_names, case.inputs(6), strict=True)}
+    assert compare(lowered.model, feeds, islands="own").share >= 0.9999
 
 
 @pytest.mark.full

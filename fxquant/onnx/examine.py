@@ -197,7 +197,8 @@ def examine(path: str | Path, data: str | Path | Mapping[str, Any] | Sequence[An
             onnxruntime cannot load or run the file.
     """
     lint = verify_file(path)
-    executor = IntegerModel(path)
+    # with the runtime's own float operators, so that a difference belongs to an integer kernel
+    executor = IntegerModel(path, islands="onnxruntime")
     feeds = _feeds(executor, _loaded(data))
     samples = next((len(x) for x in feeds.values() if x.ndim), 0)
     return Examination(
@@ -259,7 +260,7 @@ def _tensors(path: str | Path, executor: IntegerModel, feeds: Feeds) -> list[Ten
     fed = feeds | {n + _FORCED: given[n] for n in names}
     with packed(segments) as source:
         fused = open_session(source, Level.ALL).run(fed, names)
-    ours = IntegerModel(segments).run(fed, names)
+    ours = IntegerModel(segments, islands="onnxruntime").run(fed, names)
     real = _with_real_values(segments, names)
     with packed(real) as source:
         plain = open_session(source, Level.OFF).run(fed)

@@ -1,14 +1,15 @@
 """Tensors that remember how they were quantized.
 
 `DequantizedTensor` holds real values that lie on a grid, `QuantizedTensor` the integers themselves
-(stored as floats). Operators that only move values keep the encoding, all others return a plain
-tensor: what they compute lies on no grid.
+(stored as floats). Operators that only move values keep the encoding, also one with a scale for
+every channel as long as the axis can be followed; all others return a plain tensor: what they
+compute lies on no grid.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from fxquant.errors import QuantizationError
 from fxquant.quantization.encodings import AffineEncoding, Encoding
+from fxquant.quantization.follow import follow
 
 # same elements at the same places: any encoding survives
 _KEEP: set[Callable[..., Any]] = {
@@ -36,7 +38,8 @@ _KEEP: set[Callable[..., Any]] = {
     Tensor.bfloat16,
     torch.alias_copy,
 }
-# elements move, are dropped or repeated: an encoding survives if it is the same for all elements
+# elements move, are dropped or repeated: an encoding survives if it is the same for all elements,
+# or if it can be followed where each of them went (see `follow.py`)
 _MOVE_NAMES = (
     "__getitem__ adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d amax amin "
     "channel_shuffle chunk diagonal dsplit expand expand_as flatten flip gather hsplit "
@@ -82,7 +85,13 @@ class _EncodedTensor(torch.Tensor):
         if func in _KEEP:
             return _carried(out, args[0], moved=False)
         if func in _MOVE:
-            return _carried(out, args[0], moved=True)
+            source = args[0] if args else None
+            encoding = source.encoding if isinstance(source, _EncodedTensor) else None
+            if isinstance(source, _EncodedTensor) and _has_many(encoding):
+                shape = tuple(source.shape)
+                followed = follow(func, encoding, shape, args[1:], kwargs or {})
+                return _with_encodings(out, followed, type(source))
+            return _carried(out, source, moved=True)
         return out
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -149,6 +158,11 @@ def attach(x: Tensor, encoding: Encoding | None, kind: type[_T]) -> _T:
     return out
 
 
+def _has_many(encoding: Encoding | None) -> TypeGuard[Encoding]:
+    """Whether there are several scales."""
+    return encoding is not None and encoding.granularity != "pertensor"
+
+
 def _version(x: Tensor) -> int | None:
     with _plain():
         return None if x.is_inference() else x._version
@@ -173,6 +187,16 @@ def _carried(out: Any, source: Any, *, moved: bool) -> Any:
     if isinstance(encoding, AffineEncoding) and encoding.scale.device != out.device:
         encoding = encoding.to(out.device)
     return attach(out, encoding, type(source))
+
+
+def _with_encodings(out: Any, encodings: Any, kind: type[_EncodedTensor]) -> Any:
+    """The results with the encoding of each, where it has one."""
+    if isinstance(out, tuple | list) and isinstance(encodings, list):
+        items = [_with_encodings(o, e, kind) for o, e in zip(out, encodings, strict=True)]
+        return type(out)(items) if type(out) in (tuple, list) else _named(out, items)
+    if encodings is None or not isinstance(out, Tensor) or not out.is_floating_point():
+        return out
+    return attach(out, encodings, kind)
 
 
 def _named(out: Any, items: list[Any]) -> Any:

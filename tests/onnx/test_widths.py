@@ -46,7 +46,7 @@ ACTIVATIONS = [
 WEIGHTS = [
     *(Grid("tensor", bits, True, True) for bits in range(2, 17)),
     *(Grid("channel", bits, True, True) for bits in range(2, 17)),
-    Grid("channel", 8, False, False), Grid("channel", 4, True, False), Grid("channel", 8, False, True),
+    Grid("channel", 8), Grid("channel", 4, True), Grid("channel", 8, False, True),
     *(Grid("block", bits, True, True) for bits in (2, 4, 8, 16)),
     Grid("lpbq", 4, True, True), *map(Grid, FLOATS), Grid("none"),
 ]  # fmt: skip

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +16,29 @@ from torch import Tensor
 
 import fxquant.quantization as Q
 from fxquant.errors import QuantizationError
-from fxquant.quantization.analyzers import EncodingAnalyzer, Histogram, MinMax, Percentile, Sqnr
+from fxquant.quantization.analyzers import (
+    EncodingAnalyzer,
+    Entropy,
+    Histogram,
+    MinMax,
+    MovingAverage,
+    Mse,
+    Percentile,
+    Sqnr,
+)
+from fxquant.quantization.analyzers.entropy import divergence
 from fxquant.quantization.grid import AffineGrid
 from fxquant.quantization.layout import Layout
 
-ANALYZERS = [MinMax(), Percentile(99.9), Sqnr()]
+ANALYZERS: list[EncodingAnalyzer] = [
+    MinMax(),
+    Percentile(99.9),
+    Sqnr(),
+    Mse(),
+    Entropy(),
+    MovingAverage(0.1),
+]
+MERGEABLE = [a for a in ANALYZERS if not isinstance(a, MovingAverage)]
 
 
 def seen(layout: Layout, batches: list[Tensor], bins: int = 64) -> Histogram:
@@ -115,7 +136,9 @@ def test_channels_do_not_mix(analyzer: EncodingAnalyzer, axis: int) -> None:
 
 def _per_channel(analyzer: EncodingAnalyzer) -> EncodingAnalyzer:
     # a tensor with one range has finer bins unless told otherwise
-    return Sqnr(bins=512) if isinstance(analyzer, Sqnr) else analyzer
+    if isinstance(analyzer, Sqnr | Entropy):
+        return replace(analyzer, bins=analyzer.channel_bins)
+    return analyzer
 
 
 @pytest.mark.parametrize("share", [50.0, 90.0, 99.0, 99.9, 100.0])
@@ -230,3 +253,136 @@ def test_scheme_names_are_aliases() -> None:
     assert Q.analyzer_for("percentile", percentile=99.0) == Percentile(99.0)
     with pytest.raises(QuantizationError, match=r"(?s)FXQ416.*tf_enhanced"):
         Q.QuantScheme("tf_enhance")
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 2**31), st.integers(2, 6), st.sampled_from([(), (3, 1), (1, 8)]))
+@pytest.mark.parametrize("analyzer", MERGEABLE)
+def test_merged_shards_give_the_range_of_one_pass(
+    analyzer: EncodingAnalyzer, seed: int, count: int, shape: tuple[int, ...]
+) -> None:
+    layout, grid = Layout(shape), AffineGrid(0, 15)
+    batches = batches_of(seed, count, 3, 8)
+
+    def statistics(shard: list[Tensor]) -> Any:
+        found = analyzer.start(layout)
+        for x in shard:
+            found.update(x, *layout.extremes(x))
+        return found
+
+    want = analyzer.range(statistics(batches), grid)
+    assert want is not None
+    rng = random.Random(seed)
+    shards = [statistics([x]) for x in rng.sample(batches, count)]
+    while len(shards) > 1:  # any tree of merges
+        a, b = rng.sample(range(len(shards)), 2)
+        shards[a].merge(shards[b])
+        del shards[b]
+    got = analyzer.range(shards[0], grid)
+    assert got is not None
+    assert all(torch.equal(g, w) for g, w in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize("analyzer", MERGEABLE)
+def test_merging_with_nothing_changes_nothing(analyzer: EncodingAnalyzer) -> None:
+    layout, grid, x = Layout(), AffineGrid(0, 255), torch.randn(100)
+    seen_one: Any = analyzer.start(layout)
+    seen_one.update(x, *layout.extremes(x))
+    want = analyzer.range(seen_one, grid)
+    seen_one.merge(analyzer.start(layout))
+    empty: Any = analyzer.start(layout)
+    empty.merge(seen_one)
+    for statistics in (seen_one, empty):
+        got = analyzer.range(statistics, grid)
+        assert got is not None
+        assert want is not None
+        assert all(torch.equal(g, w) for g, w in zip(got, want, strict=True))
+
+
+def test_quantizers_of_shards_are_merged_before_they_leave() -> None:
+    first, second, whole = (
+        Q.affine.QuantizeDequantize((), 4, encoding_analyzer=Mse()) for _ in range(3)
+    )
+    a, b = torch.randn(500), 3 * torch.randn(500)
+    assert first.statistics is None
+    with first.compute_encodings():
+        with second.compute_encodings():
+            first(a)
+            second(b)
+            first.statistics.merge(second.statistics)  # type: ignore[attr-defined]
+    with whole.compute_encodings():
+        whole(b)
+        whole(a)
+    assert torch.equal(first.min, whole.min)
+    assert torch.equal(first.max, whole.max)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_mse_beats_what_weighs_clipping_more(bits: int, symmetric: bool) -> None:
+    x = torch.randn(20000)
+    errors = []
+    for analyzer in (Mse(), Sqnr(), MinMax()):
+        q = Q.affine.QuantizeDequantize((), bits, symmetric, analyzer)
+        with q.compute_encodings():
+            q(x)
+        with torch.no_grad():
+            errors.append(noise(x, q))
+    assert errors[0] <= errors[1] * 1.01
+    assert errors[1] <= errors[2] * 1.01
+
+
+def test_entropy_is_that_of_the_formula() -> None:
+    """Against loops that follow the definition."""
+    grid, counts = AffineGrid(0, 7), torch.randint(0, 50, (40,)).double()
+    counts[5] = counts[17] = 0
+    middles = (torch.arange(40) + 0.5).double() * 0.25 - 3.0
+    ends = torch.tensor([-3.0, -2.0, -1.0, 0.0]), torch.tensor([7.0, 5.0, 2.0, 1.0])
+    found = divergence(counts, middles, ends, grid)
+    for k in range(4):
+        scale = grid.scale(ends[0][k], ends[1][k])
+        zero = float(grid.zero_point(ends[0][k], scale))
+        integers = [round(float(m) / float(scale)) + zero for m in middles]
+        inside = [i for i, q in enumerate(integers) if 0 <= q <= 7 and counts[i] > 0]
+        p = {i: float(counts[i]) for i in inside}
+        spread = {}
+        for q in {integers[i] for i in inside}:
+            group = [i for i in inside if integers[i] == q]
+            spread |= dict.fromkeys(group, sum(p[i] for i in group) / len(group))
+        p[inside[0]] += float(counts[: inside[0]].sum())
+        p[inside[-1]] += float(counts[inside[-1] + 1 :].sum())
+        total, left = sum(p.values()), sum(spread.values())
+        want = sum(v / total * math.log(v / total / (spread[i] / left)) for i, v in p.items())
+        assert float(found[k]) == pytest.approx(want, rel=1e-9)
+
+
+def test_entropy_clips_few_outliers_of_many_values() -> None:
+    x = torch.cat([torch.randn(50000), torch.tensor([40.0, -35.0])])
+    for bits, symmetric in ((8, True), (8, False), (4, True)):
+        q = Q.affine.QuantizeDequantize((), bits, symmetric, Entropy())
+        with q.compute_encodings():
+            q(x)
+        assert 2.0 < q.max.item() < 20.0
+    # a grid finer than the histogram has nothing to win
+    wide = Q.affine.QuantizeDequantize((), 16, encoding_analyzer=Entropy())
+    with wide.compute_encodings():
+        wide(x)
+    assert wide.max.item() == 40.0
+
+
+def test_a_moving_average_is_the_recurrence_and_forgets() -> None:
+    q = Q.affine.QuantizeDequantize((2, 1), 8, encoding_analyzer=MovingAverage(0.25))
+    batches = [torch.randn(2, 9) * (1 + i) for i in range(5)]
+    with q.compute_encodings():
+        for x in batches:
+            q(x)
+    low, high = (f(batches[0], 1, True) for f in (torch.amin, torch.amax))
+    for x in batches[1:]:
+        low = 0.75 * low + 0.25 * x.amin(1, True)
+        high = 0.75 * high + 0.25 * x.amax(1, True)
+    torch.testing.assert_close(q.min.detach(), low)
+    torch.testing.assert_close(q.max.detach(), high)
+    assert not hasattr(MovingAverage().start(Layout()), "merge")
+    for share in (0.0, 1.5):
+        with pytest.raises(QuantizationError, match="FXQ434"):
+            MovingAverage(share)

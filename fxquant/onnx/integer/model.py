@@ -54,15 +54,15 @@ class IntegerModel:
     own arithmetic: exact 32-bit sums, float32 multipliers, ties to even, the zero point added
     before or after rounding as each kernel does. Nothing of onnxruntime takes part in that.
 
-    What stays in floating point (softmax, norms, erf, transposed convolutions) has last bits that
-    depend on the order of sums, which depends on the CPU. By default onnxruntime computes these
-    operators, one at a time, so that whole networks come out bit-equal; with `islands="own"` they
-    are computed here, with the same polynomials.
+    What stays in floating point is computed here, too. Softmax, layer norm, GELU and the other
+    functions have the kernels' own steps and come out bit-equal as well. The last bits of float
+    convolutions and matrix products depend on the order of sums in the library; with
+    `islands="onnxruntime"` it runs these operators, one at a time, and nothing is left to differ.
 
     Args:
         source: `onnx_ir.Model`, `onnx.ModelProto` or path; it is not changed.
         islands: who computes floating-point operators whose last bits depend on the
-            implementation: "onnxruntime" or "own".
+            implementation: "own" or "onnxruntime".
 
     Raises:
         ExportError: FXQ580 an input is missing or unknown; FXQ582 `islands` is unknown.
@@ -79,7 +79,7 @@ class IntegerModel:
         array([ 0.5, -1.5], dtype=float32)
     """
 
-    def __init__(self, source: Source, *, islands: str = "onnxruntime") -> None:
+    def __init__(self, source: Source, *, islands: str = "own") -> None:
         if islands not in ("own", "onnxruntime"):
             what = f"islands={islands!r} is unknown"
             raise ExportError("FXQ582", what, fix='use "own" or "onnxruntime"')

@@ -35,7 +35,7 @@ class IntegerSimulation(nn.Module):
 
     def __init__(
         self, gm: fx.GraphModule, example: Example, *, opset: int = 21,
-        islands: str = "onnxruntime",
+        islands: str = "own",
     ) -> None:  # fmt: skip
         super().__init__()
         with evaluating(gm), torch.no_grad():

@@ -297,6 +297,15 @@ class AffineQuantizer(QuantizerBase):
 
     # observing -----------------------------------------------------------------------------------
 
+    @property
+    def statistics(self) -> Statistics | None:
+        """What was seen so far inside `compute_encodings()`, or None outside.
+
+        Statistics of other shards or processes are merged into them before leaving:
+        `q.statistics.merge(other)`.
+        """
+        return self._statistics
+
     def _start(self) -> None:
         self._statistics = self.encoding_analyzer.start(self._layout)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +18,17 @@ class Statistics(Protocol):
 
     def update(self, x: Tensor, low: Tensor, high: Tensor) -> None:
         """Take in one tensor and its extremes (finite, of the quantizer's shape)."""
+
+
+class Mergeable(Statistics, Protocol):
+    """Statistics of a part of the data that can be put together with those of other parts.
+
+    Merging is exact, associative and does not depend on the order: whatever the data are cut into,
+    over batches, shards or processes, the merged statistics are those of one pass over all of it.
+    """
+
+    def merge(self, other: Any) -> None:
+        """Take in what another one of the same kind and shape has seen."""
 
 
 class EncodingAnalyzer(Protocol):
@@ -41,6 +52,11 @@ class MinMaxStatistics:
         """Take in one tensor; its extremes are all that is needed."""
         self.low = low if self.low is None else torch.minimum(self.low, low)
         self.high = high if self.high is None else torch.maximum(self.high, high)
+
+    def merge(self, other: MinMaxStatistics) -> None:
+        """Take in what another one has seen; exact and order-free."""
+        if other.low is not None and other.high is not None:
+            self.update(other.low, other.low, other.high)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Configurations by name: `config="per_tensor"` instead of a file."""

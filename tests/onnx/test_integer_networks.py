@@ -1,0 +1,71 @@
+"""Whole networks: every quantized tensor of the executor against onnxruntime's default run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from benchmarks import integer_parity
+from fxquant.models import digits
+from fxquant.onnx.lower import lower
+from fxquant.sim import QuantizationSimModel
+from tests.onnx.integers import Comparison, compare
+from tests.random_networks import randomize
+
+Inputs = tuple[Tensor, ...]
+
+
+def compared(model: nn.Module, given: Callable[[int], Inputs]) -> Comparison:
+    """A calibrated network, floating-point islands and all, at a batch it has not seen."""
+    randomize(model, 0)
+    sim = QuantizationSimModel(model.eval(), given(0), "min_max")
+    sim.compute_encodings([given(0), given(1)])
+    lowered = lower(sim.model, (given(0), {}))
+    feeds = {n: x.numpy() for n, x in zip(lowered.input_names, given(2), strict=True)}
+    return compare(lowered.model, feeds, islands="own")
+
+
+def images(seed: int) -> Inputs:
+    """Smooth random images of 32 pixels."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(4, 3, 8, 8, generator=generator)
+    return (nn.functional.interpolate(coarse, size=32, mode="bilinear"),)
+
+
+def build(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    network: nn.Module = getattr(digits, name)()
+    return network
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "mobilenet_v2", "mobilenet_v3", "squeezenet", "unet", "convnext"]
+)
+def test_convolutional_networks_are_equal_bit_for_bit(name: str) -> None:
+    found = compared(build(name), images)
+    assert found.elements > 100_000
+    assert found.equal == found.elements
+    assert found.outputs == 0.0
+
+
+@pytest.mark.parametrize(("name", "least"), [("vit", 0.995), ("swin", 0.995)])
+def test_vision_transformers(name: str, least: float) -> None:
+    assert compared(build(name), images).share >= least
+
+
+def test_an_encoder_of_text() -> None:
+    data = [inputs for inputs, _ in zip(digits.tokens(), range(3), strict=False)]
+    found = compared(build("bert"), lambda seed: tuple(x[:16] for x in data[seed]))
+    assert found.share >= 0.9999
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", sorted(integer_parity.NETWORKS))
+def test_networks_of_full_size(name: str) -> None:
+    found = compared(
+        integer_parity.build(name), lambda seed: integer_parity.inputs(name, 1, seed, 224)
+    )
+    assert found.equal == found.elements
