@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from pathlib import Path
@@ -44,7 +45,9 @@ def save_checkpoint(sim: QuantizationSimModel, path: str | Path) -> None:
     target = Path(path)
     _refuse_foreign(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    # beside the target, as renaming across file systems is a copy; mkdir heeds the user's umask
+    work = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
+    work.mkdir()
     try:
         tensors, aliases = _unique(sim.model.state_dict())
         save_file(tensors, work / _TENSORS)
@@ -60,6 +63,8 @@ def save_checkpoint(sim: QuantizationSimModel, path: str | Path) -> None:
             "tensors_sha256": _sha256(work / _TENSORS),
         }
         (work / _INDEX).write_text(json.dumps(index, indent=1, sort_keys=True), encoding="utf-8")
+        # safetensors lets only the owner read what it writes, whatever the user's umask says
+        shutil.copymode(work / _INDEX, work / _TENSORS)
         _swap(work, target)
     finally:
         shutil.rmtree(work, ignore_errors=True)

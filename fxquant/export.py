@@ -93,6 +93,8 @@ def _write_all(
     encodings = write_encodings(sim_model, lowered, stage / f"{prefix}.encodings", scheme=scheme)
     write_model(lowered, stage / f"{prefix}.onnx", encodings=encodings)
     _write_weights(sim_model, stage / f"{prefix}.safetensors")
+    # safetensors lets only the owner read what it writes, whatever the user's umask says
+    shutil.copymode(stage / f"{prefix}.encodings", stage / f"{prefix}.safetensors")
     report = ParityReport(proven=False, notes=notes_of(lowered))
     if prove:
         report = compare(sim_model, lowered, example, stage / f"{prefix}.onnx")

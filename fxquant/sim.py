@@ -116,6 +116,7 @@ class QuantizationSimModel(EncodingsMethods):
         Raises:
             CalibrationError: no data came, or a tensor held NaN or infinity (it is named).
         """
+        editing.refresh_biases(self.model)  # quantizers may have been assigned by hand
         calibrate.calibrate(
             self.model, forward_pass_callback, forward_pass_callback_args, progress=progress
         )
@@ -323,6 +324,7 @@ class QuantizationSimModel(EncodingsMethods):
         """
         from fxquant.export import export_model
 
+        editing.refresh_biases(self.model)
         example = self._example if dummy_input is None else call_arguments(dummy_input)
         return export_model(
             self.model, path, filename_prefix, example, opset=opset, prove=prove,

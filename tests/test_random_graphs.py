@@ -17,11 +17,16 @@ from tests.random_networks import Case, network
 
 SCHEMES = ("min_max", "tf_enhanced", "percentile")
 OPSETS = (21, 13, 17, 19, 23)
+CONFIGS: tuple[dict[str, object] | None, ...] = (
+    None, None, {"per_channel": False}, None, {"activation_symmetric": True},
+    {"activation_bitwidth": 16}, {"weight_bitwidth": 4},
+)  # fmt: skip
 FAST, FULL = range(60), range(60, 1100)
 
 
 def _simulated(case: Case, seed: int) -> QuantizationSimModel:
-    sim = QuantizationSimModel(case.model, case.inputs(3), SCHEMES[seed % 3])
+    config = CONFIGS[seed % 7]
+    sim = QuantizationSimModel(case.model, case.inputs(3), SCHEMES[seed % 3], config=config)
     sim.compute_encodings([case.inputs(4), case.inputs(5)])
     return sim
 
@@ -31,7 +36,9 @@ def check(seed: int, folder: Path) -> None:
     case = network(seed)
     sim = _simulated(case, seed)
     # the proof runs both optimization levels, each node on the simulation's own integers
-    report = sim.export(folder, "model", dummy_input=case.inputs(4), opset=OPSETS[seed % 5])
+    # 16 bits have types from opset 21 on
+    opset = 21 if CONFIGS[seed % 7] == {"activation_bitwidth": 16} else OPSETS[seed % 5]
+    report = sim.export(folder, "model", dummy_input=case.inputs(4), opset=opset)
     assert report.proven
     assert report.max_steps <= 1
     path = folder / "model.onnx"

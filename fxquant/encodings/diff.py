@@ -48,7 +48,7 @@ def compare(a: Entry, b: Entry) -> str:
     if a.float_type != b.float_type:
         return f"{a.float_type or 'integers'}, then {b.float_type or 'integers'}"
     if a.bits != b.bits:
-        found.append(f"{a.bits} bits, then {b.bits}")
+        found.append(f"{a.bits} bits, then {b.bits} bits")
     for word in ("symmetric", "signed"):
         mine, theirs = getattr(a, word), getattr(b, word)
         if None not in (mine, theirs) and mine != theirs:

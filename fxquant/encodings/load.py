@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fxquant.editing import refresh_biases
 from fxquant.encodings.collect import Place, places
 from fxquant.encodings.entry import Entry
 from fxquant.encodings.file import EncodingsFile
@@ -19,7 +20,7 @@ from fxquant.quantization.affine.base import AffineQuantizer
 from fxquant.quantization.float import FloatQuantizeDequantize
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import fx
 
     from fxquant.quantization import QuantizerBase
 
@@ -52,7 +53,7 @@ class _Step:
 
 
 def load(
-    model: nn.Module,
+    model: fx.GraphModule,
     file: EncodingsFile,
     *,
     names: Callable[[], TensorNames] | None = None,
@@ -88,7 +89,7 @@ def load(
     if not partial:
         gone = {id(p.quantizer): p.quantizer for p in missing}
         steps += [_Step(q, None) for q in gone.values() if q is not None]
-    _carry_out(found, steps)
+    _carry_out(model, found, steps)
     for quantizer in {id(p.quantizer): p.quantizer for p in places(model)}.values():
         if quantizer is not None and id(quantizer) in taken | {id(s.made) for s in steps}:
             _set_flags(quantizer, requires_grad, allow_overwrite)
@@ -160,7 +161,7 @@ def _needs_no_entry(quantizer: QuantizerBase | None, file: EncodingsFile) -> boo
 # --- changing the model: from here on nothing can fail -------------------------------------------
 
 
-def _carry_out(found: list[Place], steps: list[_Step]) -> None:
+def _carry_out(model: fx.GraphModule, found: list[Place], steps: list[_Step]) -> None:
     new: dict[int, QuantizerBase | None] = {}
     for step in steps:
         if step.made is not None and type(step.made) is type(step.old):
@@ -170,13 +171,7 @@ def _carry_out(found: list[Place], steps: list[_Step]) -> None:
     for place in found:
         if id(place.quantizer) in new:
             place.home[place.key] = new[id(place.quantizer)]
-    for place in found:
-        bias = place.quantizer
-        if isinstance(bias, BiasQuantizeDequantize):
-            sources = (bias.input_quantizer, bias.weight_quantizer)
-            if any(id(source) in new for source in sources):
-                after = [new.get(id(source), source) for source in sources]
-                place.home[place.key] = _bias(bias, *after)
+    refresh_biases(model)
 
 
 def _take_over(old: QuantizerBase, made: QuantizerBase) -> None:
@@ -186,17 +181,6 @@ def _take_over(old: QuantizerBase, made: QuantizerBase) -> None:
     with torch.no_grad():
         for own, other in zip(old.parameters(), made.parameters(), strict=True):
             own.copy_(other)
-
-
-def _bias(
-    old: BiasQuantizeDequantize, source: QuantizerBase | None, weight: QuantizerBase | None
-) -> BiasQuantizeDequantize | None:
-    """An int32 bias needs integers on both sides."""
-    if not isinstance(source, AffineQuantizer) or not isinstance(weight, AffineQuantizer):
-        return None
-    made = BiasQuantizeDequantize(source, weight)
-    made.where = old.where
-    return made
 
 
 def _set_flags(

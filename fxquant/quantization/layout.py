@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fxquant.errors import QuantizationError, ShapeMismatchError
 
-_LARGE = 1 << 20  # elements beyond which passes over memory count
+_LARGE = 5 << 20  # elements beyond which passes over memory count
 
 
 @dataclass(frozen=True)

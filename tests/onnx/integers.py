@@ -58,11 +58,11 @@ def compare(
         source: a QDQ model.
         feeds: inputs by name.
         islands: see `IntegerModel`.
-        shown: whether to compare every quantized tensor; onnxruntime then sees it as an output.
+        shown: whether to compare quantized tensors; onnxruntime then sees them as outputs.
     """
     ours = IntegerModel(source, islands=islands)
     model = model_of(source)
-    names = list(ours.quantized_names) if shown else []
+    names = list(ours.visible_names) if shown else []
     if shown:
         show(model, names)
     with packed(model) as given:

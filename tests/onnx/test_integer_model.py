@@ -192,3 +192,25 @@ def test_an_integer_model_returns_the_containers_of_the_simulation() -> None:
     assert len(list(model.parameters())) == 0
     assert {p.kernel for p in model.placement()} >= {"QLinearConv", "QGemm", "QLinearAdd"}
     assert all(v.dtype == np.uint8 for v in model.tensors(x, shift).values())
+
+
+# --- weights alone -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["tensor", "columns", "blocks"])
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_float_product_with_stored_integers_is_the_runtime_s_own(
+    layout: str, biased: bool
+) -> None:
+    g, rng = Graph(x=(5, 64)), np.random.default_rng(0)
+    integers = g.constant("w", rng.integers(-127, 127, (64, 12)).astype(np.int8))
+    shape = {"tensor": (), "columns": (12,), "blocks": (2, 12)}[layout]
+    scale = g.constant("s", rng.uniform(0.5, 1, shape).astype(np.float32) / 100)
+    zero = g.constant("z", np.zeros(shape, np.int8))
+    axis = {"tensor": {}, "columns": {"axis": 1}, "blocks": {"axis": 0, "block_size": 32}}[layout]
+    weight = g.op("DequantizeLinear", "w.dq", integers, scale, zero, **axis)
+    bias = [g.constant("b", rng.standard_normal(12).astype(np.float32))] if biased else []
+    model = g.model(g.op("Gemm" if biased else "MatMul", "product", g["x"], weight, *bias))
+    row = IntegerModel(model).placement()[0]
+    assert row.kernel == "MatMulNBits"
+    assert_equal(model, normal(x=(5, 64)), islands="own")

@@ -107,9 +107,9 @@ def simulation(a: Grid, w: Grid) -> QuantizationSimModel:
         for index, old in module.output_quantizers.active():
             new.setdefault(id(old), activation(a))
             module.output_quantizers[index] = new[id(old)]
-        old = dict(module.param_quantizers.active()).get("weight")
-        if old is not None:
-            new[id(old)] = module.param_quantizers["weight"] = weight(w, module.weight)  # type: ignore[arg-type]
+        own = dict(module.param_quantizers.active()).get("weight")
+        if own is not None:
+            new[id(own)] = module.param_quantizers["weight"] = weight(w, module.weight)  # type: ignore[arg-type]
     for module in sim.qmodules():
         bias = dict(module.param_quantizers.active()).get("bias")
         if isinstance(bias, BiasQuantizeDequantize):

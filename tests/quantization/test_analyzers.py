@@ -305,11 +305,10 @@ def test_quantizers_of_shards_are_merged_before_they_leave() -> None:
     )
     a, b = torch.randn(500), 3 * torch.randn(500)
     assert first.statistics is None
-    with first.compute_encodings():
-        with second.compute_encodings():
-            first(a)
-            second(b)
-            first.statistics.merge(second.statistics)  # type: ignore[attr-defined]
+    with first.compute_encodings(), second.compute_encodings():
+        first(a)
+        second(b)
+        first.statistics.merge(second.statistics)  # type: ignore[attr-defined]
     with whole.compute_encodings():
         whole(b)
         whole(a)
@@ -342,18 +341,18 @@ def test_entropy_is_that_of_the_formula() -> None:
     for k in range(4):
         scale = grid.scale(ends[0][k], ends[1][k])
         zero = float(grid.zero_point(ends[0][k], scale))
-        integers = [round(float(m) / float(scale)) + zero for m in middles]
+        integers = [round(float(m) / float(scale)) + int(zero) for m in middles]
         inside = [i for i, q in enumerate(integers) if 0 <= q <= 7 and counts[i] > 0]
         p = {i: float(counts[i]) for i in inside}
-        spread = {}
+        spread: dict[int, float] = {}
         for q in {integers[i] for i in inside}:
             group = [i for i in inside if integers[i] == q]
             spread |= dict.fromkeys(group, sum(p[i] for i in group) / len(group))
         p[inside[0]] += float(counts[: inside[0]].sum())
         p[inside[-1]] += float(counts[inside[-1] + 1 :].sum())
         total, left = sum(p.values()), sum(spread.values())
-        want = sum(v / total * math.log(v / total / (spread[i] / left)) for i, v in p.items())
-        assert float(found[k]) == pytest.approx(want, rel=1e-9)
+        terms = [v / total * math.log(v / total / (spread[i] / left)) for i, v in p.items()]
+        assert float(found[k]) == pytest.approx(sum(terms), rel=1e-9)
 
 
 def test_entropy_clips_few_outliers_of_many_values() -> None:

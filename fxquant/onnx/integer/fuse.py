@@ -21,6 +21,7 @@ from fxquant.onnx.integer.graph import (
     take_output,
 )
 from fxquant.onnx.integer.select import Group, drops_activation, select
+from fxquant.onnx.integer.weight_only import KERNEL, stored_weight
 
 _ONNX_KERNELS = frozenset(("QLinearConv", "QLinearMatMul"))
 
@@ -50,6 +51,10 @@ def fuse(graph: ir.Graph) -> tuple[dict[str, Fused], set[str]]:
     for node in ordered(graph):
         found = select(node)
         if found is None:
+            weight = stored_weight(node)
+            if weight is not None:
+                node.meta["weight"] = weight
+                done[str(node.name)] = Fused(KERNEL, (str(node.name), str(weight.name)))
             continue
         kernel, group = found
         names = list(node.meta.get("covers", [node.name]))

@@ -13,6 +13,7 @@ from fxquant.onnx.integer import bytewise, floats, moves, products, sums
 from fxquant.onnx.integer.arithmetic import Array
 from fxquant.onnx.integer.call import KernelCall, UnsupportedError, kernels
 from fxquant.onnx.integer.graph import MICROSOFT, constant, present
+from fxquant.onnx.integer.weight_only import KERNEL
 from fxquant.onnx.runtime import Level, Session, as_feed, open_session, packed
 
 _FAMILIES = (bytewise, floats, moves, products, sums)  # imported for the kernels they register
@@ -110,6 +111,8 @@ class Interpreter:
         Raises:
             ExportError: neither a kernel here nor onnxruntime can run it.
         """
+        if "weight" in node.meta:
+            return self._outside(node, operands, KERNEL)
         function = kernels().get(node.op_type)
         if function is None:
             return self._outside(node, operands, f"{node.op_type} has no kernel here")
@@ -128,7 +131,8 @@ class Interpreter:
         self.outside[str(node.name)] = reason
         if node not in self._sessions:
             with packed(_alone(node, operands, self.opsets)) as source:
-                self._sessions[node] = open_session(source, Level.OFF)
+                level = Level.ALL if "weight" in node.meta else Level.OFF
+                self._sessions[node] = open_session(source, level)
         session = self._sessions[node]
         feeds = {f"x{i}": as_feed(x) for i, x in enumerate(operands) if x is not None}
         found = session.run(feeds)
@@ -140,9 +144,8 @@ def _is_integer(node: ir.Node) -> bool:
 
 
 def _alone(node: ir.Node, operands: Sequence[Array | None], opsets: Mapping[str, int]) -> ir.Model:
-    """A model of one node that takes these operands; small ones are part of it."""
+    """A model of one node that takes these operands; a weight that belongs to it is part of it."""
     inputs: list[ir.Value | None] = []
-    given: list[ir.Value] = []
     for i, (value, array) in enumerate(zip(node.inputs, operands, strict=True)):
         if array is None:
             inputs.append(None)
@@ -151,22 +154,49 @@ def _alone(node: ir.Node, operands: Sequence[Array | None], opsets: Mapping[str,
         made.type = ir.TensorType(_type_of(value, array))
         made.shape = ir.Shape([None] * array.ndim)
         inputs.append(made)
-        given.append(made)
-    copy = ir.node(
-        node.op_type, inputs, {}, domain=node.domain, num_outputs=len(node.outputs), name="node"
-    )
-    for attribute in node.attributes.values():
-        copy.attributes.add(attribute)
+    nodes: list[ir.Node] = []
+    stored: list[ir.Value] = []
+    if "weight" in node.meta:
+        weight = _copy(node.meta["weight"], None)
+        bias = [_constant_copy(v) for v in node.inputs[2:]]
+        nodes, stored = [weight], [*present(weight.inputs), *present(bias)]
+        inputs[1:] = [weight.outputs[0], *bias]
+    given = [v for v in inputs if v is not None and v.producer() is None and v not in stored]
+    copy = _copy(node, inputs)
+    nodes.append(copy)
     outputs = []
     for i, (value, made) in enumerate(zip(node.outputs, copy.outputs, strict=True)):
         made.name = f"y{i}" if value.name else ""
         made.type = ir.TensorType(value.dtype) if value.dtype is not None else None
         if value.name:
             outputs.append(made)
-    graph = ir.Graph(
-        given, outputs, nodes=[copy], opset_imports=dict(opsets) | {MICROSOFT: 1}, name="alone"
-    )
+    graph = ir.Graph(given, outputs, nodes=nodes, initializers=stored,
+                     opset_imports={MICROSOFT: 1, **opsets}, name="alone")  # fmt: skip
     return ir.Model(graph, ir_version=10)
+
+
+def _copy(node: ir.Node, inputs: list[ir.Value | None] | None) -> ir.Node:
+    """A node of its own with the same attributes; without inputs given, with the same constants."""
+    if inputs is None:
+        inputs = [_constant_copy(v) for v in node.inputs]
+    copy = ir.node(
+        node.op_type, inputs, {}, domain=node.domain, num_outputs=len(node.outputs), name=node.name
+    )
+    for attribute in node.attributes.values():
+        copy.attributes.add(attribute)
+    for value in copy.outputs:
+        value.name = f"{node.name}.out"
+    return copy
+
+
+def _constant_copy(value: ir.Value | None) -> ir.Value | None:
+    if value is None or value.const_value is None:
+        return None
+    tensor = value.const_value
+    return ir.Value(
+        name=value.name, shape=ir.Shape(tensor.numpy().shape), type=ir.TensorType(tensor.dtype),
+        const_value=tensor,
+    )  # fmt: skip
 
 
 def _type_of(value: ir.Value | None, array: Array) -> ir.DataType:
