@@ -41,6 +41,7 @@ def export_model(
     opset: int = 21,
     prove: bool = True,
     scheme: str = "",
+    encoding_version: str = "1.0.0",
 ) -> ParityReport:
     """Write `<prefix>.onnx`, `.encodings`, `.safetensors` (float weights) and `.report.json`.
 
@@ -52,6 +53,7 @@ def export_model(
         opset: ONNX opset.
         prove: compare with onnxruntime before the files get their names.
         scheme: name of the quantization scheme, for the encodings file.
+        encoding_version: version of the encodings file: 0.6.1, 1.0.0, 2.0.0 or 2.1.0.
 
     Returns:
         The report of the proof.
@@ -65,8 +67,9 @@ def export_model(
     _check_calibrated(sim_model)
     with _folder(Path(path)) as folder, _stage(folder, prefix) as stage, evaluating(sim_model):
         report = _write_all(
-            sim_model, stage, prefix, example, opset=opset, prove=prove, scheme=scheme
-        )
+            sim_model, stage, prefix, example, opset=opset, prove=prove,
+            file={"scheme": scheme, "version": encoding_version},
+        )  # fmt: skip
         _publish(stage, folder)
     return report
 
@@ -79,7 +82,7 @@ def _write_all(
     *,
     opset: int,
     prove: bool,
-    scheme: str,
+    file: Mapping[str, str],
 ) -> ParityReport:
     from fxquant.onnx.encodings_file import write_encodings
     from fxquant.onnx.lower import lower
@@ -90,7 +93,7 @@ def _write_all(
 
     lowered = lower(sim_model, example, opset=opset)
     verify(lowered.model)
-    encodings = write_encodings(sim_model, lowered, stage / f"{prefix}.encodings", scheme=scheme)
+    encodings = write_encodings(sim_model, lowered, stage / f"{prefix}.encodings", **file)
     write_model(lowered, stage / f"{prefix}.onnx", encodings=encodings)
     _write_weights(sim_model, stage / f"{prefix}.safetensors")
     # safetensors lets only the owner read what it writes, whatever the user's umask says

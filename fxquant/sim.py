@@ -304,6 +304,7 @@ class QuantizationSimModel(EncodingsMethods):
         *,
         opset: int = 21,
         prove: bool = True,
+        encoding_version: str = "1.0.0",
     ) -> ParityReport:
         """Write integer ONNX, its encodings and float weights, and prove them against onnxruntime.
 
@@ -313,6 +314,7 @@ class QuantizationSimModel(EncodingsMethods):
             dummy_input: inputs of the proof; default: those of the constructor.
             opset: ONNX opset, 13 to 23.
             prove: compare with onnxruntime before the files get their names.
+            encoding_version: version of the encodings file: 0.6.1, 1.0.0, 2.0.0 or 2.1.0.
 
         Returns:
             The report of the proof; truthy when simulation and runtime agree.
@@ -328,7 +330,7 @@ class QuantizationSimModel(EncodingsMethods):
         example = self._example if dummy_input is None else call_arguments(dummy_input)
         return export_model(
             self.model, path, filename_prefix, example, opset=opset, prove=prove,
-            scheme=self.quant_scheme.name,
+            scheme=self.quant_scheme.name, encoding_version=encoding_version,
         )  # fmt: skip
 
     def integer_model(

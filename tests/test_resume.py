@@ -51,9 +51,9 @@ def train(sim: QuantizationSimModel, optimizer: torch.optim.Optimizer, steps: ra
         x, y = batch(step)
         optimizer.zero_grad()
         loss = F.cross_entropy(sim.model(x), y)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
-        losses.append(loss.item().hex())
+        losses.append(float(loss.detach()).hex())
     return losses
 
 

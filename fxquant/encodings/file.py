@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -128,8 +128,3 @@ def _parsed(path: Path) -> Mapping[str, Any]:
     if not isinstance(found, dict):
         raise CheckpointError("FXQ630", f"{path} holds no encodings, but a {type(found).__name__}")
     return found
-
-
-def names(entries: Iterable[Entry]) -> list[str]:
-    """Names in order."""
-    return [entry.name for entry in entries]

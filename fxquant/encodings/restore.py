@@ -12,7 +12,7 @@ from torch import Tensor
 from fxquant.encodings.collect import Place, axis_of
 from fxquant.encodings.entry import FLOATS, Array, Entry
 from fxquant.errors import QuantizationError, ShapeMismatchError
-from fxquant.quantization import AffineEncoding
+from fxquant.quantization import AffineEncoding, FloatEncoding
 from fxquant.quantization.affine import GroupedBlockQuantizeDequantize, QuantizeDequantize
 from fxquant.quantization.affine.base import AffineQuantizer
 from fxquant.quantization.float import FloatQuantizeDequantize
@@ -97,7 +97,7 @@ def _grid(entry: Entry, current: AffineGrid | None) -> AffineGrid:
         if signed is None:
             signed = current.signed if current is not None else symmetric
         grid = AffineGrid.of_bits(entry.bits, signed=signed, symmetric=symmetric)
-        if current is not None and _narrowed(grid, current) and entry.limits is None:
+        if current is not None and _narrowed(grid, current):
             grid = current
     if grid.symmetric and not bool((steps == grid.middle - grid.qmin).all()):
         grid = AffineGrid(grid.qmin, grid.qmax, False)  # some tools call this symmetric as well
@@ -115,7 +115,6 @@ def _narrowed(grid: AffineGrid, current: AffineGrid) -> bool:
 
 
 def _scales(entry: Entry, made: AffineQuantizer) -> Array:
-    grouped = isinstance(made, GroupedBlockQuantizeDequantize)
     if entry.factors is None:
         if entry.scale is None:
             raise _impossible(entry, "the file has no scale")
@@ -129,7 +128,7 @@ def _scales(entry: Entry, made: AffineQuantizer) -> Array:
         for count, size in zip(made.shape, made.block_grouping, strict=True)
     )
     shaped = Entry(
-        entry.name, entry.bits, _fitted(entry.name, entry.scale, groups if grouped else ()),
+        entry.name, entry.bits, _fitted(entry.name, entry.scale, groups),
         factors=_fitted(entry.name, entry.factors, made.shape),
     )  # fmt: skip
     found = shaped.block_scale
@@ -191,8 +190,12 @@ def _tensor(numbers: Array, made: QuantizerBase) -> Tensor:
 
 
 def same_encoding(a: QuantizerBase, b: QuantizerBase) -> bool:
-    """True if two quantizers give every integer the same meaning."""
+    """True if two quantizers give every value the same meaning."""
     first, second = a.get_encodings(), b.get_encodings()
     if isinstance(first, AffineEncoding):
         return first.same_grid(second)
-    return type(first) is type(second) and repr(first) == repr(second)
+    if not isinstance(first, FloatEncoding) or not isinstance(second, FloatEncoding):
+        return first is second
+    scales = [e.scale for e in (first, second) if e.scale is not None]
+    same = not scales or (len(scales) == 2 and torch.equal(*scales))
+    return first.dtype is second.dtype and same

@@ -158,6 +158,21 @@ def attach(x: Tensor, encoding: Encoding | None, kind: type[_T]) -> _T:
     return out
 
 
+def adopt(x: Tensor, encoding: Encoding | None, kind: type[_T]) -> _T:
+    """As `attach`, for a tensor that nobody else holds: it changes its class.
+
+    Spares the alias that another tensor over the same memory needs in the autograd graph.
+    """
+    if type(x) is not Tensor:
+        return attach(x, encoding, kind)
+    written = None if x.is_inference() else x._version
+    x.__class__ = kind
+    out: _T = x  # type: ignore[assignment]
+    out._encoding = encoding
+    out._written = written
+    return out
+
+
 def _has_many(encoding: Encoding | None) -> TypeGuard[Encoding]:
     """Whether there are several scales."""
     return encoding is not None and encoding.granularity != "pertensor"

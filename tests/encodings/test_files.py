@@ -330,7 +330,8 @@ def test_saved_as_json(tmp_path: Path) -> None:
 
 def test_the_exported_file_is_loaded(tmp_path: Path) -> None:
     sim, other = calibrated(), simulation()
-    sim.export(tmp_path, "net", prove=False)
+    sim.export(tmp_path, "net", prove=False, encoding_version="2.1.0")
+    assert read(tmp_path / "net.encodings").version == "2.1.0"
     other.load_encodings(str(tmp_path / "net.encodings"))
     assert_same(sim, other)
 

@@ -21,7 +21,7 @@ from fxquant.quantization.encodings import AffineEncoding
 from fxquant.quantization.grid import AffineGrid
 from fxquant.quantization.layout import Layout
 from fxquant.quantization.ranges import range_of
-from fxquant.quantization.tensor import DequantizedTensor, attach, plain
+from fxquant.quantization.tensor import DequantizedTensor, adopt, plain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -263,7 +263,7 @@ class AffineQuantizer(QuantizerBase):
         return traced.quantize_dequantize(x, scale, zero, self.qmin, self.qmax)
 
     def _attach(self, y: Tensor, encoding: AffineEncoding | None) -> Tensor:
-        return attach(y, encoding, DequantizedTensor)
+        return adopt(y, encoding, DequantizedTensor)
 
     def transform(self, x: Tensor) -> Tensor:
         """The tensor on the grid as a plain tensor, in the precision of the input."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fxquant.quantization import kernels, traced
 from fxquant.quantization.affine.base import AffineQuantizer
-from fxquant.quantization.tensor import QuantizedTensor, attach, plain
+from fxquant.quantization.tensor import QuantizedTensor, adopt, plain
 
 if TYPE_CHECKING:
     from fxquant.quantization.affine.known import Known
@@ -39,7 +39,7 @@ class Quantize(AffineQuantizer):
         return traced.quantize(x, scale, zero, self.qmin, self.qmax)
 
     def _attach(self, y: Tensor, encoding: AffineEncoding | None) -> Tensor:
-        return attach(y, encoding, QuantizedTensor)
+        return adopt(y, encoding, QuantizedTensor)
 
 
 class Dequantize(AffineQuantizer):
