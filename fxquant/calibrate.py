@@ -66,6 +66,7 @@ class _Counter:
 
     def __init__(self, progress: Progress | None, total: int | None) -> None:
         self.seen, self.total, self.progress = 0, total, progress
+        self.filled = False
 
     def check(self) -> None:
         """Refuse to have seen nothing."""
@@ -75,6 +76,9 @@ class _Counter:
                 "calibration saw no data: the model was never called",
                 fix="pass a non-empty loader, or call the model in the callback",
             )
+        if not self.filled:
+            what = "calibration saw no data: every batch was empty"
+            raise CalibrationError("FXQ430", what, fix="pass batches that hold samples")
 
     @contextmanager
     def watch(self, model: nn.Module) -> Iterator[None]:
@@ -86,8 +90,10 @@ class _Counter:
             before.remove()
             after.remove()
 
-    def _before(self, *_: Any) -> None:
+    def _before(self, _module: nn.Module, args: tuple[Any, ...]) -> None:
         self.seen += 1
+        tensors = [a for a in args if isinstance(a, Tensor)]
+        self.filled |= not tensors or any(t.numel() for t in tensors)
 
     def _after(self, *_: Any) -> None:
         log.debug("calibration batch %d", self.seen)

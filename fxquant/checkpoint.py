@@ -95,7 +95,7 @@ def load_checkpoint(sim: QuantizationSimModel, path: str | Path) -> None:
         raise CheckpointError(
             "FXQ603", f"cannot read {folder / _TENSORS}: {error}", fix=_AGAIN
         ) from error
-    tensors |= {name: tensors[of] for name, of in index["aliases"].items()}
+    tensors |= {n: tensors[str(of)] for n, of in index["aliases"].items() if str(of) in tensors}
     _check_tensors(sim.model.state_dict(), tensors)
     sim.model.load_state_dict(tensors)
 
@@ -186,6 +186,11 @@ def _read_index(folder: Path) -> dict[str, Any]:
     if index["format"] != FORMAT:
         what = f"the checkpoint has format {index['format']}, this version reads {FORMAT}"
         raise CheckpointError("FXQ604", what, fix=f"load it with fxquant {index.get('fxquant')}")
+    tables = [index["aliases"], index["quantizers"]]
+    if all(isinstance(t, dict) for t in tables):
+        tables += index["quantizers"].values()
+    if not all(isinstance(t, dict) for t in tables):
+        raise CheckpointError("FXQ603", f"{path} is not the index of a checkpoint", fix=_AGAIN)
     return index
 
 

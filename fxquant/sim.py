@@ -84,8 +84,8 @@ class QuantizationSimModel(EncodingsMethods):
             raise ConfigError("FXQ231", "config and config_file are given", fix="leave one out")
         self.config = _merged(
             QuantConfig.load(config_file if config is None else config),
-            default_output_bw or self.target.activation.bitwidth,
-            default_param_bw or self.target.weight.bitwidth,
+            self.target.activation.bitwidth if default_output_bw is None else default_output_bw,
+            self.target.weight.bitwidth if default_param_bw is None else default_param_bw,
         )
         self.quant_scheme = QuantScheme(quant_scheme)
         self._example = call_arguments(dummy_input)

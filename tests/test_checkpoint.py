@@ -85,6 +85,9 @@ def test_a_damaged_index_is_refused(folder: Path) -> None:
     refused(folder, "FXQ603")
     index.write_text("[]")
     refused(folder, "FXQ603")
+    for key, wrong in (("aliases", []), ("quantizers", None), ("quantizers", {"fc": 1})):
+        index.write_text(json.dumps(json.loads(text) | {key: wrong}))
+        refused(folder, "FXQ603")
     index.write_text(json.dumps({**json.loads(text), "format": 99}))
     refused(folder, "FXQ604")
     index.unlink()

@@ -72,6 +72,17 @@ def test_bit_widths_reach_the_quantizers(x: Tensor) -> None:
     assert quantized(sim, "relu").output_quantizers[0].bitwidth == 16
 
 
+@pytest.mark.parametrize("name", ["default_output_bw", "default_param_bw"])
+def test_zero_bits_are_refused(x: Tensor, name: str) -> None:
+    with pytest.raises(ConfigError, match="FXQ221"):
+        QuantizationSimModel(Net().eval(), x, **{name: 0})  # type: ignore[arg-type]
+
+
+def test_empty_batches_are_no_data(x: Tensor) -> None:
+    with pytest.raises(CalibrationError, match="FXQ430"):
+        QuantizationSimModel(Net().eval(), x).compute_encodings([x[:0]])
+
+
 def test_batches_may_carry_labels(x: Tensor) -> None:
     data = torch.utils.data.TensorDataset(torch.randn(6, 3, 8, 8), torch.arange(6))
     sim = QuantizationSimModel(Net().eval(), x)

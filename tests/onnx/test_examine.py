@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+from click.testing import CliRunner, Result
 
+from fxquant.cli import main
 from fxquant.errors import ExportError
 from fxquant.onnx.examine import examine
 from tests.onnx.qdq import Graph
@@ -110,3 +112,28 @@ def test_a_file_without_quantizers_is_fine(tmp_path: Path) -> None:
     assert found.tensors == ()
     assert found.executor_share == 1.0
     assert isinstance(ir.load(tmp_path / "model.onnx"), ir.Model)
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["verify", *arguments])
+
+
+def test_the_command_examines_with_data(tmp_path: Path) -> None:
+    path = str(saved(network(), tmp_path))
+    data = str(_archive(tmp_path, x=normal(x=SHAPE)["x"]))
+    result = call(path, "--data", data)
+    assert result.exit_code == 0, result.output
+    assert "operators run in integer kernels" in result.output
+    content = json.loads(call(path, "--data", data, "--json").stdout)
+    assert content["ok"] is True
+    assert content["executor_share"] == 1.0
+
+
+def test_the_command_fails_on_a_file_that_computes_something_else(tmp_path: Path) -> None:
+    path = str(saved(network(factor=4.0), tmp_path))
+    data = str(_archive(tmp_path, x=normal(x=SHAPE)["x"]))
+    assert call(path, "--data", data).exit_code == 1
+    assert call(path, "--data", str(tmp_path / "absent.npz")).exit_code == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +28,18 @@ class SlicedEmbedding(nn.Module):
         return self.head(x[:, :1] + x)  # type: ignore[no-any-return]
 
 
-def test_a_slice_of_an_embedding_can_be_loaded(tmp_path: Path) -> None:
+def proven(folder: Path, **options: Any) -> bool:
     torch.manual_seed(0)
     tokens = torch.randint(0, 11, (3, 5))
-    sim = QuantizationSimModel(SlicedEmbedding(), tokens, "min_max")
+    sim = QuantizationSimModel(SlicedEmbedding(), tokens, "min_max", **options)
     sim.compute_encodings([tokens])
-    assert sim.export(tmp_path, "model").proven
+    return sim.export(folder, "model").proven
+
+
+def test_a_slice_of_an_embedding_can_be_loaded(tmp_path: Path) -> None:
+    assert proven(tmp_path)
+
+
+def test_a_table_of_four_bits_is_well_formed(tmp_path: Path) -> None:
+    # ONNX has no Gather of integers below a byte
+    assert proven(tmp_path, default_param_bw=4)

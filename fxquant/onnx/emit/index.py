@@ -311,10 +311,15 @@ def _embedding(c: Call) -> ir.Value:
     if table is None:
         return c.op("Gather", c.parameter("weight"), c.tensor(), axis=0)
     stored, values = table
-    rows, grid = c.builder.main(c.op("Gather", stored, c.tensor(), axis=0)), values.grid
+    grid = values.grid
+    if int(grid.dtype.bitwidth) < 8:  # of which ONNX gathers nothing: all of it is dequantized
+        whole = c.op("DequantizeLinear", stored, values.scale, values.zero_point,
+                     axis=grid.axis, block_size=grid.block)  # fmt: skip
+        return c.op("Gather", whole, c.tensor(), axis=0)
     if grid.block is not None:
         msg = "a table that is quantized in blocks"
         raise UnsupportedError(msg)
+    rows = c.builder.main(c.op("Gather", stored, c.tensor(), axis=0))
     if grid.axis != 0:
         scale, zero = values.scale, values.zero_point
         if grid.axis is None and grid.dtype is ir.DataType.INT8:

@@ -34,11 +34,7 @@ class KernelCall:
 
     @property
     def arrays(self) -> list[Array]:
-        """Operands up to the first omitted one.
-
-        Raises:
-            UnsupportedError: the first operand is omitted.
-        """
+        """Operands up to the first omitted one."""
         found: list[Array] = []
         for x in self.operands:
             if x is None:

@@ -58,6 +58,7 @@ class IntegerModel:
     functions have the kernels' own steps and come out bit-equal as well. The last bits of float
     convolutions and matrix products depend on the order of sums in the library; with
     `islands="onnxruntime"` it runs these operators, one at a time, and nothing is left to differ.
+    It also runs the rare operators that have no kernel here; `placement()` names them.
 
     Args:
         source: `onnx_ir.Model`, `onnx.ModelProto` or path; it is not changed.
