@@ -62,8 +62,6 @@ OPERATORS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """ONNX operator -> names of rows of the operator table."""
 
-_NOT_NEGATIVE = frozenset(("relu", "relu6", "abs", "sigmoid", "softmax", "hardsigmoid"))
-
 
 @dataclass(frozen=True)
 class AimetConfig:
@@ -117,6 +115,8 @@ class _Reader:
         settings |= self._params(self.data["params"], settings)
         for name, rule in self.data["op_type"].items():
             self._op_type(name, rule, f"op_type.{name}")
+        # the list is the whole truth: without (Conv, Relu) in it both have a grid
+        settings["supergroups_only"] = True
         settings["supergroups"] = self._supergroups(self.data["supergroups"])
         inputs = self._edge("model_input", "is_input_quantized")
         outputs = self._edge("model_output", "is_output_quantized")
@@ -185,7 +185,7 @@ class _Reader:
             return
         if "supported_kernels" in rule:
             self._kernels(where, rule["supported_kernels"])
-        asked = {"output": self._output(rule, name, where), "weight": {}, "bias": {}}
+        asked = {"output": self._output(rule, where), "weight": {}, "bias": {}}
         for param, wanted in rule.get("params", {}).items():
             key = f"{where}.params.{param}"
             _keys({param: 0}, ("weight", "bias"), f"{where}.params")
@@ -197,7 +197,7 @@ class _Reader:
         for row in OPERATORS[name]:
             self._ask(row, asked, where)
 
-    def _output(self, rule: dict[str, Any], name: str, where: str) -> dict[str, Any]:
+    def _output(self, rule: dict[str, Any], where: str) -> dict[str, Any]:
         if _flag(rule, "is_input_quantized", where) is not None:
             self.notes.append(f"{where}.is_input_quantized: inputs lie on their producers' grids")
         output: dict[str, Any] = {
@@ -206,15 +206,11 @@ class _Reader:
         }
         limits = rule.get("encoding_constraints", {})
         _keys(limits, ("min", "max"), f"{where}.encoding_constraints")
-        if set(limits) == {"min", "max"}:
-            output |= {"min": float(limits["min"]), "max": float(limits["max"])}
-        elif limits:
-            natural = limits.get("min") == 0 and _NOT_NEGATIVE.issuperset(OPERATORS[name][:1])
-            key = f"{where}.encoding_constraints"
-            if not natural:
-                fix = "give min and max"
-                raise ConfigError("FXQ229", f"{key}: one end of a range alone", fix=fix)
-            self.notes.append(f"{key}.min: its values are never below 0 anyway")
+        for end, value in limits.items():
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                what = f"{where}.encoding_constraints.{end}: {value!r} is no number"
+                raise ConfigError("FXQ228", what, fix="give min, max or both")
+            output[end] = float(value)
         return output
 
     def _ask(self, row: str, asked: dict[str, dict[str, Any]], where: str) -> None:
@@ -256,8 +252,11 @@ class _Reader:
             chains: list[tuple[str, ...]] = [()]
             for name in names:
                 chains = [(*chain, row) for chain in chains for row in OPERATORS[name]]
-            found += [chain for chain in chains if not any(map(_may_move, chain))]
-        return found
+            # batch norms are folded into the operator before them
+            folded = [tuple(row for row in chain if row != "batch_norm") for chain in chains]
+            chains += [chain for chain in folded if len(chain) > 1]
+            found += [c for c in dict.fromkeys(chains) if not any(map(_may_move, c))]
+        return list(dict.fromkeys(found))
 
     def _edge(self, section: str, key: str) -> bool:
         _keys(self.data[section], (key,), section)

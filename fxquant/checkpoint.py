@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -22,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fxquant._version import __version__
+from fxquant.editing import refresh_biases
 from fxquant.errors import CheckpointError
 from fxquant.graph.dump import dump
 
@@ -84,6 +86,7 @@ def load_checkpoint(sim: QuantizationSimModel, path: str | Path) -> None:
     """
     folder = Path(path)
     index = _read_index(folder)
+    refresh_biases(sim.model)  # quantizers may have been assigned by hand
     _check_fits(sim, index)
     if _sha256(folder / _TENSORS) != index["tensors_sha256"]:
         raise CheckpointError(
@@ -101,6 +104,7 @@ def load_checkpoint(sim: QuantizationSimModel, path: str | Path) -> None:
 
 
 _AGAIN = "save the checkpoint again, or take another copy"
+_EDITS = "build the simulation in the same way, and edit it in the same way before loading"
 
 
 def _refuse_foreign(target: Path) -> None:
@@ -140,21 +144,31 @@ def _unique(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]
     return tensors, aliases
 
 
+# what makes a grid beside its range, as far as a quantizer has it
+_TRAITS = (
+    "bitwidth", "signed", "symmetric", "qmin", "qmax", "block_size", "block_grouping",
+    "decompressed_bw", "rounding", "dtype",
+)  # fmt: skip
+
+
 def _describe(sim: QuantizationSimModel) -> dict[str, dict[str, Any]]:
     return {
-        name: {
-            "class": type(q).__name__,
-            "bitwidth": q.bitwidth,
-            "signed": q.signed,
-            "symmetric": q.symmetric,
-            "initialized": q.is_initialized(),
-        }
+        name: {"class": type(q).__name__, "initialized": q.is_initialized()}
+        | {trait: _plain(getattr(q, trait)) for trait in _TRAITS if hasattr(q, trait)}
         for name, q in sim.named_quantizers()
     }
 
 
+def _plain(trait: Any) -> Any:
+    if isinstance(trait, torch.dtype):
+        return str(trait)
+    return list(trait) if isinstance(trait, tuple) else trait
+
+
 def _digest(sim: QuantizationSimModel) -> str:
-    return hashlib.sha256(dump(sim.model).encode()).hexdigest()
+    # whether a module is quantized is told by its quantizers, and better
+    text = re.sub("= (quantized_|Quantized)", "= ", dump(sim.model))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:
@@ -208,15 +222,20 @@ def _check_fits(sim: QuantizationSimModel, index: dict[str, Any]) -> None:
                 f"the checkpoint has another {key}: {index[key]}, not {mine}",
                 fix=f"build the simulation with the same {key}",
             )
-    mine = {k: {**v, "initialized": None} for k, v in _describe(sim).items()}
-    theirs = {k: {**v, "initialized": None} for k, v in index["quantizers"].items()}
+    _check_quantizers(_describe(sim), index["quantizers"])
+
+
+def _check_quantizers(mine: dict[str, Any], theirs: dict[str, Any]) -> None:
     for name in sorted(mine.keys() | theirs.keys()):
-        if mine.get(name) != theirs.get(name):
-            raise CheckpointError(
-                "FXQ605",
-                f"quantizer {name} differs: {theirs.get(name)}, here {mine.get(name)}",
-                fix="build the simulation in the same way",
-            )
+        here, there = mine.get(name), theirs.get(name)
+        if here is None or there is None:
+            where = "the checkpoint" if here is None else "the simulation"
+            what = f"only {where} has a quantizer {name}"
+            raise CheckpointError("FXQ605", what, fix=_EDITS)
+        for key in ("class", *sorted((here.keys() | there.keys()) - {"initialized"})):
+            if here.get(key) != there.get(key):
+                what = f"{key} of quantizer {name} is {there.get(key)}, here {here.get(key)}"
+                raise CheckpointError("FXQ605", what, fix=_EDITS)
 
 
 def _check_tensors(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:

@@ -33,8 +33,8 @@ class OutputRule(_Frozen):
         quantized: False: no grid; True: a grid also where nothing reads integers.
         bitwidth: bits.
         symmetric: whether the grid is symmetric (and then signed).
-        min: smallest value of a range that is not calibrated; `max` must be given too.
-        max: largest value of a range that is not calibrated.
+        min: lower end of the range, which calibration then leaves alone; 0 or less.
+        max: upper end of the range, which calibration then leaves alone; 0 or more.
     """
 
     quantized: StrictBool | None = None
@@ -110,6 +110,8 @@ class QuantConfig(_Frozen):
         fold_batch_norms: fold batch norms into the convolution before them.
         keep_float: paths or globs of modules that stay in floating point.
         supergroups: chains of operators that one kernel computes, beside those of the target.
+        supergroups_only: these chains take the place of those of the target and of the activations
+            that its kernels absorb.
         operators: rules by name of an operator of the table, such as "linear".
         layers: rules by path of a module, or by glob; a path decides before a glob.
 
@@ -132,6 +134,7 @@ class QuantConfig(_Frozen):
     fold_batch_norms: StrictBool = True
     keep_float: tuple[str, ...] = ()
     supergroups: tuple[tuple[str, ...], ...] = ()
+    supergroups_only: StrictBool = False
     operators: dict[str, Rule] = Field(default_factory=dict)
     layers: dict[str, Rule] = Field(default_factory=dict)
 
@@ -139,8 +142,9 @@ class QuantConfig(_Frozen):
     def load(cls, source: QuantConfig | dict[str, Any] | str | Path | None) -> QuantConfig:
         """A configuration from itself, a mapping, a JSON file, a preset or None (all defaults).
 
-        Presets are `default`, `per_channel`, `per_tensor` and `integer_outputs`; a file of that
-        name in the current folder comes first. A file, or the content of a file, may be one of
+        Presets are `default`, `per_channel`, `per_tensor`, `integer_outputs` and `reduce_range`
+        (weights of 7 bits, for x86 CPUs without VNNI); a file of that name in the current folder
+        comes first. A file, or the content of a file, may be one of
         AIMET's (`fxquant.aimet_config`).
 
         Raises:

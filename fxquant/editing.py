@@ -108,7 +108,7 @@ def set_percentile(gm: fx.GraphModule, percentile: float) -> None:
         raise ConfigError("FXQ242", "no quantizer uses percentiles", fix=fix)
     for q in found:
         analyzer: Any = q.encoding_analyzer
-        q.encoding_analyzer = dataclasses.replace(analyzer, percentile=float(percentile))
+        q.encoding_analyzer = dataclasses.replace(analyzer, percentile=percentile)
 
 
 def set_activations_to_float(
@@ -211,12 +211,23 @@ def refresh_biases(gm: fx.GraphModule) -> None:
         source, weight = _input_quantizer(gm, node, module, grids), _weight_quantizer(module)
         if not _is_plain(source) or not _is_plain(weight) or source is None or weight is None:
             module.param_quantizers["bias"] = None
-            reason = "its bias is float: its input or weight has no grid for an integer sum"
-            _explain(gm, [str(node.target)], reason)
+            _explain(gm, [str(node.target)], f"its bias is float: {_obstacle(source, weight)}")
         elif source is not bias.input_quantizer or weight is not bias.weight_quantizer:
             fresh = affine.BiasQuantizeDequantize(source, weight)
             fresh.where = bias.where
             module.param_quantizers["bias"] = fresh
+
+
+def _obstacle(source: QuantizerBase | None, weight: QuantizerBase | None) -> str:
+    """Why there is no int32 bias.
+
+    A weight in blocks is no operand of an integer kernel: its blocks are summed in floating point,
+    where an int32 bias would only be rounded, to the coarsest of the blocks' steps.
+    """
+    if isinstance(weight, AffineQuantizer) and weight.block_size is not None:
+        return "the sum over a weight in blocks has no single step"
+    missing = "input" if source is None or not _is_plain(source) else "weight"
+    return f"its {missing} has no grid for an integer sum"
 
 
 def _input_quantizer(

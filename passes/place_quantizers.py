@@ -105,10 +105,11 @@ class PlaceQuantizers(Pass):
             self.target, "entry" if grid.entry else "activation", self.scheme,
             bitwidth=grid.bitwidth, symmetric=grid.symmetric, signed=grid.signed,
         )  # fmt: skip
-        if grid.fixed is not None:
-            quantizer.set_range(*grid.fixed)
-            quantizer.allow_overwrite(False)
-            quantizer.requires_grad_(False)
+        for end, value in zip(("min", "max"), grid.fixed or (None, None), strict=True):
+            if value is not None:
+                quantizer.set_range(**{end: value})
+                quantizer.allow_overwrite(**{end: False})
+                getattr(quantizer, end).requires_grad_(False)
         return quantizer
 
     def _place_weights(self, rw: Rewriter, plan: Plan, owners: dict[Slot, QuantizerBase]) -> None:

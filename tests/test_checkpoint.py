@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import fxquant.quantization as Q
 from fxquant import QuantizationSimModel, load_checkpoint, save_checkpoint
 from fxquant.errors import CheckpointError
 
@@ -109,3 +113,96 @@ def test_nothing_else_is_overwritten(sim: QuantizationSimModel, tmp_path: Path) 
     with pytest.raises(CheckpointError, match="FXQ601"):
         save_checkpoint(sim, tmp_path / "notes.txt")
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+EDITS: dict[str, Callable[[QuantizationSimModel], object]] = {
+    "layers left out": lambda sim: sim.exclude_layers_from_quantization(["0"]),
+    "biases left out": lambda sim: sim.exclude_param_from_quantization("bias"),
+    "blocks": lambda sim: sim.set_blockwise_quantization_for_weights(["3"], 4, True, 12),
+    "larger blocks": lambda sim: sim.set_blockwise_quantization_for_weights(["3"], 4, True, 24),
+    "grouped blocks": lambda sim: sim.set_grouped_blockwise_quantization_for_weights(
+        ["3"], 4, True, 8, 12, -1
+    ),
+    "floats": lambda sim: sim.set_activation_quantizers_to_float(["1"], dtype=torch.bfloat16),
+    "other floats": lambda sim: sim.set_activation_quantizers_to_float(["1"], dtype=torch.float16),
+    "another grid": lambda sim: replace(sim, Q.affine.QuantizeDequantize((4, 1, 1, 1), 8, True)),
+    "a narrow grid": lambda sim: replace(
+        sim, Q.affine.QuantizeDequantize((4, 1, 1, 1), None, True, qmin=-127, qmax=127)
+    ),
+    "per tensor": lambda sim: replace(sim, Q.affine.QuantizeDequantize((), 8, True)),
+}
+
+
+def replace(sim: QuantizationSimModel, quantizer: Q.QuantizerBase) -> None:
+    dict(sim.named_qmodules())["0"].param_quantizers["weight"] = quantizer
+
+
+def edited(edit: str, *, before: bool = False) -> QuantizationSimModel:
+    sim = QuantizationSimModel(net(), X)
+    if before:
+        EDITS[edit](sim)
+    sim.compute_encodings([X])
+    if not before:
+        EDITS[edit](sim)
+        sim.compute_encodings([X])  # new quantizers have no range yet
+    return sim
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_edits_are_part_of_a_checkpoint(edit: str, tmp_path: Path) -> None:
+    sim = edited(edit)
+    save_checkpoint(sim, tmp_path / "c")
+    fresh = QuantizationSimModel(net(), X)
+    EDITS[edit](fresh)
+    load_checkpoint(fresh, tmp_path / "c")
+    assert torch.equal(fresh.model(X), sim.model(X))
+    for other in EDITS.keys() - {edit, "another grid"}:
+        fresh = QuantizationSimModel(net(), X)
+        EDITS[other](fresh)
+        refused(tmp_path / "c", "FXQ60[56]", fresh)
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        ("layers left out", "the simulation has a quantizer 0"),
+        ("biases left out", "the simulation has a quantizer 0.param_quantizers.bias"),
+        ("blocks", "the simulation has a quantizer 3.param_quantizers.bias"),
+        ("floats", "class of quantizer .* is FloatQuantizeDequantize"),
+        ("a narrow grid", "qmin of quantizer 0.param_quantizers.weight is -127, here -128"),
+    ],
+)
+def test_a_simulation_without_the_edits_is_told_what_is_missing(
+    edit: str, says: str, tmp_path: Path
+) -> None:
+    save_checkpoint(edited(edit), tmp_path / "c")
+    with pytest.raises(CheckpointError, match=rf"(?s)FXQ605.*{says}.*edit it in the same way"):
+        load_checkpoint(QuantizationSimModel(net(), X), tmp_path / "c")
+
+
+PROCESS = """
+import sys
+import torch
+from tests.test_checkpoint import EDITS, X, net
+from fxquant import QuantizationSimModel, load_checkpoint
+
+for edit in EDITS:
+    sim = QuantizationSimModel(net(), X)
+    EDITS[edit](sim)
+    load_checkpoint(sim, f"{sys.argv[1]}/{edit}")
+    y = torch.as_tensor(sim.model(X)).detach()
+    print(edit, torch.equal(y, torch.load(f"{sys.argv[1]}/{edit}.pt")), sep=": ")
+"""
+
+
+def test_a_new_process_computes_the_same_after_edits(tmp_path: Path) -> None:
+    for edit in EDITS:
+        sim = edited(edit, before=True)
+        save_checkpoint(sim, tmp_path / edit)
+        torch.save(torch.as_tensor(sim.model(X)).detach(), tmp_path / f"{edit}.pt")
+    root = Path(__file__).parent.parent
+    done = subprocess.run(
+        [sys.executable, "-c", PROCESS, str(tmp_path)],
+        capture_output=True, text=True, cwd=root, check=False,
+    )  # fmt: skip
+    assert done.stdout.splitlines() == [f"{edit}: True" for edit in EDITS], done.stderr

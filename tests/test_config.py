@@ -103,6 +103,44 @@ def test_a_range_by_rule_is_not_calibrated() -> None:
     assert quantized(sim, "relu").output_quantizers[0].get_scale().item() == pytest.approx(0.025)
 
 
+def test_one_end_of_a_range_by_rule_and_the_other_by_calibration() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    config = {"layers": {"relu": {"output": {"max": 0.5}}}}
+    sim = QuantizationSimModel(Net().eval(), x, config=config)
+    q = quantized(sim, "relu").output_quantizers[0]
+    assert not q.is_initialized()
+    sim.compute_encodings([x])
+    assert (q.min.item(), q.max.item()) == (0.0, 0.5)
+    assert (q.min.requires_grad, q.max.requires_grad) == (True, False)
+    stub = quantized(sim, "x_stub").output_quantizers[0]
+    free = stub.min.item()
+    config = {"layers": {"x": {"output": {"min": -9.0}}}}
+    sim = QuantizationSimModel(Net().eval(), x, "min_max", config=config)
+    sim.compute_encodings([x])
+    stub = quantized(sim, "x_stub").output_quantizers[0]
+    assert (stub.min.item(), stub.max.item()) == (-9.0, pytest.approx(x.max().item()))
+    assert free > -9.0
+
+
+def test_a_rule_for_an_operator_does_not_clip_what_shares_its_grid() -> None:
+    class Joined(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([torch.tanh(x), torch.sigmoid(x) * 4], 1)
+
+    config = {"operators": {"tanh": {"output": {"quantized": True, "max": 1.0}}}}
+    x = torch.randn(2, 3, 8, 8)
+    sim = QuantizationSimModel(Joined(), x, "min_max", config=config)
+    sim.compute_encodings([x])
+    assert quantized(sim, "cat").output_quantizers[0].max.item() > 1.0
+
+
+def test_supergroups_instead_of_those_of_the_target() -> None:
+    apart = placed({"supergroups_only": True})
+    assert apart["conv1"].startswith("uint8")
+    joined = placed({"supergroups_only": True, "supergroups": [["conv2d", "relu"]]})
+    assert joined["conv1"].startswith("float")
+
+
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"wieght_bitwidth": 4}, "(?s)FXQ221.*wieght_bitwidth.*'weight_bitwidth'"),
     ({"operators": {"conv2d": {"wieght": {}}}}, "(?s)operators.conv2d.wieght.*'weight'"),
@@ -120,7 +158,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ),
     ({"operators": {"max_pool2d": {"output": {"bitwidth": 16}}}}, "FXQ224: operators.max_pool2d"),
     ({"layers": {"relu": {"weight": {"bitwidth": 4}}}}, "FXQ224: layers.relu.weight.bitwidth"),
-    ({"layers": {"relu": {"output": {"min": 0}}}}, "FXQ224: layers.relu.output.min"),
+    ({"layers": {"relu": {"output": {"min": 1}}}}, "FXQ224: layers.relu.output.min"),
+    ({"layers": {"relu": {"output": {"max": -1}}}}, "FXQ224: layers.relu.output.max"),
+    ({"layers": {"relu": {"output": {"min": 0, "max": 0}}}}, "FXQ224: layers.relu.output.min"),
 ]
 
 
@@ -225,6 +265,87 @@ def test_aimet_starts_with_everything_off() -> None:
     assert (config.quantize_weights, config.quantize_bias) == (False, False)
 
 
+SHIPPED_DEFAULT = aimet(
+    defaults={
+        "ops": {"is_output_quantized": "True"},
+        "params": {"is_quantized": "True", "is_symmetric": "True"},
+        "strict_symmetric": "False", "unsigned_symmetric": "False",
+        "per_channel_quantization": "False",
+    },
+    op_type={
+        name: {"per_channel_quantization": "True"}
+        for name in ("Conv", "ConvTranspose", "Gemm", "MatMul", "PRelu")
+    } | {"Squeeze": {"is_output_quantized": "False"}, "Pad": {"is_output_quantized": "False"}},
+    supergroups=[
+        {"op_list": ops} for ops in (
+            ["Conv", "Relu"], ["Conv", "Clip"], ["ConvTranspose", "Relu"], ["Add", "Relu"],
+            ["Gemm", "Relu"],
+        )
+    ],
+)  # fmt: skip
+SHIPPED_HTP = aimet(
+    defaults=SHIPPED_DEFAULT["defaults"] | {
+        "hw_version": "V73", "per_channel_quantization": "True",
+        "supported_kernels": [
+            {
+                "activation": {"bitwidth": 16, "dtype": "int"},
+                "param": {"bitwidth": 8, "dtype": "int"},
+            }
+        ],
+    },
+    op_type={
+        "Softmax": {"encoding_constraints": {"min": 0.0, "max": 1.0}},
+        "Sigmoid": {"encoding_constraints": {"min": 0.0, "max": 1.0}},
+        "Tanh": {"encoding_constraints": {"min": -1.0, "max": 1.0}},
+        "Relu": {"encoding_constraints": {"min": 0.0}},
+        "Cast": {"is_output_quantized": "False"},
+        "GroupNormalization": {"per_channel_quantization": "False"},
+    },
+    supergroups=[
+        {"op_list": ops} for ops in (
+            ["Conv", "Relu"], ["Conv", "Clip"], ["Conv", "BatchNormalization", "Relu"],
+            ["Conv", "PRelu"], ["Conv", "HardSwish"], ["Gemm", "Relu"], ["Add", "Relu"],
+            ["BatchNormalization", "Relu"], ["Sub", "Abs"],
+        )
+    ],
+    supergroup_pass_list=["MatmulAdd"],
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("content", [SHIPPED_DEFAULT, SHIPPED_HTP])
+def test_files_like_the_shipped_ones(content: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "aimet.json"
+    file.write_text(json.dumps(content), encoding="utf-8")
+    x = torch.randn(4, 3, 8, 8)
+    sim = QuantizationSimModel(Net().eval(), x, "min_max", config_file=file)
+    conv = quantized(sim, "conv1")
+    assert conv.output_quantizers[0] is None  # inside the chain with the ReLU
+    assert conv.param_quantizers["weight"].shape == (4, 1, 1, 1)
+    assert conv.param_quantizers["bias"] is None
+    assert quantized(sim, "x_stub").output_quantizers[0] is not None
+    sim.compute_encodings([x])
+    assert sim.export(tmp_path, "like_shipped")
+
+
+def test_supergroups_of_a_file_take_the_place_of_the_targets() -> None:
+    x = torch.randn(4, 3, 8, 8)
+    sim = QuantizationSimModel(Net().eval(), x, config=aimet(supergroups=[]))
+    assert quantized(sim, "conv1").output_quantizers[0] is not None
+    assert quantized(sim, "relu").output_quantizers[0] is not None
+
+
+def test_sections_decide_one_after_the_other() -> None:
+    rules = {
+        "Conv": {"params": {"weight": {"is_quantized": "False"}}, "is_output_quantized": "True"}
+    }
+    sections = aimet(params={"weight": {"is_symmetric": "False"}}, op_type=rules)
+    config = from_aimet(sections).config
+    assert config.weight_symmetric is False  # params over defaults
+    assert config.operators["conv2d"].weight.quantized is False  # op_type over params
+    sim = QuantizationSimModel(Net().eval(), torch.randn(4, 3, 8, 8), config=sections)
+    assert quantized(sim, "conv1").output_quantizers[0] is None  # supergroups over op_type
+
+
 def test_constraints_fix_a_range() -> None:
     rule = {"Softmax": {"encoding_constraints": {"min": 0.0, "max": 1.0}}}
     output = from_aimet(aimet(op_type=rule)).config.operators["softmax"].output
@@ -242,8 +363,8 @@ def test_constraints_fix_a_range() -> None:
         ({"supergroups": [{"op_list": ["Conv", "Rellu"]}]}, "(?s)FXQ228: supergroups.0.*'Relu'"),
         ({"model_input": {"is_input_quantized": "False"}}, "FXQ228: model_input"),
         (
-            {"op_type": {"Tanh": {"encoding_constraints": {"max": 1}}}},
-            "FXQ229: op_type.Tanh.encoding_constraints",
+            {"op_type": {"Tanh": {"encoding_constraints": {"max": "1"}}}},
+            "FXQ228: op_type.Tanh.encoding_constraints.max",
         ),
         (
             {"op_type": {"Resize": {}, "Conv": {"is_output_quantized": "False"},
@@ -271,6 +392,7 @@ def test_a_missing_section_is_named() -> None:
         ("per_channel", "per_channel", True),
         ("per_tensor", "per_channel", False),
         ("integer_outputs", "quantize_outputs", True),
+        ("reduce_range", "weight_bitwidth", 7),
     ],
 )
 def test_presets_are_known_by_name(name: str, field: str, value: object) -> None:

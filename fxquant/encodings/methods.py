@@ -1,8 +1,8 @@
-"""What a simulation does with encodings files; the base of `QuantizationSimModel`."""
+"""What a simulation does with encodings: files, ranges; the base of `QuantizationSimModel`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +11,12 @@ from fxquant.encodings.file import as_text, read, write
 from fxquant.encodings.load import Loaded, load
 
 if TYPE_CHECKING:
-    from torch import fx
+    from torch import Tensor, fx, nn
 
     from fxquant.quantization import QuantScheme
+
+
+_HOMES = frozenset({"input_quantizers", "output_quantizers", "param_quantizers"})
 
 
 class EncodingsMethods:
@@ -92,3 +95,32 @@ class EncodingsMethods:
         file = folder / f"{filename_prefix}.json"
         file.write_text(as_text(self.get_encodings()), encoding="utf-8")
         return file
+
+    # --- the ranges ------------------------------------------------------------------------------
+
+    def named_quantizer_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """(key in the state dict, parameter) of every range, each once."""
+        for name, parameter in self.model.named_parameters():
+            if not _HOMES.isdisjoint(name.split(".")):
+                yield name, parameter
+
+    def quantizer_parameters(self) -> Iterator[nn.Parameter]:
+        """Every range, for an optimizer with a group of its own for them."""
+        for _, parameter in self.named_quantizer_parameters():
+            yield parameter
+
+    def quantizer_state_dict(self) -> dict[str, Tensor]:
+        """The ranges alone: `sim.model.load_state_dict(ranges, strict=False)` puts them back.
+
+        Example:
+            >>> import torch
+            >>> from torch import nn
+            >>> from fxquant import QuantizationSimModel
+            >>> sim = QuantizationSimModel(nn.Linear(3, 2).eval(), torch.randn(4, 3))
+            >>> sorted(sim.quantizer_state_dict())[0]
+            'input_1_stub.output_quantizers.0.max'
+        """
+        state = self.model.state_dict()
+        return {
+            name: value for name, value in state.items() if not _HOMES.isdisjoint(name.split("."))
+        }

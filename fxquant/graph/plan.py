@@ -54,8 +54,10 @@ def make_plan(gm: fx.GraphModule, config: QuantConfig, target: Target) -> Plan:
             compute what it asks for.
     """
     target.check(config)
-    if config.supergroups:
-        check_supergroups(config)
+    check_supergroups(config)
+    if config.supergroups_only:
+        target = target.model_copy(update={"supergroups": config.supergroups, "absorbs": ()})
+    elif config.supergroups:
         target = target.model_copy(update={"supergroups": target.supergroups + config.supergroups})
     return _Planner(gm, config, target).run()
 
@@ -250,15 +252,32 @@ class _Planner:
         needs = [self.needs[s] for s in slots]
         return all(n.others == 0 for n in needs) and any(n.seconds for n in needs)
 
-    def _fixed(self, slots: list[Slot]) -> tuple[float, float] | None:
-        low, high = self._asked(slots, "min"), self._asked(slots, "max")
-        if low.value is not None and high.value is not None:
-            return float(low.value), float(high.value)
+    def _fixed(self, slots: list[Slot]) -> tuple[float | None, float | None] | None:
         row = self.rows.get(slots[0][0]) if len(slots) == 1 else None
         rule = self.rules.get(slots[0][0]) if len(slots) == 1 else None
+        natural: tuple[float, float] | tuple[None, None] = (None, None)
         if rule is not None and rule.fixed is not None:
-            return rule.fixed
-        return row.fixed if row is not None and row.grid is ops.Grid.FIXED else None
+            natural = rule.fixed
+        elif row is not None and row.grid is ops.Grid.FIXED and row.fixed is not None:
+            natural = row.fixed
+        asked = self._end(slots, "min"), self._end(slots, "max")
+        found = (
+            natural[0] if asked[0] is None else asked[0],
+            natural[1] if asked[1] is None else asked[1],
+        )
+        return None if found == (None, None) else found
+
+    def _end(self, slots: list[Slot], key: str) -> float | None:
+        """An end of the range that a rule asks for."""
+        free = [s[0].name for s in slots if self.settings.of(s[0], f"output.{key}").value is None]
+        wish = self._asked(slots, key)
+        if wish.value is None:
+            return None
+        if free and not self.settings.is_layer(wish):
+            # a rule for an operator's values says nothing about those of another one
+            self._note(slots[0][0], f"{key} is calibrated all the same: {free[0]} shares the grid")
+            return None
+        return float(wish.value)
 
     # weights ---------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ class GridPlan:
     bitwidth: int
     signed: bool
     symmetric: bool
-    fixed: tuple[float, float] | None = None
+    fixed: tuple[float | None, float | None] | None = None  # None: an end that is calibrated
     entry: bool = False  # its values enter the quantized part here
 
 

@@ -75,9 +75,10 @@ class Settings:
                     self._add(node, key, Wish(value, f"{prefix}.{key}"), rank)
         for node, wishes in self._wishes.items():
             low, high = (wishes.get(f"output.{end}", Wish()) for end in ("min", "max"))
-            if (low.value is None) != (high.value is None) or _is_empty(low, high):
-                what = f"{low.key or high.key}: a range needs min and max, max being the larger"
-                raise ConfigError("FXQ224", what, at=node, fix="give both, or neither")
+            if _is_empty(low, high):
+                what = f"{low.key or high.key}: a range holds zero, and max is larger than min"
+                fix = "give min <= 0 and max >= 0, or one of them"
+                raise ConfigError("FXQ224", what, at=node, fix=fix)
 
     def _rules(self) -> Iterator[tuple[int, str, list[fx.Node], Rule]]:
         nodes = computing_nodes(self._gm)
@@ -158,7 +159,9 @@ def check_supergroups(config: QuantConfig) -> None:
 
 
 def _is_empty(low: Wish, high: Wish) -> bool:
-    return low.value is not None and high.value is not None and bool(low.value >= high.value)
+    first, last = low.value or 0.0, high.value or 0.0
+    given = low.value is not None and high.value is not None
+    return bool(first > 0.0 or last < 0.0 or (given and first == last))
 
 
 def _module_at(gm: fx.GraphModule, node: fx.Node) -> nn.Module:

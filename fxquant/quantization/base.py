@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fxquant.errors import CalibrationError, QuantizationError, UncalibratedError
+from fxquant.errors import (
+    CalibrationError,
+    QuantizationError,
+    ShapeMismatchError,
+    UncalibratedError,
+)
 from fxquant.quantization.tensor import plain
 
 if TYPE_CHECKING:
@@ -153,7 +158,33 @@ class QuantizerBase(nn.Module):
             fix="run compute_encodings() with representative data, or set_range(min, max)",
         )
 
+    def _checked_ends(
+        self, low: Tensor | float | None, high: Tensor | float | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Ends of a range in the quantizer's shape, where they are given."""
+        first, last = (None if end is None else self._checked_end(end) for end in (low, high))
+        if first is not None and last is not None and bool((first > last).any()):
+            what = f"a range cannot go from {low} to {high}"
+            raise QuantizationError("FXQ409", what, at=self.where, fix="pass min <= max")
+        return first, last
+
+    def _checked_end(self, value: Tensor | float) -> Tensor:
+        like: Any = self.min
+        given = torch.as_tensor(value, dtype=torch.float32, device=like.device).detach()
+        if not torch.isfinite(given).all():
+            what = f"a range cannot end at {value}"
+            raise QuantizationError("FXQ409", what, at=self.where, fix="use finite numbers")
+        try:
+            return given.expand(like.shape)
+        except RuntimeError as error:
+            what = f"ends of shape {tuple(given.shape)} for ranges of shape {tuple(like.shape)}"
+            fix = "pass one number, or one for each range"
+            raise ShapeMismatchError("FXQ426", what, at=self.where, fix=fix) from error
+
     def _check_float(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor):
+            what = f"{type(self).__name__} takes a tensor, not a {type(x).__name__}"
+            raise QuantizationError("FXQ408", what, at=self.where, fix="pass a tensor")
         if not x.is_floating_point():
             raise QuantizationError(
                 "FXQ408",

@@ -30,6 +30,7 @@ _BY_BITS = {
     (5, 2): torch.float8_e5m2,
 }
 _FORMATS = (*_BY_BITS.values(), torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
+_BY_NAME = {str(dtype).removeprefix("torch."): dtype for dtype in _FORMATS}
 
 
 class _Cast(torch.autograd.Function):
@@ -59,7 +60,7 @@ class FloatQuantizeDequantize(QuantizerBase):
     Args:
         exponent_bits: with `mantissa_bits`, the format by its bits.
         mantissa_bits: see `exponent_bits`.
-        dtype: the format as a type of PyTorch, instead of the bits.
+        dtype: the format as a type of PyTorch or its name, instead of the bits.
         shape: ranges of an 8-bit format, laid against the tensor from the right.
 
     Example:
@@ -74,19 +75,22 @@ class FloatQuantizeDequantize(QuantizerBase):
         self,
         exponent_bits: int | None = None,
         mantissa_bits: int | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         *,
         shape: Sequence[int] = (),
     ) -> None:
         super().__init__()
+        asked = dtype
         if dtype is None:
             dtype = _BY_BITS.get((exponent_bits or 0, mantissa_bits or 0))
-        if dtype not in _FORMATS:
-            asked = dtype or f"{exponent_bits} exponent bits and {mantissa_bits} mantissa bits"
+        elif isinstance(dtype, str):
+            dtype = _BY_NAME.get(dtype.removeprefix("torch."))
+        if dtype is None or dtype not in _FORMATS:
+            asked = asked or f"{exponent_bits} exponent bits and {mantissa_bits} mantissa bits"
             raise QuantizationError(
                 "FXQ414",
                 f"no floating-point format for {asked}",
-                fix=f"use one of {', '.join(str(f).removeprefix('torch.') for f in _FORMATS)}",
+                fix=f"use one of {', '.join(_BY_NAME)}",
             )
         self.dtype: torch.dtype = dtype
         self._layout = Layout(tuple(shape))
@@ -120,10 +124,11 @@ class FloatQuantizeDequantize(QuantizerBase):
 
     def set_range(self, min: Tensor | float, max: Tensor | float) -> None:
         """Set the range of an 8-bit format."""
+        low, high = self._checked_ends(min, max)
         with torch.no_grad():
-            for end, value in ((self.min, min), (self.max, max)):
-                given = torch.as_tensor(value, dtype=torch.float32, device=end.device)
-                end.copy_(given.expand(end.shape))
+            for end, given in ((self.min, low), (self.max, high)):
+                if given is not None:
+                    end.copy_(given)
 
     def get_scale(self) -> Tensor | None:
         """What a tensor is divided by, or None if it is not, or not yet known."""

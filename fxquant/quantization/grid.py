@@ -89,7 +89,8 @@ class AffineGrid:
             above, below = self.qmax - self.middle, self.middle - self.qmin
             width = torch.maximum(_divided(high, above), _divided(-low, below))
         else:
-            width = _divided(high - low, self.steps)
+            # in float64, two float32 ends can tell every float32 step (see `range_of`)
+            width = _divided(wide(high) - wide(low), self.steps).to(low.dtype)
         width = torch.where(width == 0.0, EMPTY_RANGE_SCALE, width)
         return width.clamp(SMALLEST_SCALE, LARGEST_SCALE)
 
@@ -159,6 +160,19 @@ class Factors:
             high = torch.where(self.stuck[1], high.clamp(max=0.0), high)
         return low, high
 
+    def gradients_of_one(self, products: float, outside: float) -> tuple[Tensor, Tensor]:
+        """As `gradients` of sums that are numbers: a tensor of one element costs a microsecond."""
+        (a, c), (b, d) = self.products, self.outside
+        low, high = a.item() * products, c.item() * products
+        if b is not None:
+            low += b.item() * outside
+        if d is not None:
+            high += d.item() * outside
+        if self.stuck is not None:
+            low = max(low, 0.0) if self.stuck[0].item() else low
+            high = min(high, 0.0) if self.stuck[1].item() else high
+        return torch.full(a.shape, low, dtype=a.dtype), torch.full(a.shape, high, dtype=a.dtype)
+
     def _combined(
         self, a: Tensor, b: Tensor | None, products: Tensor, outside: Tensor | None
     ) -> Tensor:
@@ -167,6 +181,11 @@ class Factors:
         if b is None or outside is None:
             return a * products
         return torch.addcmul(a * products, b, outside.reshape(a.shape))
+
+
+def wide(x: Tensor) -> Tensor:
+    """The numbers in float64, where the device has it."""
+    return x if x.device.type == "mps" else x.double()  # which has no float64
 
 
 def _divided(x: Tensor, by: int) -> Tensor:

@@ -26,14 +26,13 @@ import torch
 from torch import Tensor
 
 from fxquant.quantization.grid import Factors
-from fxquant.quantization.layout import flat
+from fxquant.quantization.pieces import in_one, pieces
 
 hardtanh_backward: Callable[[Tensor, Tensor, float, float], Tensor] = (
     torch.ops.aten.hardtanh_backward.default
 )
+hardtanh_backward_out: Callable[..., Tensor] = torch.ops.aten.hardtanh_backward.grad_input
 _ZERO = torch.zeros(())
-# elements that a core keeps in its cache from one step of the chain to the next
-_PART = 1 << 19
 
 Lazy = Callable[[], Factors]
 
@@ -91,27 +90,25 @@ def dequantize(q: Tensor, p: Affine) -> Tensor:
 
 def quantize_dequantize(x: Tensor, p: Affine) -> Tensor:
     """The nearest values of the grid: `dequantize(quantize(x))`, bit for bit: `[...] -> [...]`."""
+    if in_one(x):
+        return _rounded(torch.div(x, p.scale), p, p.scale, p.zero_point)
+    y = torch.empty_like(x)
+    for (part, out), (scale, zero) in pieces((x, y), (p.scale, p.zero_point)):
+        _rounded(torch.div(part, scale, out=out), p, scale, zero)
+    return y
+
+
+def _rounded(y: Tensor, p: Affine, scale: Tensor, zero: Tensor) -> Tensor:
+    """`x / scale` to values of the grid, in place."""
     if p.numbers is not None:
-        y = torch.empty_like(x)
-        if x.numel() <= _PART or x.stride() != y.stride():
-            return _in_one_go(x, y, p, p.numbers)
-        size = _PART * torch.get_num_threads()
-        for part, out in zip(flat(x).split(size), flat(y).split(size), strict=True):
-            _in_one_go(part, out, p, p.numbers)
-        return y
-    y = torch.div(x, p.scale).round_()
+        step, middle = p.numbers
+        # the zero point goes into the bounds: the same integers in two passes less
+        y.round_().clamp_(p.qmin - middle, p.qmax - middle)
+        # 0 + y * scale: the runtime has no -0.0
+        return torch.add(_ZERO, y, alpha=step, out=y)
     # with a zero point of 0 as well: adding it turns -0.0 into 0.0
-    y.add_(p.zero_point).clamp_(p.qmin, p.qmax)
-    return (y if p.centred else y.sub_(p.zero_point)).mul_(p.scale)
-
-
-def _in_one_go(x: Tensor, y: Tensor, p: Affine, numbers: tuple[float, float]) -> Tensor:
-    scale, zero = numbers
-    torch.div(x, p.scale, out=y)
-    # the zero point goes into the bounds: the same integers in two passes less
-    y.round_().clamp_(p.qmin - zero, p.qmax - zero)
-    # 0 + y * scale: the runtime has no -0.0
-    return torch.add(_ZERO, y, alpha=scale, out=y)
+    y.round_().add_(zero).clamp_(p.qmin, p.qmax)
+    return (y if p.centred else y.sub_(zero)).mul_(scale)
 
 
 class _QuantizeDequantize(torch.autograd.Function):
@@ -134,13 +131,19 @@ class _QuantizeDequantize(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> Any:
         p: Affine = ctx.affine
         x, *more = ctx.saved_tensors
-        dx = inside(g, x, p)
         if not more:
-            return dx, None, None, None, None
+            return _kept(g, x, p), None, None, None, None
         factors: Factors = ctx.factors()
-        products = _products(g, more[0], dx, x, p)
-        outside = _outside(g, dx, p) if factors.use_outside else None
-        return dx, *factors.gradients(products, outside), None, None
+        if torch.is_grad_enabled():  # `create_graph`: every step must have a gradient itself
+            dx = inside(g, x, p)
+            products = torch.mul(g, more[0]).addcmul(dx, x, value=-1.0)
+            sums = products.sum_to_size(p.scale.shape), (g - dx).sum_to_size(p.scale.shape)
+            return dx, *factors.gradients(*sums), None, None
+        if p.numbers is None:
+            dx, *totals = _gradients(g, x, more[0], p, outside=factors.use_outside)
+            return dx, *factors.gradients(*totals), None, None
+        dx, *numbers = _gradients_of_one(g, x, more[0], p, outside=factors.use_outside)
+        return dx, *factors.gradients_of_one(*numbers), None, None
 
 
 class _Quantize(torch.autograd.Function):
@@ -171,31 +174,79 @@ class _Quantize(torch.autograd.Function):
 def inside(g: Tensor, x: Tensor, p: Affine) -> Tensor:
     """The gradient where `x` rounds to a value of the grid, zero where it is clipped."""
     if p.numbers is not None:
-        scale, zero = p.numbers
-        low, high = (p.qmin - zero - 0.5) * scale, (p.qmax - zero + 0.5) * scale
-        return hardtanh_backward(g, x, low, high)
+        return hardtanh_backward(g, x, *_edges(p, p.numbers))
     integers = torch.div(x, p.scale)
     if not p.centred:
         integers.add_(p.zero_point)
     return hardtanh_backward(g, integers, p.qmin - 0.5, p.qmax + 0.5)
 
 
-def _products(g: Tensor, y: Tensor, dx: Tensor, x: Tensor, p: Affine) -> Tensor:
-    """`sum g * y - sum dx * x`, in the shape of the step."""
-    if p.scale.dim() or g.is_cuda:
-        return torch.mul(g, y).addcmul_(dx, x, value=-1.0).sum_to_size(p.scale.shape)
-    if not (x.is_contiguous() and g.is_contiguous() and g.dtype is x.dtype):
-        return (g * y).sum() - (dx * x).sum()
+def _edges(p: Affine, numbers: tuple[float, float]) -> tuple[float, float]:
+    """Between what is rounded to the grid and what is clipped."""
+    scale, zero = numbers
+    return (p.qmin - zero - 0.5) * scale, (p.qmax - zero + 0.5) * scale
+
+
+def _inside_into(out: Tensor, g: Tensor, x: Tensor, p: Affine, scale: Tensor, zero: Tensor) -> None:
+    """As `inside` for many steps, of a piece, without another tensor."""
+    torch.div(x, scale, out=out)
+    if not p.centred:
+        out.add_(zero)
+    hardtanh_backward_out(g, out, p.qmin - 0.5, p.qmax + 0.5, grad_input=out)
+
+
+def _kept(g: Tensor, x: Tensor, p: Affine) -> Tensor:
+    """As `inside`, in pieces where that is faster."""
+    if p.numbers is not None or torch.is_grad_enabled() or in_one(x):
+        return inside(g, x, p)
+    dx = torch.empty_like(x)
+    for (out, part, grad), steps in pieces((dx, x, g), (p.scale, p.zero_point)):
+        _inside_into(out, grad, part, p, *steps)
+    return dx
+
+
+def _gradients(
+    g: Tensor, x: Tensor, y: Tensor, p: Affine, *, outside: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradient of `x`, and the sums `products` and `outside` in the shape of the step."""
+    dx = torch.empty_like(x)
+    sums = torch.zeros_like(p.scale), torch.zeros_like(p.scale)
+    tensors, values = (dx, x, g, y), (p.scale, p.zero_point, *sums)
+    cut = [(tensors, values)] if in_one(x) else pieces(tensors, values)
+    for (out, part, grad, result), (scale, zero, products, beyond) in cut:
+        _inside_into(out, grad, part, p, scale, zero)
+        mixed = torch.mul(grad, result).addcmul_(out, part, value=-1.0)
+        products += mixed.sum_to_size(scale.shape)
+        if outside:
+            beyond += grad.sum_to_size(scale.shape) - out.sum_to_size(scale.shape)
+    return dx, *sums
+
+
+def _gradients_of_one(
+    g: Tensor, x: Tensor, y: Tensor, p: Affine, *, outside: bool
+) -> tuple[Tensor, float, float]:
+    """As `_gradients` where there is one step, known as a number."""
+    edges = _edges(p, p.numbers)  # type: ignore[arg-type]
+    if in_one(x):
+        dx = hardtanh_backward(g, x, *edges)
+        return dx, *_sums(g, y, dx, x, outside=outside)
+    dx = torch.empty_like(x)
+    products = beyond = 0.0
+    for (out, part, grad, result), _ in pieces((dx, x, g, y), ()):
+        hardtanh_backward_out(grad, part, *edges, grad_input=out)
+        sums = _sums(grad, result, out, part, outside=outside)
+        products, beyond = products + sums[0], beyond + sums[1]
+    return dx, products, beyond
+
+
+def _sums(g: Tensor, y: Tensor, dx: Tensor, x: Tensor, *, outside: bool) -> tuple[float, float]:
+    """`products` and `outside` as numbers."""
+    beyond = g.sum().item() - dx.sum().item() if outside else 0.0
+    if not (x.is_contiguous() and g.is_contiguous()):
+        return (g * y).sum().item() - (dx * x).sum().item(), beyond
     if x.dim() != 1:
         g, y, dx, x = g.view(-1), y.view(-1), dx.view(-1), x.view(-1)
-    return torch.dot(g, y) - torch.dot(dx, x)
-
-
-def _outside(g: Tensor, dx: Tensor, p: Affine) -> Tensor:
-    """The sum of the gradients of clipped elements, in the shape of the step."""
-    if p.scale.dim():
-        return torch.sub(g, dx).sum_to_size(p.scale.shape)
-    return g.sum() - dx.sum()
+    return torch.dot(g, y).item() - torch.dot(dx, x).item(), beyond
 
 
 def apply(x: Tensor, first: Tensor, second: Tensor, p: Affine, factors: Lazy) -> Tensor:

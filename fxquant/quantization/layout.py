@@ -115,8 +115,12 @@ class Layout:
 
     def _check_channels(self, x: Tensor) -> None:
         n = len(self.shape)
-        fits = x.dim() >= n and all(
-            a in (1, b) for a, b in zip(self.shape, x.shape[x.dim() - n :], strict=True)
+        fits = (
+            x.dim() >= n
+            and all(
+                a == 1 or a == b  # not `in`: a compiler cannot look for a symbolic size
+                for a, b in zip(self.shape, x.shape[x.dim() - n :], strict=True)
+            )
         )
         if not fits:
             raise ShapeMismatchError(

@@ -1,10 +1,13 @@
 """The way back from a grid to a range: ends whose step is the given one, to the last bit.
 
-A quantizer keeps a range and divides it by the number of steps. What divides to a given step is
-searched among neighbouring numbers: one of them does it for every step that came from a range,
-while of all float32 numbers one in as many as there are steps is no quotient at all. Ends of a
-symmetric grid of `2 ** b` integers hit every step, since its lower end is a power of two of steps
-away.
+A quantizer keeps a range and divides it by the number of steps. One float32 number in as many as
+there are steps is no quotient of a float32 number. But the width of a range is the difference of
+two of them, taken in float64: where one end alone misses the step, the other, which is smaller,
+holds what is missing (an end at zero then lies next to zero, far below half a step).
+
+Ends of a symmetric grid of `2 ** b` integers hit every step, since the lower one is a power of two
+of steps away. On a narrowed symmetric grid (-127 to 127) the nearest step may be one bit off; steps
+that came from a range are hit there, too.
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from fxquant.quantization.grid import wide
 
 if TYPE_CHECKING:
     from fxquant.quantization.grid import AffineGrid
@@ -24,7 +29,8 @@ _FARTHEST = 3  # neighbours that are looked at; rounding twice is off by two at 
 def range_of(grid: AffineGrid, scale: Tensor, zero_point: Tensor) -> tuple[Tensor, Tensor]:
     """Ends of a range that has this step and zero point: `[S], [S] -> [S], [S]`.
 
-    The step of the result is the nearest that a range can have; compare where it must be exact.
+    The step of the result is this one, but for the steps of narrowed symmetric grids that no range
+    has; compare where it must be exact.
 
     Example:
         >>> from fxquant.quantization.grid import AffineGrid
@@ -41,7 +47,20 @@ def range_of(grid: AffineGrid, scale: Tensor, zero_point: Tensor) -> tuple[Tenso
     unit = torch.exp2(torch.frexp(width).exponent.float() - 24.0)
     low = torch.round((grid.qmin - zero_point) * scale / unit) * unit
     low = torch.maximum(low, -width)
-    return low, width + low
+    high = width + low
+    missed = grid.scale(low, high) != scale
+    exact = _split(wide(scale) * grid.steps, low, high)
+    return torch.where(missed, exact[0], low), torch.where(missed, exact[1], high)
+
+
+def _split(width: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Ends near the given ones whose difference is the float64 width, to 2 ** -26 of it."""
+    below = -low > high
+    larger = torch.where(below, -low, high)
+    # not above the width, so that the other end does not cross zero
+    larger = torch.where(wide(larger) > width, _neighbour(larger, above=False), larger)
+    rest = (width - wide(larger)).float()
+    return torch.where(below, -larger, -rest), torch.where(below, rest, larger)
 
 
 def product_for(scale: Tensor, count: int) -> Tensor:

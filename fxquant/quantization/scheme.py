@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
 
 from fxquant.errors import QuantizationError, nearest
-from fxquant.quantization.analyzers import EncodingAnalyzer, MinMax, Percentile, Sqnr
+from fxquant.quantization.analyzers import (
+    EncodingAnalyzer,
+    Entropy,
+    MinMax,
+    MovingAverage,
+    Mse,
+    Percentile,
+    Sqnr,
+)
 
 _SPELLINGS = {
     "tf": "min_max",
@@ -15,6 +24,11 @@ _SPELLINGS = {
     "sqnr": "tf_enhanced",
     "post_training_tf_enhanced": "tf_enhanced",
     "post_training_percentile": "percentile",
+    "post_training_mse": "mse",
+    "kl": "entropy",
+    "post_training_entropy": "entropy",
+    "ema": "moving_average",
+    "post_training_moving_average": "moving_average",
     "training_range_learning_with_tf_init": "range_learning_tf",
     "training_range_learning_with_tf_enhanced_init": "range_learning_tf_enhanced",
 }
@@ -25,6 +39,16 @@ class QuantScheme(Enum):
 
     Ranges can be learned whatever the scheme is, so those two only name the initial ranges.
 
+    Attributes:
+        min_max: the whole range; "tf" and `post_training_tf` are other names of it.
+        post_training_tf_enhanced: best signal-to-noise ratio, clipping counts three times; "sqnr".
+        post_training_percentile: leaves out a share of the values, see `set_percentile_value`.
+        mse: smallest squared error, clipping counts like rounding.
+        entropy: smallest Kullback-Leibler divergence; "kl". Of activations: weights of a
+            simulation, which have too few values for that, keep their whole range.
+        moving_average: average of the batches' extremes, the last batches most; "ema". The one
+            scheme whose ranges depend on the order of the batches; weights keep their whole range.
+
     Example:
         >>> QuantScheme("tf_enhanced")
         <QuantScheme.post_training_tf_enhanced: 'tf_enhanced'>
@@ -34,6 +58,9 @@ class QuantScheme(Enum):
     post_training_tf = "min_max"  # an alias
     post_training_tf_enhanced = "tf_enhanced"
     post_training_percentile = "percentile"
+    mse = "mse"
+    entropy = "entropy"
+    moving_average = "moving_average"
     training_range_learning_with_tf_init = "range_learning_tf"
     training_range_learning_with_tf_enhanced_init = "range_learning_tf_enhanced"
 
@@ -57,10 +84,18 @@ class QuantScheme(Enum):
         """
         if self is QuantScheme.post_training_percentile:
             return Percentile(percentile)
-        enhanced = QuantScheme.training_range_learning_with_tf_enhanced_init
-        if self in (QuantScheme.post_training_tf_enhanced, enhanced):
-            return Sqnr()
-        return MinMax()
+        return _ANALYZERS[self]()
+
+
+_ANALYZERS: dict[QuantScheme, Callable[[], EncodingAnalyzer]] = {
+    QuantScheme.min_max: MinMax,
+    QuantScheme.post_training_tf_enhanced: Sqnr,
+    QuantScheme.mse: Mse,
+    QuantScheme.entropy: Entropy,
+    QuantScheme.moving_average: MovingAverage,
+    QuantScheme.training_range_learning_with_tf_init: MinMax,
+    QuantScheme.training_range_learning_with_tf_enhanced_init: Sqnr,
+}
 
 
 def analyzer_for(scheme: QuantScheme | str, *, percentile: float = 99.99) -> EncodingAnalyzer:

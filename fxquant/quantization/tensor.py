@@ -94,6 +94,11 @@ class _EncodedTensor(torch.Tensor):
             return _carried(out, source, moved=True)
         return out
 
+    def backward(self, *args: Any, **kwargs: Any) -> None:
+        """As of every tensor, without a look at the subclass for each of its attributes."""
+        with _plain():
+            super().backward(*args, **kwargs)  # type: ignore[no-untyped-call]
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _rebuild, (type(self), self.as_subclass(Tensor), self.encoding)
 

@@ -55,6 +55,17 @@ def straight_through_round(x: Tensor) -> Tensor:
     return _Round.apply(x)  # type: ignore[no-any-return, no-untyped-call]
 
 
+def computed_once(values: Tensor) -> Tensor:
+    """The values, written to memory before the loop over the tensor that reads them.
+
+    A compiler fuses what a step is computed from into that loop and does it again for every
+    element; a view by strides it must compute first.
+    """
+    if torch.compiler.is_exporting():
+        return values
+    return values.as_strided(values.shape, values.stride())
+
+
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
     """Integers of the grid as floats, in a form that a compiler can take apart."""
     if torch.compiler.is_exporting():

@@ -14,8 +14,17 @@ if TYPE_CHECKING:
 
 Role = Literal["activation", "entry", "weight", "bias"]
 
+# whose ranges have no counterpart among positions: the coarsest position that covers them is taken
+_AS_THEY_ARE = (
+    QuantScheme.post_training_percentile,
+    QuantScheme.entropy,
+    QuantScheme.moving_average,
+)
+# a channel of a weight has too few values for a distribution, and all of them at once
+_OF_ACTIVATIONS = (QuantScheme.entropy, QuantScheme.moving_average)
 _ENHANCED = (
     QuantScheme.post_training_tf_enhanced,
+    QuantScheme.mse,
     QuantScheme.training_range_learning_with_tf_enhanced_init,
 )
 
@@ -28,8 +37,8 @@ def quantizer_for(
     Args:
         target: whose arithmetic it follows.
         role: what is quantized; "entry" is an activation that enters the quantized part.
-        scheme: how its range is chosen; with powers of two "tf_enhanced" is the search of
-            positions, "min_max" the position that clips nothing.
+        scheme: how its range is chosen; with powers of two "tf_enhanced" and "mse" are the
+            search of positions, "min_max" the position that clips nothing.
         bitwidth: bits.
         grid: further arguments of `QuantizeDequantize`: `shape`, `signed`, `symmetric`.
     """
@@ -50,7 +59,9 @@ def _rounding(target: Target, role: Role) -> RoundMode:
 
 
 def _analyzer(target: Target, role: Role, scheme: QuantScheme, bitwidth: int) -> EncodingAnalyzer:
-    if not target.powers_of_two or scheme is QuantScheme.post_training_percentile:
+    if role in ("weight", "bias") and scheme in _OF_ACTIVATIONS:
+        scheme = QuantScheme.min_max
+    if not target.powers_of_two or scheme in _AS_THEY_ARE:
         return scheme.analyzer()
     search = target.search
     scope = 1

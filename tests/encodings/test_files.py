@@ -20,6 +20,7 @@ from fxquant.encodings import FORMATS, diff, read, write
 from fxquant.errors import CheckpointError, FxQuantError
 from fxquant.onnx import lower
 from fxquant.onnx.encodings_file import encodings_of
+from fxquant.quantization.ranges import product_for
 
 X = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(3))
 TORCH = "0.6.1 by module"
@@ -88,6 +89,12 @@ def floats(sim: QuantizationSimModel) -> None:
             params(sim, name)["bias"] = None
 
 
+def float_activations(sim: QuantizationSimModel) -> None:
+    sim.set_activation_quantizers_to_float(["relu"], dtype=torch.bfloat16)
+    sim.set_activation_quantizers_to_float(["mean"], dtype=torch.float8_e4m3fn)
+    sim.set_activation_quantizers_to_float(["tanh"], dtype=torch.float16)
+
+
 def widths(sim: QuantizationSimModel) -> None:
     for bits, quantizer in zip((6, 16, 12, 4), sim.quantizers(), strict=False):
         quantizer.bitwidth = bits  # type: ignore[assignment]
@@ -97,7 +104,7 @@ def usual(sim: QuantizationSimModel) -> None:
     """As it was placed."""
 
 
-PLACES = [usual, per_tensor, narrow, blocks, lpbq, floats, widths]
+PLACES = [usual, per_tensor, narrow, blocks, lpbq, floats, float_activations, widths]
 
 
 def simulation(place: Place = usual) -> QuantizationSimModel:
@@ -367,3 +374,27 @@ def test_versions_are_compared_with_each_other() -> None:
     files = [read(content(sim, version)) for version in FORMATS]
     for other in files[1:]:
         assert diff(files[0], other) == ()
+
+
+# versions 2 leave 16-bit floats out
+@pytest.mark.parametrize("flavour", [f for f in FLAVOURS if not f.startswith("2")])
+def test_float_activations_are_in_files_and_loaded_where_integers_were(flavour: str) -> None:
+    sim, other = calibrated(float_activations), simulation()
+    other.load_encodings(content(sim, flavour))
+    assert_same(sim, other)
+
+
+@pytest.mark.parametrize("offset", [0, -1, -127, -255])
+def test_scales_that_no_quotient_of_floats_has_are_loaded_to_the_last_bit(offset: int) -> None:
+    steps = 1.99 + torch.arange(1024) * 2.0**-23
+    missed = steps[product_for(steps, 255) / 255 != steps]
+    assert len(missed) > 0  # one float in 256
+    scale = missed[0].item()
+    sim = calibrated()
+    file = content(sim, "1.0.0")
+    for entry in file["activation_encodings"]:
+        entry["scale"], entry["offset"] = [scale], [offset]
+    sim.load_encodings(file)
+    written = content(sim, "1.0.0")["activation_encodings"]
+    assert {e["scale"][0] for e in written} == {scale}
+    assert {e["offset"][0] for e in written} == {offset}

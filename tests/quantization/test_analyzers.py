@@ -61,13 +61,25 @@ def batches_of(seed: int, count: int, *size: int) -> list[Tensor]:
     ]
 
 
-@settings(deadline=None, max_examples=50)
-@given(st.integers(0, 2**31), st.integers(1, 6), st.sampled_from([(), (3, 1), (1, 8)]))
+# all of 24 elements: the last axis, the first, one between, and blocks
+PLACES: list[tuple[tuple[int, ...], Layout]] = [
+    ((3, 8), Layout()),
+    ((3, 8), Layout((3, 1))),
+    ((3, 8), Layout((1, 8))),
+    ((3, 4, 2), Layout((4, 1))),
+    ((2, 3, 4), Layout((1, 3, 1))),
+    ((3, 8), Layout((3, 2), (1, 4))),
+    ((2, 3, 4), Layout((3, 2), (-1, 2))),
+]
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.integers(0, 2**31), st.integers(1, 6), st.sampled_from(PLACES))
 def test_order_and_cuts_of_the_data_do_not_matter(
-    seed: int, count: int, shape: tuple[int, ...]
+    seed: int, count: int, place: tuple[tuple[int, ...], Layout]
 ) -> None:
-    layout = Layout(shape)
-    batches = batches_of(seed, count, 3, 8)
+    size, layout = place
+    batches = batches_of(seed, count, *size)
     whole = seen(layout, batches)
     shuffled = random.Random(seed).sample(batches, len(batches))
     assert equal(whole, seen(layout, shuffled))
@@ -238,6 +250,11 @@ def test_statistics_of_another_analyzer_give_no_range(analyzer: EncodingAnalyzer
         ("post_training_tf", MinMax),
         ("tf_enhanced", Sqnr),
         ("percentile", Percentile),
+        ("mse", Mse),
+        ("post_training_mse", Mse),
+        ("entropy", Entropy),
+        ("KL", Entropy),
+        ("moving_average", MovingAverage),
         ("training_range_learning_with_tf_init", MinMax),
         ("training_range_learning_with_tf_enhanced_init", Sqnr),
     ],
@@ -245,6 +262,12 @@ def test_statistics_of_another_analyzer_give_no_range(analyzer: EncodingAnalyzer
 def test_schemes_by_name(name: str, kind: type) -> None:
     assert type(Q.analyzer_for(name)) is kind
     assert type(Q.QuantScheme(name).analyzer()) is kind
+
+
+@pytest.mark.parametrize("scheme", Q.QuantScheme)
+def test_every_scheme_has_an_analyzer_and_a_name(scheme: Q.QuantScheme) -> None:
+    assert scheme.analyzer() == Q.analyzer_for(scheme.value)
+    assert Q.QuantScheme(scheme.name) is scheme
 
 
 def test_scheme_names_are_aliases() -> None:
@@ -256,13 +279,13 @@ def test_scheme_names_are_aliases() -> None:
 
 
 @settings(deadline=None, max_examples=25)
-@given(st.integers(0, 2**31), st.integers(2, 6), st.sampled_from([(), (3, 1), (1, 8)]))
+@given(st.integers(0, 2**31), st.integers(2, 6), st.sampled_from(PLACES))
 @pytest.mark.parametrize("analyzer", MERGEABLE)
 def test_merged_shards_give_the_range_of_one_pass(
-    analyzer: EncodingAnalyzer, seed: int, count: int, shape: tuple[int, ...]
+    analyzer: EncodingAnalyzer, seed: int, count: int, place: tuple[tuple[int, ...], Layout]
 ) -> None:
-    layout, grid = Layout(shape), AffineGrid(0, 15)
-    batches = batches_of(seed, count, 3, 8)
+    (size, layout), grid = place, AffineGrid(0, 15)
+    batches = batches_of(seed, count, *size)
 
     def statistics(shard: list[Tensor]) -> Any:
         found = analyzer.start(layout)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from fxquant.errors import QuantizationError
 from fxquant.quantization import affine
 from fxquant.quantization.grid import EMPTY_RANGE_SCALE, SMALLEST_SCALE, AffineGrid
+from fxquant.quantization.ranges import range_of
 
 anything = st.floats(width=32, allow_nan=False, allow_infinity=False)
 bits = st.integers(2, 16)
@@ -94,3 +95,28 @@ def test_a_bound_on_the_wrong_side_can_come_back_but_goes_no_further() -> None:
     q(x).backward(torch.tensor([-1.0, 0.0]))
     assert q.min.grad is not None
     assert float(q.min.grad) == 0.0
+
+
+@settings(deadline=None, max_examples=400)
+@given(
+    st.floats(2.0**-40, 2.0**40, width=32), bits, st.booleans(), st.booleans(), st.floats(0.0, 1.0)
+)
+def test_every_step_and_zero_point_has_a_range(
+    step: float, width: int, signed: bool, symmetric: bool, share: float
+) -> None:
+    grid = AffineGrid.of_bits(width, signed=signed, symmetric=symmetric)
+    zero = torch.tensor(float(grid.middle if symmetric else round(grid.qmin + share * grid.steps)))
+    scale = torch.tensor(step)
+    low, high = range_of(grid, scale, zero)
+    assert low <= 0 <= high
+    assert torch.equal(grid.scale(low, high), scale)
+    assert torch.equal(grid.zero_point(low, scale), zero)
+
+
+def test_steps_that_are_no_quotients_have_a_range() -> None:
+    scale = torch.nextafter(torch.full((4096,), 1.99), torch.tensor(3.0))
+    scale = scale + torch.arange(4096.0) * 2**-23  # one in 256 is no quotient of a float by 255
+    for zero in (0.0, 1.0, 127.0, 128.0, 254.0, 255.0):
+        low, high = range_of(AffineGrid(0, 255), scale, torch.full((4096,), zero))
+        assert torch.equal(AffineGrid(0, 255).scale(low, high), scale)
+        assert (AffineGrid(0, 255).zero_point(low, scale) == zero).all()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 
-from fxquant.quantization import affine, kernels, traced
+from fxquant.quantization import affine, kernels, pieces, traced
 from fxquant.quantization.grid import AffineGrid, Factors
 from tests.quantization import runtime
 
@@ -119,6 +121,52 @@ def test_large_tensors_are_cut_into_parts_without_a_trace(size: int) -> None:
     p = kernels.affine(torch.tensor(0.03), torch.tensor(117.0), 0, 255, single=True)
     whole = kernels.quantize_dequantize(x, kernels.affine(p.scale, p.zero_point, 0, 255))
     assert torch.equal(bits(kernels.quantize_dequantize(x, p)), bits(whole))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"shape": (1, 6, 1, 1)}, {"shape": (6, 2, 3), "block_size": (1, 5, 4)}],
+    ids=["tensor", "channels", "blocks"],
+)
+def test_pieces_give_the_same_values_and_gradients(
+    options: dict[str, Any],
+    symmetric: bool,
+    layout: torch.memory_format,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    q = affine.QuantizeDequantize(bitwidth=8, symmetric=symmetric, **options)
+    q.set_range(-1.0, 2.0)
+    x = torch.randn(4, 6, 10, 12).contiguous(memory_format=layout).requires_grad_()
+    weight = torch.randn(4, 6, 10, 12)
+    found = []
+    for size, learn in ((1 << 19, True), (50, True), (50, False)):
+        monkeypatch.setattr(pieces, "SIZE", size)
+        q.requires_grad_(learn)
+        y = q(x)
+        x.grad = q.min.grad = q.max.grad = None
+        y.backward(weight)
+        found.append((y.detach().as_subclass(Tensor), x.grad, q.min.grad, q.max.grad))
+    for whole, cut in zip(found[0], found[1], strict=True):
+        torch.testing.assert_close(whole, cut, rtol=1e-5, atol=2e-4)  # sums in another order
+    assert torch.equal(found[0][0], found[2][0])
+    assert x.grad is not None
+    assert torch.equal(torch.as_tensor(found[0][1]), x.grad)
+
+
+@pytest.mark.parametrize("shape", [(), (3, 1)])
+def test_gradients_of_gradients(shape: tuple[int, ...]) -> None:
+    q = affine.QuantizeDequantize(shape, 8)
+    q.set_range(-1.0, 2.0)
+    x = torch.randn(3, 40, requires_grad=True)
+    weight = torch.randn(3, 40, requires_grad=True)
+    (first,) = torch.autograd.grad((q(x) * weight).sum(), x, create_graph=True)
+    low = torch.autograd.grad((q(x) * weight).sum(), q.min, create_graph=True)[0]
+    (mask,) = torch.autograd.grad(first.sum(), weight)
+    assert torch.equal(mask, ((x >= -1.0) & (x <= 2.0)).float())
+    (slope,) = torch.autograd.grad(low.sum(), weight)
+    torch.testing.assert_close((slope * weight).sum(), low.sum())  # linear in the weights
 
 
 @pytest.mark.parametrize("layout", ["last", "transposed", "strided", "expanded"])

@@ -5,13 +5,19 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
 
 import fxquant.quantization as Q
-from fxquant.errors import CalibrationError, QuantizationError, UncalibratedError
+from fxquant.errors import (
+    CalibrationError,
+    FxQuantError,
+    QuantizationError,
+    UncalibratedError,
+)
 
 
 def calibrated(*shape: int, symmetric: bool = False) -> Q.affine.QuantizeDequantize:
@@ -231,7 +237,7 @@ def test_changing_the_grid_keeps_the_range() -> None:
 )
 def test_a_grid_is_given_in_one_way(options: dict[str, int]) -> None:
     with pytest.raises(QuantizationError, match="FXQ410"):
-        Q.affine.QuantizeDequantize((), **options)  # type: ignore[arg-type]
+        Q.affine.QuantizeDequantize((), **options)  # type: ignore[call-overload]
 
 
 def test_ranges_must_be_finite_and_inputs_real() -> None:
@@ -300,3 +306,88 @@ def test_repr() -> None:
         "QuantizeDequantize(shape=(8, 2), block_size=(-1, 4), qmin=-128, qmax=127, symmetric=True)"
     )
     assert repr(q) == text
+
+
+def test_the_ends_of_a_grid_may_stand_in_for_its_bits() -> None:
+    q = Q.affine.QuantizeDequantize((4, 2), -7, 7, True, Q.analyzers.Percentile(99), (-1, 3))
+    assert (q.qmin, q.qmax, q.symmetric, q.block_size) == (-7, 7, True, (-1, 3))
+    assert isinstance(q.encoding_analyzer, Q.analyzers.Percentile)
+    assert Q.affine.Quantize((), 0, 15).symmetric is False
+    with pytest.raises(TypeError, match="multiple values"):
+        Q.affine.Quantize((), 0, 15, qmax=15)  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="8 were given"):
+        Q.affine.Quantize((), 0, 15, True, None, None, None, None)  # type: ignore[call-overload]
+
+
+WRONG: list[tuple[Callable[[], object], str]] = [
+    (lambda: Q.affine.QuantizeDequantize(4, 8), "FXQ424: shape=4"),  # type: ignore[call-overload]
+    (lambda: Q.affine.QuantizeDequantize("ab", 8), "FXQ424: shape='ab'"),  # type: ignore[arg-type]
+    (lambda: Q.affine.QuantizeDequantize((0,), 8), "FXQ424"),
+    (lambda: Q.affine.QuantizeDequantize((-4,), 8), "FXQ424"),
+    (lambda: Q.affine.QuantizeDequantize((4,), 8, block_size=4), "FXQ424: block_size"),  # type: ignore[call-overload]
+    (lambda: Q.affine.QuantizeDequantize((), 8.5), "FXQ410"),  # type: ignore[call-overload]
+    (lambda: Q.affine.QuantizeDequantize((), "8"), "FXQ410"),  # type: ignore[call-overload]
+    (lambda: Q.affine.QuantizeDequantize((), 8, 1.0), "FXQ410: symmetric=1.0"),  # type: ignore[call-overload]
+    (lambda: Q.affine.QuantizeDequantize((), 64), "FXQ406"),
+    (lambda: Q.affine.QuantizeDequantize((), 8, False, "minmax"), "FXQ425"),  # type: ignore[call-overload]
+    (lambda: Q.affine.QuantizeDequantize((), 8, False, Q.analyzers.MinMax), "FXQ425"),  # type: ignore[call-overload]
+    (lambda: ranged().set_range(1.0, -1.0), "FXQ409: a range cannot go from 1.0 to -1.0"),
+    (lambda: ranged().set_range(torch.zeros(3)), "FXQ426"),
+    (lambda: ranged()([1.0, 2.0]), "FXQ408.*list"),
+    (lambda: Q.float.FloatQuantizeDequantize(dtype="float9"), "FXQ414.*float9"),
+    (lambda: Q.affine.GroupedBlockQuantizeDequantize((4, 2)), "FXQ411"),
+    (lambda: Q.analyzers.Percentile("a"), "FXQ415: percentile 'a'"),  # type: ignore[arg-type]
+]
+
+
+def ranged() -> Q.affine.QuantizeDequantize:
+    q = Q.affine.QuantizeDequantize((), 8)
+    q.set_range(-1.0, 1.0)
+    return q
+
+
+@pytest.mark.parametrize(("make", "message"), WRONG)
+def test_mistakes_are_told_where_they_are_made(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(FxQuantError, match=message):
+        make()
+
+
+def test_block_sizes_by_position() -> None:
+    q = Q.affine.QuantizeDequantize((4, 2), 4, True, None, (1, 4))
+    assert q.block_size == (1, 4)
+    g = Q.affine.GroupedBlockQuantizeDequantize((4, 2), 4, True, 8, (1, 4), (1, -1))
+    assert (g.block_size, g.block_grouping) == ((1, 4), (1, -1))
+
+
+@pytest.mark.parametrize("name", ["float16", "torch.bfloat16", "float8_e4m3fn", "float8_e5m2fnuz"])
+def test_float_formats_by_name(name: str) -> None:
+    q = Q.float.FloatQuantizeDequantize(dtype=name)
+    assert q.dtype is getattr(torch, name.removeprefix("torch."))
+
+
+def test_one_end_may_be_held() -> None:
+    q = Q.affine.QuantizeDequantize((2, 1), 8)
+    q.set_range(min=-1.0)
+    assert not q.is_initialized()
+    q.allow_overwrite(min=False)
+    assert q.overwritable
+    with q.compute_encodings():
+        q(torch.tensor([[-5.0, 2.0], [0.5, 3.0]]))
+    assert q.min.flatten().tolist() == [-1.0, -1.0]
+    assert q.max.flatten().tolist() == [2.0, 3.0]
+    q.allow_overwrite(max=False)
+    assert not q.overwritable
+    q.allow_overwrite(True)
+    with q.compute_encodings():
+        q(torch.tensor([[-5.0, 2.0], [0.5, 3.0]]))
+    assert q.min.flatten().tolist() == [-5.0, 0.0]
+
+
+def test_functions_take_numbers() -> None:
+    x = torch.randn(9)
+    scale, zero = torch.tensor(0.1), torch.tensor(-3.0)
+    for run in (Q.affine.quantize, Q.affine.quantize_dequantize):
+        assert torch.equal(run(x, 0.1, -3, 8), run(x, scale, zero, 8))
+    integers = torch.arange(4)
+    want = Q.affine.dequantize(integers, scale, zero)
+    assert torch.equal(Q.affine.dequantize(integers, 0.1, -3), want)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -105,17 +106,36 @@ FOLLOWED: dict[str, Callable[[Tensor], Tensor]] = {
     "diagonal": lambda x: x.diagonal(0, 2, 3),
     "unfold": lambda x: x.unfold(2, 3, 1),
     "contiguous": lambda x: x.permute(0, 2, 3, 1).contiguous(),
+    "indices": lambda x: x[:, torch.tensor([1, 0, 5])],
+    "indices of others": lambda x: x[:, :, torch.tensor([1, 0, 0, 3, 2, 1, 5, 4])],
+    "more indices than channels": lambda x: x[:, torch.arange(20) % 8],
+    "index_select": lambda x: torch.index_select(x, 1, torch.tensor([7, 0])),
+    "channels by a mask": lambda x: x[:, torch.arange(8) > 2],
+    "flip": lambda x: x.flip(1),
+    "flip of others": lambda x: torch.flip(x, (2, 3)),
+    "roll": lambda x: x.roll(3, 1),
+    "repeat": lambda x: x.repeat(1, 2, 1, 1),
+    "repeat_interleave": lambda x: x.repeat_interleave(2, 1),
+    "channel_shuffle": lambda x: F.channel_shuffle(x, 4),
+    "reshape after permute": lambda x: x.permute(0, 3, 1, 2).reshape(12, 8, 6),
+}
+# values chosen within a channel
+REDUCED: dict[str, Callable[[Tensor], Tensor]] = {
+    "max_pool2d": lambda x: F.max_pool2d(x, 2),
+    "amax of others": lambda x: x.amax((2, 3)),
+    "sort of others": lambda x: x.sort(2).values,
+    "topk of others": lambda x: x.topk(2, -1).values,
 }
 MIXED: dict[str, Callable[[Tensor], Tensor]] = {
     "flatten": lambda x: x.flatten(1),
     "flatten all": lambda x: x.flatten(),
-    "max_pool2d": lambda x: F.max_pool2d(x, 2),
     "amax": lambda x: x.amax(1),
+    "max_pool3d": lambda x: F.max_pool3d(x, 2),
+    "topk": lambda x: x.topk(2, 1).values,
     "sort": lambda x: x.sort(1).values,
     "pixel_shuffle": lambda x: F.pixel_shuffle(x, 2),
-    "indices": lambda x: x[:, torch.tensor([1, 0])],
-    "flip": lambda x: x.flip(1),
     "mask": lambda x: x.masked_select(x > 0),
+    "unfold with zeros": lambda x: F.unfold(x, 1, padding=1),
 }
 
 
@@ -127,13 +147,14 @@ def channelwise() -> Tensor:
     return y
 
 
-@pytest.mark.parametrize("name", FOLLOWED)
+@pytest.mark.parametrize("name", FOLLOWED | REDUCED)
 def test_an_axis_is_followed(name: str) -> None:
     y = channelwise()
-    moved = FOLLOWED[name](y)
+    move = (FOLLOWED | REDUCED)[name]
+    moved = move(y)
     assert type(moved) is Q.DequantizedTensor
     # the integers, moved by the same operator
-    want = FOLLOWED[name](y.quantize().as_subclass(Tensor))  # type: ignore[attr-defined]
+    want = move(y.quantize().as_subclass(Tensor))  # type: ignore[attr-defined]
     assert torch.equal(moved.quantize().as_subclass(Tensor), want)
     assert torch.equal(moved.quantize().dequantize(), moved)
 
@@ -247,3 +268,20 @@ def test_inference_mode() -> None:
         y = quantizer()(torch.randn(4))
         assert y.flatten().quantize().shape == (4,)
     assert y.encoding is not None
+
+
+def test_backward_from_an_encoded_tensor_looks_at_no_attribute_through_the_subclass() -> None:
+    seen = []
+
+    class Watched(Q.DequantizedTensor):
+        @classmethod
+        def __torch_function__(cls, func: Any, *args: Any, **kwargs: Any) -> Any:
+            seen.append(func)
+            return super().__torch_function__(func, *args, **kwargs)
+
+    x = torch.ones(3, requires_grad=True)
+    out = (x * 2).as_subclass(Watched)
+    out.backward(torch.ones(3))
+    assert x.grad is not None
+    assert x.grad.tolist() == [2, 2, 2]
+    assert not seen

@@ -52,6 +52,33 @@ def test_compiled_without_a_break(quantizer: nn.Module) -> None:
         torch.testing.assert_close(eager, traced, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["tensor", "channels", "blocks"])
+def test_compiled_for_any_size(kind: str) -> None:
+    q = KINDS[kind]().requires_grad_(False)
+    q.set_range(-1.0, 2.0)
+    torch._dynamo.reset()
+    compiled: Any = torch.compile(q, backend="aot_eager", fullgraph=True, dynamic=True)
+    for batch in (3, 5):
+        x = torch.randn(batch, 4, 8)
+        assert torch.equal(compiled(x), torch.as_tensor(q(x)))
+
+
+def test_the_step_is_computed_before_the_loop_that_reads_it() -> None:
+    q = KINDS["symmetric"]()
+    q.set_range(-1.0, 2.0)
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled: Any = torch.compile(q, backend=keep, fullgraph=True)
+    compiled(torch.randn(4, 8))
+    # what a compiler may not fuse into its readers
+    assert "as_strided" in graphs[0].code
+
+
 @pytest.mark.parametrize("kind", ["tensor", "symmetric", "channels", "integers"])
 def test_exported_as_one_operator(kind: str) -> None:
     q = KINDS[kind]().requires_grad_(False)

@@ -7,26 +7,24 @@ the range changes (see `known.py`).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor, nn
 
-from fxquant.errors import QuantizationError
 from fxquant.quantization import kernels, traced
 from fxquant.quantization.affine.known import Known
-from fxquant.quantization.analyzers import EncodingAnalyzer, MinMax
+from fxquant.quantization.affine.options import analyzer_of, grid_of, layout_of, options_of
 from fxquant.quantization.base import QuantizerBase, float32
 from fxquant.quantization.encodings import AffineEncoding
 from fxquant.quantization.grid import AffineGrid
-from fxquant.quantization.layout import Layout
 from fxquant.quantization.ranges import range_of
 from fxquant.quantization.tensor import DequantizedTensor, adopt, plain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fxquant.quantization.analyzers import Statistics
+    from fxquant.quantization.analyzers import EncodingAnalyzer, Statistics
 
 
 class AffineQuantizer(QuantizerBase):
@@ -34,13 +32,13 @@ class AffineQuantizer(QuantizerBase):
 
     Args:
         shape: one range for each element of this shape, laid against the tensor from the right.
-        bitwidth: bits of the grid, 2 to 32.
+        bitwidth: bits of the grid, 2 to 32; or two integers in its place, `qmin` and `qmax`.
         symmetric: True pins the zero point to the middle of the grid.
         encoding_analyzer: how a range is chosen from observed tensors; min-max by default.
+        block_size: elements per block along each axis of `shape`, -1 to derive it; or None.
         qmin: smallest integer, instead of `bitwidth`.
         qmax: largest integer, instead of `bitwidth`.
         signed: True for integers from `-2 ** (bitwidth - 1)`; as `symmetric` by default.
-        block_size: elements per block along each axis of `shape`, -1 to derive it; or None.
 
     Attributes:
         min: lower end of the range, a float32 parameter of `shape`; NaN before calibration.
@@ -50,24 +48,38 @@ class AffineQuantizer(QuantizerBase):
     min: nn.Parameter
     max: nn.Parameter
 
+    @overload
     def __init__(
         self,
         shape: Sequence[int] = (),
         bitwidth: int | None = None,
         symmetric: bool = False,
         encoding_analyzer: EncodingAnalyzer | None = None,
+        block_size: Sequence[int] | None = None,
         *,
         qmin: int | None = None,
         qmax: int | None = None,
         signed: bool | None = None,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        shape: Sequence[int],
+        qmin: int,
+        qmax: int,
+        symmetric: bool = False,
+        encoding_analyzer: EncodingAnalyzer | None = None,
         block_size: Sequence[int] | None = None,
-    ) -> None:
+    ) -> None: ...
+    def __init__(self, shape: Sequence[int] = (), *args: Any, **kwargs: Any) -> None:
         super().__init__()
-        self._grid = grid_of(bitwidth, qmin, qmax, signed, symmetric)
-        self._layout = Layout(tuple(shape), None if block_size is None else tuple(block_size))
+        given = options_of(args, kwargs)
+        self._grid = grid_of(given)
+        self._layout = layout_of(shape, given.block_size)
         self._single = self._layout.single
-        self.encoding_analyzer: EncodingAnalyzer = encoding_analyzer or MinMax()
+        self.encoding_analyzer: EncodingAnalyzer = analyzer_of(given.encoding_analyzer)
         self._statistics: Statistics | None = None
+        self._held: frozenset[str] = frozenset()
         self._known: Known | None = None
         for name in ("min", "max"):
             unknown = torch.full(self._layout.shape, torch.nan, dtype=torch.float32)
@@ -139,15 +151,36 @@ class AffineQuantizer(QuantizerBase):
         self, min: Tensor | float | None = None, max: Tensor | float | None = None
     ) -> None:
         """Set one or both ends of the range; numbers and smaller shapes are broadcast."""
+        low, high = self._checked_ends(min, max)
         with torch.no_grad():
-            for end, value in ((self.min, min), (self.max, max)):
-                if value is None:
-                    continue
-                given = torch.as_tensor(value, dtype=torch.float32, device=end.device).detach()
-                if not torch.isfinite(given).all():
-                    what = f"a range cannot end at {value}"
-                    raise QuantizationError("FXQ409", what, at=self.where, fix="use finite numbers")
-                end.copy_(given.expand(end.shape))
+            for end, given in ((self.min, low), (self.max, high)):
+                if given is not None:
+                    end.copy_(given)
+
+    def allow_overwrite(
+        self, allowed: bool | None = None, *, min: bool | None = None, max: bool | None = None
+    ) -> None:
+        """Whether `compute_encodings()` may set the range, or one end of it.
+
+        Args:
+            allowed: for both ends.
+            min: for the lower end.
+            max: for the upper end.
+
+        Example:
+            >>> q = AffineQuantizer((), 8)
+            >>> q.set_range(min=0.0)
+            >>> q.allow_overwrite(min=False)
+            >>> with q.compute_encodings():
+            ...     x = q(torch.tensor([-1.0, 2.0]))
+            >>> q.min.item(), q.max.item()
+            (0.0, 2.0)
+        """
+        for end, free in (("min", min), ("max", max)):
+            free = allowed if free is None else free
+            if free is not None:
+                self._held = self._held - {end} if free else self._held | {end}
+        super().allow_overwrite(len(self._held) < 2)
 
     def widen(self, least: Tensor) -> None:
         """Raise the upper end of ranges whose step is smaller than `least`, `[S]` or as many."""
@@ -182,7 +215,10 @@ class AffineQuantizer(QuantizerBase):
 
     @classmethod
     def from_encodings(cls, encoding: AffineEncoding) -> AffineQuantizer:
-        """A quantizer with this grid, to the last bit if the scale came from a range."""
+        """A quantizer with this grid, to the last bit if some range has its scale.
+
+        All scales but a few of narrowed symmetric grids (-127 to 127) have one.
+        """
         quantizer = cls(
             encoding.shape,
             symmetric=encoding.symmetry,
@@ -256,6 +292,7 @@ class AffineQuantizer(QuantizerBase):
         else:
             low = self.min.clamp(max=0.0) / scale
             zero = (grid.qmin - traced.straight_through_round(low)).clamp(grid.qmin, grid.qmax)
+        scale, zero = (traced.computed_once(v) for v in (scale, zero))
         y = self._traced_step(layout.split(float32(x)), layout.spread(scale), layout.spread(zero))
         return y.reshape(x.shape).to(x.dtype)
 
@@ -274,6 +311,7 @@ class AffineQuantizer(QuantizerBase):
         if params is None:
             raise self._uncalibrated()
         if type(x) is not Tensor:
+            self._check_float(x)
             x = plain(x)
         given = x.dtype
         if given is not torch.float32:
@@ -282,7 +320,9 @@ class AffineQuantizer(QuantizerBase):
         if self._single:
             y = self._step(x, known, params)
         else:
-            y = self._step(self._layout.split(x), known, params).reshape(x.shape)
+            y = self._step(self._layout.split(x), known, params)
+            if y.shape != x.shape:
+                y = y.reshape(x.shape)
         return y if y.dtype is given else y.to(given)
 
     def _step(self, x: Tensor, known: Known, params: kernels.Affine) -> Tensor:
@@ -328,7 +368,10 @@ class AffineQuantizer(QuantizerBase):
             found = self.encoding_analyzer.range(self._statistics, self._grid)
         if found is not None:
             low, high = found
-            self.set_range(low.clamp(max=0.0), high.clamp(min=0.0))
+            self.set_range(
+                None if "min" in self._held else low.clamp(max=0.0),
+                None if "max" in self._held else high.clamp(min=0.0),
+            )
 
     def extra_repr(self) -> str:
         """Shape, block size and grid."""
@@ -337,21 +380,3 @@ class AffineQuantizer(QuantizerBase):
             f"shape={self.shape}, {block}qmin={self.qmin}, qmax={self.qmax}, "
             f"symmetric={self.symmetric}"
         )
-
-
-def grid_of(
-    bits: int | None, qmin: int | None, qmax: int | None, signed: bool | None, symmetric: bool
-) -> AffineGrid:
-    if qmin is not None or qmax is not None:
-        if bits is not None or signed is not None or qmin is None or qmax is None:
-            raise QuantizationError(
-                "FXQ410",
-                "a grid is given by bitwidth (and signed) or by qmin and qmax",
-                fix="pass bitwidth=8, or qmin=-127 and qmax=127",
-            )
-        return AffineGrid(qmin, qmax, symmetric)
-    return AffineGrid.of_bits(
-        8 if bits is None else bits,
-        signed=symmetric if signed is None else signed,
-        symmetric=symmetric,
-    )

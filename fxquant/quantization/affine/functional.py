@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fxquant.quantization import kernels, traced
-from fxquant.quantization.affine.base import grid_of
+from fxquant.quantization.affine.options import Options, grid_of
 from fxquant.quantization.base import float32
 from fxquant.quantization.grid import Factors
 from fxquant.quantization.layout import Layout
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 def quantize(
     x: Tensor,
-    scale: Tensor,
-    offset: Tensor,
+    scale: Tensor | float,
+    offset: Tensor | float,
     bitwidth: int | None = None,
     signed: bool | None = None,
     *,
@@ -35,8 +35,8 @@ def quantize(
 
     Args:
         x: the tensor, `[...]`.
-        scale: step of the grid, float32 `[S]`, laid against the tensor from the right.
-        offset: minus the zero point, `[S]`.
+        scale: step of the grid, float32 `[S]`, laid against the tensor from the right; or a number.
+        offset: minus the zero point, `[S]` or a number.
         bitwidth: bits of the grid.
         signed: True for integers from `-2 ** (bitwidth - 1)`.
         num_steps: steps of a grid that starts at 0, instead of `bitwidth`.
@@ -53,14 +53,14 @@ def quantize(
     """
     if num_steps is not None:
         qmin, qmax = 0, num_steps
-    grid = grid_of(bitwidth, qmin, qmax, signed, False)
+    grid = grid_of(Options(bitwidth, qmin=qmin, qmax=qmax, signed=signed))
     return _run(x, scale, offset, grid, block_size, integers=True)
 
 
 def quantize_dequantize(
     x: Tensor,
-    scale: Tensor,
-    offset: Tensor,
+    scale: Tensor | float,
+    offset: Tensor | float,
     bitwidth: int | None = None,
     signed: bool | None = None,
     *,
@@ -78,12 +78,16 @@ def quantize_dequantize(
     """
     if num_steps is not None:
         qmin, qmax = 0, num_steps
-    grid = grid_of(bitwidth, qmin, qmax, signed, False)
+    grid = grid_of(Options(bitwidth, qmin=qmin, qmax=qmax, signed=signed))
     return _run(x, scale, offset, grid, block_size, integers=False).to(x.dtype)
 
 
 def dequantize(
-    q: Tensor, scale: Tensor, offset: Tensor, *, block_size: Sequence[int] | None = None
+    q: Tensor,
+    scale: Tensor | float,
+    offset: Tensor | float,
+    *,
+    block_size: Sequence[int] | None = None,
 ) -> Tensor:
     """Real values `(q + offset) * scale`; arguments as in `quantize`.
 
@@ -91,9 +95,16 @@ def dequantize(
         >>> dequantize(torch.tensor([3.0]), torch.tensor(0.5), torch.tensor(-1.0))
         tensor([1.])
     """
+    scale, offset = _numbers(scale, q), _numbers(offset, q)
     layout = _layout(scale, block_size)
     y = layout.split(float32(q)) + layout.spread(offset)
     return (y * layout.spread(scale)).reshape(q.shape)
+
+
+def _numbers(given: Tensor | float, like: Tensor) -> Tensor:
+    if isinstance(given, Tensor):
+        return given
+    return torch.as_tensor(given, dtype=torch.float32, device=like.device)
 
 
 def _layout(scale: Tensor, block_size: Sequence[int] | None) -> Layout:
@@ -102,13 +113,14 @@ def _layout(scale: Tensor, block_size: Sequence[int] | None) -> Layout:
 
 def _run(
     x: Tensor,
-    scale: Tensor,
-    offset: Tensor,
+    scale: Tensor | float,
+    offset: Tensor | float,
     grid: AffineGrid,
     block_size: Sequence[int] | None,
     *,
     integers: bool,
 ) -> Tensor:
+    scale, offset = _numbers(scale, x), _numbers(offset, x)
     layout = _layout(scale, block_size)
     y = layout.split(float32(x))
     first, second = layout.spread(scale), layout.spread(offset).expand(layout.spread(scale).shape)

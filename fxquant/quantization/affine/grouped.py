@@ -40,18 +40,18 @@ class GroupedBlockQuantizeDequantize(QuantizeDequantize):
         bitwidth: int = 4,
         symmetric: bool = True,
         decompressed_bw: int = 8,
-        *,
-        block_size: Sequence[int],
+        block_size: Sequence[int] | None = None,
         block_grouping: Sequence[int] | None = None,
+        *,
         encoding_analyzer: EncodingAnalyzer | None = None,
     ) -> None:
         super().__init__(shape, bitwidth, symmetric, encoding_analyzer, block_size=block_size)
         grouping = (1,) * len(self.shape) if block_grouping is None else tuple(block_grouping)
-        if not symmetric or decompressed_bw < bitwidth:
+        if not symmetric or decompressed_bw < bitwidth or block_size is None:
             raise QuantizationError(
                 "FXQ411",
-                f"grouped blocks need a symmetric grid and decompressed_bw >= {bitwidth}",
-                fix="pass symmetric=True and decompressed_bw=8",
+                f"grouped blocks need a symmetric grid, blocks and decompressed_bw >= {bitwidth}",
+                fix="pass symmetric=True, block_size=(1, 64) and decompressed_bw=8",
             )
         if len(grouping) != len(self.shape) or any(
             g != -1 and (g < 1 or n % g) for n, g in zip(self.shape, grouping, strict=False)

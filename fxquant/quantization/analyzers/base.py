@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ class Mergeable(Statistics, Protocol):
         """Take in what another one of the same kind and shape has seen."""
 
 
+@runtime_checkable
 class EncodingAnalyzer(Protocol):
     """Chooses a range from statistics."""
 

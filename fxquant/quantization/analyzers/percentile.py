@@ -30,10 +30,10 @@ class Percentile:
     bins: int = 2048
 
     def __post_init__(self) -> None:
-        if not 50 <= self.percentile <= 100:
-            raise QuantizationError(
-                "FXQ415", f"percentile {self.percentile} is not between 50 and 100"
-            )
+        number = isinstance(self.percentile, int | float)
+        if not number or not 50 <= self.percentile <= 100:
+            what = f"percentile {self.percentile!r} is not between 50 and 100"
+            raise QuantizationError("FXQ415", what, fix="99.99 leaves out one value in 10000")
 
     def start(self, layout: Layout) -> Histogram:
         """Statistics of nothing."""
