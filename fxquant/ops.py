@@ -1088,20 +1088,30 @@ def _reductions() -> tuple[Op, ...]:
         Op("cumprod", "input, dim, *, dtype=None", fn.CumProd, samples=one_dim),
         Op(
             "topk",
-            "input, k, dim=-1, largest=True, sorted=True",
+            "input, k, dim=-1, largest=True, sorted=True, *, stable=False",
             fn.TopK,
             _SAME,
             samples=(s(t(2, 7), 3),),
         ),
         Op(
             "sort",
-            "input, dim=-1, descending=False",
+            "input, dim=-1, descending=False, *, stable=False",
             fn.Sort,
             _SAME,
             names="torch.sort Tensor.sort",
-            samples=(s(t(2, 7)), s(t(2, 7), dim=1, descending=True)),
+            samples=(
+                s(t(2, 7)),
+                s(t(2, 7), dim=1, descending=True),
+                s(t(2, 7, kind="int"), stable=True),
+            ),
         ),
-        Op("argsort", "input, dim=-1, descending=False", fn.ArgSort, _INDEX, samples=(s(t(2, 7)),)),
+        Op(
+            "argsort",
+            "input, dim=-1, descending=False, *, stable=False",
+            fn.ArgSort,
+            _INDEX,
+            samples=(s(t(2, 7)), s(t(2, 7, kind="int"), stable=True)),
+        ),
     )
 
 
@@ -1254,6 +1264,14 @@ def _moves() -> tuple[Op, ...]:
         ),
         move(
             "scatter_add", "dim, index, src", fn.ScatterAdd, s(x, 2, index, t(2, 3, 2)), grid=_FLOAT
+        ),
+        move(
+            "index_add",
+            "dim, index, source, *, alpha=1",
+            fn.IndexAdd,
+            s(x, 1, t(5, kind="int", high=3), t(2, 5, 4)),
+            s(x, 0, t(2, kind="int", high=2), t(2, 3, 4), alpha=0.5),
+            grid=_FLOAT,
         ),
         move(
             "masked_fill",

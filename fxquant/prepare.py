@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -19,11 +19,18 @@ from torch import Tensor, fx, nn
 
 from fxquant.errors import ConfigError, TraceError
 from fxquant.graph import prove
+from fxquant.graph.control import LOOP
 from fxquant.graph.meta import module_path
 from fxquant.graph.passes import Fact, Pipeline, set_state, state_of
 from fxquant.graph.select import Selector, select
 from fxquant.graph.trace import Recording, check_model, record
-from fxquant.graph.training import attentions, mark_dropouts, training_only
+from fxquant.graph.training import (
+    attentions,
+    changed,
+    mark_dropouts,
+    training_askers,
+    training_only,
+)
 from fxquant.passes import PREPARE, PREPARED
 
 if TYPE_CHECKING:
@@ -84,6 +91,11 @@ def prepare_model(
     Nothing that existed is renamed, parameters stay shared where they were, training flags and
     hooks are kept, and the model itself is not touched. A model that is prepared already is
     returned as a copy.
+
+    One thing cannot be had to the bit: `nn.TransformerEncoder` and `nn.MultiheadAttention` compute
+    with fused kernels while they evaluate without gradients, and those round otherwise than the
+    layers that they stand for. The graph is of the layers; it equals the model under
+    `torch.backends.mha.set_fastpath_enabled(False)`.
 
     Args:
         model: any model that runs on the dummy input.
@@ -149,8 +161,9 @@ def _record(
 ) -> _Recorded:
     """Record, and once more with more leaves where the first recording asks for them."""
     trainers: frozenset[str] = frozenset()
+    changing: frozenset[str] | None = None
     while True:
-        leaves = excluded | trainers
+        leaves = excluded | trainers | (changing or frozenset())
         recording = record(model, *inputs, leaves=_kept_whole(leaves))
         deciding = [s for s in recording.specialisations if s.kind == "value"]
         if deciding and on_specialisation == "error":
@@ -161,6 +174,10 @@ def _record(
             excluded |= deciders
         elif more:
             trainers |= more
+        elif changing is None:
+            changing = _changing(recording.graph_module, model, inputs, leaves)
+            if not changing:
+                break
         else:
             break
     _see_dropouts(recording.graph_module, model, inputs, leaves)
@@ -178,18 +195,35 @@ def _see_dropouts(
     gm: fx.GraphModule, model: nn.Module, inputs: Inputs, leaves: frozenset[str]
 ) -> None:
     """Look up the dropout that attention has in training only, in a recording while it trains."""
-    owners = {module_path(node) for node in attentions(gm)}
+    owners = {module_path(node) for node in attentions(gm, model)}
+    trained = _trained(model, inputs, leaves, owners)
+    if trained is not None:
+        mark_dropouts(gm, trained, model)
+
+
+def _changing(
+    gm: fx.GraphModule, model: nn.Module, inputs: Inputs, leaves: frozenset[str]
+) -> frozenset[str]:
+    """Modules without parameters that compute something else while they train: they stay whole."""
+    owners = training_askers(gm, model)
+    trained = _trained(model, inputs, leaves, owners)
+    return changed(gm, trained, owners) if trained is not None else frozenset()
+
+
+def _trained(
+    model: nn.Module, inputs: Inputs, leaves: frozenset[str], owners: Collection[str]
+) -> fx.GraphModule | None:
+    """The model, recorded while some of its modules train."""
     if not owners:
-        return
+        return None
     with evaluating(model), torch.random.fork_rng(devices=[]):
         for path in owners:
             model.get_submodule(path).training = True
         try:
-            trained = record(model, *inputs, leaves=_kept_whole(leaves))
+            return record(model, *inputs, leaves=_kept_whole(leaves)).graph_module
         except TraceError as e:
-            _log.info("attention has no dropout while training, as it cannot be recorded: %s", e)
-            return
-    mark_dropouts(gm, trained.graph_module)
+            _log.info("what is done in training only is not seen, as it cannot be recorded: %s", e)
+            return None
 
 
 def _refuse(deciding: list[Specialisation]) -> None:
@@ -208,8 +242,10 @@ def _judge(proof: prove.Proof, specialisations: tuple[Specialisation, ...]) -> N
     values = [s for s in specialisations if s.kind == "value"]
     sizes = [s for s in specialisations if s.kind != "value"]
     _refuse_loops(values)
-    if values and proof.misshapen:
-        _refuse_shape(values[0], proof)
+    # a loop over what a tensor's values left over turns as often as it did once
+    counted = [s for s in values if s.what == "number of items"]
+    if proof.misshapen and (counted or (values and not proof.values)):
+        _refuse_shape(values[0] if not proof.values else counted[0], proof)
     if proof.same and (proof.values or values) and (proof.batch or sizes or values):
         narrow = values + ([] if proof.batch else sizes)
         if narrow:
@@ -229,11 +265,13 @@ def _judge(proof: prove.Proof, specialisations: tuple[Specialisation, ...]) -> N
 def _refuse_loops(deciding: list[Specialisation]) -> None:
     """A loop cannot be held by a graph: it would always turn as often as it did once."""
     for found in deciding:
-        if found.source and found.source.text.startswith("while "):
+        loop = found.source is not None and found.source.text.startswith("while ")
+        if loop or found.what == LOOP:
+            text = found.source.text if found.source else found.what
             raise TraceError(
                 "FXQ122",
                 "a while loop ends when the value of a tensor says so "
-                f"({found.source.text}): a graph has no loops",
+                f"({text}): a graph has no loops",
                 at=_place(found),
                 fix=_keep_whole(found, "loop"),
             )
@@ -242,7 +280,7 @@ def _refuse_loops(deciding: list[Specialisation]) -> None:
 def _refuse_shape(found: Specialisation, proof: prove.Proof) -> None:
     raise TraceError(
         "FXQ123",
-        f"the shape of a result depends on the value of a tensor ({found.what}); on other values: "
+        f"the shape of a result depends on the value of a tensor ({found.what}); on other inputs: "
         f"{proof.why}",
         at=_place(found),
         fix=_keep_whole(found, "decision"),

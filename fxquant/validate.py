@@ -22,6 +22,7 @@ from fxquant.graph.rewriter import computes_floats
 from fxquant.graph.select import Selector, select
 from fxquant.graph.structure import leaves
 from fxquant.graph.trace import record
+from fxquant.nn.opaque import Opaque
 from fxquant.prepare import call_arguments, evaluating, is_prepared
 from fxquant.text import table
 
@@ -240,7 +241,8 @@ def operators_without_row(gm: fx.GraphModule) -> Iterator[Finding]:
             continue
         name = _spelled(node)
         if node.op == "call_module":
-            name = type(gm.get_submodule(str(node.target))).__name__
+            module = gm.get_submodule(str(node.target))
+            name = module.name if isinstance(module, Opaque) else type(module).__name__
         what = f"{name} has no row in the operator table and stays in floating point"
         yield _finding("FXQ135", "note", node, what, "register_op(Op(...)) gives it a row")
 

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING
 from fxquant.graph.passes import Fact, Pipeline
 from fxquant.passes.decompose_attention import DecomposeAttention
 from fxquant.passes.drop_dead_code import DropDeadCode
+from fxquant.passes.enclose_complex import EncloseComplex
 from fxquant.passes.fold_batch_norms import FoldBatchNorms
 from fxquant.passes.fold_parametrizations import FoldParametrizations
 from fxquant.passes.functionals_to_modules import FunctionalsToModules
 from fxquant.passes.keep_training_modules import KeepTrainingModules
+from fxquant.passes.move_scales import MoveScales
 from fxquant.passes.remove_writes import RemoveWrites
+from fxquant.passes.stable_sorts import StableSorts
 from fxquant.passes.unique_modules import UniqueModules
 
 if TYPE_CHECKING:
@@ -23,6 +26,7 @@ PREPARE = (
     KeepTrainingModules(),
     UniqueModules(),
     RemoveWrites(),
+    EncloseComplex(),
     FunctionalsToModules(),
     DropDeadCode(),
 )
@@ -36,9 +40,13 @@ def simulation_pipeline(config: QuantConfig, target: Target, scheme: QuantScheme
     from fxquant.passes.place_quantizers import PlaceQuantizers
 
     folding = (FoldBatchNorms(),) if config.fold_batch_norms else ()
+    # a kernel that writes floats multiplies its sums by a number in any case
+    product = target.operators.get("matmul")
+    moving = (MoveScales(),) if product is not None and product.output == "optional" else ()
     placing = PlaceQuantizers(config=config, target=target, scheme=scheme)
     return Pipeline(
-        (DecomposeAttention(), FoldParametrizations(), *folding, placing), given=PREPARED
+        (DecomposeAttention(), *moving, FoldParametrizations(), StableSorts(), *folding, placing),
+        given=PREPARED,
     )
 
 
@@ -47,11 +55,14 @@ __all__ = [
     "PREPARED",
     "DecomposeAttention",
     "DropDeadCode",
+    "EncloseComplex",
     "FoldBatchNorms",
     "FoldParametrizations",
     "FunctionalsToModules",
     "KeepTrainingModules",
+    "MoveScales",
     "RemoveWrites",
+    "StableSorts",
     "UniqueModules",
     "simulation_pipeline",
 ]

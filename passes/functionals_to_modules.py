@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,7 +13,8 @@ from fxquant.graph.aliases import written
 from fxquant.graph.passes import Fact, Pass
 from fxquant.graph.rewriter import computes_floats
 from fxquant.graph.training import TRAINING_DROPOUT
-from fxquant.nn.functional import ScaledDotProductAttention
+from fxquant.nn.functional import Functional, ScaledDotProductAttention
+from fxquant.nn.opaque import Opaque
 
 if TYPE_CHECKING:
     from fxquant.graph.rewriter import Rewriter
@@ -35,7 +37,8 @@ class FunctionalsToModules(Pass):
     A new module lives in the module that made the call and is named after its row. It is a
     `torch.nn` class where that class can hold the arguments (weights are shared, not copied), else
     a functional module that is called with all of them. Arithmetic on sizes is no tensor operation
-    and stays; an operator without a row stays and is logged.
+    and stays. An operator without a row, a custom `autograd.Function` for one, becomes an `Opaque`
+    module, which stays in floating point.
     """
 
     needs: ClassVar[frozenset[Fact]] = frozenset({Fact.NO_WRITES})
@@ -49,11 +52,12 @@ class FunctionalsToModules(Pass):
                 continue
             _spell_attribute(rw, node)
             row = rw.op(node)
-            if row is None:
-                if computes_floats(node):
-                    rw.skip(node, "the operator has no row in the operator table")
-            elif written(node, rw.gm) is None:  # what still writes was logged by RemoveWrites
+            if written(node, rw.gm) is not None:
+                continue  # what still writes was logged by RemoveWrites
+            if row is not None:
                 _convert(rw, node, row)
+            elif computes_floats(node):
+                _enclose(rw, node, "it has no row in the operator table")
 
 
 def _spell_attribute(rw: Rewriter, node: fx.Node) -> None:
@@ -76,10 +80,12 @@ def _convert(rw: Rewriter, node: fx.Node, row: ops.Op) -> None:
         held = {k: _resolved(rw, k, v, row) for k, v in values.items()}
         module, holds = ops.module_for(row, held)
     except (TypeError, KeyError) as e:
-        rw.skip(node, f"its arguments do not fit the row {row.name!r}: {e}")
+        _enclose(rw, node, f"its arguments do not fit the row {row.name!r}: {e}")
         return
     if isinstance(module, ScaledDotProductAttention):
         module.dropout = node.meta.get(TRAINING_DROPOUT, 0.0)
+    elif isinstance(module, Functional):
+        module.onto_view = node.meta.get("onto_view", False)
     elif isinstance(module, nn.Dropout):
         module.p = node.meta.get(TRAINING_DROPOUT, module.p)
     if holds:
@@ -88,6 +94,13 @@ def _convert(rw: Rewriter, node: fx.Node, row: ops.Op) -> None:
     else:
         args, kwargs = ops.call_arguments(row, values)
     rw.become_module(node, module, *args, kwargs=kwargs, name=row.name)
+
+
+def _enclose(rw: Rewriter, node: fx.Node, reason: str) -> None:
+    module = Opaque(node.target)
+    name = re.sub(r"\W", "_", module.name).strip("_").lower() or "function"
+    rw.become_module(node, module, *node.args, kwargs=node.kwargs, name=name)
+    rw.explain(node, f"{module.name} stays in floating point: {reason}")
 
 
 def _resolved(rw: Rewriter, name: str, value: Any, row: ops.Op) -> Any:

@@ -5,9 +5,11 @@ The answers are on the safe side: what is not known to make new memory may retur
 
 from __future__ import annotations
 
+import functools
 import operator
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from fxquant import ops
@@ -120,14 +122,14 @@ def _writes_by_flag(node: fx.Node, root: fx.GraphModule) -> bool:
         return bool(node.kwargs.get("inplace"))
     try:
         return bool(ops.arguments(node, root).get("inplace"))
-    except TypeError:
-        return True
+    except TypeError:  # the row knows another form of the function
+        return bool(node.kwargs.get("inplace"))
 
 
 def viewed(node: fx.Node, root: fx.GraphModule) -> list[fx.Node]:
     """The operands whose memory the value of `node` may share."""
-    if node.op in ("placeholder", "get_attr", "output"):
-        return []
+    if node.op in ("placeholder", "get_attr", "output") or isinstance(node.target, type):
+        return []  # a container that the model returns; nothing in the graph looks into it
     target = written(node, root)
     if target is not None:
         return [target]
@@ -135,10 +137,35 @@ def viewed(node: fx.Node, root: fx.GraphModule) -> list[fx.Node]:
         return [] if _is_given(node.args[0]) or _gathers(node) else node.all_input_nodes[:1]
     row = ops.row_of(node, root)
     if row is None:
-        return [] if _is_plain(node) or _fills(node) else _tensors(node)
+        new = _is_plain(node) or _fills(node) or _makes_memory(_function_name(node, root))
+        return [] if new else _tensors(node)
     if row.name in _VIEWS:
         return node.all_input_nodes[:1]
     return [] if _is_house_module(node, root) else _tensors(node)
+
+
+def _function_name(node: fx.Node, root: fx.GraphModule) -> str:
+    target = node.target
+    if node.op == "call_module":  # a function without a row, held by a module
+        target = getattr(root.get_submodule(str(target)), "function", "")
+    home = str(getattr(target, "__module__", None) or "torch")
+    known = isinstance(target, str) or home.partition(".")[0] in ("torch", "_operator", "None")
+    return str(getattr(target, "__name__", target)) if known else ""
+
+
+@functools.cache
+def _makes_memory(name: str) -> bool:
+    """Whether all forms of a function of torch that are no compositions return new memory."""
+    packet = getattr(torch.ops.aten, name, None) if name.isidentifier() else None
+    forms = [getattr(packet, o) for o in packet.overloads()] if packet is not None else []
+    # some forms, for numbers, are known to the compiler of TorchScript alone
+    forms = [f for f in forms if torch._C._dispatch_has_kernel(f.name())]
+    return bool(forms) and not any(
+        torch._C._dispatch_has_kernel_for_dispatch_key(f.name(), "CompositeImplicitAutograd")
+        or any(result.alias_info is not None for result in f._schema.returns)
+        for f in forms
+        if not f._schema.is_mutable
+    )
 
 
 def _tensors(node: fx.Node) -> list[fx.Node]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from fxquant.graph.calls import THROUGH, body_of
 from fxquant.graph.sizes import Change
+from fxquant.graph.strides import as_strided
 
 if TYPE_CHECKING:
     from fxquant.graph.recorder import Recorder
@@ -60,7 +62,34 @@ def _unpack(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[s
     return value
 
 
+def _divide(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """`torch.div(2.0, x)` divides, `2.0 / x` multiplies by the reciprocal: they differ in a bit.
+
+    The number is written as a tensor, so that the two stay apart.
+    """
+    if len(args) == 2 and type(args[0]) in (int, float) and isinstance(args[1], Tensor):
+        dtype = args[1].dtype if args[1].is_floating_point() else None
+        args = (torch.tensor(float(args[0]), dtype=dtype, device=args[1].device), args[1])
+    return recorder.call(func, args, kwargs)
+
+
+def _where(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """`torch.where(mask)` is another function than the one that chooses."""
+    if len(args) + len(kwargs) == 1:
+        mask = args[0] if args else next(iter(kwargs.values()))
+        return recorder.call(torch.nonzero, (mask,), {"as_tuple": True})
+    return recorder.call(func, args, kwargs)
+
+
 def _through(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    given = inspect.signature(func).bind(*args, **kwargs)
+    given.apply_defaults()
+    asked = given.arguments
+    if asked["need_weights"] and not asked["training"]:
+        # in evaluation it would leave its dropout out, which then would be missed in training
+        asked["training"] = True
+        with recorder:
+            return body_of(func, evaluating=True)(*given.args, **given.kwargs)
     with recorder:
         return body_of(func)(*args, **kwargs)
 
@@ -101,6 +130,7 @@ _LOOKS = [
     ),
     torch.equal, torch.allclose, torch.is_nonzero,
 ]  # fmt: skip
+_DIVISIONS = [torch.div, torch.divide, torch.true_divide]
 _UNPACKS = [torch.unbind, Tensor.unbind, torch.split, Tensor.split]
 
 _ANSWERS: dict[Any, Answer] = {}
@@ -108,6 +138,9 @@ for _functions, _answer in (
     (_METADATA, _just_run),
     (_LOOKS, _look),
     (_UNPACKS, _unpack),
+    (_DIVISIONS, _divide),
+    ([torch.where], _where),
+    ([torch.as_strided, Tensor.as_strided], as_strided),
     (list(THROUGH), _through),
     (_getters("shape"), _shape),
     ([Tensor.size], _size),

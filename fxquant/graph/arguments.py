@@ -63,6 +63,19 @@ class State:
         self.modules = {id(m): path for path, m in root.named_modules()}
         self.before = named
         self.attributes = {id(t): (path, t) for path, t in plain_tensors(root)}
+        self.caches: dict[str, Tensor] = {}  # buffers that the run replaced by other shapes
+
+    def is_unsaved(self, name: str) -> bool:
+        """Whether a name is that of a buffer that `state_dict` leaves out."""
+        owner, _, leaf = name.rpartition(".")
+        known = any(name == held for held, _ in self.before)
+        return known and leaf in self.root.get_submodule(owner)._non_persistent_buffers_set
+
+    def keep_caches(self) -> None:
+        """Leave caches as the run left them; call when everything else is as it was before."""
+        for name, value in self.caches.items():
+            owner, _, leaf = name.rpartition(".")
+            self.root.get_submodule(owner)._buffers[leaf] = value
 
     def holds(self, module: nn.Module) -> bool:
         """Whether a module still has the tensors it had before the run (nobody swapped them)."""

@@ -140,15 +140,21 @@ def _is_same(default: Any, value: Any) -> bool:
 
 
 @functools.cache
-def body_of(func: Any) -> Callable[..., Any]:
+def body_of(func: Any, *, evaluating: bool = False) -> Callable[..., Any]:
     """The body of a Python function of torch, without the hand-over to a recording mode.
 
     ``F.multi_head_attention_forward`` begins with ``if has_torch_function(...): hand over``; to
     record what is inside it, the same code runs with names of its own for that question.
+
+    Args:
+        func: the function.
+        evaluating: dropouts inside it do nothing, though they are called.
     """
-    blind = {
+    blind: dict[str, Any] = {
         name: lambda *_: False for name in func.__globals__ if name.startswith("has_torch_function")
     }
+    if evaluating:
+        blind["dropout"] = functools.partial(F.dropout, training=False)
     names = {**func.__globals__, **blind}
     body = type(func)(func.__code__, names, func.__name__, func.__defaults__, func.__closure__)
     body.__kwdefaults__ = func.__kwdefaults__

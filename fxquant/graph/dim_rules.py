@@ -313,8 +313,10 @@ def by_value(call: Call, out: Tensor) -> Dims:
     return (Change.VALUE,) * out.dim()
 
 
-def never(call: Call, out: Tensor) -> Dims:
-    return (NEVER,) * out.dim()
+def made(call: Call, out: Tensor) -> Dims:
+    """A tensor from data: as many items as Python has, or the shape of the tensor given."""
+    given = call.get(0, "data")
+    return call.lookup(given) if isinstance(given, Tensor) else (NEVER,) * out.dim()
 
 
 def recurrent(call: Call, out: Tensor) -> Dims:

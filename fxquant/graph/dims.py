@@ -98,7 +98,7 @@ RULES: dict[str, Rule] = _table(
     (rules.copied, "repeat_interleave"),
     (rules.unfolded, "unfold Unfold"),
     (rules.by_value, "nonzero masked_select unique unique_consecutive bincount"),
-    (rules.never, "tensor as_tensor"),
+    (rules.made, "tensor as_tensor asarray"),
     (rules.recurrent, "LSTM GRU RNN"),
     (rules.linear_module, "Linear"),
     (rules.embedding_module, "Embedding"),

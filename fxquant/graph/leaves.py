@@ -46,8 +46,8 @@ def _is_leaf_class(kind: type[nn.Module]) -> bool:
     if issubclass(kind, _THROUGH):
         return False
     for base in kind.__mro__:
-        if base is nn.Module:
-            return False
+        if base is nn.Module or "__call__" in vars(base):
+            return False  # a node would call what was recorded around the leaf once more
         if issubclass(base, nn.Module) and _is_house_class(base):
             # torch's parametrize makes such a class around a user's class as well
             return "forward" in _methods(base) and not _overrides(kind, base)

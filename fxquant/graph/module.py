@@ -8,7 +8,7 @@ classes, ``state_dict`` keys and their order stay as the user wrote them, also a
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -138,17 +138,31 @@ def restore(copied: nn.Module, model: nn.Module, before: list[tuple[str, Tensor]
 
 
 @contextmanager
-def state_kept(module: nn.Module, *, parameters: bool = True) -> Iterator[None]:
+def state_kept(
+    module: nn.Module, *, parameters: bool = True, known: Mapping[str, Tensor] | None = None
+) -> Iterator[dict[str, Tensor]]:
     """Put parameters and buffers back afterwards, values and identity.
 
     Args:
         module: whose state it is.
         parameters: whether parameters are kept too; a copy of them costs as much as a small run.
+        known: what this yielded for another module; equal values are not copied again.
+
+    Yields:
+        The copies by name.
     """
+    copies: dict[str, Tensor] = {}
+
+    def keep(path: str, tensor: Tensor) -> Tensor:
+        there = known.get(path) if known else None
+        same = there is not None and _alike(there, tensor) and torch.equal(there, tensor)
+        copies[path] = there if there is not None and same else tensor.detach().clone()
+        return copies[path]
+
     with torch.no_grad():
         state: list[tuple[Any, str, Tensor, Tensor]] = [
-            (holder, name, tensor, tensor.detach().clone())
-            for m in module.modules()
+            (holder, name, tensor, keep(f"{path}.{name}", tensor))
+            for path, m in module.named_modules()
             for holder in ((m._parameters, m._buffers) if parameters else (m._buffers,))
             for name, tensor in holder.items()
             if tensor is not None
@@ -161,7 +175,7 @@ def state_kept(module: nn.Module, *, parameters: bool = True) -> Iterator[None]:
         ]
         state += attributes
         try:
-            yield
+            yield copies
         finally:
             for holder, name, tensor, value in state:
                 if isinstance(holder, dict):
@@ -177,3 +191,7 @@ def _rewind(tensor: Tensor, original: Tensor) -> None:
             tensor.copy_(original)
         else:
             tensor.data = original.detach().clone()
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and a.device == b.device

@@ -10,7 +10,7 @@ from torch import Tensor
 from fxquant.errors import TraceError
 from fxquant.graph.arguments import plain_tensors
 from fxquant.graph.call_data import has_tensor
-from fxquant.graph.sizes import Tracked
+from fxquant.graph.sizes import Change, Tracked
 from fxquant.graph.structure import leaves, map_leaves
 
 if TYPE_CHECKING:
@@ -73,9 +73,15 @@ def write_back(recorder: Recorder) -> None:
 
 
 def _write_copy(recorder: Recorder, name: str, tensor: Tensor, now: Tensor) -> None:
-    if recorder.origins.find(now) is None:
+    origin = recorder.origins.find(now)
+    if origin is None or now.is_set_to(tensor):  # `buffer.to(device)` there
         return
-    if now.shape != tensor.shape or now.dtype != tensor.dtype:
+    other = now.shape != tensor.shape or now.dtype != tensor.dtype
+    if other and origin.depends is not Change.VALUE and recorder.state.is_unsaved(name):
+        # a cache that is made again for inputs of another size: the graph makes it in every call
+        recorder.state.caches[name] = now.detach().clone()
+        return
+    if other:
         old, new = tuple(tensor.shape), tuple(now.shape)
         raise TraceError(
             "FXQ108",

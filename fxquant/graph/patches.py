@@ -16,9 +16,12 @@ import types
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib.abc import MetaPathFinder, SourceLoader
+from importlib.machinery import ModuleSpec, PathFinder
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch._higher_order_ops.utils
 from torch import Tensor, nn
 from torch._functorch import apis as transforms
 from torch.autograd.function import _SingleLevelFunction
@@ -27,6 +30,8 @@ from torch.utils.checkpoint import CheckpointFunction
 from fxquant.errors import TraceError
 from fxquant.graph.call_data import plain_all
 from fxquant.graph.calls import autograd_call, named, script_call
+from fxquant.graph.control import plain_call
+from fxquant.graph.hooks import hooked
 from fxquant.graph.leaves import is_leaf_class
 from fxquant.graph.meta import user_source
 from fxquant.graph.sizes import Tracked, look, plain
@@ -42,6 +47,7 @@ def watching(recorder: Recorder) -> Iterator[None]:
     """Route to the recorder what this thread calls beside functions of torch."""
     watch = _Watch(recorder, threading.get_ident())
     with _lock, ExitStack() as undo:
+        undo.enter_context(_plain_imports())
         for owner, name, replacement in watch.replacements():
             undo.enter_context(_replaced(owner, name, replacement))
         if "torch._dynamo" in sys.modules:
@@ -64,6 +70,41 @@ def _replaced(owner: Any, name: str, replacement: Any) -> Iterator[None]:
             setattr(owner, name, before)
 
 
+@contextmanager
+def _plain_imports() -> Iterator[None]:
+    """Parts of torch that are imported meanwhile see the true `len` and `range`.
+
+    torch's compiler, which `torch.cond` imports, keeps tables of builtins: they would hold the
+    replacements for good.
+    """
+    finder = _Finder({"len": len, "range": range})
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+
+
+class _Finder(MetaPathFinder):
+    def __init__(self, plain_builtins: dict[str, Any]) -> None:
+        self.plain = plain_builtins
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        found = PathFinder.find_spec(name, path, target) if name.startswith("torch.") else None
+        if found is not None and isinstance(found.loader, SourceLoader):
+            load = found.loader.exec_module
+            vars(found.loader)["exec_module"] = functools.partial(self._load, load)
+        return found
+
+    def _load(self, load: Callable[[types.ModuleType], None], module: types.ModuleType) -> None:
+        before = {name: getattr(builtins, name) for name in self.plain}
+        vars(builtins).update(self.plain)
+        try:
+            load(module)
+        finally:
+            vars(builtins).update(before)
+
+
 @dataclass(frozen=True)
 class _Watch:
     """The replacements of one recording."""
@@ -79,6 +120,7 @@ class _Watch:
             (_SingleLevelFunction, "apply", classmethod(self._apply(_inherited_apply()))),
             (script, "__call__", self._scripted(vars(script)["__call__"])),
             (transforms, "vmap_impl", self._vmap(vars(transforms)["vmap_impl"])),
+            (torch._higher_order_ops.utils, "_hop_compile_and_call", plain_call),
             (builtins, "len", self._length(len)),
             (builtins, "range", _range_of(range)),
         ]
@@ -97,6 +139,9 @@ class _Watch:
                 return before(module, *args, **kwargs)
             path = recorder.state.modules.get(id(module))
             if path and _is_leaf(recorder, path, module):
+                if hooked(module):
+                    with recorder.around_hooks(module, path):
+                        return before(module, *args, **kwargs)
                 return recorder.call_leaf(module, path, args, kwargs)
             with recorder.scope(path, type(module)):
                 return before(module, *args, **kwargs)
@@ -174,9 +219,9 @@ class _Watch:
 
 
 def _is_leaf(recorder: Recorder, path: str, module: nn.Module) -> bool:
-    wanted = is_leaf_class(type(module)) or (
-        recorder.leaves is not None and recorder.leaves(path, module)
-    )
+    # a forward of the module's own is somebody's patch: nobody but its author knows what it does
+    known = is_leaf_class(type(module)) and "forward" not in vars(module)
+    wanted = known or (recorder.leaves is not None and recorder.leaves(path, module))
     # functional_call swaps parameters: then the node would compute with the wrong ones
     return wanted and recorder.state.holds(module)
 
@@ -189,9 +234,28 @@ def _captured(function: Any) -> Iterator[Tensor]:
     """Tensors that a function holds in its closure, defaults or partial arguments."""
     if isinstance(function, functools.partial):
         yield from _tensors_of([function.func, *function.args, *function.keywords.values()])
+    elif isinstance(function, nn.Module):
+        yield from (*function.parameters(), *function.buffers())
+    elif isinstance(function, types.MethodType):
+        yield from _held(function.__self__, function.__func__)
     elif isinstance(function, types.FunctionType):
         cells = [c.cell_contents for c in function.__closure__ or ()]
-        yield from _tensors_of([*cells, *(function.__defaults__ or ())])
+        modules = [c for c in cells if isinstance(c, nn.Module)]
+        others = [c for c in cells if not isinstance(c, nn.Module)]
+        yield from _tensors_of([*others, *(function.__defaults__ or ())])
+        for module in modules:
+            yield from _held(module, function)
+
+
+def _held(owner: Any, function: Any) -> Iterator[Tensor]:
+    """Tensors of a module that a function, going by the names in it, reads."""
+    if not isinstance(owner, nn.Module):
+        return
+    names = set(getattr(function, "__code__", _held.__code__).co_names)
+    if "__call__" in names or any(name in names for name in owner._modules):
+        yield from (*owner.parameters(), *owner.buffers())
+    for held in (owner._parameters, owner._buffers):
+        yield from (t for name, t in held.items() if name in names and t is not None)
 
 
 def _tensors_of(values: list[Any]) -> Iterator[Tensor]:

@@ -39,7 +39,7 @@ class Proof:
         batch: equal at another batch size, or the model itself knows only one.
         why: the first difference.
         at: the first node that differs.
-        misshapen: on other values the graph cannot run, or its results have another shape.
+        misshapen: on other inputs the graph cannot run, or its results have another shape.
     """
 
     same: bool
@@ -70,7 +70,7 @@ def prove(
     Raises:
         TraceError: FXQ109, a constant of the graph depends on the input.
     """
-    with state_kept(recording.graph_module), state_kept(model):
+    with state_kept(model) as known, state_kept(recording.graph_module, known=known):
         return _prove(recording, model, args, kwargs, leaves)
 
 
@@ -112,7 +112,8 @@ def _prove_batch(gm: fx.GraphModule, model: nn.Module, other: Any) -> Proof:
     if not _holds(model, model, other):
         return Proof(same=True)  # the model itself knows one batch size only
     found = _compared(gm, model, other)
-    return Proof(same=True, batch=bool(found), why=found.why)
+    shape = _is_misshapen(found)
+    return Proof(same=True, batch=bool(found), why=found.why, misshapen=shape)
 
 
 def _compared(gm: nn.Module, model: nn.Module, inputs: Any) -> Replay:

@@ -7,8 +7,9 @@ it through ``patches``.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +19,11 @@ from torch.fx import Node
 from torch.overrides import TorchFunctionMode
 
 from fxquant.errors import TraceError
-from fxquant.graph import answers, dims
+from fxquant.graph import answers, dims, hooks
 from fxquant.graph.arguments import State, Writer
 from fxquant.graph.call_data import Inputs, Written, has_tensor, plain_all
 from fxquant.graph.calls import spelling, written_kwargs
+from fxquant.graph.control import control_flow
 from fxquant.graph.dim_call import Call, Dims
 from fxquant.graph.looks import Looks
 from fxquant.graph.meta import spec_of, user_source
@@ -67,6 +69,7 @@ class Recorder(TorchFunctionMode):
         self._cast = _casting()
         self.quiet = 0
         self.grad = torch.is_grad_enabled()
+        self.spent_hooks: list[tuple[nn.Module, int]] = []
         self._boundary = boundary
         self._scopes: list[Scope] = [Scope("", {"": ("", type(root))})]
 
@@ -83,7 +86,7 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.quiet or self.closed:
             return func(*args, **kwargs)
-        answer = answers.answer_of(func)
+        answer = answers.answer_of(func) or control_flow(func)
         if answer is not None:
             return answer(self, func, args, kwargs)
         return self.call(func, args, kwargs)
@@ -103,8 +106,16 @@ class Recorder(TorchFunctionMode):
             written.result = run(*plain_all(args), **plain_all(kwargs))
         return written.result
 
-    def call_leaf(self, module: nn.Module, path: str, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Run a leaf module, hooks and all, and write it down as one node."""
+    def call_leaf(
+        self,
+        module: nn.Module,
+        path: str,
+        args: Any,
+        kwargs: dict[str, Any],
+        *,
+        run: Callable[..., Any] | None = None,
+    ) -> Any:
+        """Run a leaf module, or `run` in its place, and write it down as one node."""
         with (
             torch._C.DisableTorchFunction(),
             self.writing("call_module", path, args, kwargs) as written,
@@ -112,8 +123,29 @@ class Recorder(TorchFunctionMode):
             written.name = type(module).__name__
             written.kwargs = {n: getattr(module, n) for n in _SIZES if hasattr(module, n)}
             written.trains = any(p.requires_grad for p in module.parameters())
-            written.result = module(*plain_all(args), **plain_all(kwargs))
+            written.result = (run or module)(*plain_all(args), **plain_all(kwargs))
         return written.result
+
+    def around_hooks(self, module: nn.Module, path: str) -> AbstractContextManager[None]:
+        """Record what the hooks of a leaf module do, while `nn.Module.__call__` runs it."""
+        inner = module.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return self.call_leaf(module, path, args, kwargs, run=inner)
+
+        return hooks.around(module, self._hook, forward)
+
+    def _hook(self, key: int, hook: Callable[..., Any], module: nn.Module, *given: Any) -> Any:
+        inputs = Inputs(self.origins, given)
+        last = next(iter(reversed(self.graph.nodes)), None)
+        result = hook(module, *given)
+        if hooks.replaced(result, given) or inputs.mutated():
+            self.spent_hooks.append((module, key))
+        else:
+            # it stays on the module; what it computes is nobody else's business
+            made = itertools.takewhile(lambda n: n is not last, reversed(self.graph.nodes))
+            self.origins.removable += reversed(list(made))
+        return result
 
     @contextmanager
     def writing(self, op: str, target: Any, args: Any, kwargs: dict[str, Any]) -> Iterator[Written]:
@@ -163,6 +195,7 @@ class Recorder(TorchFunctionMode):
         node.meta.update(written.meta, spec=spec_of(written.result))
         if mutated:
             node.meta["mutates"] = True
+            node.meta["onto_view"] = any(t._is_view() and t.requires_grad for t in mutated)
             self._protect_constants(mutated)
         if self.frozen and written.op == "call_module" and has_tensor(written.result):
             written.node = node = self._detach_result(written, inputs)

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from fxquant import ops
 from fxquant.errors import PassError, place
-from fxquant.graph.meta import Spec, TensorSpec, is_float, module_path, spec
+from fxquant.graph.meta import Spec, TensorSpec, module_path, spec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -115,9 +115,13 @@ class Rewriter:
     def add_module(self, scope: str, name: str, module: nn.Module) -> str:
         """Register a new module in the module at path `scope`; returns its path.
 
-        A name that is taken gets `_1`, `_2` ... The module trains or evaluates like its scope.
+        A name that is taken gets `_1`, `_2` ... The module trains or evaluates like its scope. A
+        scope whose class has a way of its own to be copied would forget it: then it lives above.
         """
         owner = self._scope(scope)
+        while scope and _copies_itself(type(owner)):
+            scope = scope.rpartition(".")[0]
+            owner = self._scope(scope)
         free, number = name, 0
         while hasattr(owner, free):
             number += 1
@@ -135,6 +139,11 @@ class Rewriter:
     def set_flag(self, module: nn.Module, name: str, value: bool) -> None:
         """Set a flag of a module, such as `inplace`."""
         setattr(module, name, value)
+        self.changes += 1
+
+    def set_argument(self, node: fx.Node, name: str, value: Any) -> None:
+        """Give a node a keyword argument."""
+        node.kwargs = {**node.kwargs, name: value}
         self.changes += 1
 
     def _scope(self, path: str) -> nn.Module:
@@ -225,6 +234,11 @@ class Rewriter:
         node.args, node.kwargs = args, dict(kwargs or {})
         self.changes += 1
 
+    def move_before(self, node: fx.Node, moved: fx.Node) -> None:
+        """Put a node in front of another one; its own inputs have to stand there already."""
+        node.prepend(moved)
+        self.changes += 1
+
     def become_call(
         self, node: fx.Node, target: Any, *args: Any, kwargs: Mapping[str, Any] | None = None
     ) -> None:
@@ -287,6 +301,14 @@ class Rewriter:
         return node
 
 
+def _copies_itself(kind: type[nn.Module]) -> bool:
+    """Whether a class of the author's says how its modules are copied."""
+    ways = ("__getstate__", "__setstate__", "__reduce__", "__reduce_ex__", "__deepcopy__")
+    found = (vars(base).get(way) for base in kind.__mro__ for way in ways)
+    homes = (str(getattr(method, "__module__", "") or "builtins") for method in found if method)
+    return any(home.partition(".")[0] not in ("torch", "builtins", "copyreg") for home in homes)
+
+
 def producer(node: fx.Node, root: fx.GraphModule, name: str = "input") -> fx.Node | None:
     """The node that makes the operand called `name` of a node that has a row, or None."""
     if ops.row_of(node, root) is None:
@@ -296,17 +318,25 @@ def producer(node: fx.Node, root: fx.GraphModule, name: str = "input") -> fx.Nod
 
 
 def computes_floats(node: fx.Node) -> bool:
-    """Whether a node computes one floating-point tensor from others.
+    """Whether a node computes floating-point (or complex) tensors from others.
 
-    Taking an element out of a tuple, list or dict and filling a tensor with a number is no
+    Putting values into a container, taking them out and filling a tensor with a number is no
     computation.
     """
-    if node.op not in ("call_function", "call_method", "call_module") or not is_float(node):
+    if node.op not in ("call_function", "call_method", "call_module") or not _floats(spec(node)):
         return False
     if node.op == "call_module":
         return True
     name = str(getattr(node.target, "__name__", node.target))
-    taken = node.target is operator.getitem
+    moved = node.target is operator.getitem or isinstance(node.target, type)
     filled = name.endswith("_like") or name.startswith("new_")
     tensors = any(isinstance(spec(n), TensorSpec) for n in node.all_input_nodes)
-    return tensors and not taken and not filled
+    return tensors and not moved and not filled
+
+
+def _floats(found: Spec) -> bool:
+    """Whether a recorded value is or holds a tensor of real or complex numbers."""
+    if isinstance(found, TensorSpec):
+        return found.dtype.is_floating_point or found.dtype.is_complex
+    parts = found.values() if isinstance(found, dict) else found
+    return isinstance(found, tuple | list | dict) and any(map(_floats, parts))

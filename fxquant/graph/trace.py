@@ -19,6 +19,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from fxquant.errors import FxQuantError, TraceError
 from fxquant.graph.arguments import Constant
+from fxquant.graph.hooks import remove
 from fxquant.graph.inputs import Given, bind_inputs, placeholders
 from fxquant.graph.looks import Specialisation
 from fxquant.graph.meta import shown_file
@@ -81,6 +82,9 @@ def record(
     run = _run(model, given, leaves)
     recorder = run.recorder
     restore(run.copied, model, recorder.state.before)
+    recorder.state.keep_caches()
+    for module, key in recorder.spent_hooks:
+        remove(module, key)
     _sweep(recorder)
     return Recording(
         RecordedModule(run.copied, recorder.graph, type(model).__name__),

@@ -7,6 +7,7 @@ zero: the probability is seen in a second recording in which these modules train
 
 from __future__ import annotations
 
+from collections import Counter
 from types import CodeType
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from fxquant import ops
 from fxquant.graph.meta import module_path, source
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 #: key of `node.meta`: dropout probability of an attention while training
 TRAINING_DROPOUT = "training_dropout"
@@ -39,28 +40,53 @@ def training_only(gm: fx.GraphModule) -> frozenset[str]:
     )
 
 
-def attentions(gm: fx.GraphModule) -> list[fx.Node]:
+def training_askers(gm: fx.GraphModule, model: nn.Module) -> frozenset[str]:
+    """Paths of modules without parameters that computed something and ask for `self.training`.
+
+    A module with parameters is what quantization is for: it is recorded as it evaluates.
+    """
+    paths = {module_path(node) for node in gm.graph.nodes} - {""}
+    found = ((path, model.get_submodule(path)) for path in paths)
+    return frozenset(
+        path
+        for path, module in found
+        if asks_for_training(type(module)) and next(module.parameters(), None) is None
+    )
+
+
+def changed(gm: fx.GraphModule, trained: fx.GraphModule, paths: Iterable[str]) -> frozenset[str]:
+    """The modules among `paths` that called other functions while they trained."""
+    return frozenset(path for path in paths if _called(gm, path) != _called(trained, path))
+
+
+def _called(gm: fx.GraphModule, path: str) -> list[str]:
+    return [str(node.target) for node in gm.graph.nodes if module_path(node) == path]
+
+
+def attentions(gm: fx.GraphModule, model: nn.Module) -> list[fx.Node]:
     """Calls of attention without dropout, and of dropout with probability zero.
 
-    Those are meant that come from modules whose code asks for `self.training`.
+    Those are meant that come from modules of the model whose code asks for `self.training`.
     """
     return [
         node
         for node in _droppers(gm)
-        if not _probability(node, gm) and _may_drop(gm.get_submodule(module_path(node)))
+        if not _probability(node, gm) and _may_drop(model.get_submodule(module_path(node)))
     ]
 
 
-def mark_dropouts(gm: fx.GraphModule, trained: fx.GraphModule) -> None:
+def mark_dropouts(gm: fx.GraphModule, trained: fx.GraphModule, model: nn.Module) -> None:
     """Note at each attention of a graph the dropout that the same call has in training.
 
     Args:
         gm: recorded in evaluation.
         trained: the same model, recorded while the modules that call attention train.
+        model: the model.
     """
-    there = {_key(node): _probability(node, trained) for node in _droppers(trained)}
-    for node in attentions(gm):
-        dropout = there.get(_key(node))
+    there = {key: _probability(node, trained) for key, node in _numbered(trained).items()}
+    here = {node: key for key, node in _numbered(gm).items()}
+    for node in attentions(gm, model):
+        dropout = there.get(here[node])
         if isinstance(dropout, float) and dropout:
             node.meta[TRAINING_DROPOUT] = dropout
 
@@ -81,8 +107,15 @@ def _may_drop(module: nn.Module) -> bool:
     return isinstance(module, nn.MultiheadAttention) or asks_for_training(type(module))
 
 
-def _key(node: fx.Node) -> tuple[str, str]:
-    return module_path(node), str(source(node))
+def _numbered(gm: fx.GraphModule) -> dict[tuple[str, str, int], fx.Node]:
+    """The droppers by module, line and place among those of the line."""
+    found: dict[tuple[str, str, int], fx.Node] = {}
+    counts: Counter[tuple[str, str]] = Counter()
+    for node in _droppers(gm):
+        key = (module_path(node), str(source(node)))
+        found[*key, counts[key]] = node
+        counts[key] += 1
+    return found
 
 
 def _with_parents(path: str) -> Iterator[str]:
@@ -97,7 +130,9 @@ def asks_for_training(kind: type[nn.Module]) -> bool:
     >>> asks_for_training(nn.Dropout)
     False
     """
-    if kind.__module__.startswith(("torch.", "fxquant.")):
+    home = kind.__module__
+    example = home.startswith("fxquant.models")
+    if home.startswith(("torch.", "fxquant.")) and not example:
         return False
     own = kind.__mro__[: kind.__mro__.index(nn.Module)]
     codes = (getattr(f, "__code__", None) for base in own for f in vars(base).values())

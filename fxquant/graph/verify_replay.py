@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fxquant.errors import TraceError
 from fxquant.graph.leaves import Leaves
@@ -73,7 +73,8 @@ def _run(
     with torch.random.fork_rng(devices=[]), torch.no_grad(), _slow_attention(), kept:
         torch.manual_seed(0)
         # around fx.GraphModule.__call__, which prints a traceback of its own
-        result = nn.Module.__call__(model, *fresh_inputs(args), **fresh_inputs(kwargs))
+        call = nn.Module.__call__ if isinstance(model, fx.GraphModule) else type(model).__call__
+        result = call(model, *fresh_inputs(args), **fresh_inputs(kwargs))
         after = {n: b.detach().clone() for n, b in model.named_buffers()}
     return result, after
 
@@ -200,9 +201,11 @@ def _vary(tensor: Tensor, shape: torch.Size, rng: torch.Generator) -> Tensor:
 
 def _keeps_rows(value: Tensor) -> bool:
     """Masks and tables: at most two values, or an integer tensor whose rows are all equal."""
+    if value.dtype.is_complex:
+        return False
     if value.dtype is torch.bool or torch.unique(value).numel() <= 2:
         return True
-    if value.dtype.is_floating_point or value.dtype.is_complex:
+    if value.dtype.is_floating_point:
         return False
     steps = value.diff(dim=-1) if value.dim() else value
     counts_up = steps.numel() > 0 and bool((steps == 1).all())

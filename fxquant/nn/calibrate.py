@@ -67,7 +67,7 @@ def compute_param_encodings(model: nn.Module) -> None:
 
 def _param_quantizers(model: nn.Module) -> Iterator[tuple[Tensor, QuantizerBase]]:
     for module in model.modules():
-        quantizers = module._modules.get("param_quantizers")
+        quantizers = getattr(module, "param_quantizers", None)
         if isinstance(quantizers, QuantizerDict):
             for name, quantizer in quantizers.active():
                 value = weight_of(module, name)

@@ -64,9 +64,10 @@ def check(quantizer: object) -> None:
     """Refuse what is neither a quantizer nor None.
 
     Raises:
-        QuantizationError: it is something else.
+        QuantizationError: FXQ421, it is something else.
     """
-    if quantizer is not None and not isinstance(quantizer, nn.Module):
+    # any module that quantizes: users bring their own
+    if quantizer is not None and not hasattr(quantizer, "get_encodings"):
         raise QuantizationError(
             "FXQ421",
             f"{type(quantizer).__name__} is no quantizer",

@@ -10,6 +10,7 @@ that differs by a typing slip is the one nobody notices.
 
 from __future__ import annotations
 
+import functools
 import operator
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 
 class Functional(nn.Module):
@@ -27,14 +28,25 @@ class Functional(nn.Module):
     Attributes:
         function: what is called; a class attribute.
         arity: number of tensor arguments a quantized twin has input quantizers for.
+        onto_view: it stands for a write into a view, whose gradient PyTorch lays out as the view.
     """
 
     function: ClassVar[Callable[..., Any]]
     arity: ClassVar[int] = 1
+    onto_view: bool = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function."""
-        return type(self).function(*args, **kwargs)
+        result = type(self).function(*args, **kwargs)
+        if self.onto_view and result.requires_grad:
+            # sums over a gradient round by the order of its memory
+            result.register_hook(functools.partial(_laid_out, result.size(), result.stride()))
+        return result
+
+
+def _laid_out(size: Sequence[int], stride: Sequence[int], gradient: Tensor) -> Tensor:
+    """The gradient in memory of these strides."""
+    return gradient.new_empty_strided(size, stride).copy_(gradient)
 
 
 def _functional(name: str, function: Callable[..., Any], arity: int = 1) -> type[Functional]:
@@ -95,6 +107,30 @@ def _set_item(input: Tensor, index: Any, value: Any) -> Tensor:
     result = input.clone()
     result[index] = value
     return result
+
+
+def _sort(input: Tensor, dim: int = -1, descending: bool = False, *, stable: bool = False) -> Any:
+    """`torch.sort`, which takes `dim` by position only where nothing is said of `stable`."""
+    return torch.sort(input, stable=stable, dim=dim, descending=descending)
+
+
+def _argsort(
+    input: Tensor, dim: int = -1, descending: bool = False, *, stable: bool = False
+) -> Tensor:
+    """`torch.argsort`, see `_sort`."""
+    return torch.argsort(input, stable=stable, dim=dim, descending=descending)
+
+
+def _top_k(
+    input: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True, *,
+    stable: bool = False,
+) -> Any:  # fmt: skip
+    """`torch.topk`; if `stable`, of equal values the one at the lower place comes first."""
+    if not stable:
+        return torch.topk(input, k, dim, largest, sorted)
+    values, places = torch.sort(input, stable=True, dim=dim, descending=largest)
+    first = (values.narrow(dim, 0, k), places.narrow(dim, 0, k))
+    return torch.return_types.topk(first)
 
 
 def _causal_mask(input: Tensor) -> Tensor:
@@ -253,9 +289,9 @@ ReduceAny = _functional("ReduceAny", torch.any)
 ReduceAll = _functional("ReduceAll", torch.all)
 CumSum = _functional("CumSum", torch.cumsum)
 CumProd = _functional("CumProd", torch.cumprod)
-TopK = _functional("TopK", torch.topk)
-Sort = _functional("Sort", torch.sort)
-ArgSort = _functional("ArgSort", torch.argsort)
+TopK = _functional("TopK", _top_k)
+Sort = _functional("Sort", _sort)
+ArgSort = _functional("ArgSort", _argsort)
 
 # joining and splitting
 Concat = _functional("Concat", torch.cat)
@@ -297,6 +333,7 @@ Diagonal = _functional("Diagonal", torch.diagonal)
 Tril = _functional("Tril", torch.tril)
 Triu = _functional("Triu", torch.triu)
 Scatter = _functional("Scatter", torch.scatter, 4)
+IndexAdd = _functional("IndexAdd", torch.index_add, 3)
 ScatterAdd = _functional("ScatterAdd", torch.scatter_add, 4)
 MaskedFill = _functional("MaskedFill", torch.masked_fill)
 MaskedSelect = _functional("MaskedSelect", torch.masked_select)

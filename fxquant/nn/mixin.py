@@ -143,6 +143,13 @@ class QuantizationMixin(nn.Module):
         return self.__dict__.get("_kernel") or type(self).default_kernel
 
     @staticmethod
+    def implements(
+        cls: type[nn.Module],
+    ) -> Callable[[type[QuantizationMixin]], type[QuantizationMixin]]:
+        """Class decorator: see `implements`."""
+        return implements(cls)
+
+    @staticmethod
     def ignore(cls: type[_M]) -> type[_M]:
         """Class decorator: modules of exactly this class are never quantized."""
         _ignored.add(cls)

@@ -38,6 +38,30 @@ class AutogradFunction(nn.Module):
         return Doubled.apply(x, 2) + bound_early(x, 3)  # type: ignore[no-untyped-call]
 
 
+class Squashed(torch.autograd.Function):
+    """A function that computes with numpy."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return torch.from_numpy(np.tanh(x.detach().numpy()))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return grads[0]
+
+
+@taking(rows(2, 4))
+class NumpyFunction(nn.Module):
+    """A custom function that computes with numpy, between two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.after = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.after(Squashed.apply(self.before(x)))  # type: ignore[no-untyped-call]
+
+
 @taking(rows(2, 4))
 class Checkpointed(nn.Module):
     """Activation checkpoints of both kinds."""
@@ -113,6 +137,92 @@ class Hooked(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         return self.block(self.leaf(x))
+
+
+def shifting(module: nn.Module, args: Any) -> Any:
+    """A pre-hook."""
+    return (args[0] + 1,)
+
+
+def keeping(module: nn.Module, args: Any, output: Tensor) -> None:
+    """A hook that only looks."""
+    module.last_peak = output.detach().abs().max()
+
+
+@taking(rows(2, 4))
+class HookedInputs(nn.Module):
+    """Pre-hooks that change what a leaf gets, and a hook that only looks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.act = nn.Linear(4, 4), nn.ReLU()
+        self.linear.register_forward_hook(keeping)
+        self.act.register_forward_pre_hook(shifting)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.act(self.linear(x)) + self.act(x)
+
+
+@taking(rows(2, 4))
+class Branches(nn.Module):
+    """torch's control flow operators: a branch on a value, a loop that counts, a map."""
+
+    def forward(self, x: Tensor) -> Any:
+        positive = x.square().sum() >= 0
+        y = torch.cond(positive, lambda v: v.sin(), lambda v: v * 2, (x,))
+        count = torch.zeros((), dtype=torch.long)
+        body = lambda i, v: (i + 1, v * 2)  # noqa: E731 - the form the operator is called in
+        return torch.while_loop(lambda i, v: i < 3, body, (count, y))[1]
+
+
+class Overridden(nn.Linear):
+    """A layer whose call is not its forward."""
+
+    def __call__(self, x: Tensor) -> Any:
+        return super().__call__(x * 2) + 1
+
+
+@taking(rows(2, 4))
+class CalledOtherwise(nn.Module):
+    """Overridden `__call__`, of a layer and of the model, and a method that is not forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = Overridden(4, 4)
+
+    def __call__(self, *args: Any) -> Any:
+        return super().__call__(*args) - 1
+
+    def encode(self, x: Tensor) -> Any:
+        return self.layer(x) + self.layer.forward(x)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.encode(x)
+
+
+class Forgetful(nn.Module):
+    """A module that is copied by what it was made of."""
+
+    def __getstate__(self) -> Any:
+        return {}
+
+    def __setstate__(self, state: Any) -> None:
+        Forgetful.__init__(self)
+
+    def forward(self, x: Tensor) -> Any:
+        return x.abs() * 2
+
+
+@taking(rows(2, 4))
+class CopiedOtherwise(nn.Module):
+    """A module with its own way of being copied, as the layers of `einops` have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4, 4), Forgetful(), nn.Linear(4, 4))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.layers(x)
 
 
 @taking(rows(2, 3, 8, 8))

@@ -145,3 +145,113 @@ class StandardisedConv(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         var, mean = torch.var_mean(self.weight, dim=[1, 2, 3], keepdim=True)
         return F.conv2d(x, (self.weight - mean) / torch.sqrt(var + 1e-5), self.bias)
+
+
+@taking(rows(2, 5, 8))
+class AttentionDropout(nn.Module):
+    """Attention that drops weights while it trains, and returns them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, dropout=0.4, batch_first=True)
+
+    def forward(self, x: Tensor) -> Any:
+        plain = F.scaled_dot_product_attention(x, x, x)
+        drop = 0.3 if self.training else 0.0
+        weighed, weights = self.attention(x, x, x)
+        return plain + F.scaled_dot_product_attention(x, x, x, dropout_p=drop) + weighed, weights
+
+
+class Jitter(nn.Module):
+    """Places, which are shifted while the model trains."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = torch.linspace(-1, 1, x.shape[1])
+        if self.training:
+            places = places * torch.empty(1).uniform_(0.5, 2.0)
+        return torch.cat([places.sin(), places.cos()])
+
+
+@taking(rows(2, 5, 10))
+class TrainedOtherwise(nn.Module):
+    """A module without parameters that computes something else while it trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.jitter, self.linear = Jitter(), nn.Linear(10, 10)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.linear(x) * self.jitter(x)
+
+
+@taking(rows(2, 6, 8))
+class Spectrum(nn.Module):
+    """Complex numbers: a filter in the frequency domain, rotated pairs, a complex parameter."""
+
+    turns: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.after = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.filter = nn.Parameter(rows(5, 2))
+        self.mixed = nn.Parameter(torch.complex(rows(4, 4), rows(1, 4)))
+        angles = torch.arange(24.0).view(6, 4)
+        self.register_buffer("turns", torch.polar(torch.ones(6, 4), angles))
+
+    def forward(self, x: Tensor) -> Any:
+        waves = torch.fft.rfft(self.before(x), norm="ortho") * torch.view_as_complex(self.filter)
+        x = self.after(torch.fft.irfft(waves, n=8, norm="ortho"))
+        pairs = torch.view_as_complex(x.reshape(*x.shape[:-1], 4, 2)) * self.turns
+        turned = torch.view_as_real(pairs @ self.mixed).flatten(2)
+        return self.after(turned + torch.fft.fft(torch.fft.fft(x), dim=-2).real), waves.abs()
+
+
+class Expert(nn.Module):
+    """Two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.down(F.silu(self.up(x)))
+
+
+@taking(rows(2, 6, 8))
+class ExpertLoop(nn.Module):
+    """A mixture of experts that gives each expert its rows, found with `where`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(8, 4)
+        self.experts = nn.ModuleList(Expert() for _ in range(4))
+
+    def forward(self, x: Tensor) -> Any:
+        flat = x.reshape(-1, 8)
+        weights, chosen = torch.topk(self.router(flat).softmax(-1), 2)
+        out = torch.zeros_like(flat)
+        mask = F.one_hot(chosen, 4).permute(2, 1, 0)
+        for number, expert in enumerate(self.experts):
+            rank, row = torch.where(mask[number])
+            out.index_add_(0, row, expert(flat[row]) * weights[row, rank, None])
+        return out.view(x.shape)
+
+
+@taking(rows(2, 6, 8))
+class GroupedExperts(nn.Module):
+    """A mixture of experts that sorts rows by expert and multiplies them in groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(8, 4)
+        self.up, self.down = nn.Parameter(rows(4, 8, 16)), nn.Parameter(rows(4, 16, 8))
+
+    def forward(self, x: Tensor) -> Any:
+        flat = x.reshape(-1, 8)
+        weights, chosen = torch.topk(self.router(flat).softmax(-1), 2)
+        experts, order = torch.sort(chosen.reshape(-1))
+        counts = torch.histc(experts.float(), bins=4, min=0, max=3)
+        ends = torch.cumsum(counts, 0, dtype=torch.int32)
+        hidden = F.gelu(F.grouped_mm(flat[order // 2], self.up, offs=ends))
+        out = F.grouped_mm(hidden, self.down, offs=ends) * weights.reshape(-1)[order, None]
+        return out[torch.argsort(order)].view(-1, 2, 8).sum(1).view(x.shape)

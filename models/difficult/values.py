@@ -187,3 +187,71 @@ class WritesParameters(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.weight.data.clamp_(-1, 1)
         return x * self.weight + x.detach() + x.data + x.real
+
+
+@taking(rows(2, 4))
+class Divisions(nn.Module):
+    """A number over a tensor: the function divides, the operator multiplies by the reciprocal."""
+
+    def forward(self, x: Tensor) -> Any:
+        return torch.div(3.0, x), torch.true_divide(1.7, x), 3.0 / x, torch.rsub(x, 2)
+
+
+@taking(rows(2, 5, 4))
+class ResizedCache(nn.Module):
+    """A buffer that is made again, in another shape, for inputs of another size."""
+
+    places: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("places", torch.zeros(1, 1), persistent=False)
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        if self.places.shape[1] != x.shape[1]:
+            self.places = torch.arange(float(x.shape[1]))[None]
+        return self.linear(x) + self.places[..., None]
+
+
+@taking(rows(2, 3, 8, 8))
+class ReturnedAndWritten(nn.Module):
+    """Activations in place between results that are returned together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Hardswish(inplace=True))
+        self.second = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Hardswish(inplace=True))
+
+    def forward(self, x: Tensor) -> Any:
+        first = self.first(x)
+        return OrderedDict(first=first, second=self.second(first))
+
+
+@taking(rows(2, 16, 8))
+class WrittenView(nn.Module):
+    """A sum in place into a view, whose gradient torch lays out in memory in its own way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(rows(8, 4)), nn.Parameter(rows(1, 1, 4))
+
+    def forward(self, x: Tensor) -> Any:
+        y = torch.einsum("adb,bc->adc", x, self.weight)
+        y += self.bias
+        return y.permute(0, 2, 1).mean([2])
+
+
+@taking(rows(2, 3, 4, 6))
+class OverlappingWindows(nn.Module):
+    """Windows that overlap, made with `as_strided` from the strides of the batch's memory."""
+
+    def forward(self, x: Tensor) -> Any:
+        x = x.transpose(0, 1).contiguous().transpose(0, 1) * 2  # [N, 3, 4, 6], the batch inside
+        size, stride = list(x.size()), list(x.stride())
+        size[2], stride[2] = size[2] * 2 - 1, stride[2] // 2
+        chunks = x.as_strided(size, stride)
+        flat = x.flatten(2)  # [N, 3, 24]
+        count, length = 5, 8
+        steps = (*flat.stride()[:2], 4 * flat.stride(2), flat.stride(2))
+        return chunks, flat.as_strided((*flat.shape[:2], count, length), steps)

@@ -292,6 +292,18 @@ def test_a_cache_that_was_warm_does_not_hide_a_parameter() -> None:
     assert "bias" in model.cache
 
 
+@pytest.mark.parametrize("made", [torch.as_tensor, torch.asarray])
+def test_the_size_of_a_tensor_made_from_a_tensor_is_its_size(made: Any) -> None:
+    class Positions(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.arange(start=0, end=made(x).size()[0])[:, None]
+
+    model = Positions()
+    recording = recorded(model, rows(2, 4))
+    found = replay_equal(recording, model, (rows(5, 4),), {})
+    assert found, found.why
+
+
 def test_constants_say_where_they_come_from() -> None:
     made = {c.attribute for c in recorded(build("FromNumpy"), rows(2, 8)).constants}
     kept = [c.attribute for c in recorded(build("Buffers"), rows(4, 4)).constants]
@@ -363,3 +375,22 @@ def test_recording_where_gradients_are_off(ambient: Any) -> None:
         recording = recorded(model, *args)
         found = replay_equal(recording, model, args, {})
     assert found, found.why
+
+
+class Moving(nn.Module):
+    """Sends a buffer to where the input is, as networks do that are not sent as one."""
+
+    table: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", rows(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.table = self.table.to(x.device, x.dtype)
+        return x + self.table
+
+
+def test_state_that_is_replaced_by_itself_is_not_written() -> None:
+    recording = recorded(Moving(), rows(2, 4))
+    assert "copy_" not in text(recording)

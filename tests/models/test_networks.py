@@ -11,6 +11,7 @@ import torch
 from fxquant.models import digits, training
 from fxquant.models.bert import Bert, bert_small
 from fxquant.models.convnext import ConvNeXt
+from fxquant.models.efficientnet import EfficientNet, Stage, efficientnet_b0
 from fxquant.models.gpt2 import Gpt2
 from fxquant.models.mobilenet import mobilenet_v2, mobilenet_v3_large, mobilenet_v3_small
 from fxquant.models.resnet import resnet18, resnet50
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
         (mobilenet_v2, 3.504872),
         (mobilenet_v3_small, 2.542856),
         (mobilenet_v3_large, 5.483032),
+        (efficientnet_b0, 5.288548),
         (SqueezeNet, 1.235496),
         (vit_tiny, 5.717416),
         (ConvNeXt, 28.589128),
@@ -50,6 +52,7 @@ def test_sizes_are_the_published_ones(factory: Callable[[], nn.Module], millions
         (resnet18, ["conv1.weight", "layer2.0.downsample.0.weight", "layer4.1.bn2.bias"]),
         (mobilenet_v2, ["features.0.0.weight", "features.2.conv.1.0.weight", "classifier.1.bias"]),
         (mobilenet_v3_small, ["features.1.block.1.fc1.weight", "classifier.3.weight"]),
+        (efficientnet_b0, ["features.1.0.block.1.fc1.weight", "features.2.0.block.3.1.bias"]),
         (vit_tiny, ["patch_embed.proj.weight", "blocks.11.attn.qkv.bias", "head.weight"]),
         (bert_small, ["encoder.layer.5.attention.self.query.weight", "pooler.dense.bias"]),
     ],
@@ -67,6 +70,14 @@ def test_digit_networks_give_ten_logits_for_every_batch_size(name: str) -> None:
     with torch.no_grad():
         for size in (1, 3):
             assert model(*recipe.encode(test.images[:size])).shape == (size, 10)
+
+
+def test_efficientnet_adds_where_a_block_keeps_its_shape() -> None:
+    stages = (Stage(1, 3, 1, 8, 2), Stage(4, 5, 2, 16, 1))
+    model = EfficientNet(stages, num_classes=5, stem=(8, 2), last=32).eval()
+    kept = [m.use_res_connect for m in model.modules() if hasattr(m, "use_res_connect")]
+    assert kept == [True, True, False]
+    assert model(torch.randn(2, 3, 16, 16)).shape == (2, 5)
 
 
 def test_unet_keeps_the_image_size() -> None:

@@ -74,7 +74,7 @@ def test_handwritten_twins() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return 2 * x
 
-    @implements(Doubled)
+    @QuantizationMixin.implements(Doubled)
     class QuantizedDoubled(QuantizationMixin, Doubled):
         def __quant_init__(self) -> None:
             super().__quant_init__()

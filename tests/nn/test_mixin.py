@@ -313,8 +313,9 @@ def test_assigning_grows_and_refuses_what_is_no_quantizer() -> None:
     q.input_quantizers[-1] = None
     assert not list(q.input_quantizers.active())
     for home, key in ((q.input_quantizers, 0), (q.output_quantizers, 0), (q.param_quantizers, "w")):
-        with pytest.raises(QuantizationError, match="FXQ421"):
-            home[key] = 8
+        for wrong in (8, nn.ReLU()):
+            with pytest.raises(QuantizationError, match="FXQ421"):
+                home[key] = wrong
 
 
 def test_removal_as_a_call_and_as_a_context() -> None:

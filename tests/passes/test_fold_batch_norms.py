@@ -121,7 +121,7 @@ class Fork(nn.Module):
 
 def hooked() -> nn.Module:
     net = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
-    net[0].register_forward_hook(lambda m, i, o: o * 2)
+    net[0].register_forward_hook(lambda m, i, o: None)
     return net
 
 

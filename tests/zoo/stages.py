@@ -181,6 +181,8 @@ def _is_float_function(node: fx.Node, root: nn.Module) -> bool:
     floats = any(_holds_float(spec(n)) for n in node.all_input_nodes)
     if name in ("getitem", "size"):
         return floats and row_of(node, root) is not None
+    if node.target is getattr and not isinstance(spec(node.all_input_nodes[0]), TensorSpec):
+        return False  # a field of a dataclass
     made_from_sizes = name.startswith("new_") or name.endswith("_like")
     return floats and _holds_float(spec(node)) and not made_from_sizes
 

@@ -49,6 +49,8 @@ _VIDEO: tuple[tuple[str, tuple[int, int, int]], ...] = (
     ("r2plus1d_18", (4, 32, 32)),
     ("s3d", (16, 224, 224)),
     ("swin3d_t", (4, 64, 64)),
+    ("mvit_v1_b", (16, 224, 224)),
+    ("mvit_v2_s", (16, 224, 224)),
 )
 
 

@@ -266,7 +266,9 @@ _VISION = (
     _Row("SiglipVisionModel", _IMAGE, pixels, config="SiglipVisionConfig"),
     _Row("ViTMAEForPreTraining", _IMAGE | _options(
         decoder_hidden_size=16, decoder_num_hidden_layers=1, decoder_num_attention_heads=2,
-        decoder_intermediate_size=32), pixels),
+        decoder_intermediate_size=32),
+        # the noise that shuffles patches is drawn inside of the model unless it is given
+        lambda: pixels() | {"noise": floats(2, 16)}),
     _Row("TimesformerModel", _IMAGE | _options(num_frames=2),
          lambda: {"pixel_values": floats(2, 2, 3, 32, 32)}),
     _Row("VideoMAEModel", _IMAGE | _options(num_frames=2, tubelet_size=2),
