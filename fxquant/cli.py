@@ -20,6 +20,7 @@ import click
 
 from fxquant import (
     QuantizationSimModel,
+    QuantScheme,
     insert_stubs,
     inspect_model,
     prepare_model,
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
 FINDINGS, USAGE = 1, 2
 
-_SCHEMES = ("min_max", "tf", "tf_enhanced", "percentile")
+_SCHEMES = (*(scheme.value for scheme in QuantScheme), "tf")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -269,6 +270,45 @@ def verify(file: str, data: str | None, *, as_json: bool, progress: Progress) ->
         report = examine(file, data)
     click.echo(report.to_json() if as_json else str(report))
     return 0 if report else FINDINGS
+
+
+@main.command("profile")
+@click.argument("file", metavar="MODEL.onnx")
+@click.option("--data", required=True, metavar="FILE.npz", help="Inputs by name.")
+@click.option(
+    "--float",
+    "reference",
+    metavar="FLOAT.onnx",
+    help="Errors against this file; default: against MODEL.onnx without its grids.",
+)
+@click.option("--rounds", default=20, show_default=True, type=click.IntRange(1))
+@click.option("--threads", default=1, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--top",
+    default=30,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Rows that are shown; 0: all.",
+)
+@_common
+def profile_file(
+    file: str, *, data: str, reference: str | None, top: int, rounds: int, threads: int,
+    as_json: bool, progress: Progress,
+) -> int:  # fmt: skip
+    """Show what each operator takes in onnxruntime beside the error of what it makes.
+
+    For deciding what to leave in floating point: slowest operators first, with the conversions
+    around them, their time in the model without grids, and the error of the quantized tensor.
+    """
+    from fxquant.analysis.profile import profile  # loads onnx, which no other command needs
+
+    for given in (file, data, reference):
+        if given is not None and not Path(given).is_file():
+            raise ConfigError("FXQ741", f"the file {given} does not exist")
+    progress.step("measuring")
+    found = profile(file, data, reference=reference, rounds=rounds, threads=threads)
+    click.echo(found.to_json() if as_json else found.text(top or None))
+    return 0
 
 
 @main.group()

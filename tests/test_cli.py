@@ -143,6 +143,59 @@ def test_quantize_reads_all_kinds_of_data(folder: Path, data: str) -> None:
     assert result.stderr == ""
 
 
+@pytest.mark.parametrize("scheme", ["mse", "entropy", "moving_average"])
+def test_schemes(folder: Path, scheme: str) -> None:
+    result = quantize("--no-proof", "--scheme", scheme)
+    assert result.exit_code == 0, result.output
+    encodings = json.loads((folder / "out" / "net.encodings").read_text())
+    assert encodings["quantizer_args"]["quant_scheme"] == scheme
+
+
+AIMET = {
+    "defaults": {
+        "ops": {"is_output_quantized": "True"},
+        "params": {"is_quantized": "True", "is_symmetric": "True"},
+        "per_channel_quantization": "False",
+    },
+    "params": {"bias": {"is_quantized": "False"}},
+    "op_type": {},
+    "supergroups": [{"op_list": ["Conv", "Relu"]}],
+    "model_input": {"is_input_quantized": "True"},
+    "model_output": {},
+}
+
+
+@pytest.mark.parametrize("config", [{"per_channel": False, "quantize_bias": False}, AIMET])
+def test_config_is_read(folder: Path, config: dict[str, object]) -> None:
+    (folder / "own.json").write_text(json.dumps(config))
+    result = quantize("--no-proof", "--config", "own.json")
+    assert result.exit_code == 0, result.output
+    encodings = json.loads((folder / "out" / "net.encodings").read_text())
+    weights = {e["name"]: e for e in encodings["param_encodings"]}
+    assert weights["conv.weight"]["enc_type"] == "PER_TENSOR"
+    assert "conv.bias" not in weights
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "says"),
+    [
+        (None, "FXQ220", "own.json"),
+        ("{", "FXQ220", "own.json"),
+        ('{"per_chanel": false}', "FXQ221", "per_channel"),
+        (json.dumps(AIMET | {"op_types": {}}), "FXQ227", "op_type"),
+        (json.dumps(AIMET | {"model_input": {"is_input_quantized": True}}), "FXQ228", "True"),
+    ],
+)
+def test_wrong_configs_are_named(folder: Path, text: str | None, code: str, says: str) -> None:
+    if text is not None:
+        (folder / "own.json").write_text(text)
+    result = quantize("--no-proof", "--config", "own.json")
+    assert result.exit_code == 2
+    assert code in result.stderr
+    assert says in result.stderr
+    assert not (folder / "out").exists()
+
+
 def test_arrays_are_inputs_by_name(folder: Path) -> None:
     result = quantize("--batch-size", "4", factory="net.py:two", data="pair.npz")
     assert result.exit_code == 0, result.output
