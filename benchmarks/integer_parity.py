@@ -18,7 +18,8 @@ from torch import nn
 from benchmarks.measure import cpu_seconds, one_thread, write_json
 from fxquant import QuantizationSimModel
 from fxquant.models.bert import bert_small
-from fxquant.models.mobilenet import mobilenet_v2, mobilenet_v3_large
+from fxquant.models.efficientnet import efficientnet_b0
+from fxquant.models.mobilenet import mobilenet_v2, mobilenet_v3_large, mobilenet_v3_small
 from fxquant.models.resnet import resnet18, resnet50
 from fxquant.models.squeezenet import SqueezeNet
 from fxquant.models.unet import UNet
@@ -36,7 +37,9 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "resnet18": resnet18,
     "resnet50": resnet50,
     "mobilenet_v2": mobilenet_v2,
+    "mobilenet_v3_small": mobilenet_v3_small,
     "mobilenet_v3_large": mobilenet_v3_large,
+    "efficientnet_b0": efficientnet_b0,
     "squeezenet": SqueezeNet,
     "unet": lambda: UNet(num_classes=2, width=16, levels=3),
     "vit_tiny": vit_tiny,

@@ -1,12 +1,21 @@
-"""What quantizing gains: onnxruntime's time for the integer model against that for the float model.
+"""What quantizing gains: onnxruntime's time for integer models against that for the float model.
+
+The float model, the one made here and the one that `onnxruntime.quantization.quantize_static` makes
+of the same float file (uint8 activations, int8 weights per channel, QDQ, after `quant_pre_process`)
+take turns in one run.
 
 Run: python -m benchmarks.latency [--json FILE] [NETWORK ...]
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,45 +26,99 @@ from fxquant.onnx.lower import lower
 from fxquant.onnx.write import write_model
 from fxquant.text import table
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
-def measure(name: str, batch: int, rounds: int) -> dict[str, float | str]:
-    """One row: milliseconds of float and integer model, one thread, and both files' sizes."""
+    from torch import Tensor
+
+_PEER = "quantize_static"
+
+
+def measure(name: str, batch: int, rounds: int, *, peer: bool = True) -> dict[str, Any]:
+    """One row: milliseconds on one thread, ratios to the float model and file sizes."""
     model, x = build(name), inputs(name, batch)
     prepared = prepare_model(model, x)
     sim = QuantizationSimModel(prepared, x, quant_scheme="min_max")
     sim.compute_encodings([x])
     with tempfile.TemporaryDirectory() as name_of_folder:
         folder = Path(name_of_folder)
-        write_model(lower(prepared, (x, {})), folder / "float.onnx")
-        sim.export(folder, "int8", x, prove=False)
-        calls = {kind: runner(folder / f"{kind}.onnx", x) for kind in ("float", "int8")}
+        files = {kind: folder / f"{kind}.onnx" for kind in ("float", "fxquant", _PEER)}
+        write_model(lower(prepared, (x, {})), files["float"])
+        sim.export(folder, "fxquant", x, prove=False)
+        if peer:
+            quantize_static(files["float"], files[_PEER], x)
+        files = {kind: file for kind, file in files.items() if file.exists()}
+        calls = {kind: runner(file, x) for kind, file in files.items()}
         times = fastest(calls, rounds=rounds)
-        sizes = {kind: (folder / f"{kind}.onnx").stat().st_size for kind in calls}
+        sizes = {kind: file.stat().st_size for kind, file in files.items()}
     return {
         "network": name,
-        "float_ms": times["float"] * 1e3,
-        "int8_ms": times["int8"] * 1e3,
-        "speedup": times["float"] / times["int8"],
-        "size_ratio": sizes["int8"] / sizes["float"],
+        "ms": {kind: seconds * 1e3 for kind, seconds in times.items()},
+        "speedup": {kind: times["float"] / times[kind] for kind in times if kind != "float"},
+        "size_ratio": sizes["fxquant"] / sizes["float"],
     }
+
+
+def quantize_static(source: Path, target: Path, x: Sequence[Tensor]) -> None:
+    """The file that onnxruntime's own tool makes, with its settings for x86."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType
+    from onnxruntime.quantization import quantize_static as quantize
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
+        def __init__(self) -> None:
+            names = [i.name for i in onnx_inputs(source)]
+            self.batches = iter([dict(zip(names, (t.numpy() for t in x), strict=True))])
+
+        def get_next(self) -> Any:
+            return next(self.batches, None)
+
+    prepared = target.with_suffix(".prepared.onnx")
+    with _silent():
+        # symbolic shapes fail on many graphs; those that torch recorded are in the file already
+        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+        quantize(
+            str(prepared), str(target), Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
+            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+        )  # fmt: skip
+
+
+def onnx_inputs(source: Path) -> Sequence[Any]:
+    """Inputs of an ONNX file."""
+    import onnx_ir as ir
+
+    return ir.load(source).graph.inputs
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """onnxruntime's tools print and log; the table is all there should be."""
+    logging.disable(logging.WARNING)
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+    logging.disable(logging.NOTSET)
 
 
 @click.command()
 @click.argument("networks", nargs=-1)
 @click.option("--batch", default=1, show_default=True, type=click.IntRange(1))
-@click.option("--rounds", default=15, show_default=True, type=click.IntRange(1))
+@click.option("--rounds", default=30, show_default=True, type=click.IntRange(1))
+@click.option("--peer/--no-peer", default=True, help=f"Measure {_PEER} too.", show_default=True)
 @click.option("--json", "path", metavar="FILE", help="Write the rows here too.")
-def main(networks: tuple[str, ...], batch: int, rounds: int, path: str | None) -> None:
+def main(
+    networks: tuple[str, ...], *, batch: int, rounds: int, peer: bool, path: str | None
+) -> None:
     """Float and integer latency in onnxruntime, one thread."""
     one_thread()
-    rows = [measure(name, batch, rounds) for name in networks or NETWORKS]
-    heads = ("network", "float ms", "int8 ms", "float/int8", "file size int8/float")
+    rows = [measure(name, batch, rounds, peer=peer) for name in networks or NETWORKS]
+    kinds = ("fxquant", _PEER) if peer else ("fxquant",)
+    heads = ("network", "float ms", *(f"{k} ms" for k in kinds), *(f"float/{k}" for k in kinds),
+             "file size")  # fmt: skip
     cells = [
         (
             r["network"],
-            f"{r['float_ms']:.2f}",
-            f"{r['int8_ms']:.2f}",
-            f"{r['speedup']:.2f}",
+            *(f"{r['ms'][k]:.2f}" for k in ("float", *kinds)),
+            *(f"{r['speedup'][k]:.2f}" for k in kinds),
             f"{r['size_ratio']:.2f}",
         )
         for r in rows

@@ -7,6 +7,8 @@ disturbs a deterministic program makes it slower.
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import time
 from pathlib import Path
@@ -56,6 +58,27 @@ def cpu_seconds(call: Callable[[], Any]) -> tuple[float, Any]:
     begin = time.process_time()
     result = call()
     return time.process_time() - begin, result
+
+
+def peak_bytes(call: Callable[[], Any]) -> tuple[int | None, Any]:
+    """Most memory that a call added to what the process holds, and its result; Linux only."""
+    status, clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not clear.exists():
+        return None, call()
+    gc.collect()
+    # glibc keeps what was freed; reused, it would hide what the call needs
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+    before = _kilobytes(status, "VmRSS")
+    clear.write_text("5")  # the peak begins anew
+    result = call()
+    return (_kilobytes(status, "VmHWM") - before) * 1024, result
+
+
+def _kilobytes(status: Path, field: str) -> int:
+    line = next(x for x in status.read_text().splitlines() if x.startswith(f"{field}:"))
+    return int(line.split()[1])
 
 
 def runner(path: Path, inputs: Sequence[Tensor]) -> Callable[[], Any]:

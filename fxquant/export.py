@@ -40,6 +40,7 @@ def export_model(
     *,
     opset: int = 21,
     prove: bool = True,
+    contrib: bool = False,
     scheme: str = "",
     encoding_version: str = "1.0.0",
 ) -> ParityReport:
@@ -52,6 +53,7 @@ def export_model(
         example: positional and keyword inputs for the proof.
         opset: ONNX opset.
         prove: compare with onnxruntime before the files get their names.
+        contrib: write what onnxruntime runs fastest, also in operators of its own.
         scheme: name of the quantization scheme, for the encodings file.
         encoding_version: version of the encodings file: 0.6.1, 1.0.0, 2.0.0 or 2.1.0.
 
@@ -67,8 +69,8 @@ def export_model(
     _check_calibrated(sim_model)
     with _folder(Path(path)) as folder, _stage(folder, prefix) as stage, evaluating(sim_model):
         report = _write_all(
-            sim_model, stage, prefix, example, opset=opset, prove=prove,
-            file={"scheme": scheme, "version": encoding_version},
+            sim_model, stage, prefix, example, lowering={"opset": opset, "contrib": contrib},
+            prove=prove, file={"scheme": scheme, "version": encoding_version},
         )  # fmt: skip
         _publish(stage, folder)
     return report
@@ -80,7 +82,7 @@ def _write_all(
     prefix: str,
     example: Example,
     *,
-    opset: int,
+    lowering: Mapping[str, Any],
     prove: bool,
     file: Mapping[str, str],
 ) -> ParityReport:
@@ -91,7 +93,7 @@ def _write_all(
     from fxquant.onnx.verify import verify
     from fxquant.onnx.write import write_model
 
-    lowered = lower(sim_model, example, opset=opset)
+    lowered = lower(sim_model, example, **lowering)
     verify(lowered.model)
     encodings = write_encodings(sim_model, lowered, stage / f"{prefix}.encodings", **file)
     write_model(lowered, stage / f"{prefix}.onnx", encodings=encodings)

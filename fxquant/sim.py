@@ -41,8 +41,8 @@ class QuantizationSimModel(EncodingsMethods):
     Args:
         model: float model, or the result of `prepare_model`.
         dummy_input: example inputs: a tensor, a tuple of positional or a dict of keyword inputs.
-        quant_scheme: how ranges are found; a `QuantScheme` or its name ("tf", "tf_enhanced",
-            "percentile", "min_max").
+        quant_scheme: how ranges are found; a `QuantScheme` or its name ("min_max", "tf_enhanced",
+            "percentile", "mse", "entropy", "moving_average").
         default_output_bw: bits of activations, 2 to 32; default: the target's.
         default_param_bw: bits of weights, 2 to 32; default: the target's.
         config: a `QuantConfig`, a mapping of its fields or the path of a JSON file.
@@ -96,6 +96,11 @@ class QuantizationSimModel(EncodingsMethods):
         self.model: fx.GraphModule = prepared if owned else copy.deepcopy(prepared)
         pipeline = simulation_pipeline(self.config, self.target, self.quant_scheme)
         pipeline(self.model)
+
+    @property
+    def example(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional and keyword inputs that the simulation was made with."""
+        return self._example  # type: ignore[no-any-return]
 
     # --- calibration ---------------------------------------------------------------------------
 
@@ -304,6 +309,7 @@ class QuantizationSimModel(EncodingsMethods):
         *,
         opset: int = 21,
         prove: bool = True,
+        contrib: bool | None = None,
         encoding_version: str = "1.0.0",
     ) -> ParityReport:
         """Write integer ONNX, its encodings and float weights, and prove them against onnxruntime.
@@ -314,6 +320,8 @@ class QuantizationSimModel(EncodingsMethods):
             dummy_input: inputs of the proof; default: those of the constructor.
             opset: ONNX opset, 13 to 23.
             prove: compare with onnxruntime before the files get their names.
+            contrib: write what onnxruntime runs fastest, also in operators of its own (one node for
+                a SiLU); default: whether the target is onnxruntime. False is standard ONNX.
             encoding_version: version of the encodings file: 0.6.1, 1.0.0, 2.0.0 or 2.1.0.
 
         Returns:
@@ -330,6 +338,7 @@ class QuantizationSimModel(EncodingsMethods):
         example = self._example if dummy_input is None else call_arguments(dummy_input)
         return export_model(
             self.model, path, filename_prefix, example, opset=opset, prove=prove,
+            contrib=self.target.contrib if contrib is None else contrib,
             scheme=self.quant_scheme.name, encoding_version=encoding_version,
         )  # fmt: skip
 
@@ -355,7 +364,9 @@ class QuantizationSimModel(EncodingsMethods):
         from fxquant.onnx.integer import IntegerSimulation
 
         example = self._example if dummy_input is None else call_arguments(dummy_input)
-        return IntegerSimulation(self.model, example, opset=opset, islands=islands)
+        return IntegerSimulation(
+            self.model, example, opset=opset, contrib=self.target.contrib, islands=islands
+        )
 
 
 def _label(node: fx.Node) -> str:

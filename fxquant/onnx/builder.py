@@ -30,7 +30,7 @@ class Builder:
 
     Args:
         opset: version of the ONNX operators.
-        contrib: whether `com.microsoft` operators may be used.
+        contrib: whether the graph is for onnxruntime only, with its `com.microsoft` operators.
     """
 
     def __init__(self, opset: int, *, contrib: bool = False) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from fxquant.onnx.noise import dequantized
+from fxquant.onnx.read import read_model
 from fxquant.onnx.reasons import MOVES, SUMS, reason
 from fxquant.onnx.report import OperatorRow
 from fxquant.onnx.runtime import optimized
@@ -38,7 +39,7 @@ def coverage(
     Raises:
         ExportError: onnxruntime cannot load the file.
     """
-    model = model or ir.load(path)
+    model = model or read_model(path)
     after = _Optimized(optimized(path).graph)
     data = _data_values(model.graph)
     rows = []
@@ -48,13 +49,28 @@ def coverage(
     return tuple(rows)
 
 
+_PAIR = frozenset(("QuantizeLinear", "DequantizeLinear"))
 _SILENT = frozenset(
-    ("QuantizeLinear", "DequantizeLinear", "Constant", "ConstantOfShape", "Shape", "Size", "Cast")
-)
+    ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Constant", "ConstantOfShape",
+     "Shape", "Size", "Cast")
+)  # fmt: skip
+# operators that multiply integers, in a file or after fusion -> which of their inputs is the weight
+_KERNELS = {
+    "QLinearConv": 3, "QLinearMatMul": 3, "QGemm": 3, "ConvInteger": 1, "MatMulInteger": 1,
+    "MatMulIntegerToFloat": 1, "DynamicQuantizeMatMul": 1, "DynamicQuantizeLSTM": 1,
+    "QAttention": 1,
+}  # fmt: skip
+
+
+def _is_kernel(node: ir.Node) -> bool:
+    return node.op_type.startswith("QLinear") or node.op_type in _KERNELS
 
 
 def _data_values(graph: ir.Graph) -> set[str]:
-    """Names of values that carry activations: real numbers that depend on an input's values."""
+    """Names of values that carry activations: real numbers that depend on an input's values.
+
+    Integers of a grid stand for real numbers, also behind operators that move them.
+    """
     depends = {v.name for v in graph.inputs}
     floats = {v.name for v in (*graph.inputs, *graph.initializers.values()) if _float_type(v)}
     for node in graph:
@@ -63,7 +79,9 @@ def _data_values(graph: ir.Graph) -> set[str]:
             depends.update(v.name for v in node.outputs)
         for value in node.outputs:
             unknown = value.dtype is None and (sources & floats or not sources)
-            if _float_type(value) or node.op_type == "DequantizeLinear" or unknown:
+            moved = node.op_type in MOVES and bool(sources & floats)
+            real = _float_type(value) or moved or node.op_type in _PAIR or _is_kernel(node)
+            if real or unknown:
                 floats.add(value.name)
     return {name for name in depends & floats if name is not None}
 
@@ -141,23 +159,24 @@ class _Optimized:
     def _is_integer(self, kernel: ir.Node) -> bool:
         if kernel.op_type in ("QuantizeLinear", "DequantizeLinear"):
             return False
-        return self._reads_integers(kernel)
+        return _is_kernel(kernel) or self._reads_integers(kernel)
 
 
 def macs(node: ir.Node, batch: int = 1) -> int:
     """Multiply-accumulates of convolutions, matrix products and recurrent layers, by shapes."""
     if node.op_type in _RECURRENT:
         return _recurrent_rows(node, batch) * sum(map(_stored, node.inputs[1:3]))
-    if node.op_type not in _MULTIPLIERS:
+    place = _KERNELS.get(node.op_type, 1 if node.op_type in _MULTIPLIERS else 0)
+    if not place:
         return 0
-    data, weight = node.inputs[0], _shape(node.inputs[1], batch)
+    data, weight = node.inputs[0], _shape(node.inputs[place], batch)
     if weight is None:
         return 0
-    if node.op_type == "Conv":  # each output element is a sum over a filter
+    if node.op_type in ("Conv", "QLinearConv", "ConvInteger"):  # an output is a sum over a filter
         return _elements(node.outputs[0], batch) * prod(weight[1:])
     if node.op_type == "ConvTranspose":  # each input element meets a column of the weight
         return _elements(data, batch) * prod(weight[1:])
-    if node.op_type == "Gemm":
+    if node.op_type in ("Gemm", "QGemm"):
         return (
             _elements(data, batch) * weight[-2 if node.attributes.get_int("transB", False) else -1]
         )

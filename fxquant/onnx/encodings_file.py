@@ -47,6 +47,7 @@ def encodings_of(
         CheckpointError: FXQ631, there is no such version.
     """
     activations = _entries(gm, (t for t in lowered.tensors if t.kind == "activation"))
+    activations += [entry_of(name, q, None) for name, q in dict(lowered.narrow).items()]
     params = _entries(gm, (t for t in lowered.tensors if t.kind != "activation"))
     params += _float_params(gm)
     arguments = quantizer_arguments(activations, params, scheme)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,19 +21,22 @@ from numpy.typing import NDArray
 
 from fxquant.errors import ExportError
 from fxquant.onnx.coverage import coverage
+from fxquant.onnx.data import Data, Feeds, feeds_of
 from fxquant.onnx.integer import IntegerModel
-from fxquant.onnx.integer.saturation import Saturation, cpu_has_vnni
+from fxquant.onnx.integer.saturation import Saturation, cpu_has_vnni, describe
 from fxquant.onnx.noise import Tolerance, magnitude, tolerances
+from fxquant.onnx.read import first_line, read_model
 from fxquant.onnx.report import OperatorRow
-from fxquant.onnx.runtime import Level, as_feed, open_session, packed
-from fxquant.onnx.verify import VerifyReport, verify_file
+from fxquant.onnx.runtime import Level, open_session, packed
+from fxquant.onnx.verify import REFUSED, VerifyReport, verify_file
+from fxquant.onnx.verify_rules import SCALES, SHAPES, UNLOADED, Finding
 from fxquant.text import table
-
-Feeds = dict[str, NDArray[Any]]
 
 _FORCED = ".given"
 _REAL = ".real"
 _WORST = 12
+# errors of the lint without whose mending a file cannot be run, or has no grids to compare on
+_MALFORMED = frozenset((REFUSED, UNLOADED, SCALES, SHAPES))
 
 
 @dataclass(frozen=True)
@@ -173,33 +176,43 @@ class Examination:
     def _risk_text(self) -> str:
         if not self.risks:
             return ""
-        here = {True: "has it", False: "lacks it", None: "is unknown"}[self.vnni]
         rows = [
             (r.node, f"{r.channels} of {r.of}", f"{r.share:.2%}", r.peak)
             for r in sorted(self.risks, key=lambda r: -r.share)[:_WORST]
         ]
         heads = ("node", "channels", "pairs of weights", "largest sum (32767 fits)")
-        return (
-            f"{len(self.risks)} kernels can saturate on x86 CPUs without VNNI (this CPU {here}); "
-            f"weights of 7 bits cannot:\n{table(heads, rows)}"
-        )
+        return f"{describe(self.risks, self.vnni)}\n{table(heads, rows)}"
 
 
-def examine(path: str | Path, data: str | Path | Mapping[str, Any] | Sequence[Any]) -> Examination:
+def examine(path: str | Path, data: Data) -> Examination:
     """Lint a QDQ file, run it in onnxruntime and in the integer executor, and compare.
 
     Args:
         path: the file.
         data: inputs by name or in order, or the path of an `.npz` file with them.
 
+    Returns:
+        What was found; of a malformed file only what is wrong with it.
+
     Raises:
-        ExportError: FXQ583 the data cannot be read, FXQ584 it does not fit the inputs; or
-            onnxruntime cannot load or run the file.
+        ExportError: FXQ511 or FXQ570 the file cannot be read, FXQ583 the data cannot, FXQ584 it
+            does not fit the inputs; or onnxruntime cannot run the file.
     """
-    lint = verify_file(path)
+    lint = verify_file(path, risks=False)  # they have a table of their own
+    graph = read_model(path).graph
+    feeds = feeds_of(graph, data)
+    if any(f.code in _MALFORMED for f in lint.errors):
+        return Examination(lint)  # there is nothing to compare, and onnxruntime may even crash
+    refused = _refused(path)
+    if refused is not None:
+        return Examination(VerifyReport((*lint.findings, refused)))
+    control = [node for node in graph if _holds_graphs(node)]
+    if control:
+        what = f"{control[0].op_type} holds a graph of its own: nothing is compared"
+        note = Finding("FXQ578", "note", str(control[0].name), what, "export without control flow")
+        return Examination(VerifyReport((*lint.findings, note)), coverage(path))
     # with the runtime's own float operators, so that a difference belongs to an integer kernel
     executor = IntegerModel(path, islands="onnxruntime")
-    feeds = _feeds(executor, _loaded(data))
     samples = next((len(x) for x in feeds.values() if x.ndim), 0)
     return Examination(
         lint=lint,
@@ -212,35 +225,19 @@ def examine(path: str | Path, data: str | Path | Mapping[str, Any] | Sequence[An
     )
 
 
-# --- data ----------------------------------------------------------------------------------------
+def _holds_graphs(node: ir.Node) -> bool:
+    kinds = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+    return any(a.type in kinds for a in node.attributes.values())
 
 
-def _loaded(data: Any) -> Mapping[str, Any] | Sequence[Any]:
-    if not isinstance(data, str | Path):
-        given: Mapping[str, Any] | Sequence[Any] = data
-        return given
+def _refused(path: str | Path) -> Finding | None:
+    """What onnxruntime has against the file."""
     try:
-        with np.load(data, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, AttributeError) as error:
-        what = f"the data {str(data)!r} cannot be read: {error}"
-        fix = "save it with numpy.savez(path, name_of_input=array, ...)"
-        raise ExportError("FXQ583", what, fix=fix) from error
-
-
-def _feeds(executor: IntegerModel, data: Mapping[str, Any] | Sequence[Any]) -> Feeds:
-    names = executor.input_names
-    unnamed = isinstance(data, Mapping) and all(k == f"arr_{i}" for i, k in enumerate(data))
-    if isinstance(data, Mapping) and not unnamed:
-        given = dict(data)
-    else:
-        values = list(data.values()) if isinstance(data, Mapping) else list(data)
-        given = dict(zip(names, values, strict=False))
-    missing = [n for n in names if n not in given]
-    if missing:
-        what = f"the data lacks the inputs {', '.join(missing)}"
-        raise ExportError("FXQ584", what, fix=f"name the arrays {', '.join(names)}")
-    return {n: as_feed(given[n]) for n in names}
+        open_session(path, Level.ALL)
+    except ExportError as error:
+        fix = "mend the errors above, or write the file with another version of the operators"
+        return Finding("FXQ571", "error", "", first_line(error), fix)
+    return None
 
 
 # --- segments ------------------------------------------------------------------------------------
@@ -248,7 +245,7 @@ def _feeds(executor: IntegerModel, data: Mapping[str, Any] | Sequence[Any]) -> F
 
 def _tensors(path: str | Path, executor: IntegerModel, feeds: Feeds) -> list[TensorExam]:
     """Rows of every quantized tensor that can be looked at without changing what runs."""
-    model = ir.load(path)
+    model = read_model(path)
     makers = {v.name: node for node in model.graph for v in node.outputs}
     names = [n for n in executor.visible_names if _is_quantized(makers[n])]
     if not names:
@@ -280,7 +277,7 @@ def _is_quantized(node: ir.Node) -> bool:
 
 def _shown(path: str | Path, names: Sequence[str], feeds: Feeds) -> Feeds:
     """The integers of the default run."""
-    model = ir.load(path)
+    model = read_model(path)
     _show(model.graph, names)
     with packed(model) as source:
         return open_session(source, Level.ALL).run(feeds)
@@ -331,8 +328,9 @@ def _distance(node: ir.Node, real: NDArray[Any]) -> NDArray[Any]:
     value = node.inputs[1]
     tensor = value.const_value if value is not None else None
     scale = np.float32(1.0) if tensor is None else tensor.numpy().reshape(())
-    position = real / scale
-    return np.asarray(np.abs(position - np.floor(position) - np.float32(0.5)))
+    with np.errstate(invalid="ignore", over="ignore"):  # of infinite values
+        position = real / scale
+        return np.asarray(np.abs(position - np.floor(position) - np.float32(0.5)))
 
 
 def _row(

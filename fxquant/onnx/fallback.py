@@ -22,10 +22,13 @@ from torch import Tensor, fx, nn
 from fxquant.errors import ExportError, FxQuantError
 from fxquant.graph.structure import leaves, map_leaves
 from fxquant.nn import QuantizationMixin
+from fxquant.nn.opaque import Opaque
 from fxquant.onnx.call import Call, path_of
 from fxquant.onnx.held import Held, SizeValue
 from fxquant.onnx.record import Dim, Example, Shaped, inputs_of
 
+# the exporter gives them int32 now and then, which ONNX does not allow
+_INT64_PLACES = frozenset({"ScatterND", "GatherND"})
 _LEAST_OPSET = 18  # the exporter writes nothing older
 
 
@@ -33,9 +36,15 @@ def export_node(call: Call, name: str, example: Example, reason: str) -> Any:
     """Values of a node, written by torch's exporter.
 
     Raises:
-        ExportError: FXQ508, the exporter is not installed or cannot write the node either.
+        ExportError: FXQ508, the exporter is not installed or cannot write the node either;
+            FXQ533, the node draws random numbers.
     """
     node = call.node
+    if draws(name):
+        raise ExportError(
+            "FXQ533", f"{name} draws random numbers: no two runs of the file would agree", at=node,
+            fix="hand the random numbers to the model as an input",
+        )  # fmt: skip
     what = f"{name} has no lowering ({reason})"
     if importlib.util.find_spec("onnxscript") is None:
         raise ExportError("FXQ508", f"{what}, and torch's exporter is not installed", at=node,
@@ -60,6 +69,18 @@ def export_node(call: Call, name: str, example: Example, reason: str) -> Any:
         call.around.exported[key] = model
     outputs = _inline(call, model, [h.value(call.builder) for h in operands])
     return _shaped_like(call.out, iter(outputs))
+
+
+def draws(name: str) -> bool:
+    """Whether a function of torch draws random numbers.
+
+    >>> draws("rand_like"), draws("relu")
+    (True, False)
+    """
+    packet = getattr(torch.ops.aten, name.rstrip("_"), None)
+    tag = torch.Tag.nondeterministic_seeded
+    overloads = packet.overloads() if packet is not None else ()
+    return any(tag in getattr(packet, overload).tags for overload in overloads)
 
 
 class _SingleNode(nn.Module):
@@ -92,11 +113,12 @@ class _SingleNode(nn.Module):
 
 def _key(call: Call, single: _SingleNode, operands: list[Held]) -> Any:
     """What makes two calls alike; None for modules, which hold weights of their own."""
-    if call.module is not None:
+    if call.module is not None and not isinstance(call.module, Opaque):
         return None
     fixed = list(leaves((single.args, single.kwargs)))
     static = tuple((p, "tensor" if isinstance(v, Tensor) else repr(v)) for p, v in fixed)
-    return single.target, static, tuple(h.spec for h in operands)
+    target = getattr(single.target, "function", single.target)
+    return target, static, tuple(h.spec for h in operands)
 
 
 def _plain(x: Tensor) -> Tensor:
@@ -191,10 +213,12 @@ def _inline(call: Call, model: ir.Model, operands: list[ir.Value]) -> list[ir.Va
             values[value] = builder.initializer(value.const_value, f"{path_of(call.node)}.{name}")
     for node in graph:
         inputs = [values[v] if v is not None else None for v in node.inputs]
-        made = ir.Node(
-            node.domain, node.op_type, inputs, list(node.attributes.values()),
-            num_outputs=len(node.outputs),
-        )  # fmt: skip
+        scope = f"{path_of(call.node)}.{len(builder.nodes)}"
+        attributes = [_inner(a, values, scope) for a in node.attributes.values()]
+        places = node.inputs[1] if node.op_type in _INT64_PLACES else None
+        if places is not None and places.dtype is not ir.DataType.INT64:
+            inputs[1] = builder.op("Cast", inputs[1], to=ir.DataType.INT64)
+        made = ir.Node(node.domain, node.op_type, inputs, attributes, num_outputs=len(node.outputs))
         builder.nodes.append(made)
         values.update(zip(node.outputs, made.outputs, strict=True))
         if node.domain:
@@ -202,6 +226,21 @@ def _inline(call: Call, model: ir.Model, operands: list[ir.Value]) -> list[ir.Va
     known = {f.identifier() for f in builder.functions}
     builder.functions += [f for k, f in model.functions.items() if k not in known]
     return [values[v] for v in graph.outputs]
+
+
+def _inner(attribute: ir.Attr, values: dict[ir.Value, ir.Value], scope: str) -> ir.Attr:
+    """An attribute; the body of a branch or loop reads the values of the graph it comes into."""
+    if attribute.type is not ir.AttributeType.GRAPH:
+        return attribute
+    body = attribute.as_graph().clone(allow_outer_scope_values=True)
+    for node in body.all_nodes():
+        node.name = f"{scope}.{node.name}"
+        for number, value in enumerate(node.inputs):
+            if value is not None and value in values:
+                node.replace_input_with(number, values[value])
+        for value in node.outputs:
+            value.name = f"{scope}.{value.name}"
+    return ir.AttrGraph(attribute.name, body)
 
 
 def _shaped_like(spec: Any, outputs: Iterator[ir.Value]) -> Any:

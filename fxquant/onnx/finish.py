@@ -126,6 +126,7 @@ def assemble(
         if any(v in kept for v in node.outputs):
             nodes.append(node)
             kept.update(v for v in node.inputs if v is not None)
+            kept.update(_captured(node))
     nodes.reverse()
     for node in builder.nodes:
         if not any(v in kept for v in node.outputs):
@@ -141,6 +142,14 @@ def assemble(
         producer_version=__version__, functions=builder.functions,
     )  # fmt: skip
     return model, kept | {v for n in nodes for v in n.outputs}
+
+
+def _captured(node: ir.Node) -> Iterator[ir.Value]:
+    """Values that the bodies of a branch or loop read."""
+    for attribute in node.attributes.values():
+        if attribute.type is ir.AttributeType.GRAPH:
+            for inner in attribute.as_graph().all_nodes():
+                yield from (v for v in inner.inputs if v is not None)
 
 
 def _detach(node: ir.Node) -> None:

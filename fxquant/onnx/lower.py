@@ -19,8 +19,10 @@ from torch import Tensor, fx, nn
 
 from fxquant import ops
 from fxquant.errors import ExportError
+from fxquant.graph import structure
 from fxquant.graph.grids import resolve_grids
 from fxquant.nn import QuantizationMixin
+from fxquant.nn.opaque import Opaque
 from fxquant.onnx import fallback, sizes
 from fxquant.onnx.builder import Builder, describe
 from fxquant.onnx.call import Call, Table, UnsupportedError, path_of
@@ -35,9 +37,11 @@ from fxquant.onnx.held import Held
 from fxquant.onnx.lowered import Fallback, Lowered
 from fxquant.onnx.quantized import Quantized
 from fxquant.onnx.record import Example, Shaped, bound_example, record
+from fxquant.onnx.scales import fold_scales
 from fxquant.onnx.shield import shield_float_layers
 from fxquant.onnx.walk import (
     attribute,
+    check_real,
     constant_parts,
     container,
     is_container,
@@ -67,7 +71,7 @@ def lower(
         example: positional and keyword inputs; which dimensions follow the batch is found by
             running the graph on two batch sizes made from it.
         opset: version of the ONNX operators, 13 to 23.
-        contrib: whether onnxruntime's own operators may be used where they are faster.
+        contrib: write what onnxruntime runs fastest, also in operators of its own.
 
     Returns:
         The model with the correspondence of names.
@@ -112,6 +116,7 @@ class _Lowering:
         """Write every node that the outputs need."""
         wanted = needed(self.gm, self.recorded.constants)
         check_writes(self.gm, wanted)
+        check_real(wanted, self.recorded.constants, self.recorded.specs)
         self._placeholders()
         for node in self.gm.graph.nodes:
             if node in wanted and node.op not in ("placeholder", "output"):
@@ -119,10 +124,10 @@ class _Lowering:
                 self.current = node
                 self.env[node] = self._node(node)
                 self.owners |= dict.fromkeys(self.builder.nodes[first:], node)
-        for made, before in shield_float_layers(self.builder).items():
-            self.owners[made] = self.owners[before]
         output = next(n for n in self.gm.graph.nodes if n.op == "output")
         outputs = bind_outputs(self.builder, self.resolve(output.args[0]), self.inputs)
+        inserted = shield_float_layers(self.builder) | fold_scales(self.builder, outputs)
+        self.owners |= {made: self.owners[by] for made, by in inserted.items() if by in self.owners}
         model, kept = assemble(self.builder, self.inputs, outputs)
         return Lowered(
             model=model, tensors=tuple(self.quantized.tensors(kept)),
@@ -130,6 +135,7 @@ class _Lowering:
             output_names=tuple(str(v.name) for v in model.graph.outputs),
             fallbacks=tuple(self.fallbacks), batch_note=self.recorded.reason,
             owners={str(n.name): self.owners[n].name for n in model.graph if n in self.owners},
+            narrow=tuple((str(v.name), q) for v, q in self.quantized.narrow if v in kept),
         )  # fmt: skip
 
     def _placeholders(self) -> None:
@@ -147,16 +153,16 @@ class _Lowering:
             describe(made, spec)
             self.inputs.append(made)
             return Held(spec, name, real=made)
-        if isinstance(value, Mapping):
-            return {k: self._input(v, spec[k], f"{name}_{k}") for k, v in value.items()}
-        if isinstance(value, (tuple, list)):
-            return [self._input(v, spec[i], f"{name}_{i}") for i, v in enumerate(value)]
-        return value
+        found = structure.parts(value)
+        if found is None:
+            return value
+        inner = {key: self._input(v, spec[key], f"{name}_{key}") for (_, key), v in found}
+        return list(inner.values()) if isinstance(value, (tuple, list)) else inner
 
     def _node(self, node: fx.Node) -> Any:
         if node in self.recorded.constants:
             return self._constant(node)
-        if node.target in (operator.getitem, "__getitem__"):
+        if node.target in (operator.getitem, "__getitem__", getattr):
             whole, key = (self.resolve(a) for a in node.args)
             if not isinstance(whole, Held):
                 return whole[key]
@@ -227,10 +233,10 @@ class _Lowering:
     def _emitter(self, call: Call, row: ops.Op | None) -> tuple[Emitter | None, str]:
         """An emitter, and why there is none."""
         module = call.module
-        if module is not None and (module._forward_hooks or module._forward_pre_hooks):
-            return None, "its forward hooks may change what it computes"
         if row is not None:
             return emitter_of_row(row.name), f"operator {row.name!r} has no emitter"
+        if isinstance(module, Opaque):
+            return emitter_of_function(module.function), "it has no row"
         if module is not None:
             return emitter_of_class(type(module)), "it has no row"
         return emitter_of_function(call.node.target), "it has no row"

@@ -83,6 +83,8 @@ class Lowered:
         fallbacks: nodes that torch's exporter wrote.
         owners: ONNX node name -> fx node name.
         batch_note: why the batch is not dynamic; empty if it is.
+        narrow: activations in a narrow floating-point format: name of the tensor before its Cast,
+            and the quantizer.
     """
 
     model: ir.Model
@@ -92,3 +94,4 @@ class Lowered:
     fallbacks: tuple[Fallback, ...] = ()
     owners: Mapping[str, str] = field(default_factory=dict)
     batch_note: str = ""
+    narrow: tuple[tuple[str, QuantizerBase], ...] = ()

@@ -31,6 +31,7 @@ ISLAND_ULPS = (
     32  # measured: torch and onnxruntime differ by up to 10 in exp, erf, tanh, sqrt chains
 )
 ISLAND_SLACK = 1 / 128  # steps of an 8-bit grid that a float island may drift and still be proven
+_UNKNOWN = 1024  # stands in for a size that is known at run time only
 WIDEST = 1 / 16  # no tolerance is wider on an 8-bit grid, whatever the bound says
 
 
@@ -242,6 +243,18 @@ def _average(walk: _Walk, node: ir.Node) -> Bound:
     return _join(found, found[0].peak, found[0].error + 4 * UNIT * found[0].peak)
 
 
+def _resize(walk: _Walk, node: ir.Node) -> Bound:
+    """A position is rounded like the side it lies on, and neighbours lie up to two peaks apart."""
+    if node.attributes.get_string("mode", "nearest") == "nearest":
+        return _keep(walk, node)
+    x = walk.of(node.inputs[0])
+    shape = node.inputs[0].shape if node.inputs[0] is not None else None
+    sides = [d if isinstance(d, int) else _UNKNOWN for d in shape[2:]] if shape is not None else []
+    # scale, product and sum of a position, in either of two runtimes; a cubic overshoots a little
+    moved = 6 * UNIT * sum(sides or [_UNKNOWN]) * 2.5 * x.peak
+    return _join([x], 1.5 * x.peak, 1.5 * x.error + 4 * UNIT * x.peak + moved)
+
+
 def _products(walk: _Walk, node: ir.Node) -> Bound:
     """Σ x·w: conv, gemm, matmul; a weight that is computed counts with its peak."""
     x, w = walk.of(node.inputs[0]), walk.of(node.inputs[1])
@@ -275,7 +288,7 @@ def _terms(node: ir.Node) -> int:
     """Number of terms of a sum of products whose operands are both computed."""
     shape = node.inputs[0].shape if node.inputs[0] is not None else None
     last = shape[-1] if shape is not None and len(shape) else None
-    return last if isinstance(last, int) else 1024
+    return last if isinstance(last, int) else _UNKNOWN
 
 
 def _unit(slope: float) -> Callable[[_Walk, ir.Node], Bound]:
@@ -310,8 +323,9 @@ _RULES: dict[str, Callable[[_Walk, ir.Node], Bound]] = {
     **dict.fromkeys(_MOVES, _keep),
     **dict.fromkeys(("Conv", "ConvTranspose", "Gemm", "MatMul"), _products),
     **dict.fromkeys(("Add", "Sub", "Sum"), _add),
-    **dict.fromkeys(("AveragePool", "GlobalAveragePool", "ReduceMean", "Resize"), _average),
-    **dict.fromkeys(("Gelu", "HardSwish", "Mish", "Elu", "Selu", "Celu"), _smooth),
+    **dict.fromkeys(("AveragePool", "GlobalAveragePool", "ReduceMean"), _average),
+    "Resize": _resize,
+    **dict.fromkeys(("Gelu", "QuickGelu", "HardSwish", "Mish", "Elu", "Selu", "Celu"), _smooth),
     "Mul": _multiply,
     "DequantizeLinear": _dequantize,
     "Sigmoid": _unit(0.25),

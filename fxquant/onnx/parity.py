@@ -27,6 +27,8 @@ from fxquant.errors import ExportError
 from fxquant.graph.structure import tensors
 from fxquant.onnx.call import path_of
 from fxquant.onnx.coverage import coverage
+from fxquant.onnx.integer import IntegerModel
+from fxquant.onnx.integer.saturation import cpu_has_vnni
 from fxquant.onnx.lowered import LoweredTensor
 from fxquant.onnx.noise import (
     UNIT,
@@ -93,6 +95,8 @@ def prove(
         operators=operators,
         skipped=tuple(lesson.missed),
         notes=notes_of(lowered),
+        risks=IntegerModel(path).saturations(),
+        vnni=cpu_has_vnni(),
         seconds=time.perf_counter() - start,
         runtime=f"onnxruntime {version()}",
     )

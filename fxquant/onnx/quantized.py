@@ -42,10 +42,12 @@ class Quantized:
     Attributes:
         builder: where nodes go.
         found: activations, and weights with the node that reads them, in the order they were made.
+        narrow: activations in a narrow floating-point format, before they are cast.
     """
 
     builder: Builder
     found: list[Activation | tuple[fx.Node, StoredWeight]] = field(default_factory=list)
+    narrow: list[tuple[ir.Value, QuantizerBase]] = field(default_factory=list)
     _grids: dict[tuple[int, int | None], GridValues] = field(default_factory=dict)
 
     def value(
@@ -71,6 +73,8 @@ class Quantized:
         held = self.value(real, spec, quantizer, name, cut=cut)
         if held.grid is not None:
             self.found.append(Activation(node, index, real, held, quantizer))
+        else:
+            self.narrow.append((real, quantizer))
         return held
 
     def moved(

@@ -31,11 +31,18 @@ _OTHERS = frozenset(
 _CAPABLE = MOVES | SUMS | _OTHERS
 _ACTIVATIONS = frozenset(("Relu", "Clip"))
 _BYTES = frozenset((ir.DataType.INT8, ir.DataType.UINT8))
+_WORDS = frozenset((ir.DataType.INT16, ir.DataType.UINT16))
+# move or choose bytes, but not words
+_BYTES_ONLY = frozenset(
+    ("MaxPool", "ReduceMax", "ReduceMin", "Resize", "DepthToSpace", "SpaceToDepth", "Concat")
+)
 _FOLLOW = 8  # nodes between a weight's DequantizeLinear and its reader
 
 
 def reason(node: ir.Node) -> str:
     """Why onnxruntime runs an operator of a QDQ graph in floating point."""
+    if node.op_type == "MatMulNBits":
+        return "its weight alone is stored as integers"
     if node.op_type not in _CAPABLE:
         return _absorbable(node) or f"onnxruntime's CPU provider has no integer {node.op_type}"
     return _input_reason(node) or _output_reason(node) or _other_reason(node)
@@ -178,9 +185,12 @@ def _output_reason(node: ir.Node) -> str:
 
 
 def _other_reason(node: ir.Node) -> str:
+    source = _dequantizer(node.inputs[0]) if node.inputs[0] is not None else None
+    wide = _type_name(source) if source is not None and _integer_type(source) in _WORDS else ""
+    if wide and node.op_type in _BYTES_ONLY:
+        return f"its input is {wide}; its integer kernel takes 8 bits"
     if node.op_type in MOVES and not _same_grid(node):
         return "its output has another grid than its input"
-    source = _dequantizer(node.inputs[0]) if node.inputs[0] is not None else None
     if source is not None and _integer_type(source) is ir.DataType.INT8:
         return "int8 activations that several operators read are not fused on x86; use uint8"
     if node.op_type == "Resize":

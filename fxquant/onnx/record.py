@@ -10,6 +10,7 @@ dimensions the program itself holds fixed; two small runs answer for any operato
 
 from __future__ import annotations
 
+import functools
 import inspect
 import operator
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.errors import ExportError
+from fxquant.graph import hooks
 from fxquant.graph.structure import map_leaves, tensors
 from fxquant.onnx.writes import preserved, writes_somewhere
 
@@ -100,6 +102,8 @@ def record(gm: fx.GraphModule, example: Example) -> Recorded:
     tainted = _tainted(gm)
     with preserved(gm), _evaluating(gm), torch.no_grad():
         runs, reason = _two_runs(gm, values, tainted)
+        if runs and (node := _other_structure(gm, *runs)) is not None:
+            runs, reason = [], f"the number of items in {node.name} follows the batch"
         if not runs:
             runs = [_run(gm, values, tainted)]
     return _compared(gm, runs, reason)
@@ -199,6 +203,27 @@ class _Recorder(fx.Interpreter):
             self.values[n] = map_leaves(value, _copied if self.writes else _plain)
         return value
 
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        module = self.fetch_attr(target)
+        if not hooks.hooked(module):
+            return module(*args, **kwargs)
+        with hooks.around(module, functools.partial(_watching_only, str(target))):
+            return module(*args, **kwargs)
+
+
+def _watching_only(path: str, key: int, hook: Any, module: Any, *given: Any) -> Any:
+    """Run a hook; it may look but not change what goes into or comes out of its module."""
+    before = [t._version for t in tensors(given)]
+    result = hook(module, *given)
+    if hooks.replaced(result, given) or before != [t._version for t in tensors(given)]:
+        raise ExportError(
+            "FXQ532",
+            f"the forward hook {hooks.name_of(hook)!r} changes what {path!r} computes",
+            at=path,
+            fix="register it before prepare_model, which makes it a part of the graph",
+        )
+    return result
+
 
 class _CaughtError(Exception):
     def __init__(self, found: tuple[Any, Any]) -> None:
@@ -273,6 +298,24 @@ def _compared(gm: fx.GraphModule, runs: list[_Recorder], reason: str) -> Recorde
         if node in first.values and _same(first.values[node], second.values[node]):
             found.constants[node] = first.values[node]
     return found
+
+
+def _other_structure(gm: fx.GraphModule, first: _Recorder, second: _Recorder) -> fx.Node | None:
+    """A node whose value has more or fewer parts at the other batch size, or None."""
+    return next((n for n in gm.graph.nodes if not _alike(first.specs[n], second.specs[n])), None)
+
+
+def _alike(a: Any, b: Any) -> bool:
+    if isinstance(a, Shaped):
+        return isinstance(b, Shaped) and a.rank == b.rank
+    if isinstance(a, Mapping):
+        return (
+            isinstance(b, Mapping) and a.keys() == b.keys() and all(_alike(a[k], b[k]) for k in a)
+        )
+    if isinstance(a, (list, tuple)):
+        same = isinstance(b, (list, tuple)) and len(a) == len(b)
+        return same and all(map(_alike, a, b))
+    return True
 
 
 def _merged(a: Any, b: Any) -> Any:

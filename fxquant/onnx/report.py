@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fxquant.errors import ParityError
+from fxquant.onnx.integer.saturation import Saturation, describe
 
 _WORST = 12  # rows a printed report shows
 
@@ -129,6 +130,8 @@ class ParityReport:
         skipped: quantized tensors that could not be compared.
         notes: what else is to be known about the file: operators that torch's exporter wrote, why
             the batch is not dynamic.
+        risks: kernels whose weights saturate on x86 CPUs without VNNI.
+        vnni: whether this CPU has VNNI; None if unknown.
         seconds: duration of the proof.
         runtime: name and version of what it was proven against; empty without a proof.
     """
@@ -141,6 +144,8 @@ class ParityReport:
     operators: tuple[OperatorRow, ...] = ()
     skipped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    risks: tuple[Saturation, ...] = ()
+    vnni: bool | None = None
     seconds: float = 0.0
     runtime: str = ""
 
@@ -260,6 +265,8 @@ def _proof_lines(report: ParityReport) -> Iterable[str]:
     yield from _tensor_lines(report)
     yield from _run_lines(report)
     yield from _operator_lines(report)
+    if report.risks:
+        yield describe(report.risks, report.vnni)
     if report.skipped:
         yield f"not compared: {', '.join(report.skipped[:_WORST])}"
 

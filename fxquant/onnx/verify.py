@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,18 @@ import onnx
 import onnx_ir as ir
 
 from fxquant.errors import ExportError
+from fxquant.onnx.integer import IntegerModel
+from fxquant.onnx.integer.saturation import cpu_has_vnni, describe
+from fxquant.onnx.read import first_line, is_whole, read_model
+from fxquant.onnx.verify_groups import check_groups
 from fxquant.onnx.verify_rules import Finding, check_graph
-from fxquant.onnx.write import EXTERNAL_FROM, weight_bytes
 
 # the newest that onnxruntime 1.31 loads
 _MOST_OPSET, _MOST_IR = 26, 13
 _LEAST_OPSET = 10  # the first with QuantizeLinear
 _WIDTH = 34
+_SMALL = 1 << 16  # bytes of a constant that may say a shape
+REFUSED = "FXQ513"  # by onnx.checker
 
 
 @dataclass(frozen=True)
@@ -75,21 +79,33 @@ def verify_model(model: ir.Model | str | Path) -> VerifyReport:
     """
     if not isinstance(model, ir.Model):
         return verify_file(model)
-    return VerifyReport((*_version_findings(model), *_checked(model), *check_graph(model)))
+    return VerifyReport(
+        (*_version_findings(model), *_checked(model), *check_graph(model), *check_groups(model))
+    )
 
 
-def verify_file(path: str | Path) -> VerifyReport:
+def verify_file(path: str | Path, *, risks: bool = True) -> VerifyReport:
     """Check the structure of an ONNX file.
 
+    Args:
+        path: the file.
+        risks: note weights that saturate on x86 CPUs without VNNI.
+
     Raises:
-        ExportError: FXQ511, the file is no ONNX model.
+        ExportError: FXQ511 the file is no ONNX model, FXQ570 its weights are missing.
     """
-    try:
-        model = ir.load(path)
-    except Exception as error:  # protobuf, onnx_ir and the file system each have their own
-        what = f"{str(path)!r} cannot be read as ONNX: {_first_line(error)}"
-        raise ExportError("FXQ511", what, fix="give the path of an .onnx file") from error
-    return VerifyReport((*_version_findings(model), *_checker(str(path)), *check_graph(model)))
+    model = read_model(path)
+    refused = _checker(str(path))
+    # what the reader mended, runtimes mend, too
+    if refused and is_whole(model.graph) and not _checked(model):
+        fix = "onnxruntime mends that when it loads the file, other programs may not"
+        refused = [replace(f, severity="warning", fix=fix) for f in refused]
+    found = [*_version_findings(model), *refused, *check_graph(model), *check_groups(model)]
+    if risks and not any(f.severity == "error" for f in found):
+        what = describe(IntegerModel(path).saturations(), cpu_has_vnni())
+        fix = "quantize weights to 7 bits for such CPUs"
+        found += [Finding("FXQ577", "note", "", what, fix)] if what else []
+    return VerifyReport(tuple(found))
 
 
 def verify(model: ir.Model | str | Path) -> VerifyReport:
@@ -119,23 +135,28 @@ def _version_findings(model: ir.Model) -> list[Finding]:
 
 
 def _checked(model: ir.Model) -> list[Finding]:
-    if weight_bytes(model) <= EXTERNAL_FROM:
-        return _checker(ir.to_proto(model))
-    with tempfile.TemporaryDirectory(prefix="fxquant-verify-") as folder:
-        path = Path(folder) / "model.onnx"
-        ir.save(model, path, external_data="model.onnx.data")
-        return _checker(str(path))
+    return _checker(ir.to_proto(_without_weights(model)))
+
+
+def _without_weights(model: ir.Model) -> ir.Model:
+    """A copy that takes its large weights as inputs: the checker looks at their type and shape.
+
+    It would copy them several times, and protobuf ends at 2 GB.
+    """
+    light = model.clone()
+    for name, value in list(light.graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is not None and tensor.nbytes > _SMALL and not value.is_graph_input():
+            del light.graph.initializers[name]
+            value.const_value = None
+            light.graph.inputs.append(value)
+    return light
 
 
 def _checker(model: Any) -> list[Finding]:
     try:
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # checker and shape inference raise errors of several libraries
-        what = f"onnx.checker refuses the model: {_first_line(error)}"
-        return [Finding("FXQ513", "error", "", what, "")]
+        what = f"onnx.checker refuses the model: {first_line(error)}"
+        return [Finding(REFUSED, "error", "", what, "write a model that it accepts")]
     return []
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -9,8 +9,11 @@ from typing import Any
 import onnx_ir as ir
 from torch import Tensor, fx, nn
 
+from fxquant.errors import ExportError
+from fxquant.nn.opaque import Opaque
 from fxquant.onnx.call import Call
 from fxquant.onnx.held import Held
+from fxquant.onnx.record import Shaped
 
 # written as several nodes: the runtime sees through one move between DQ and Q, not through a chain
 _SEVERAL_NODES = frozenset({
@@ -38,6 +41,24 @@ def needed(gm: fx.GraphModule, constants: Mapping[fx.Node, Any]) -> set[fx.Node]
     return found
 
 
+def check_real(wanted: set[fx.Node], constants: Mapping[fx.Node, Any], specs: Any) -> None:
+    """Refuse complex numbers that a graph hands from one node to another.
+
+    Raises:
+        ExportError: FXQ534, with the first node that makes them.
+    """
+    for node in specs:
+        if node not in wanted or node in constants or node.op == "output":
+            continue
+        if any(isinstance(s, Shaped) and s.dtype.is_complex for s in leaves(specs[node])):
+            raise ExportError(
+                "FXQ534",
+                f"{node.name} is made of complex numbers, which no runtime reads or writes",
+                at=node,
+                fix="take and return pairs of real numbers: torch.view_as_complex, view_as_real",
+            )
+
+
 def moves_integers(row: str, value: Any) -> bool:
     """Whether an operator shall move integers instead of real values between DQ and Q."""
     if not isinstance(value, Held) or value.integers is None or value.grid is None:
@@ -51,6 +72,8 @@ def moves_integers(row: str, value: Any) -> bool:
 
 def operator_name(call: Call) -> str:
     """What a call calls, for people: a class or a function."""
+    if isinstance(call.module, Opaque):
+        return call.module.name
     if call.module is not None:
         kind = type(call.module)
         return str(getattr(kind, "float_class", kind).__name__)

@@ -31,11 +31,14 @@ class Arrangement:
         order: axes of the stored tensor, as in `Tensor.permute`.
         rows: rows of the stored tensor, by their index in the given one.
         label: tells stored forms of one weight apart.
+        fronts: zeros before each spatial axis of a kernel `[out, in, h, w]`, which is then stored
+            as `[out, 4 · in, h / 2, w / 2]`: its 2×2 blocks in the order row, column, channel.
     """
 
     order: tuple[int, ...] | None = None
     rows: tuple[int, ...] | None = None
     label: str = ""
+    fronts: tuple[int, ...] | None = None
 
     def tensor(self, x: Tensor) -> Tensor:
         """The tensor as it is stored."""
@@ -48,7 +51,17 @@ class Arrangement:
         """The integers as they are stored."""
         if self.rows is not None:
             x = x[np.array(self.rows)]
+        if self.fronts is not None:
+            return self._in_blocks(x, self.fronts)
         return x if self.order is None else np.ascontiguousarray(x.transpose(self.order))
+
+    def _in_blocks(self, x: NDArray[Any], fronts: tuple[int, ...]) -> NDArray[Any]:
+        sizes = zip(x.shape[2:], fronts, strict=True)
+        ends = [(front, (size + front) % 2) for size, front in sizes]
+        x = np.pad(x, [(0, 0), (0, 0), *ends])
+        out, channels, height, width = x.shape
+        x = x.reshape(out, channels, height // 2, 2, width // 2, 2).transpose(0, 3, 5, 1, 2, 4)
+        return np.ascontiguousarray(x.reshape(out, 4 * channels, height // 2, width // 2))
 
     def grid(self, grid: IntegerGrid) -> IntegerGrid:
         """The grid of the stored integers."""

@@ -120,6 +120,8 @@ class Target(_Frozen):
         align: operators whose operands `AlignGrids` puts on the grid of their output.
         moves: operators that move values and that the target takes; None: all of them.
         shifts: ranges that `check_shifts` compares with.
+        contrib: it is onnxruntime: exported files use its own operators and the forms of others
+            that it runs fastest.
         operators: row name -> rule; what is not listed is computed in floating point.
     """
 
@@ -138,6 +140,7 @@ class Target(_Frozen):
     align: tuple[str, ...] = ()
     moves: tuple[str, ...] | None = None
     shifts: Shifts = Shifts()
+    contrib: bool = False
     operators: dict[str, OperatorRule] = Field(default_factory=dict)
 
     @property

@@ -160,6 +160,9 @@ _CALLS: dict[str, tuple[nn.Module, tuple[Any, ...], dict[str, Any]]] = {
     "interpolate-exact": (fn.Interpolate(), (image(),), {"size": (6, 20), "mode": "nearest-exact"}),
     "interpolate-cubic": (
         fn.Interpolate(), (image(),), {"scale_factor": 2.0, "mode": "bicubic"}),
+    "interpolate-antialias": (
+        fn.Interpolate(), (torch.randn(2, 3, 16, 12),),
+        {"size": (7, 17), "mode": "bicubic", "antialias": True}),
     "interpolate-line": (fn.Interpolate(), (x,), {"size": 7, "mode": "linear"}),
     "interpolate-cube": (
         fn.Interpolate(), (torch.randn(2, 3, 4, 4, 4),), {"size": (6, 5, 7), "mode": "trilinear"}),

@@ -9,11 +9,15 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
 from click.testing import CliRunner, Result
+from torch import nn
 
 from fxquant.cli import main
 from fxquant.errors import ExportError
 from fxquant.onnx.examine import examine
+from fxquant.onnx.verify import verify_file
+from fxquant.sim import QuantizationSimModel
 from tests.onnx.qdq import Graph
 from tests.onnx.test_integer_kernels import normal
 
@@ -94,6 +98,106 @@ def test_data_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.npz").write_bytes(b"no archive")
     with pytest.raises(ExportError, match="FXQ583"):
         examine(path, tmp_path / "broken.npz")
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.zeros(SHAPE), np.zeros(SHAPE[1:], np.float32), np.zeros((4, 7, 9, 9), np.float32),
+     np.zeros(SHAPE, np.int64), np.array("text")],
+    ids=["float64", "rank", "channels", "int64", "text"],
+)  # fmt: skip
+def test_arrays_of_another_type_or_shape_are_refused(tmp_path: Path, array: Any) -> None:
+    path = saved(network(), tmp_path)
+    with pytest.raises(ExportError, match=r"FXQ584.*'x' is float32 \[4, 8, 9, 9\]"):
+        examine(path, _archive(tmp_path, x=array))
+
+
+def test_damaged_archives_are_refused(tmp_path: Path) -> None:
+    path = saved(network(), tmp_path)
+    archive = _archive(tmp_path, **normal(x=SHAPE))
+    archive.write_bytes(archive.read_bytes()[:300])
+    with pytest.raises(ExportError, match="FXQ583"):
+        examine(path, archive)
+    with pytest.raises(ExportError, match="FXQ583"):
+        examine(path, _archive(tmp_path, x=np.array([None])))
+
+
+def test_a_single_array_file_is_the_input(tmp_path: Path) -> None:
+    path, x = saved(network(), tmp_path), normal(x=SHAPE)["x"]
+    np.save(tmp_path / "x.npy", x)
+    assert examine(path, tmp_path / "x.npy").samples == 4
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_data_that_is_not_finite_is_run(tmp_path: Path, value: float) -> None:
+    x = np.full(SHAPE, value, np.float32)
+    assert str(examine(saved(network(), tmp_path), [x]))
+
+
+def test_a_malformed_file_gives_its_findings_and_is_not_run(tmp_path: Path) -> None:
+    g = Graph(x=SHAPE)
+    y = g.quantized("q", g["x"], 0.0, 3)
+    y.shape = ir.Shape(SHAPE)
+    found = examine(g.save(tmp_path, y), normal(x=SHAPE))
+    assert not found
+    assert [f.code for f in found.lint.errors] == ["FXQ515", "FXQ515"]
+    assert not found.operators
+    assert not found.outputs
+
+
+def test_what_the_runtime_does_not_load_is_a_finding(tmp_path: Path) -> None:
+    g = Graph(x=SHAPE)
+    y = g.op("Relu", "relu", g["x"])
+    y.shape = ir.Shape(SHAPE)
+    model = g.model(y)
+    model.ir_version = 14
+    ir.save(model, tmp_path / "new.onnx")
+    found = examine(tmp_path / "new.onnx", normal(x=SHAPE))
+    assert [f.code for f in found.lint.errors] == ["FXQ512", "FXQ571"]
+
+
+def test_control_flow_is_not_compared(tmp_path: Path) -> None:
+    g = Graph(x=SHAPE)
+    real = g.quantized("q", g["x"], 0.1, 3)
+    branches = []
+    for kind in ("Relu", "Neg"):
+        node = ir.node(kind, [real], name=kind)
+        node.outputs[0].name = f"{kind}.out"
+        node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+        branches.append(ir.Graph([], node.outputs, nodes=[node], name=kind))
+    total = g.op("ReduceMax", "sum", g["x"], keepdims=0)
+    chosen = g.op("Greater", "greater", total, g.constant("zero", np.float32(0)))
+    y = g.op("If", "if", chosen, then_branch=branches[0], else_branch=branches[1])
+    y.shape = ir.Shape(SHAPE)
+    found = examine(g.save(tmp_path, y), normal(x=SHAPE))
+    assert found
+    assert [(f.code, f.node) for f in found.lint.findings] == [("FXQ578", "if")]
+    assert found.operators
+    assert not found.tensors
+
+
+def test_seven_bits_from_the_configuration_to_the_report(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8, 8)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 5))
+    found = {}
+    for config in ("default", "reduce_range"):
+        sim = QuantizationSimModel(net.eval(), x, "min_max", config=config)
+        sim.compute_encodings([x])
+        report = sim.export(tmp_path, config)
+        examined = examine(tmp_path / f"{config}.onnx", [x.numpy()])
+        assert report.risks == examined.risks
+        assert ("can saturate" in str(report)) == ("can saturate" in str(examined))
+        written = json.loads((tmp_path / f"{config}.report.json").read_text())
+        assert [r["node"] for r in written["risks"]] == [r.node for r in report.risks]
+        found[config] = report.risks
+        notes = [f.code for f in verify_file(tmp_path / f"{config}.onnx").findings]
+        assert ("FXQ577" in notes) == bool(report.risks)
+    assert {r.node for r in found["default"]} == {"0", "3"}
+    assert found["reduce_range"] == ()
+    stored = ir.load(tmp_path / "reduce_range.onnx").graph.initializers.values()
+    weights = [v.const_value.numpy() for v in stored if v.dtype is ir.DataType.INT8]  # type: ignore[union-attr]
+    assert max(int(np.abs(w.astype(np.int32)).max()) for w in weights) in (63, 64)
 
 
 def test_int8_activations_are_examined_without_changing_what_runs(tmp_path: Path) -> None:

@@ -72,12 +72,40 @@ def test_equal_calls_are_exported_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("onnxscript") is None, reason="needs onnxscript")
-def test_a_module_with_hooks_keeps_what_they_do() -> None:
+def test_a_hook_that_changes_a_value_behind_the_graph_is_refused_by_name() -> None:
     layer = nn.Linear(3, 3)
-    layer.register_forward_hook(lambda module, args, result: result * 2)
+    gm = graph_of(layer, x := torch.randn(2, 3))
+
+    def doubled(module: nn.Module, args: Any, result: Tensor) -> Tensor:
+        return result * 2
+
+    layer.register_forward_hook(doubled)
+    with pytest.raises(ExportError, match=r"FXQ532.*doubled.*changes what 'op' computes"):
+        lower(gm, ((x,), {}))
+
+
+def test_a_hook_that_only_looks_costs_nothing() -> None:
+    layer = nn.Linear(3, 3)
+    seen: list[Tensor] = []
+    layer.register_forward_hook(lambda module, args, result: seen.append(result))
     x = torch.randn(2, 3)
-    lowered = check(graph_of(layer, x), [x], fallbacks=1)
-    assert "hooks" in lowered.fallbacks[0].reason
+    check(graph_of(layer, x), [x], fallbacks=0)
+    assert seen
+
+
+def test_bodies_of_loops_read_the_values_around_them() -> None:
+    """Bags of embeddings are a loop of the exporter's that reads a table outside of it."""
+
+    class Bags(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.EmbeddingBag(9, 4), nn.EmbeddingBag(9, 4)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.first(x) + self.second(x)
+
+    x = torch.arange(6).view(2, 3)
+    check(prepared(Bags(), x), [x], fallbacks=2)
 
 
 def test_without_the_exporter_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,6 +136,16 @@ def test_four_bit_weights_are_unpacked() -> None:
     assert_equal(model, normal(x=(3, 32)))
 
 
+def test_constants_that_do_not_fit_fail_where_the_model_is_run() -> None:
+    g = Graph(x=(2, 3))
+    bad = g.op("Concat", "cat", g.constant("a", np.ones((1, 3), np.float32)),
+               g.constant("b", np.ones((1, 4), np.float32)), axis=0)  # fmt: skip
+    model = IntegerModel(g.model(g.op("Add", "add", g["x"], bad)))
+    assert model.saturations() == ()
+    with pytest.raises((ExportError, ValueError)):
+        model(np.ones((2, 3), np.float32))
+
+
 # --- saturation ----------------------------------------------------------------------------------
 
 

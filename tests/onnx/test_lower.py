@@ -219,6 +219,10 @@ x = torch.randn(2, 4, 6)
 _GRAPHS: dict[str, Callable[[Tensor], Any]] = {
     "sizes": lambda x: x.reshape(x.shape[0] * x.shape[1], -1) * x.shape[1],
     "two dynamic sizes": lambda x: x.reshape(x.shape[0], 2, 2, x.numel() // x.shape[0] // 4),
+    "named bounds": lambda x: x + torch.arange(start=1, end=x.shape[0] + 1)[:, None, None],
+    "a start and a named end": lambda x: x + torch.arange(0, end=x.shape[0])[:, None, None],
+    "a named end": lambda x: x + torch.arange(end=x.shape[0])[:, None, None],
+    "halves of two batches": lambda x: torch.chunk(torch.cat([x, x + 1]), 2)[1],
     "batch in the middle": lambda x: x.transpose(0, 1).reshape(4, x.shape[0], 6),
     "positions": lambda x: x + torch.arange(x.shape[1])[:, None],
     "positions of the batch": lambda x: x + torch.arange(x.shape[0])[:, None, None],
@@ -296,7 +300,7 @@ def test_random_numbers_of_a_dynamic_size_are_refused() -> None:
     size = graph.call_method("size", (given, 0))
     noise = graph.call_function(torch.rand, (size, 1, 1))
     graph.output(graph.call_function(torch.add, (given, noise)))
-    with pytest.raises(ExportError, match="FXQ508"):
+    with pytest.raises(ExportError, match="FXQ533"):
         lower(fx.GraphModule(nn.Module(), graph), ((x,), {}))
 
 

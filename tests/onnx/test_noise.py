@@ -40,6 +40,18 @@ def test_values_that_only_move_have_no_noise_but_that_of_the_division() -> None:
     assert tolerance_of(g, y, "pool_q").tie == pytest.approx(2 * UNIT * 255)
 
 
+@pytest.mark.parametrize(("mode", "positions"), [("nearest", 0), ("linear", 6 * 2 * 40 * 2.5)])
+def test_a_resize_is_as_exact_as_the_positions_it_computes(mode: str, positions: float) -> None:
+    g = Graph(x=("batch", 8, 40, 40))
+    x = g.quantized("in", g["x"], 0.02, 128)
+    sizes = g.constant("sizes", np.array([1, 8, 30, 30], np.int64))
+    y = g.op("Resize", "resize", x, None, None, sizes, mode=mode)
+    y.producer().inputs[0].shape = ir.Shape(["batch", 8, 40, 40])  # type: ignore[union-attr]
+    found = tolerance_of(g, g.quantized("resize", y, 0.02, 128), "resize_q")
+    noise = UNIT * 128 * (positions + 4) if positions else 0.0
+    assert found.tie == pytest.approx(2 * UNIT * 255 + noise)
+
+
 def test_a_float_island_may_drift_by_a_stated_part_of_a_step() -> None:
     g = Graph(x=("batch", 8))
     x = g.quantized("in", g["x"], 0.02, 128)

@@ -14,7 +14,8 @@ _SAMPLES = [
     for i, sample in enumerate(row.samples)
 ]
 # what has no form in these opsets goes to torch's exporter, which writes 18 and later only
-_LATER = {13: {"grid_sample", "scatter_add", "fold", "bitwise_and", "bitwise_or", "bitwise_xor"},
+_LATER = {13: {"grid_sample", "scatter_add", "index_add", "fold", "bitwise_and", "bitwise_or",
+               "bitwise_xor"},
           17: {"fold", "bitwise_and", "bitwise_or", "bitwise_xor"}}  # fmt: skip
 
 

@@ -148,6 +148,65 @@ def integer_weight_only(g: Graph) -> ir.Value:
     return g.op("MatMul", "fc", g["x"], g.weight("w", (8, 6), axis=1)[0])
 
 
+def missing_quantizer(g: Graph) -> ir.Value:
+    y = g.conv("conv", g.quantized("x", g["x"], 0.02, 128), 0.02, _SHAPE)
+    return g.op("Sqrt", "sqrt", g.op("Relu", "relu", y))
+
+
+def float_convolution_at_the_end(g: Graph) -> ir.Value:
+    return g.conv("conv", g.quantized("x", g["x"], 0.02, 128), 0.02, _SHAPE)
+
+
+def float_bias(g: Graph) -> ir.Value:
+    x = g.quantized("x", g["x"], 0.02, 128)
+    bias = g.constant("b", np.ones(4, np.float32))
+    return g.quantized("y", g.op("Conv", "conv", x, g.weight("w", _SHAPE)[0], bias), 0.1, 0)
+
+
+def float_bias_and_output(g: Graph) -> ir.Value:
+    x = g.quantized("x", g["x"], 0.02, 128)
+    product = g.op("MatMul", "fc", x, g.weight("w", (8, 6), axis=1)[0])
+    return g.op("Add", "add", product, g.constant("b", np.ones(6, np.float32)))
+
+
+def softmax_cut_off(g: Graph) -> ir.Value:
+    return g.quantized("y", g.op("Softmax", "softmax", g["x"]), 0.5 / 256, 0)
+
+
+def integer_softmax(g: Graph) -> ir.Value:
+    # 1 / 0.003921569 is 254.99998: the kernel goes on with 254
+    x = g.quantized("x", g["x"], 0.02, 128)
+    return g.quantized("y", g.op("Softmax", "softmax", x), 1 / 255, 0)
+
+
+def pool_between_grids(g: Graph) -> ir.Value:
+    x = g.quantized("x", g["x"], 0.02, 128)
+    pool = g.op("MaxPool", "pool", x, kernel_shape=[2, 2])
+    return g.quantized("y", pool, 0.03, 128)
+
+
+def concat_of_grids(g: Graph) -> ir.Value:
+    a, b = g.quantized("a", g["x"], 0.02, 128), g.quantized("b", g["x"], 0.03, 128)
+    return g.quantized("y", g.op("Concat", "concat", a, b, axis=1), 0.03, 128)
+
+
+def concat_with_a_float(g: Graph) -> ir.Value:
+    a = g.quantized("a", g["x"], 0.02, 128)
+    return g.quantized("y", g.op("Concat", "concat", a, g["x"], axis=1), 0.02, 128)
+
+
+def no_scales(g: Graph) -> ir.Value:
+    grid = g.constant("s", np.zeros(0, np.float32)), g.constant("z", np.zeros(0, np.uint8))
+    return g.op("DequantizeLinear", "dq", g.op("QuantizeLinear", "q", g["x"], *grid), *grid)
+
+
+def zero_points_of_another_shape(g: Graph) -> ir.Value:
+    scale = g.constant("s", np.full(4, 0.1, np.float32))
+    zero = g.constant("z", np.zeros((1, 4), np.uint8))
+    q = g.op("QuantizeLinear", "q", g["x"], scale, zero, axis=1)
+    return g.op("DequantizeLinear", "dq", q, scale, zero, axis=1)
+
+
 _CASES: list[tuple[Callable[[Graph], ir.Value], str, str, str]] = [
     (same_names, "FXQ514", "error", "conv"),
     (negative_scale, "FXQ515", "error", "x.q"),
@@ -171,6 +230,17 @@ _CASES: list[tuple[Callable[[Graph], ir.Value], str, str, str]] = [
     (typed_quantizer, "FXQ525", "error", "q"),
     (float_layer_between_integers, "FXQ526", "warning", "conv"),
     (integer_weight_only, "FXQ527", "note", "fc"),
+    (missing_quantizer, "FXQ572", "warning", "conv"),
+    (float_convolution_at_the_end, "FXQ572", "note", "conv"),
+    (float_bias, "FXQ573", "note", "conv"),
+    (float_bias_and_output, "FXQ573", "warning", "add"),
+    (softmax_cut_off, "FXQ574", "warning", "softmax"),
+    (integer_softmax, "FXQ574", "warning", "softmax"),
+    (pool_between_grids, "FXQ575", "warning", "pool"),
+    (concat_of_grids, "FXQ576", "note", "concat"),
+    (concat_with_a_float, "FXQ576", "warning", "concat"),
+    (no_scales, "FXQ516", "error", "q"),
+    (zero_points_of_another_shape, "FXQ516", "error", "q"),
 ]
 
 
@@ -196,7 +266,7 @@ def test_rule(make: Callable[[Graph], ir.Value], code: str, severity: str, node:
     found = {(f.code, f.severity, f.node) for f in report.findings}
     assert (code, severity, node) in found, str(report)
     assert bool(report) == (severity != "error" and not report.errors)
-    assert all(f.fix or f.code == "FXQ513" for f in report.findings)
+    assert all(f.what and f.fix for f in report.findings)
 
 
 def test_a_good_model_has_no_findings() -> None:
@@ -252,6 +322,31 @@ def test_a_file_that_is_no_model(tmp_path: Path, content: bytes) -> None:
     with contextlib.suppress(ExportError):
         report = verify_file(path)
     assert not report
+
+
+@pytest.mark.parametrize("scale", [1 / 256, 0.9 / 255])
+def test_a_softmax_grid_that_reaches_one(scale: float) -> None:
+    def softmax(g: Graph) -> ir.Value:
+        return g.quantized("y", g.op("Softmax", "softmax", g["x"]), scale, 0)
+
+    assert bool(report_of(softmax).findings) == (scale < 1 / 256)
+
+
+def test_what_the_runtime_mends_is_a_warning(tmp_path: Path) -> None:
+    g = Graph(x=_IMAGE)
+    out = shown(good(g))
+    g.nodes.reverse()
+    report = verify_file(g.save(tmp_path, out), risks=False)
+    assert report
+    assert [(f.code, f.severity) for f in report.findings] == [("FXQ513", "warning")]
+
+
+def test_a_value_that_nothing_makes(tmp_path: Path) -> None:
+    g = Graph(x=_IMAGE)
+    out = shown(good(g))
+    del g.nodes[0]
+    report = verify_file(g.save(tmp_path, out))
+    assert [f.code for f in report.errors] == ["FXQ513"]
 
 
 def test_a_missing_file(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fxquant.onnx.call import Call, static_sizes
+from fxquant.onnx.emit import phases
 from fxquant.onnx.emit.registry import emits
 from fxquant.onnx.emit.spatial import pad_value
 
@@ -18,6 +19,9 @@ def _conv(c: Call) -> ir.Value:
     n = weight.rank - 2
     kernel, dilation = static_sizes(weight.shape[2:], "the kernel"), c.ints("dilation", n)
     begin, end = _padding(c, n, kernel, dilation)
+    blocks = phases.axes_of(c, begin)
+    if blocks is not None:
+        return phases.convolve(c, blocks)
     value, batched = _batched(c, c.tensor(), x.rank == n + 1)
     mode = getattr(c.module, "padding_mode", "zeros")
     if mode != "zeros":

@@ -52,19 +52,28 @@ def _full(c: Call) -> ir.Value:
     return _filled(c, value)
 
 
+_BOUNDS = ("start", "end", "step")
+
+
 @emits_function(torch.arange)
 def _arange(c: Call) -> ir.Value:
-    given = list(c.node.args)
-    start, end, step = (0, *given, 1) if len(given) == 1 else (*given, 1)[:3]
-    dtype = c.out.dtype
-    bounds = [c.value(v, "bound", dtype) for v in (start, end, step)]
+    args, kwargs = c.node.args, c.node.kwargs
+    names = ("end",) if len(args) == 1 and "end" not in kwargs else _BOUNDS
+    given = {"start": 0, "step": 1} | dict(zip(names, args, strict=False)) | dict(kwargs)
+    bounds = [c.value(given[name], name, c.out.dtype) for name in _BOUNDS]
     return c.op("Range", *bounds)
+
+
+def _vector(c: Call, values: list[Any]) -> ir.Value:
+    if len(c.out.shape) != 1 or any(isinstance(v, float) for v in values):
+        msg = "a tensor of several run-time values"
+        raise UnsupportedError(msg)
+    return c.cast(c.builder.vector(c.sizes(values)), torch.int64, c.out.dtype)
 
 
 @emits_function(torch.tensor, torch.as_tensor, torch.scalar_tensor)
 def _tensor(c: Call) -> ir.Value:
     value = c.resolve(c.node.args[0])
     if isinstance(value, list):
-        msg = "a tensor of several run-time values"
-        raise UnsupportedError(msg)
+        return _vector(c, value)
     return c.value(c.node.args[0], "data", c.out.dtype)

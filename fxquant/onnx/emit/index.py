@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import onnx_ir as ir
 import torch
 
@@ -261,6 +260,23 @@ def _scattered(c: Call, reduction: str | None) -> ir.Value:
     return c.op("ScatterElements", c.tensor(), index, values, axis=c.axis(), reduction=reduction)
 
 
+@emits("index_add")
+def _index_add(c: Call) -> ir.Value:
+    """Slices of `source` are added where `index` says: the index is spread over their shape."""
+    if c.opset < 16:
+        msg = "ScatterElements that adds came with opset 16"
+        raise UnsupportedError(msg)
+    axis, rank, dtype = c.axis(), c.spec().rank, c.spec().dtype
+    source = c.value(c["source"], "source", dtype)
+    if c["alpha"] != 1:
+        source = c.op("Mul", source, c.value(c["alpha"], "alpha", dtype))
+    index = c.unsqueeze(
+        c.value(c["index"], "index", torch.int64), [d for d in range(rank) if d != axis]
+    )
+    index = c.op("Expand", index, c.op("Shape", source))
+    return c.op("ScatterElements", c.tensor(), index, source, axis=axis, reduction="add")
+
+
 @emits("masked_select")
 def _masked_select(c: Call) -> ir.Value:
     shape = c.op("Shape", c.op("Where", c.value(c["mask"], "mask"), c.tensor(), c.tensor()))
@@ -321,15 +337,12 @@ def _embedding(c: Call) -> ir.Value:
         raise UnsupportedError(msg)
     rows = c.builder.main(c.op("Gather", stored, c.tensor(), axis=0))
     if grid.axis != 0:
-        scale, zero = values.scale, values.zero_point
-        if grid.axis is None and grid.dtype is ir.DataType.INT8:
-            # a scale a column, all alike: a single one moves through the slice or reshape of a
-            # reader, where onnxruntime makes half of an int8 pair unsigned and fails to load it
-            (width,) = static_sizes(c.spec("weight").shape[-1:], "the table")
-            scale = c.builder.constant(np.full(width, grid.scale, np.float32))
-            zero = c.builder.constant(np.full(width, grid.zero_point, np.int8))
-        axis = None if scale is values.scale and grid.axis is None else c.spec().rank
-        return c.op("DequantizeLinear", rows, scale, zero, axis=axis)
+        # without a zero point onnxruntime leaves an int8 one signed: it would turn half of the pair
+        # unsigned that it puts around a reader's slice or reshape, and fail to load it
+        plain = grid.axis is None and grid.dtype is ir.DataType.INT8 and not grid.zero_point.any()
+        axis = None if grid.axis is None else c.spec().rank
+        zero = None if plain else values.zero_point
+        return c.op("DequantizeLinear", rows, values.scale, zero, axis=axis)
     # one scale a row: DequantizeLinear has no form for it
     scale, zero = (c.op("Gather", v, c.tensor(), axis=0) for v in (values.scale, values.zero_point))
     centred = [c.op("Cast", v, to=ir.DataType.FLOAT) for v in (rows, c.unsqueeze(zero, [-1]))]

@@ -233,8 +233,17 @@ def _stack(c: Call) -> ir.Value:
     return c.op("Concat", *parts, axis=axis) if len(parts) > 1 else parts[0]
 
 
-@emits("chunk", "split", "tensor_split")
-def _split(c: Call) -> Sequence[ir.Value]:
+@emits("chunk")
+def _chunk(c: Call) -> Sequence[ir.Value]:
+    axis, parts = c.axis(), len(c.out)
+    if c.opset < 18 or all(isinstance(part.shape[axis], int) for part in c.out):
+        return _parts(c)
+    # equal parts, the last one smaller: both programs round the size of a part up
+    return c.builder.ops("Split", parts, c.tensor(), axis=axis, num_outputs=parts)
+
+
+@emits("split", "tensor_split")
+def _parts(c: Call) -> Sequence[ir.Value]:
     axis = c.axis()
     sizes = [part.shape[axis] for part in c.out]
     return c.split(c.tensor(), axis, static_sizes(sizes, "a part"))

@@ -227,8 +227,9 @@ def _bucketize(c: Call) -> ir.Value:
 
 
 @emits("nonzero")
-def _nonzero(c: Call) -> ir.Value:
+def _nonzero(c: Call) -> ir.Value | list[ir.Value]:
     if c.static("as_tuple"):
-        msg = "one tensor for each axis"
-        raise UnsupportedError(msg)
+        places = c.op("NonZero", c.tensor())
+        axes = c.builder.ops("Split", c.spec().rank, places, [1] * c.spec().rank, axis=0)
+        return [c.squeeze(axis, [0]) for axis in axes]
     return c.op("Transpose", c.op("NonZero", c.tensor()), perm=[1, 0])

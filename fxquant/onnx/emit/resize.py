@@ -39,7 +39,9 @@ def _interpolate(c: Call) -> ir.Value:
         "Resize", c.tensor(), None, scales, sizes, mode=kind, nearest_mode=rounding,
         coordinate_transformation_mode=position, axes=axes,
         cubic_coeff_a=(-0.5 if antialias else -0.75) if kind == "cubic" else None,
+        # PyTorch's antialiased kernel has no weight outside of the image; the plain one repeats it
         antialias=1 if antialias else None,
+        exclude_outside=1 if antialias and kind == "cubic" else None,
     )  # fmt: skip
 
 

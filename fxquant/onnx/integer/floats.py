@@ -144,6 +144,13 @@ def _gelu(c: KernelCall) -> Array:
     return ((F32(0.5) * x).astype(F32) * bent).astype(F32)
 
 
+@kernel("QuickGelu")
+def _quick_gelu(c: KernelCall) -> Array:
+    x, alpha = c.array(0), F32(c.number("alpha", 1.702))
+    scaled = x if alpha == 1 else (x * alpha).astype(F32)
+    return (x * functions.logistic(scaled)).astype(F32)
+
+
 @kernel("LeakyRelu")
 def _leaky_relu(c: KernelCall) -> Array:
     x = c.array(0)

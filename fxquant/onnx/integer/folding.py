@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from fxquant.errors import ExportError
 from fxquant.onnx.integer.graph import (
     add_constant,
     attribute,
@@ -103,7 +104,10 @@ def fold_constants(graph: ir.Graph, compute: Compute) -> None:
             v.is_graph_output() for v in node.outputs
         ):
             continue
-        results = compute(node, [constant(v) for v in node.inputs])
+        try:
+            results = compute(node, [constant(v) for v in node.inputs])
+        except (ValueError, IndexError, ExportError):
+            continue  # operands that do not fit: it fails where the model is run
         for value, array in zip(node.outputs, results, strict=False):
             if array is not None and value.uses():
                 made = add_constant(graph, str(value.name), np.asarray(array))

@@ -14,13 +14,22 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass, ShapeInferencePass
+from onnx_ir.passes.common import ShapeInferencePass
+
+from fxquant.onnx.read import read_model, tidy
 
 MICROSOFT = "com.microsoft"
 Source = ir.Model | onnx.ModelProto | str | Path
 
 BYTES = frozenset((ir.DataType.INT8, ir.DataType.UINT8))
 WORDS = frozenset((ir.DataType.INT16, ir.DataType.UINT16))
+# operators that move any integers, and those that move or choose bytes, on one grid
+MOVES_WORDS = frozenset(
+    ("Expand", "Flatten", "Gather", "GatherElements", "Reshape", "Slice", "Squeeze", "Tile",
+     "Transpose", "Unsqueeze")
+)  # fmt: skip
+CHOOSES_BYTES = frozenset(("MaxPool", "ReduceMax", "ReduceMin"))
+MOVES_BYTES = MOVES_WORDS | CHOOSES_BYTES | {"DepthToSpace"}
 
 
 @dataclass(frozen=True)
@@ -54,12 +63,12 @@ class Grid:
 
 def load(source: Source) -> ir.Model:
     """A copy of a model in which every constant is an initializer and every function is inlined."""
-    model = _copied(source)
-    if model.functions:
-        InlinePass()(model)
-    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    model = tidy(_copied(source))
     if any(not _described(v) for node in model.graph for v in node.outputs):
         model = ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model).model
+    for node in model.graph:  # quantizers of other domains are unknown to shape inference
+        if is_quantize(node) and node.outputs[0].dtype is None and (grid := grid_of(node)):
+            node.outputs[0].type = ir.TensorType(grid.dtype)
     return model
 
 
@@ -68,7 +77,7 @@ def _copied(source: Source) -> ir.Model:
         return source.clone()
     if isinstance(source, onnx.ModelProto):
         return ir.from_proto(source)
-    return ir.load(source)
+    return read_model(source)
 
 
 def _described(value: ir.Value) -> bool:

@@ -180,6 +180,8 @@ def _insert_pair(
     """A Q behind a value, and a DQ of its own in front of each of these readers."""
     grid, inputs = grid_of(like), list(like.inputs[1:3])
     quantize = ir.node("QuantizeLinear", [value, *inputs], name=f"{value.name}/q")
+    if grid is not None and not grid.explicit:  # nothing else tells the type
+        quantize.attributes.add(ir.AttrInt64("output_dtype", int(grid.dtype)))
     quantize.outputs[0].name = f"{value.name}/q"
     describe(quantize.outputs[0], value, grid.dtype if grid is not None else None)
     producer = value.producer()

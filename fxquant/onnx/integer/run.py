@@ -116,6 +116,9 @@ class Interpreter:
         function = kernels().get(node.op_type)
         if function is None:
             return self._outside(node, operands, f"{node.op_type} has no kernel here")
+        other = next((x.dtype for x in operands if x is not None and _is_other_float(x)), None)
+        if other is not None:
+            return self._outside(node, operands, f"kernels here compute in float32, not {other}")
         if self.runtime_islands and node.op_type not in _EXACT and not _is_integer(node):
             return self._outside(node, operands, "asked for")
         try:
@@ -137,6 +140,11 @@ class Interpreter:
         feeds = {f"x{i}": as_feed(x) for i, x in enumerate(operands) if x is not None}
         found = session.run(feeds)
         return [found.get(f"y{i}") for i in range(len(node.outputs))]
+
+
+def _is_other_float(array: Array) -> bool:
+    """Whether it is float16 or float64; onnxruntime takes no arrays of narrower types."""
+    return array.dtype in (np.float16, np.float64)
 
 
 def _is_integer(node: ir.Node) -> bool:

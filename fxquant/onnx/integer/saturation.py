@@ -1,11 +1,13 @@
 """Where weights can overflow 16 bits on x86 CPUs without VNNI.
 
 Their integer kernels add two neighbouring products of an unsigned and a signed byte in 16 bits
-that saturate: 255·127 + 255·127 does not fit. Weights of 7 bits (`reduce_range`) always do.
+that saturate: 255·127 + 255·127 does not fit. Weights of 7 bits (the preset
+`reduce_range`) always do.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,6 +82,24 @@ def _signed(node: ir.Node, index: int) -> Array | None:
     if weight is None or weight.dtype != np.int8 or dtype_of(node.inputs[0]) is ir.DataType.INT8:
         return None
     return weight
+
+
+def describe(risks: Sequence[Saturation], vnni: bool | None) -> str:
+    """One sentence on all risks; empty where there is none.
+
+    Args:
+        risks: of one model.
+        vnni: whether this CPU has VNNI; None if unknown.
+    """
+    if not risks:
+        return ""
+    worst = max(risks, key=lambda r: r.share)
+    here = {True: "has it", False: "lacks it", None: "is unknown"}[vnni]
+    return (
+        f"{len(risks)} kernels can saturate on x86 CPUs without VNNI (this CPU {here}), most in "
+        f"{worst.node}: {worst.share:.2%} of its pairs of weights. Weights of 7 bits cannot: "
+        f'config="reduce_range"'
+    )
 
 
 def cpu_has_vnni() -> bool | None:

@@ -16,6 +16,8 @@ import onnx_ir as ir
 
 from fxquant.onnx.integer.graph import (
     BYTES,
+    CHOOSES_BYTES,
+    MOVES_WORDS,
     WORDS,
     Grid,
     attribute,
@@ -302,13 +304,9 @@ def _matmul(group: Group) -> str:
     return "QLinearMatMul" if _is_whole(group) and group.outputs[0] is a else ""
 
 
-_MOVES = (
-    "Expand", "Flatten", "Gather", "GatherElements", "Reshape", "Slice", "Squeeze", "Tile",
-    "Transpose", "Unsqueeze",
-)  # fmt: skip
 _RULES: dict[str, Callable[[Group], str]] = {
-    **dict.fromkeys(_MOVES, _dropping(words=True)),
-    **dict.fromkeys(("MaxPool", "ReduceMax", "ReduceMin"), _dropping(words=False, positive=True)),
+    **dict.fromkeys(MOVES_WORDS, _dropping(words=True)),
+    **dict.fromkeys(CHOOSES_BYTES, _dropping(words=False, positive=True)),
     **dict.fromkeys(
         ("AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid", "Softmax"), _unary
     ),

@@ -26,6 +26,7 @@ class IntegerSimulation(nn.Module):
         gm: calibrated model of a simulation; later changes of it do not show here.
         example: positional and keyword inputs.
         opset: version of the ONNX operators.
+        contrib: whether onnxruntime's own operators are used, as an export does.
         islands: see `IntegerModel`.
 
     Attributes:
@@ -35,11 +36,11 @@ class IntegerSimulation(nn.Module):
 
     def __init__(
         self, gm: fx.GraphModule, example: Example, *, opset: int = 21,
-        islands: str = "own",
+        contrib: bool = False, islands: str = "own",
     ) -> None:  # fmt: skip
         super().__init__()
         with evaluating(gm), torch.no_grad():
-            self.lowered = lower(gm, example, opset=opset)
+            self.lowered = lower(gm, example, opset=opset, contrib=contrib)
             template = gm(*bound_example(gm, example))
         self.integers = IntegerModel(self.lowered.model, islands=islands)
         self._template = map_leaves(template, _emptied)

@@ -1,0 +1,95 @@
+"""Reading ONNX files of any tool into one form that the rest can rely on.
+
+Nodes are in order and have names, functions are inlined, constants are initializers.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
+
+from fxquant.errors import ExportError
+
+
+def read_model(path: str | Path) -> ir.Model:
+    """A model from a file, in the form of `tidy`.
+
+    Raises:
+        ExportError: FXQ511 the file is no ONNX model; FXQ570 its weights are not where it says.
+    """
+    try:
+        model = ir.load(path)
+        empty = not model.opset_imports
+    except Exception as error:  # protobuf, onnx_ir and the file system each have their own
+        what = f"{str(path)!r} cannot be read as ONNX: {first_line(error)}"
+        raise ExportError("FXQ511", what, fix="give the path of a whole .onnx file") from error
+    if empty:  # protobuf reads an empty file, and many others, as a model without content
+        what = f"{str(path)!r} cannot be read as ONNX: it names no version of the operators"
+        raise ExportError("FXQ511", what, fix="give the path of a whole .onnx file")
+    _require_weights(model)
+    try:
+        return tidy(model)
+    except ValueError as error:  # sorting finds a cycle
+        what = f"{str(path)!r} cannot be read as ONNX: {first_line(error)}"
+        raise ExportError("FXQ511", what, fix="give the path of a whole .onnx file") from error
+
+
+def tidy(model: ir.Model) -> ir.Model:
+    """The same model, its nodes in order and named, without functions and Constants; in place."""
+    if model.functions:
+        InlinePass()(model)
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    if not _is_ordered(model.graph):
+        model.graph.sort()
+    taken = {node.name for node in model.graph}
+    for node in model.graph:
+        if node.name:
+            continue
+        output = next((v.name for v in node.outputs if v.name), "")
+        name = stem = f"{node.op_type}({output})"
+        count = 0
+        while name in taken:
+            count += 1
+            name = f"{stem}_{count}"
+        node.name = name
+        taken.add(name)
+    return model
+
+
+def _is_ordered(graph: ir.Graph) -> bool:
+    seen: set[ir.Node] = set()
+    for node in graph:
+        before = (v.producer() for v in node.inputs if v is not None)
+        if any(p is not None and p.graph is graph and p not in seen for p in before):
+            return False
+        seen.add(node)
+    return True
+
+
+def is_whole(graph: ir.Graph) -> bool:
+    """Whether something makes every value that nodes or outputs read."""
+    given = {*graph.inputs, *graph.initializers.values()}
+    read = [v for node in graph for v in node.inputs if v is not None and v.name]
+    return all(v.producer() is not None or v in given for v in [*read, *graph.outputs])
+
+
+def _require_weights(model: ir.Model) -> None:
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if not isinstance(tensor, ir.ExternalTensor):
+            continue
+        path = Path(tensor.path)
+        end = (tensor.offset or 0) + (tensor.length or 0)
+        have = path.stat().st_size if path.is_file() else -1
+        if have < end:
+            what = f"the weight {value.name!r} is not in {str(path)!r}: the file is "
+            what += "missing" if have < 0 else f"too short, {have} of {end} bytes"
+            raise ExportError("FXQ570", what, fix="put the file with the weights beside the model")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text; its type where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
