@@ -245,7 +245,7 @@ def _judge(proof: prove.Proof, specialisations: tuple[Specialisation, ...]) -> N
     # a loop over what a tensor's values left over turns as often as it did once
     counted = [s for s in values if s.what == "number of items"]
     if proof.misshapen and (counted or (values and not proof.values)):
-        _refuse_shape(values[0] if not proof.values else counted[0], proof)
+        _refuse_shape((counted or values)[0], proof)
     if proof.same and (proof.values or values) and (proof.batch or sizes or values):
         narrow = values + ([] if proof.batch else sizes)
         if narrow:

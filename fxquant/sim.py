@@ -108,22 +108,22 @@ class QuantizationSimModel(EncodingsMethods):
         self,
         forward_pass_callback: Callable[..., Any] | Iterable[Any],
         forward_pass_callback_args: Any = calibrate.NOT_GIVEN,
-        *,
-        progress: calibrate.Progress | None = None,
+        **options: Any,
     ) -> None:
         """Calibrate: run data through the model and set every range.
 
         Args:
             forward_pass_callback: `callback(model, args)`, or an iterable of batches.
             forward_pass_callback_args: second argument of the callback.
-            progress: called after each batch with (done, total or None).
+            options: `progress`, called after each batch with (done, total or None); `threads`,
+                1 by default, so that the result is the same on every machine.
 
         Raises:
             CalibrationError: no data came, or a tensor held NaN or infinity (it is named).
         """
         editing.refresh_biases(self.model)  # quantizers may have been assigned by hand
         calibrate.calibrate(
-            self.model, forward_pass_callback, forward_pass_callback_args, progress=progress
+            self.model, forward_pass_callback, forward_pass_callback_args, **options
         )
 
     # --- looking -------------------------------------------------------------------------------

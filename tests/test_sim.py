@@ -200,3 +200,22 @@ def test_ranges_alone_are_enough_for_another_simulation_of_the_same_weights(x: T
     assert not any(name in dict(model.named_parameters()) for name in names)
     other.model.load_state_dict(ranges, strict=False)
     assert torch.equal(other.model(x), sim.model(x))
+
+
+@pytest.mark.parametrize(("threads", "expected"), [(1, 1), (None, 2)])
+def test_data_run_on_one_thread_unless_asked(threads: int | None, expected: int) -> None:
+    sim = QuantizationSimModel(nn.Linear(4, 4), torch.randn(2, 4))
+    seen: list[int] = []
+
+    def run(model: nn.Module) -> None:
+        seen.append(torch.get_num_threads())
+        model(torch.ones(2, 4))
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        sim.compute_encodings(run, **({} if threads == 1 else {"threads": threads}))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [expected]

@@ -19,6 +19,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from fxquant.errors import FxQuantError, TraceError
 from fxquant.graph.arguments import Constant
+from fxquant.graph.caches import forget_results
 from fxquant.graph.hooks import remove
 from fxquant.graph.inputs import Given, bind_inputs, placeholders
 from fxquant.graph.looks import Specialisation
@@ -80,6 +81,8 @@ def record(
     check_model(model)
     given = bind_inputs(model, tuple(args), kwargs or {})
     run = _run(model, given, leaves)
+    if any(c.attribute is None for c in run.recorder.writer.constants) and forget_results():
+        run = _run(model, given, leaves)
     recorder = run.recorder
     restore(run.copied, model, recorder.state.before)
     recorder.state.keep_caches()

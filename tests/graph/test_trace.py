@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import threading
 import warnings
 from typing import Any
@@ -290,6 +291,24 @@ def test_a_cache_that_was_warm_does_not_hide_a_parameter() -> None:
     assert recording.constants == ()
     assert not recording.graph_module.training
     assert "bias" in model.cache
+
+
+@functools.lru_cache(maxsize=1)
+def positions(length: int) -> Tensor:
+    return torch.arange(length)[:, None] * 2.0
+
+
+def test_what_a_function_remembers_is_recorded_afresh() -> None:
+    class Remembering(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + positions(x.shape[0])
+
+    model = Remembering()
+    model(rows(2, 4))
+    recording = recorded(model, rows(2, 4))
+    assert recording.constants == ()
+    found = replay_equal(recording, model, (rows(5, 4),), {})
+    assert found, found.why
 
 
 @pytest.mark.parametrize("made", [torch.as_tensor, torch.asarray])

@@ -74,6 +74,11 @@ def mel() -> dict[str, Any]:
     return {"input_features": floats(2, 16, 60)}
 
 
+def frames() -> dict[str, Any]:
+    """A batch of spectrograms, time first."""
+    return {"input_features": floats(2, 60, 16)}
+
+
 @dataclass(frozen=True)
 class _Row:
     """A class, the options of its configuration and its inputs."""
@@ -313,6 +318,330 @@ _OTHERS = (
 )  # fmt: skip
 
 
+_RARE = (
+    *(
+        _Row(name, _DECODER)
+        for name in [
+            "Cohere2Model",
+            "NemotronModel",
+            "PersimmonModel",
+            "DiffLlamaModel",
+            "Olmo3Model",
+            "Glm4Model",
+            "ArceeModel",
+            "ApertusModel",
+            "SeedOssModel",
+            "Ernie4_5Model",
+            "HunYuanDenseV1Model",
+            "BitNetModel",
+            "CwmModel",
+            "VaultGemmaModel",
+            "MinistralModel",
+            "Ministral3Model",
+            "ModernBertDecoderModel",
+            "DogeModel",
+            "Jais2Model",
+        ]
+    ),
+    _Row("GPTBigCodeModel", _GPT),
+    _Row("GPTNeoXJapaneseModel", _BODY | _options(use_cache=False)),
+    _Row("GptOssModel", _MOE),
+    _Row("Qwen3MoeModel", _MOE),
+    _Row("OlmoeModel", _MOE),
+    _Row("GraniteMoeModel", _MOE),
+    _Row(
+        "RecurrentGemmaModel",
+        _DECODER
+        | _options(attention_window_size=8, lru_width=32, block_types=["recurrent", "attention"]),
+    ),
+    _Row(
+        "FalconMambaModel",
+        _options(
+            vocab_size=100, hidden_size=32, num_hidden_layers=2, state_size=4, use_cache=False
+        ),
+        partial(text, mask=False),
+    ),
+    _Row(
+        "Mamba2Model",
+        _options(
+            vocab_size=100,
+            hidden_size=32,
+            num_hidden_layers=2,
+            state_size=4,
+            head_dim=8,
+            num_heads=8,
+            n_groups=1,
+            use_cache=False,
+            chunk_size=4,
+        ),
+        partial(text, mask=False),
+    ),
+    _Row(
+        "RwkvModel",
+        _options(
+            vocab_size=100, hidden_size=32, num_hidden_layers=2, context_length=64, use_cache=False
+        ),
+        partial(text, mask=False),
+    ),
+    _Row("Lfm2Model", _DECODER | _options(layer_types=["conv", "full_attention"])),
+    _Row("BertGenerationEncoder", _BODY, config="BertGenerationConfig"),
+    _Row("RobertaPreLayerNormModel", _BODY | _options(pad_token_id=1)),
+    _Row("XLMRobertaXLModel", _BODY | _options(pad_token_id=1)),
+    _Row(
+        "XmodModel", _BODY | _options(pad_token_id=1, languages=["en_XX"], default_language="en_XX")
+    ),
+    _Row("Data2VecTextModel", _BODY | _options(pad_token_id=1)),
+    _Row(
+        "FlaubertModel",
+        _options(
+            vocab_size=100,
+            emb_dim=32,
+            n_layers=2,
+            n_heads=4,
+            max_position_embeddings=64,
+            use_cache=False,
+        ),
+    ),
+    _Row("SplinterModel", _BODY),
+    _Row(
+        "MarkupLMModel",
+        _BODY
+        | _options(
+            pad_token_id=1,
+            max_xpath_tag_unit_embeddings=16,
+            max_xpath_subs_unit_embeddings=16,
+            tag_pad_id=5,
+            subs_pad_id=5,
+            xpath_unit_hidden_size=8,
+            max_depth=4,
+        ),
+    ),
+    _Row("TapasModel", _BODY),
+    _Row("LukeModel", _BODY | _options(entity_vocab_size=20, entity_emb_size=16, pad_token_id=1)),
+    _Row("MraModel", _BODY),
+    _Row("RoCBertModel", _BODY | _options(enable_pronunciation=False, enable_shape=False)),
+    _Row("VisualBertModel", _BODY),
+    _Row("GteModel", _BODY),
+    _Row("JinaEmbeddingsV3Model", _BODY | _options(pad_token_id=1)),
+    _Row("BlenderbotModel", _SEQ2SEQ, both),
+    _Row("BigBirdPegasusModel", _SEQ2SEQ | _options(attention_type="original_full"), both),
+    _Row(
+        "LEDModel",
+        _SEQ2SEQ
+        | _options(
+            max_encoder_position_embeddings=64,
+            max_decoder_position_embeddings=64,
+            attention_window=4,
+        ),
+        both,
+    ),
+    _Row("PegasusXModel", _SEQ2SEQ | _options(num_global_tokens=4, block_size=8), both),
+    _Row(
+        "FSMTModel",
+        _SEQ2SEQ | _options(langs=["en", "de"], src_vocab_size=100, tgt_vocab_size=100),
+        both,
+    ),
+    _Row("T5GemmaModel", _options(encoder=_DECODER, decoder=_DECODER), both),
+    _Row(
+        "Speech2TextModel",
+        _SEQ2SEQ
+        | _options(
+            input_feat_per_channel=16,
+            conv_channels=16,
+            max_source_positions=64,
+            max_target_positions=64,
+        ),
+        lambda: frames() | {"decoder_input_ids": tokens(2, 7)},
+    ),
+    _Row(
+        "MoonshineModel",
+        _DECODER
+        | _options(
+            encoder_num_hidden_layers=1,
+            decoder_num_hidden_layers=1,
+            encoder_num_attention_heads=4,
+            decoder_num_attention_heads=4,
+        ),
+        lambda: sound() | {"decoder_input_ids": tokens(2, 7)},
+    ),
+    _Row("Dinov2WithRegistersModel", _IMAGE, pixels),
+    _Row("DINOv3ConvNextModel", _STAGES, partial(pixels, 64)),
+    _Row(
+        "HieraModel",
+        _options(
+            image_size=[64, 64],
+            embed_dim=16,
+            depths=[1, 1, 1, 1],
+            num_heads=[1, 1, 2, 2],
+            patch_size=[7, 7],
+            patch_stride=[4, 4],
+            patch_padding=[3, 3],
+            query_stride=[2, 2],
+            masked_unit_size=[8, 8],
+        ),
+        partial(pixels, 64),
+    ),
+    _Row(
+        "SwiftFormerModel",
+        _options(depths=[1, 1, 1, 1], embed_dims=[16, 16, 32, 32]),
+        partial(pixels, 64),
+    ),
+    _Row(
+        "DonutSwinModel",
+        _options(
+            image_size=64,
+            patch_size=4,
+            embed_dim=16,
+            depths=[2, 2],
+            num_heads=[2, 4],
+            window_size=4,
+        ),
+        partial(pixels, 64),
+    ),
+    _Row(
+        "MaskFormerSwinModel",
+        _options(
+            image_size=64,
+            patch_size=4,
+            embed_dim=16,
+            depths=[2, 2],
+            num_heads=[2, 4],
+            window_size=4,
+        ),
+        partial(pixels, 64),
+    ),
+    _Row("Aimv2VisionModel", _IMAGE, pixels, config="Aimv2VisionConfig"),
+    _Row("VitDetModel", _IMAGE, pixels),
+    _Row("ViTMAEModel", _IMAGE, pixels),
+    _Row(
+        "SamVisionModel",
+        _options(
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            image_size=64,
+            patch_size=8,
+            mlp_dim=64,
+            output_channels=16,
+            window_size=4,
+            global_attn_indexes=[1],
+        ),
+        partial(pixels, 64),
+        config="SamVisionConfig",
+    ),
+    _Row("TextNetModel", _options(), partial(pixels, 64)),
+    _Row("HGNetV2Backbone", _options(), partial(pixels, 64), config="HGNetV2Config"),
+    _Row(
+        "DetrForObjectDetection",
+        _options(
+            use_timm_backbone=False,
+            use_pretrained_backbone=False,
+            backbone=None,
+            d_model=32,
+            encoder_layers=1,
+            decoder_layers=1,
+            encoder_attention_heads=4,
+            decoder_attention_heads=4,
+            encoder_ffn_dim=32,
+            decoder_ffn_dim=32,
+            num_queries=5,
+        ),
+        partial(pixels, 64),
+        config="DetrConfig",
+    ),
+    _Row(
+        "RTDetrModel",
+        _options(num_queries=20, decoder_layers=1, encoder_layers=1),
+        partial(pixels, 64),
+    ),
+    _Row("MaskFormerModel", _options(), partial(pixels, 64)),
+    _Row(
+        "BlipModel",
+        _options(text_config=_BODY | _SPECIAL, vision_config=_IMAGE, projection_dim=16),
+        pixels_and_text,
+    ),
+    _Row("CLIPSegModel", _TOWERS, pixels_and_text),
+    _Row(
+        "AltCLIPModel",
+        _options(
+            text_config=_BODY | _SPECIAL | _options(project_dim=16),
+            vision_config=_IMAGE,
+            projection_dim=16,
+        ),
+        pixels_and_text,
+    ),
+    _Row("ChineseCLIPModel", _TOWERS, pixels_and_text),
+    _Row("OwlViTVisionModel", _IMAGE, pixels, config="OwlViTVisionConfig"),
+    _Row(
+        "GroupViTModel",
+        _options(
+            text_config=_BODY | _SPECIAL,
+            vision_config=_options(
+                hidden_size=32,
+                image_size=32,
+                patch_size=8,
+                depths=[1, 1, 1],
+                num_group_tokens=[4, 2, 0],
+                num_output_groups=[4, 2, 0],
+                num_attention_heads=4,
+                intermediate_size=64,
+            ),
+            projection_dim=16,
+            projection_intermediate_dim=16,
+        ),
+        pixels_and_text,
+    ),
+    _Row("GitModel", _BODY | _options(vision_config=_IMAGE), pixels_and_text),
+    _Row("UniSpeechModel", _SPEECH, sound),
+    _Row("Wav2Vec2ConformerModel", _SPEECH, sound),
+    _Row(
+        "Wav2Vec2BertModel",
+        _BODY
+        | _options(
+            feature_projection_input_dim=16,
+            add_adapter=False,
+            layerdrop=0.0,
+            apply_spec_augment=False,
+        ),
+        frames,
+    ),
+    _Row("SEWDModel", _SPEECH | _options(squeeze_factor=2), sound),
+    _Row(
+        "DecisionTransformerModel",
+        _options(state_dim=4, act_dim=2, hidden_size=32, n_layer=1, n_head=4, max_ep_len=32),
+        lambda: {
+            "states": floats(2, 6, 4),
+            "actions": floats(2, 6, 2),
+            "rewards": floats(2, 6, 1),
+            "returns_to_go": floats(2, 6, 1),
+            "timesteps": torch.arange(6)[None].repeat(2, 1),
+            "attention_mask": torch.ones(2, 6),
+        },
+    ),
+    _Row("ViTForMaskedImageModeling", _IMAGE, pixels, config="ViTConfig"),
+    _Row("BertForTokenClassification", _BODY, config="BertConfig"),
+    _Row(
+        "RobertaForSequenceClassification", _BODY | _options(pad_token_id=1), config="RobertaConfig"
+    ),
+    _Row("GPT2ForSequenceClassification", _GPT | _options(pad_token_id=0), config="GPT2Config"),
+    _Row("Qwen2ForCausalLM", _DECODER, config="Qwen2Config"),
+    _Row("GemmaForCausalLM", _DECODER, config="GemmaConfig"),
+    _Row(
+        "MobileViTForSemanticSegmentation",
+        _options(
+            image_size=64,
+            hidden_sizes=[16, 24, 32],
+            neck_hidden_sizes=[8, 8, 16, 16, 24, 32, 40],
+            aspp_out_channels=16,
+        ),
+        partial(pixels, 64),
+        config="MobileViTConfig",
+    ),
+    _Row("BeitForImageClassification", _IMAGE, pixels, config="BeitConfig"),
+    _Row("UperNetForSemanticSegmentation", _options(), partial(pixels, 64), config="UperNetConfig"),
+)
+
+
 def _model(row: _Row) -> Built:
     transformers = package("transformers")
     made = getattr(transformers, row.name)
@@ -323,5 +652,5 @@ def _model(row: _Row) -> Built:
 
 def entries() -> list[Entry]:
     """Every model of this package."""
-    rows = _ENCODERS + _DECODERS + _PAIRS + _VISION + _OTHERS
+    rows = _ENCODERS + _DECODERS + _PAIRS + _VISION + _OTHERS + _RARE
     return [Entry(row.name, "transformers", partial(_model, row)) for row in rows]

@@ -242,11 +242,13 @@ def _chunk(c: Call) -> Sequence[ir.Value]:
     return c.builder.ops("Split", parts, c.tensor(), axis=axis, num_outputs=parts)
 
 
-@emits("split", "tensor_split")
 def _parts(c: Call) -> Sequence[ir.Value]:
     axis = c.axis()
     sizes = [part.shape[axis] for part in c.out]
     return c.split(c.tensor(), axis, static_sizes(sizes, "a part"))
+
+
+emits("split", "tensor_split")(_parts)
 
 
 @emits("unbind")
