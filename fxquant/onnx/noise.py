@@ -90,10 +90,12 @@ def _quantizing(node: ir.Node, starts: Container[str | None]) -> ir.Node:
     return node
 
 
-def output_bounds(model: ir.Model, peaks: Mapping[str, float]) -> dict[str, Bound]:
-    """Bounds of the float graph outputs, by name."""
+def bounds_of(
+    model: ir.Model, names: Iterable[str | None], peaks: Mapping[str, float]
+) -> dict[str, Bound]:
+    """Bounds of float values, by name; what has none is left out."""
     bounds = _Walk(peaks).over(model.graph)
-    return {v.name: bounds[v.name] for v in model.graph.outputs if v.name in bounds and v.name}
+    return {name: bounds[name] for name in names if name and name in bounds}
 
 
 def _tolerance(node: ir.Node, bounds: Mapping[str, Bound]) -> Tolerance:

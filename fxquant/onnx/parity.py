@@ -11,6 +11,7 @@ integer kernels):
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,20 +27,23 @@ from torch import fx
 from fxquant.errors import ExportError
 from fxquant.graph.structure import tensors
 from fxquant.onnx.call import path_of
+from fxquant.onnx.choices import choosers
+from fxquant.onnx.choices import rows as choice_rows
 from fxquant.onnx.coverage import coverage
 from fxquant.onnx.integer import IntegerModel
 from fxquant.onnx.integer.saturation import cpu_has_vnni
 from fxquant.onnx.lowered import LoweredTensor
 from fxquant.onnx.noise import (
     UNIT,
+    Bound,
     Tolerance,
+    bounds_of,
     constant,
     magnitude,
-    output_bounds,
     tolerances,
 )
 from fxquant.onnx.record import bound_example
-from fxquant.onnx.report import LevelInfo, OutputRow, ParityReport, TensorRow
+from fxquant.onnx.report import ChoiceRow, LevelInfo, OutputRow, ParityReport, TensorRow
 from fxquant.onnx.runtime import Level, as_feed, open_session, packed, version
 from fxquant.onnx.teacher import Lesson, Taught, cut, show, teach
 
@@ -78,19 +82,26 @@ def prove(
     feeds = _graph_feeds(gm, lowered, example)
     peaks = {name: magnitude(value) for name, value in feeds.items()}
     allowed = tolerances(model, [t.quantized_name for t in wanted], peaks)
-    lesson = teach(gm, example, wanted, allowed)
+    lesson = teach(gm, example, wanted, allowed, choosers(model, lowered))
     lesson.feeds = feeds
     lesson.outputs = _named_outputs(lowered, lesson)
+    scores = bounds_of(model, [c.chooser.scores for c in lesson.choices], peaks)
     bounds = _output_tolerances(model, lesson, peaks)
+    # an output that is a choice is judged as one
+    bounds |= {c.chooser.places: math.inf for c in lesson.choices if c.chooser.places in bounds}
     operators = coverage(path, model=model)
     levels, drift = _whole_runs(model, lesson, threads)
     # the first model shows its integers by now
-    rows, outputs = _Forced(gm, lesson, allowed, bounds).compare(ir.load(path), threads)
+    forced = _Forced(gm, lesson, allowed, bounds, scores)
+    rows, choices, outputs = forced.compare(ir.load(path), threads)
     return ParityReport(
-        proven=not any(r.unexplained for r in rows) and all(o.proven for o in outputs),
+        proven=not any(r.unexplained for r in rows)
+        and all(c.proven for c in choices)
+        and all(o.proven for o in outputs),
         max_steps=max((r.max_steps for r in rows), default=0),
         tensors=tuple(rows),
         outputs=(*outputs, *drift),
+        choices=tuple(choices),
         levels=levels,
         operators=operators,
         skipped=tuple(lesson.missed),
@@ -182,7 +193,7 @@ def _output_tolerances(
     model: ir.Model, lesson: Lesson, peaks: Mapping[str, float]
 ) -> dict[str, float]:
     """Relative difference that each float output may have when its segment is forced."""
-    bounds = output_bounds(model, peaks)
+    bounds = bounds_of(model, [v.name for v in model.graph.outputs], peaks)
     result = {}
     for name, value in lesson.outputs.items():
         peak, bound = magnitude(value), bounds.get(name)
@@ -201,18 +212,22 @@ class _Forced:
     lesson: Lesson
     allowed: Mapping[str, Tolerance]
     outputs: Mapping[str, float]
+    scores: Mapping[str, Bound]
 
-    def compare(self, model: ir.Model, threads: int) -> tuple[list[TensorRow], list[OutputRow]]:
-        """Rows of every tensor and output at both levels; the model is cut."""
+    def compare(
+        self, model: ir.Model, threads: int
+    ) -> tuple[list[TensorRow], list[ChoiceRow], list[OutputRow]]:
+        """Rows of every tensor, choice and output at both levels; the model is cut."""
         feeds = cut(model, self.lesson)
         nodes = {n.name: n for n in self.gm.graph.nodes}
-        rows, outputs = [], []
+        rows, choices, outputs = [], list[ChoiceRow](), []
         for level, found in _runs(model, feeds, threads):
             for taught in self.lesson.tensors:
                 rows.append(self._row(taught, found[taught.tensor.quantized_name], level, nodes))
+            choices += choice_rows(self.lesson.choices, found, level.value, self.scores)
             for name, ours in self.lesson.outputs.items():
                 outputs.append(_output_row(name, ours, found[name], level, self.outputs[name]))
-        return rows, outputs
+        return rows, choices, outputs
 
     def _row(
         self, taught: Taught, runtime: NDArray[Any], level: Level, nodes: Mapping[str, fx.Node]

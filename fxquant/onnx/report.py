@@ -50,6 +50,32 @@ class TensorRow:
 
 
 @dataclass(frozen=True)
+class ChoiceRow:
+    """Places that argmax, topk or sort chose, at one optimization level, from the same integers.
+
+    Attributes:
+        node: name of the fx node.
+        level: "off" or "all".
+        elements: how many places were compared.
+        other: how many of them the runtime chose otherwise.
+        lost: largest difference of the simulation's scores at its place and the runtime's.
+        allowed: difference of scores within which they tie.
+    """
+
+    node: str
+    level: str
+    elements: int
+    other: int
+    lost: float
+    allowed: float
+
+    @property
+    def proven(self) -> bool:
+        """Whether every other choice is a tie."""
+        return self.lost <= self.allowed
+
+
+@dataclass(frozen=True)
 class OutputRow:
     """One output of the model at one optimization level.
 
@@ -125,6 +151,7 @@ class ParityReport:
             the simulation's own inputs, in steps.
         tensors: one row a quantized tensor and level.
         outputs: one row a model output, level and kind of run.
+        choices: one row an argmax, topk or sort and level.
         levels: the two whole runs.
         operators: where each operator runs.
         skipped: quantized tensors that could not be compared.
@@ -140,6 +167,7 @@ class ParityReport:
     max_steps: int = 0
     tensors: tuple[TensorRow, ...] = ()
     outputs: tuple[OutputRow, ...] = ()
+    choices: tuple[ChoiceRow, ...] = ()
     levels: tuple[LevelInfo, ...] = ()
     operators: tuple[OperatorRow, ...] = ()
     skipped: tuple[str, ...] = ()
@@ -189,13 +217,16 @@ class ParityReport:
         """Raise what a failed export raises.
 
         Raises:
-            ParityError: FXQ560 a quantized tensor, FXQ561 an output differs.
+            ParityError: FXQ560 a quantized tensor, FXQ561 an output, FXQ569 a choice differs.
         """
         if self.proven:
             return
         bad = sorted((r for r in self.tensors if r.unexplained), key=_severity)
         if bad:
             raise ParityError("FXQ560", _differing(bad), at=_place(bad[0]), fix=_FIX)
+        chosen = [row for row in self.choices if not row.proven]
+        if chosen:
+            raise ParityError("FXQ569", _choices_differ(chosen), at=chosen[0].node, fix=_FIX)
         wrong = [row for row in self.outputs if not row.proven]
         if wrong:
             raise ParityError("FXQ561", _outputs_differ(wrong), fix=_FIX)
@@ -251,6 +282,15 @@ def _outputs_differ(rows: list[OutputRow]) -> str:
     return "; ".join(parts)
 
 
+def _choices_differ(rows: list[ChoiceRow]) -> str:
+    parts = [
+        f"{r.node} chooses {r.other} of {r.elements} otherwise at level {r.level}, by scores up to "
+        f"{r.lost:.1e} apart ({r.allowed:.1e} is a tie)"
+        for r in rows[:5]
+    ]
+    return "; ".join(parts)
+
+
 def _lines(report: ParityReport) -> Iterable[str]:
     yield from _proof_lines(report)
     yield from (f"note: {note}" for note in report.notes)
@@ -277,6 +317,9 @@ def _tensor_lines(report: ParityReport) -> Iterable[str]:
         f"each of {len(names)} quantized tensors from the simulation's inputs, both levels: "
         f"{report.exact_share:.4%} of elements equal, largest difference {report.max_steps} step(s)"
     )
+    if report.choices:
+        other, total = (sum(getattr(r, n) for r in report.choices) for n in ("other", "elements"))
+        yield f"choices by argmax, topk and sort: {other} of {total} differ, by ties"
     differing = sorted((r for r in report.tensors if r.exact < r.elements), key=_severity)
     if not differing:
         return

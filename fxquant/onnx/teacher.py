@@ -22,6 +22,7 @@ from torch import Tensor, fx, nn
 
 from fxquant.errors import ExportError
 from fxquant.graph.structure import leaves, tensors
+from fxquant.onnx.choices import Choice, Chooser, choice_of
 from fxquant.onnx.record import bound_example
 
 if TYPE_CHECKING:
@@ -79,12 +80,14 @@ class Lesson:
     Attributes:
         feeds: graph inputs by name.
         tensors: quantized tensors in graph order.
+        choices: what it chose by floats.
         outputs: graph outputs by name.
         missed: quantized tensors of the graph that the simulation has no node for.
     """
 
     feeds: dict[str, NDArray[Any]] = field(default_factory=dict)
     tensors: list[Taught] = field(default_factory=list)
+    choices: list[Choice] = field(default_factory=list)
     outputs: dict[str, NDArray[Any]] = field(default_factory=dict)
     missed: list[str] = field(default_factory=list)
 
@@ -94,6 +97,7 @@ def teach(
     example: tuple[tuple[Any, ...], Mapping[str, Any]],
     wanted: Sequence[LoweredTensor],
     tolerances: Mapping[str, Tolerance],
+    choosers: Sequence[Chooser] = (),
 ) -> Lesson:
     """Run the simulation node by node and keep its integers.
 
@@ -102,12 +106,14 @@ def teach(
         example: positional and keyword inputs.
         wanted: quantized activations.
         tolerances: by `quantized_name`: how near to a boundary a value is kept.
+        choosers: nodes that choose by floats.
 
     Raises:
         ExportError: FXQ562 a tensor holds NaN or infinity, FXQ563 it is not on its grid.
     """
     lesson = Lesson()
     recorder = _Recorder(gm, wanted, tolerances, lesson)
+    recorder.choosers = {chooser.node: chooser for chooser in choosers}
     with torch.no_grad(), evaluating(gm):
         result = recorder.run(*bound_example(gm, example))
     found = (value for _, value in leaves(result) if value is not None)
@@ -129,6 +135,7 @@ class _Recorder(fx.Interpreter):
     ) -> None:
         super().__init__(gm)
         self.tolerances, self.lesson = tolerances, lesson
+        self.choosers: dict[str, Chooser] = {}
         self.wanted: dict[str, list[LoweredTensor]] = {}
         for tensor in wanted:
             if tensor.scale.size == 1:  # nothing reads activations per channel as integers
@@ -137,7 +144,7 @@ class _Recorder(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         wanted = self.wanted.get(n.name)
         if not wanted:
-            return super().run_node(n)
+            return self._chosen(n, super().run_node(n))
         inputs: _Seen = {}
         outputs: _Seen = {}
         module = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
@@ -152,6 +159,15 @@ class _Recorder(fx.Interpreter):
             before, after = seen.get(tensor.index) or (made[tensor.index], made[tensor.index])
             window = max(self.tolerances[tensor.quantized_name].drift, _KEPT)
             self.lesson.tensors.append(_taught(tensor, before, after, window))
+        return result
+
+    def _chosen(self, n: fx.Node, result: Any) -> Any:
+        chooser = self.choosers.get(n.name)
+        given = tensors(self.fetch_args_kwargs_from_env(n)) if chooser is not None else []
+        if chooser is not None and given:
+            choice = choice_of(chooser, given[0], tensors(result))
+            if choice is not None:
+                self.lesson.choices.append(choice)
         return result
 
 
@@ -249,16 +265,24 @@ def cut(model: ir.Model, lesson: Lesson) -> dict[str, NDArray[Any]]:
     for taught in lesson.tensors:
         value = values[taught.tensor.quantized_name]
         name = taught.tensor.quantized_name + FORCED
-        _replace(model.graph, value, name, taught)
+        _replace(model.graph, value, name, taught.integers.shape, taught.tensor.dtype)
         feeds[name] = taught.integers
+    for choice in lesson.choices:
+        value = values[choice.chooser.places]
+        name = choice.chooser.places + FORCED
+        _replace(model.graph, value, name, choice.places.shape, ir.DataType.INT64)
+        feeds[name] = choice.places
     show(model, [t.tensor.quantized_name for t in lesson.tensors])
+    show(model, [c.chooser.places for c in lesson.choices])
     return feeds
 
 
-def _replace(graph: ir.Graph, value: ir.Value, name: str, taught: Taught) -> None:
+def _replace(
+    graph: ir.Graph, value: ir.Value, name: str, example: Sequence[int], dtype: ir.DataType
+) -> None:
     """Give the readers of `value` a graph input."""
-    shape = value.shape if value.shape is not None else ir.Shape(taught.integers.shape)
-    kind = ir.TensorType(taught.tensor.dtype)
+    shape = value.shape if value.shape is not None else ir.Shape(example)
+    kind = ir.TensorType(dtype)
     fed = ir.Value(name=name, shape=ir.Shape(shape), type=kind)
     graph.inputs.append(fed)
     for use in list(value.uses()):
