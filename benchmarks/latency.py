@@ -94,9 +94,11 @@ def onnx_inputs(source: Path) -> Sequence[Any]:
 def _silent() -> Iterator[None]:
     """onnxruntime's tools print and log; the table is all there should be."""
     logging.disable(logging.WARNING)
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield
-    logging.disable(logging.NOTSET)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 @click.command()

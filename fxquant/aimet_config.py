@@ -118,6 +118,7 @@ class _Reader:
         # the list is the whole truth: without (Conv, Relu) in it both have a grid
         settings["supergroups_only"] = True
         settings["supergroups"] = self._supergroups(self.data["supergroups"])
+        self._unsigned(settings)
         inputs = self._edge("model_input", "is_input_quantized")
         outputs = self._edge("model_output", "is_output_quantized")
         if "supergroup_pass_list" in self.data:
@@ -133,10 +134,10 @@ class _Reader:
         outputs, params = section.get("ops", {}), section.get("params", {})
         _keys(outputs, ("is_output_quantized", "is_symmetric"), "defaults.ops")
         _keys(params, ("is_quantized", "is_symmetric"), "defaults.params")
-        for key in ("strict_symmetric", "unsigned_symmetric"):
-            if _flag(section, key, "defaults"):
-                fix = "take it out: symmetric grids are signed and use every integer"
-                raise ConfigError("FXQ229", f"defaults.{key}: there is no such grid here", fix=fix)
+        if _flag(section, "strict_symmetric", "defaults"):
+            fix = "take it out: symmetric grids use every integer"
+            what = "defaults.strict_symmetric: there is no such grid here"
+            raise ConfigError("FXQ229", what, fix=fix)
         if "hw_version" in section:
             self.notes.append("defaults.hw_version: choose a target instead")
         if "supported_kernels" in section:
@@ -155,6 +156,17 @@ class _Reader:
             "weight_symmetric": bool(_flag(params, "is_symmetric", "defaults.params")),
             "per_channel": bool(_flag(section, "per_channel_quantization", "defaults")),
         }
+
+    def _unsigned(self, settings: dict[str, Any]) -> None:
+        """Unsigned symmetric grids, which most files ask for and few use: for activations only."""
+        if not _flag(self.data["defaults"], "unsigned_symmetric", "defaults"):
+            return
+        rules = (parts.get("output", {}) for parts in self.operators.values())
+        if settings["activation_symmetric"] or any(rule.get("symmetric") for rule in rules):
+            what = "defaults.unsigned_symmetric: symmetric grids of activations are signed here"
+            fix = "take it out, or the is_symmetric of operators"
+            raise ConfigError("FXQ229", what, fix=fix)
+        self.notes.append("defaults.unsigned_symmetric: symmetric grids of weights stay signed")
 
     def _params(self, section: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
         _keys(section, ("weight", "bias"), "params")

@@ -15,6 +15,7 @@ import ast
 import enum
 import functools
 import inspect
+import math
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -292,8 +293,9 @@ def _pad_arguments(module: nn.Module) -> dict[str, Any]:
 
 
 def _when_pad(a: Mapping[str, Any]) -> Grid:
-    zero = a.get("mode", "constant") != "constant" or not a.get("value")
-    return Grid.SAME if zero else Grid.OWN
+    value = a.get("value") if a.get("mode", "constant") == "constant" else None
+    # infinity, for a max pooling to step over, is the end of any grid
+    return Grid.OWN if value and not math.isinf(value) else Grid.SAME
 
 
 def _when_interpolate(a: Mapping[str, Any]) -> Grid:

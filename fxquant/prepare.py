@@ -7,7 +7,6 @@ same bits as the original on the dummy input, on other values and at another bat
 from __future__ import annotations
 
 import copy
-import logging
 import warnings
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from torch import Tensor, fx, nn
 from fxquant.errors import ConfigError, TraceError
 from fxquant.graph import prove
 from fxquant.graph.control import LOOP
+from fxquant.graph.looks import Specialisation
 from fxquant.graph.meta import module_path
 from fxquant.graph.passes import Fact, Pipeline, set_state, state_of
 from fxquant.graph.select import Selector, select
@@ -35,17 +35,18 @@ from fxquant.passes import PREPARE, PREPARED
 
 if TYPE_CHECKING:
     from fxquant.graph.leaves import Leaves
-    from fxquant.graph.looks import Specialisation
 
 Inputs: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 OnSpecialisation: TypeAlias = Literal["warn", "error", "leaf"]
 
-_log = logging.getLogger("fxquant")
 _PIPELINE = Pipeline(PREPARE, given=frozenset({Fact.RECORDED}))
 
 
 class SpecialisationWarning(UserWarning):
-    """The prepared graph is narrower than the model: Python decided on a value or a size."""
+    """The prepared graph is narrower than the model.
+
+    Python decided on a value or a size, or modules compute something else while they train.
+    """
 
 
 def is_prepared(model: nn.Module) -> bool:
@@ -140,7 +141,9 @@ def prepare_model(
                 recorded.recording, model, *inputs, leaves=_kept_whole(recorded.leaves)
             )
     set_state(gm, any_batch=proof.batch)
-    _judge(proof, recorded.recording.specialisations)
+    specialisations = state_of(gm).specialisations
+    _judge(proof, [s for s in specialisations if s.kind != "training"])
+    _tell([s for s in specialisations if s.kind == "training"])
     return gm
 
 
@@ -161,69 +164,76 @@ def _record(
 ) -> _Recorded:
     """Record, and once more with more leaves where the first recording asks for them."""
     trainers: frozenset[str] = frozenset()
-    changing: frozenset[str] | None = None
+    changing: frozenset[str] = frozenset()
     while True:
-        leaves = excluded | trainers | (changing or frozenset())
+        leaves = excluded | trainers | changing
         recording = record(model, *inputs, leaves=_kept_whole(leaves))
+        gm = recording.graph_module
         deciding = [s for s in recording.specialisations if s.kind == "value"]
         if deciding and on_specialisation == "error":
             _refuse(deciding)
         deciders = frozenset(s.module_path for s in deciding) - leaves - {""}
-        more = training_only(recording.graph_module) - leaves
+        idle = training_only(gm) - leaves
         if on_specialisation == "leaf" and deciders:
             excluded |= deciders
-        elif more:
-            trainers |= more
-        elif changing is None:
-            changing = _changing(recording.graph_module, model, inputs, leaves)
-            if not changing:
-                break
-        else:
+            continue
+        if idle:
+            trainers |= idle
+            continue
+        trained = _see_training(gm, model, inputs, leaves)
+        bare = frozenset(s.module_path for s in trained if _is_bare(model, s.module_path)) - leaves
+        if not bare:
             break
-    _see_dropouts(recording.graph_module, model, inputs, leaves)
+        changing |= bare
     set_state(
-        recording.graph_module,
+        gm,
         facts=frozenset({Fact.RECORDED}),
-        specialisations=recording.specialisations,
+        specialisations=(*recording.specialisations, *trained),
         excluded=tuple(sorted(excluded)),
         training_only=trainers,
     )
     return _Recorded(recording, leaves)
 
 
-def _see_dropouts(
+def _is_bare(model: nn.Module, path: str) -> bool:
+    """Whether a module has no parameters: keeping it whole costs no quantized weight."""
+    return bool(path) and next(model.get_submodule(path).parameters(), None) is None
+
+
+def _see_training(
     gm: fx.GraphModule, model: nn.Module, inputs: Inputs, leaves: frozenset[str]
-) -> None:
-    """Look up the dropout that attention has in training only, in a recording while it trains."""
-    owners = {module_path(node) for node in attentions(gm, model)}
-    trained = _trained(model, inputs, leaves, owners)
-    if trained is not None:
+) -> list[Specialisation]:
+    """The modules that compute something else while they train.
+
+    The dropout that attention has in training only is noted in the graph.
+    """
+    askers = training_askers(gm, model)
+    droppers = frozenset(module_path(node) for node in attentions(gm, model))
+    failed: list[Specialisation] = []
+    for owners in (askers, frozenset(p for p in askers if _is_bare(model, p))):
+        if not owners | droppers:
+            break
+        try:
+            trained = _trained(model, inputs, leaves, owners | droppers)
+        except TraceError as e:
+            what = f"what it computes in training cannot be recorded: {e.what}"
+            failed = failed or [Specialisation(None, "", "training", what, None)]
+            continue
         mark_dropouts(gm, trained, model)
-
-
-def _changing(
-    gm: fx.GraphModule, model: nn.Module, inputs: Inputs, leaves: frozenset[str]
-) -> frozenset[str]:
-    """Modules without parameters that compute something else while they train: they stay whole."""
-    owners = training_askers(gm, model)
-    trained = _trained(model, inputs, leaves, owners)
-    return changed(gm, trained, owners) if trained is not None else frozenset()
+        found = changed(gm, trained, owners).items()
+        return failed + [Specialisation(at, p, "training", "training", None) for p, at in found]
+    return failed
 
 
 def _trained(
     model: nn.Module, inputs: Inputs, leaves: frozenset[str], owners: Collection[str]
-) -> fx.GraphModule | None:
+) -> fx.GraphModule:
     """The model, recorded while some of its modules train."""
-    if not owners:
-        return None
     with evaluating(model), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
         for path in owners:
             model.get_submodule(path).training = True
-        try:
-            return record(model, *inputs, leaves=_kept_whole(leaves)).graph_module
-        except TraceError as e:
-            _log.info("what is done in training only is not seen, as it cannot be recorded: %s", e)
-            return None
+        return record(model, *inputs, leaves=_kept_whole(leaves)).graph_module
 
 
 def _refuse(deciding: list[Specialisation]) -> None:
@@ -233,11 +243,11 @@ def _refuse(deciding: list[Specialisation]) -> None:
         f"Python decides on the value of a tensor ({first.what}): the graph would hold for some "
         "inputs only",
         at=_place(first),
-        fix='on_specialisation="leaf" keeps the module with the decision whole, "warn" accepts it',
+        fix=_keep_whole(first, "decision") + '; on_specialisation="warn" accepts it',
     )
 
 
-def _judge(proof: prove.Proof, specialisations: tuple[Specialisation, ...]) -> None:
+def _judge(proof: prove.Proof, specialisations: list[Specialisation]) -> None:
     """Refuse a graph that is wrong, warn of one that is narrow."""
     values = [s for s in specialisations if s.kind == "value"]
     sizes = [s for s in specialisations if s.kind != "value"]
@@ -293,14 +303,35 @@ def _keep_whole(found: Specialisation, what: str) -> str:
     return f"move the {what} into a module of its own and keep it whole: modules_to_exclude=[...]"
 
 
+def _tell(training: list[Specialisation]) -> None:
+    """Warn of modules that the graph holds as they evaluate, though they train otherwise."""
+    if training:
+        found = (f"{_place(s)}: {s.what}" if s.source is None else _place(s) for s in training)
+        text = (
+            "while it trains, the model computes something else, of which the prepared graph holds "
+            "what is computed in evaluation:\n"
+            + _lines(list(found))
+            + "\nfix: a module of its own for what differs, kept whole: modules_to_exclude=[...]"
+        )
+        warnings.warn(text, SpecialisationWarning, stacklevel=3)
+
+
 def _narrowness(found: list[Specialisation]) -> str:
-    lines = [f"  {_place(s)}: {s.kind} looked at by {s.what}" for s in found]
-    shown = lines[:10] + ([f"  and {len(lines) - 10} more"] if len(lines) > 10 else [])
+    lines = [f"{_place(s)}: {s.kind} looked at by {s.what}" for s in found]
+    values = [s for s in found if s.kind == "value"]
+    fix = "compute with tensors what these lines compute with sizes"
+    if values:
+        inner = next((s for s in values if s.module_path), values[0])
+        fix = _keep_whole(inner, "decision")
     return (
         "the prepared graph holds the decisions that Python took on the dummy input:\n"
-        + "\n".join(shown)
-        + '\nfix: pass on_specialisation="leaf" to keep the modules that decide whole'
+        f"{_lines(lines)}\nfix: {fix}"
     )
+
+
+def _lines(lines: list[str]) -> str:
+    more = [f"and {len(lines) - 10} more"] if len(lines) > 10 else []
+    return "\n".join(f"  {line}" for line in [*lines[:10], *more])
 
 
 def _place(found: Specialisation) -> str:

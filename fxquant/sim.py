@@ -320,8 +320,8 @@ class QuantizationSimModel(EncodingsMethods):
             dummy_input: inputs of the proof; default: those of the constructor.
             opset: ONNX opset, 13 to 23.
             prove: compare with onnxruntime before the files get their names.
-            contrib: write what onnxruntime runs fastest, also in operators of its own (one node for
-                a SiLU); default: whether the target is onnxruntime. False is standard ONNX.
+            contrib: write for onnxruntime, with its own operators; False: standard ONNX; default:
+                what the target says.
             encoding_version: version of the encodings file: 0.6.1, 1.0.0, 2.0.0 or 2.1.0.
 
         Returns:
@@ -348,8 +348,7 @@ class QuantizationSimModel(EncodingsMethods):
         """The model as onnxruntime's default CPU run computes it, integer for integer.
 
         `sim.model` is for training and speed, this is the truth about the target, bit for bit. It
-        takes and returns what `sim.model` does, in evaluation mode and without gradients; later
-        changes of the simulation do not show in it.
+        takes what `sim.model` does, or arrays, and returns the same; later changes do not show.
 
         Args:
             dummy_input: inputs to lower the model with; default: those of the constructor.

@@ -204,7 +204,7 @@ def reused_modules(gm: fx.GraphModule) -> Iterator[Finding]:
 
 
 def decisions(gm: fx.GraphModule) -> Iterator[Finding]:
-    """Python that decided on the value of a tensor, or on a size that may change."""
+    """Python that decided on the value of a tensor, a size that may change, or on training."""
     state = state_of(gm)
     for found in state.specialisations:
         line = str(found.source or "")
@@ -212,6 +212,10 @@ def decisions(gm: fx.GraphModule) -> Iterator[Finding]:
             what = f"Python decides on a tensor's value ({found.what})"
             fix = 'keep the module whole: on_specialisation="leaf" or modules_to_exclude'
             yield Finding("FXQ132", "error", what, "", found.module_path, line, fix)
+        elif found.kind == "training":
+            what = "it computes something else in training than the graph does"
+            fix = "if the graph shall train, keep the module whole: modules_to_exclude"
+            yield Finding("FXQ138", "warning", what, "", found.module_path, line, fix)
         elif not state.any_batch:
             what = f"the graph holds for this batch size only ({found.what})"
             fix = "compute with tensors what the line computes with sizes"

@@ -265,6 +265,20 @@ def test_aimet_starts_with_everything_off() -> None:
     assert (config.quantize_weights, config.quantize_bias) == (False, False)
 
 
+def test_aimet_unsigned_symmetric_is_refused_only_where_an_activation_is_symmetric() -> None:
+    flag = {"unsigned_symmetric": "True"}
+    weights = {"params": {"is_quantized": "True", "is_symmetric": "True"}}
+    read = from_aimet(aimet(defaults=flag | weights))
+    assert any("unsigned_symmetric" in note for note in read.notes)
+    assert read.config.weight_symmetric
+    for asked in (
+        {"defaults": flag | {"ops": {"is_symmetric": "True"}}},
+        {"defaults": flag, "op_type": {"Conv": {"is_symmetric": "True"}}},
+    ):
+        with pytest.raises(ConfigError, match="unsigned_symmetric"):
+            from_aimet(aimet(**asked))
+
+
 SHIPPED_DEFAULT = aimet(
     defaults={
         "ops": {"is_output_quantized": "True"},

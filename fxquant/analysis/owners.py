@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 _FOLLOW = 8  # nodes between what absorbed an operator and that operator
 _CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
-# what onnxruntime appends when it lays a node out anew, splits it, or joins it with others
-_ADDED = re.compile(r"(_token_\d+|_nchwc|_nhwc|/[^/]*)$")
+# what onnxruntime appends when it lays a node out anew, or joins it with others
+_ADDED = re.compile(r"(_token_\d+|_nchwc|_nhwc)$")
 
 
 class Owners:
@@ -57,7 +57,9 @@ class Owners:
         while True:
             node = self._nodes.get(name) or self._outputs.get(name)
             shorter = _ADDED.sub("", name)
-            if node is not None or shorter in ("", name):
+            if shorter == name:
+                shorter = name.rpartition("/")[0]  # and when it splits one
+            if node is not None or not shorter:
                 return node
             name = shorter
 

@@ -12,14 +12,16 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fxquant.analysis.owners import Owners
 from fxquant.analysis.tensor_errors import TensorError, tensor_errors
 from fxquant.errors import ConfigError
+from fxquant.graph.structure import tensors
 from fxquant.onnx.coverage import coverage
-from fxquant.onnx.data import feeds_of
+from fxquant.onnx.data import feeds_of, with_nan
 from fxquant.onnx.read import read_model
+from fxquant.onnx.record import bound_example
 from fxquant.onnx.runtime import KernelTime, kernel_times, packed
 from fxquant.onnx.stripped import without_pairs
 from fxquant.sim import QuantizationSimModel
@@ -125,8 +127,8 @@ def profile(
         threads: threads within an operator.
 
     Raises:
-        ConfigError: FXQ760, there is no data.
-        ExportError: the file or the data cannot be read, or onnxruntime cannot run them.
+        ConfigError: FXQ760 there is no data, or it is NaN; FXQ583 or FXQ584 it cannot be used.
+        ExportError: the file cannot be read, or onnxruntime cannot run it.
 
     Example:
         >>> import torch
@@ -154,17 +156,8 @@ def _of_simulation(
     sim.export(folder, "model", prove=False)
     example = sim.example
     truth = lower(sim.get_original_model().eval(), example).model
-    path = folder / "model.onnx"
-    return _of_file(path, _given(example) if data is None else data, truth, rounds=rounds,
-                    threads=threads)  # fmt: skip
-
-
-def _given(example: tuple[tuple[Any, ...], Mapping[str, Any]]) -> list[Any]:
-    """Tensors of the example in the order of the graph inputs."""
-    from torch.utils import _pytree
-
-    leaves = _pytree.tree_leaves((example[0], dict(example[1])))
-    return [leaf for leaf in leaves if hasattr(leaf, "detach")]
+    given = tensors(bound_example(sim.model, example)) if data is None else data
+    return _of_file(folder / "model.onnx", given, truth, rounds=rounds, threads=threads)
 
 
 def _of_file(
@@ -172,6 +165,9 @@ def _of_file(
 ) -> Profile:
     model = read_model(path)
     feeds = feeds_of(model.graph, data)
+    if broken := with_nan(feeds):
+        what = f"the data holds NaN in {', '.join(broken)}: errors would say nothing"
+        raise ConfigError("FXQ760", what)
     stripped = without_pairs(model)
     times = kernel_times(path, feeds, rounds=rounds, threads=threads)
     with packed(stripped) as source:

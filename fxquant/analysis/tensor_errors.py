@@ -23,7 +23,7 @@ BEST = 300.0  # decibels that stand for no error at all: JSON has no infinity
 
 @dataclass(frozen=True)
 class TensorError:
-    """How far one tensor is from its value in floating point.
+    """How far one tensor is from its value in floating point; infinite values do not count.
 
     Attributes:
         sqnr: signal to quantization noise in dB, with all that was quantized before it.
@@ -84,6 +84,10 @@ def _values(model: ir.Model, names: set[str], feeds: Feeds) -> dict[str, NDArray
 
 def _error(quantize: ir.Node, exact: NDArray[Any], integers: NDArray[Any]) -> TensorError:
     step, zero = _grid(quantize, exact.ndim)
+    step = np.broadcast_to(step, exact.shape)
+    finite = np.isfinite(exact)
+    zero = np.broadcast_to(zero, exact.shape)[finite]
+    exact, integers, step = exact[finite], integers[finite], step[finite]
     limits = np.iinfo(integers.dtype)
     own = np.clip(np.rint(exact / step) + zero, limits.min, limits.max)
     error = np.abs(exact.astype(np.float64) - (integers.astype(np.float64) - zero) * step)

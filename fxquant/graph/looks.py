@@ -17,7 +17,8 @@ class Specialisation:
     Attributes:
         source: the user's line.
         module_path: the module whose forward decided.
-        kind: ``"value"`` for a tensor's value, ``"size"`` for a size that depends on an input.
+        kind: ``"value"`` for a tensor's value, ``"size"`` for a size that depends on an input,
+            ``"training"`` for what is computed otherwise in training (`prepare_model` looks).
         what: how it was looked at: ``comparison``, ``item()``, ``bool()`` ...
         value: what Python saw; a tuple of all if the line looked several times.
     """

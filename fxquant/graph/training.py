@@ -2,22 +2,26 @@
 
 Modules that do nothing in evaluation, such as stochastic depth, leave no trace: they are found by
 that, and kept whole. Attention that is called with `dropout_p=p if self.training else 0` shows a
-zero: the probability is seen in a second recording in which these modules train.
+zero: the probability is seen in a second recording in which these modules train. The same recording
+shows which modules compute something else: those without parameters are kept whole, of the others
+the graph holds what they compute in evaluation, and that is told.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from itertools import zip_longest
 from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 from torch import fx, nn
 
 from fxquant import ops
-from fxquant.graph.meta import module_path, source
+from fxquant.graph.meta import Source, module_path, source
+from fxquant.graph.rewriter import computes_floats
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterator
 
 #: key of `node.meta`: dropout probability of an attention while training
 TRAINING_DROPOUT = "training_dropout"
@@ -41,26 +45,54 @@ def training_only(gm: fx.GraphModule) -> frozenset[str]:
 
 
 def training_askers(gm: fx.GraphModule, model: nn.Module) -> frozenset[str]:
-    """Paths of modules without parameters that computed something and ask for `self.training`.
+    """Paths of modules that computed something and ask for `self.training`; the root is empty."""
+    paths = {above for node in gm.graph.nodes for above in _with_parents(module_path(node))} | {""}
+    return frozenset(p for p in paths if asks_for_training(type(model.get_submodule(p))))
 
-    A module with parameters is what quantization is for: it is recorded as it evaluates.
+
+def changed(
+    gm: fx.GraphModule, trained: fx.GraphModule, askers: Collection[str]
+) -> dict[str, Source | None]:
+    """The modules that compute something else while they train, each with the first such line.
+
+    Args:
+        gm: recorded in evaluation.
+        trained: recorded while the askers train.
+        askers: see `training_askers`; the nearest one answers for what the modules below do.
     """
-    paths = {module_path(node) for node in gm.graph.nodes} - {""}
-    found = ((path, model.get_submodule(path)) for path in paths)
-    return frozenset(
-        path
-        for path, module in found
-        if asks_for_training(type(module)) and next(module.parameters(), None) is None
-    )
+    found: dict[str, Source | None] = {}
+    here, there = _calls(gm), _calls(trained)
+    for path in [*there, *(p for p in here if p not in there)]:
+        for old, new in zip_longest(here.get(path, []), there.get(path, [])):
+            if old is None or new is None or old[0] != new[0]:
+                owner = next((p for p in (*_with_parents(path), "") if p in askers), path)
+                found.setdefault(owner, source((new or old)[1]))
+                break
+    return found
 
 
-def changed(gm: fx.GraphModule, trained: fx.GraphModule, paths: Iterable[str]) -> frozenset[str]:
-    """The modules among `paths` that called other functions while they trained."""
-    return frozenset(path for path in paths if _called(gm, path) != _called(trained, path))
+def _calls(gm: fx.GraphModule) -> dict[str, list[tuple[Any, fx.Node]]]:
+    """What each module computed: functions with their plain arguments."""
+    found: dict[str, list[tuple[Any, fx.Node]]] = {}
+    for node in gm.graph.nodes:
+        if computes_floats(node):
+            found.setdefault(module_path(node), []).append((_shown(node, gm), node))
+    return found
 
 
-def _called(gm: fx.GraphModule, path: str) -> list[str]:
-    return [str(node.target) for node in gm.graph.nodes if module_path(node) == path]
+def _shown(node: fx.Node, root: fx.GraphModule) -> tuple[str, str]:
+    """A call without what is followed otherwise: training flags and probabilities of dropouts."""
+    name = str(getattr(node.target, "__qualname__", node.target))
+    row = ops.row_of(node, root)
+    if row is not None and row.name in _PROBABILITIES:
+        return name, ""
+    given = {key: value for key, value in node.kwargs.items() if not isinstance(value, bool)}
+    return name, str(fx.node.map_aggregate((node.args, given), _plain))
+
+
+def _plain(value: Any) -> Any:
+    known = isinstance(value, int | float | str) and not isinstance(value, bool)
+    return value if known or value is None else type(value).__name__
 
 
 def attentions(gm: fx.GraphModule, model: nn.Module) -> list[fx.Node]:

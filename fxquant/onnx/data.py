@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fxquant.errors import ExportError
+from fxquant.errors import ConfigError
 from fxquant.onnx.runtime import as_feed
 
 Feeds = dict[str, NDArray[Any]]
@@ -26,7 +26,7 @@ def feeds_of(graph: ir.Graph, data: Data) -> Feeds:
         data: arrays by name or in order, or the path of an `.npz` (or `.npy`) file with them.
 
     Raises:
-        ExportError: FXQ583 the data cannot be read, FXQ584 it does not fit the inputs.
+        ConfigError: FXQ583 the data cannot be read, FXQ584 it does not fit the inputs.
     """
     found = _by_name([v for v in graph.inputs if v.const_value is None], _loaded(data))
     for value in graph.inputs:
@@ -47,7 +47,7 @@ def _loaded(data: Data) -> Mapping[str, Any] | Sequence[Any]:
     except (OSError, ValueError, AttributeError, EOFError, zipfile.BadZipFile) as error:
         what = f"the data {str(data)!r} cannot be read: {error}"
         fix = "save it with numpy.savez(path, name_of_input=array, ...)"
-        raise ExportError("FXQ583", what, fix=fix) from error
+        raise ConfigError("FXQ583", what, fix=fix) from error
 
 
 def _by_name(inputs: Sequence[ir.Value], data: Mapping[str, Any] | Sequence[Any]) -> Feeds:
@@ -61,7 +61,7 @@ def _by_name(inputs: Sequence[ir.Value], data: Mapping[str, Any] | Sequence[Any]
     missing = [n for n in names if n not in given]
     if missing:
         what = f"the data lacks the inputs {', '.join(missing)}"
-        raise ExportError("FXQ584", what, fix=f"name the arrays {', '.join(names)}")
+        raise ConfigError("FXQ584", what, fix=f"name the arrays {', '.join(names)}")
     return {n: as_feed(given[n]) for n in names}
 
 
@@ -72,9 +72,14 @@ def _require_fit(value: ir.Value, array: NDArray[Any]) -> None:
     fits = len(shape) == array.ndim and all(
         not isinstance(a, int) or a == b for a, b in zip(shape, array.shape, strict=True)
     )
-    if array.dtype == wanted and fits:
+    if array.dtype == wanted and fits and (not shape or len(array)):
         return
     sizes = ", ".join(str(d if isinstance(d, int) else d.value or "?") for d in shape)
     what = f"the input {value.name!r} is {wanted} [{sizes}], the data has {array.dtype} "
     what += f"{list(array.shape)}"
-    raise ExportError("FXQ584", what, fix="convert the array before it is saved")
+    raise ConfigError("FXQ584", what, fix="give an array of this type and shape, with a row")
+
+
+def with_nan(feeds: Mapping[str, NDArray[Any]]) -> list[str]:
+    """Names of the arrays that hold NaN; infinities are what masks are made of."""
+    return [n for n, x in feeds.items() if x.dtype.kind == "f" and np.isnan(x).any()]

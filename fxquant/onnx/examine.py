@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from fxquant.errors import ExportError
 from fxquant.onnx.coverage import coverage
-from fxquant.onnx.data import Data, Feeds, feeds_of
+from fxquant.onnx.data import Data, Feeds, feeds_of, with_nan
 from fxquant.onnx.integer import IntegerModel
 from fxquant.onnx.integer.saturation import Saturation, cpu_has_vnni, describe
 from fxquant.onnx.noise import Tolerance, magnitude, tolerances
@@ -195,12 +195,16 @@ def examine(path: str | Path, data: Data) -> Examination:
         What was found; of a malformed file only what is wrong with it.
 
     Raises:
-        ExportError: FXQ511 or FXQ570 the file cannot be read, FXQ583 the data cannot, FXQ584 it
-            does not fit the inputs; or onnxruntime cannot run the file.
+        ExportError: FXQ511 or FXQ570 the file cannot be read, or onnxruntime cannot run it.
+        ConfigError: FXQ583 the data cannot be read, FXQ584 it does not fit the inputs.
     """
     lint = verify_file(path, risks=False)  # they have a table of their own
     graph = read_model(path).graph
     feeds = feeds_of(graph, data)
+    if broken := with_nan(feeds):
+        what = f"the data holds NaN in {', '.join(broken)}: equal results say little"
+        note = Finding("FXQ585", "warning", "", what, "give data as the model gets it")
+        lint = VerifyReport((*lint.findings, note))
     if any(f.code in _MALFORMED for f in lint.errors):
         return Examination(lint)  # there is nothing to compare, and onnxruntime may even crash
     refused = _refused(path)

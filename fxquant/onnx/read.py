@@ -1,6 +1,7 @@
 """Reading ONNX files of any tool into one form that the rest can rely on.
 
-Nodes are in order and have names, functions are inlined, constants are initializers.
+Nodes are in order and have names, functions are inlined, constants are initializers, and Identity
+is gone, as it is for onnxruntime.
 """
 
 from __future__ import annotations
@@ -37,12 +38,13 @@ def read_model(path: str | Path) -> ir.Model:
 
 
 def tidy(model: ir.Model) -> ir.Model:
-    """The same model, its nodes in order and named, without functions and Constants; in place."""
+    """The same model in that form; in place."""
     if model.functions:
         InlinePass()(model)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     if not _is_ordered(model.graph):
         model.graph.sort()
+    _drop_identities(model.graph)
     taken = {node.name for node in model.graph}
     for node in model.graph:
         if node.name:
@@ -56,6 +58,15 @@ def tidy(model: ir.Model) -> ir.Model:
         node.name = name
         taken.add(name)
     return model
+
+
+def _drop_identities(graph: ir.Graph) -> None:
+    for node in list(graph):
+        if node.op_type == "Identity" and not node.outputs[0].is_graph_output():
+            source = node.inputs[0]
+            if source is not None:
+                node.outputs[0].replace_all_uses_with(source)
+                graph.remove(node, safe=True)
 
 
 def _is_ordered(graph: ir.Graph) -> bool:

@@ -228,7 +228,7 @@ def _parameters(node: ir.Node) -> tuple[bytes, ...]:
 
 def _integer_type(dequantize: ir.Node) -> ir.DataType | None:
     for value in (
-        dequantize.inputs[0],
+        _gathered(dequantize.inputs[0]) if dequantize.inputs[0] is not None else None,
         dequantize.inputs[2] if len(dequantize.inputs) > 2 else None,
     ):
         if value is not None and value.const_value is not None:
@@ -241,3 +241,10 @@ def _integer_type(dequantize: ir.Node) -> ir.DataType | None:
 def _type_name(dequantize: ir.Node) -> str:
     found = _integer_type(dequantize)
     return found.name.lower() if found is not None else "of unknown type"
+
+
+def _gathered(value: ir.Value) -> ir.Value:
+    """The table that rows are taken from: they are of its type."""
+    node = value.producer()
+    table = node.inputs[0] if node is not None and node.op_type == "Gather" else None
+    return value if table is None else table

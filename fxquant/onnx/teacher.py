@@ -23,6 +23,7 @@ from torch import Tensor, fx, nn
 from fxquant.errors import ExportError
 from fxquant.graph.structure import leaves, tensors
 from fxquant.onnx.choices import Choice, Chooser, choice_of
+from fxquant.onnx.grid import type_range
 from fxquant.onnx.record import bound_example
 
 if TYPE_CHECKING:
@@ -209,12 +210,16 @@ def _array(value: Any) -> NDArray[Any]:
 
 def _taught(tensor: LoweredTensor, before: Tensor, after: Tensor, window: float) -> Taught:
     scale = tensor.scale.reshape(-1)[0]
+    zero = int(tensor.zero_point.reshape(-1)[0])
+    # infinity is padding that a max pooling steps over: the end of the type
+    low, high = (np.float32(end - zero) for end in type_range(tensor.dtype))
     positions = _array(after).astype(np.float32, copy=False) / scale
+    positions = np.where(np.isinf(positions), np.clip(positions, low, high), positions)
     centred = np.rint(positions)
     _check(tensor, positions, centred)
-    zero = int(tensor.zero_point.reshape(-1)[0])
     integers = (centred + np.float32(zero)).astype(tensor.dtype.numpy())
     real = _array(before).astype(np.float32, copy=False).reshape(-1) / scale
+    real[np.isinf(real)] = 0.0  # at no boundary
     # a boundary lies half-way between two integers
     offsets = np.abs(real - np.floor(real) - np.float32(0.5))
     near = np.flatnonzero(offsets <= np.float32(window) + np.float32(1e-6))

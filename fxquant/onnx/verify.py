@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ _MOST_OPSET, _MOST_IR = 26, 13
 _LEAST_OPSET = 10  # the first with QuantizeLinear
 _WIDTH = 34
 _SMALL = 1 << 16  # bytes of a constant that may say a shape
+_ON_INTEGERS = re.compile(r"Q[A-Z]|.*(Quantize|Integer|NBits)")  # names of ONNX and onnxruntime
 REFUSED = "FXQ513"  # by onnx.checker
 
 
@@ -101,6 +103,9 @@ def verify_file(path: str | Path, *, risks: bool = True) -> VerifyReport:
         fix = "onnxruntime mends that when it loads the file, other programs may not"
         refused = [replace(f, severity="warning", fix=fix) for f in refused]
     found = [*_version_findings(model), *refused, *check_graph(model), *check_groups(model)]
+    if not any(_ON_INTEGERS.match(node.op_type) for node in model.graph.all_nodes()):
+        what = "no operator makes or takes integers of a grid: this is a floating-point model"
+        found.append(Finding("FXQ579", "warning", "", what, "give the quantized file"))
     if risks and not any(f.severity == "error" for f in found):
         what = describe(IntegerModel(path).saturations(), cpu_has_vnni())
         fix = "quantize weights to 7 bits for such CPUs"

@@ -15,12 +15,13 @@ from click.testing import CliRunner
 from torch import Tensor, nn
 
 from fxquant import QuantizationSimModel, prepare_model
+from fxquant.analysis.owners import Owners
 from fxquant.analysis.profile import Profile, profile
 from fxquant.cli import main
-from fxquant.errors import ConfigError, ExportError
+from fxquant.errors import ConfigError
 from fxquant.onnx.lower import lower
 from fxquant.onnx.read import read_model
-from fxquant.onnx.runtime import Level, open_session, packed
+from fxquant.onnx.runtime import KernelTime, Level, open_session, packed
 from fxquant.onnx.stripped import without_pairs
 from fxquant.onnx.write import write_model
 from tests.helpers.grids import output_of
@@ -170,5 +171,43 @@ def test_what_is_missing_is_named(files: tuple[Path, Path], tmp_path: Path) -> N
     with pytest.raises(ConfigError, match="FXQ760"):
         profile(files[0])
     np.savez(tmp_path / "other.npz", y=np.zeros(1, np.float32))
-    with pytest.raises(ExportError, match="FXQ584"):
+    with pytest.raises(ConfigError, match="FXQ584"):
         profile(files[0], tmp_path / "other.npz")
+    args = ["profile", str(files[0]), "--data", str(tmp_path / "other.npz"), "-q"]
+    assert CliRunner().invoke(main, args).exit_code == 2
+    with pytest.raises(ConfigError, match=r"FXQ760.*NaN in x"):
+        profile(files[0], [np.full((1, 3, 16, 16), np.nan, np.float32)])
+
+
+def test_infinite_values_do_not_count(files: tuple[Path, Path]) -> None:
+    x = np.ones((1, 3, 16, 16), np.float32)
+    x[0, 0, 0, 0] = np.inf
+    content = profile(files[0], [x], rounds=1).to_json()
+    json.loads(content, parse_constant=pytest.fail)  # "Infinity" and "NaN" are no JSON
+
+
+class TwoInputs(nn.Module):
+    """`forward(a, b)` with inputs of different widths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(4, 3), nn.Linear(5, 3)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.left(a) + self.right(b)  # type: ignore[no-any-return]
+
+
+def test_named_inputs_of_a_simulation_come_in_any_order() -> None:
+    x = {"b": torch.randn(2, 5), "a": torch.randn(2, 4)}
+    sim = QuantizationSimModel(TwoInputs().eval(), x, quant_scheme="min_max")
+    sim.compute_encodings([x])
+    assert _row(profile(sim, rounds=1), "left").kernel == "QGemm"
+
+
+def test_kernels_are_found_by_names_with_slashes() -> None:
+    conv = ir.node("Conv", [ir.val("x"), ir.val("w")], name="/block/conv")
+    conv.outputs[0].name = "/block/y"
+    owners = Owners(ir.Graph(conv.inputs, conv.outputs, nodes=[conv]))  # type: ignore[arg-type]
+    for name in ("/block/conv_token_3", "/block/conv", "/block/y_nchwc", "/block/conv/0_nchwc"):
+        assert owners.of(KernelTime(name, "Conv", 1.0)) == "/block/conv"
+    assert "onnxruntime" in owners.of(KernelTime("/Transpose_token_1", "Transpose", 1.0))

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from torch import nn
 
 from fxquant.cli import main
-from fxquant.errors import ExportError
+from fxquant.errors import ConfigError
 from fxquant.onnx.examine import examine
 from fxquant.onnx.verify import verify_file
 from fxquant.sim import QuantizationSimModel
@@ -93,22 +93,22 @@ def test_data_comes_by_name_or_in_order(tmp_path: Path) -> None:
 
 def test_data_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     path = saved(network(), tmp_path)
-    with pytest.raises(ExportError, match="FXQ584"):
+    with pytest.raises(ConfigError, match="FXQ584"):
         examine(path, _archive(tmp_path, wrong=np.zeros(3)))
     (tmp_path / "broken.npz").write_bytes(b"no archive")
-    with pytest.raises(ExportError, match="FXQ583"):
+    with pytest.raises(ConfigError, match="FXQ583"):
         examine(path, tmp_path / "broken.npz")
 
 
 @pytest.mark.parametrize(
     "array",
     [np.zeros(SHAPE), np.zeros(SHAPE[1:], np.float32), np.zeros((4, 7, 9, 9), np.float32),
-     np.zeros(SHAPE, np.int64), np.array("text")],
-    ids=["float64", "rank", "channels", "int64", "text"],
+     np.zeros(SHAPE, np.int64), np.array("text"), np.zeros((0, *SHAPE[1:]), np.float32)],
+    ids=["float64", "rank", "channels", "int64", "text", "empty"],
 )  # fmt: skip
 def test_arrays_of_another_type_or_shape_are_refused(tmp_path: Path, array: Any) -> None:
     path = saved(network(), tmp_path)
-    with pytest.raises(ExportError, match=r"FXQ584.*'x' is float32 \[4, 8, 9, 9\]"):
+    with pytest.raises(ConfigError, match=r"FXQ584.*'x' is float32 \[4, 8, 9, 9\]"):
         examine(path, _archive(tmp_path, x=array))
 
 
@@ -116,9 +116,9 @@ def test_damaged_archives_are_refused(tmp_path: Path) -> None:
     path = saved(network(), tmp_path)
     archive = _archive(tmp_path, **normal(x=SHAPE))
     archive.write_bytes(archive.read_bytes()[:300])
-    with pytest.raises(ExportError, match="FXQ583"):
+    with pytest.raises(ConfigError, match="FXQ583"):
         examine(path, archive)
-    with pytest.raises(ExportError, match="FXQ583"):
+    with pytest.raises(ConfigError, match="FXQ583"):
         examine(path, _archive(tmp_path, x=np.array([None])))
 
 
@@ -131,7 +131,16 @@ def test_a_single_array_file_is_the_input(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_data_that_is_not_finite_is_run(tmp_path: Path, value: float) -> None:
     x = np.full(SHAPE, value, np.float32)
-    assert str(examine(saved(network(), tmp_path), [x]))
+    found = examine(saved(network(), tmp_path), [x])
+    assert [f.code for f in found.lint.findings] == (["FXQ585"] if np.isnan(value) else [])
+    assert str(found)
+
+
+def test_data_without_a_row_is_refused(tmp_path: Path) -> None:
+    g = Graph(x=("batch", 4))
+    path = g.save(tmp_path, g.quantized("q", g["x"], 0.1, 3))
+    with pytest.raises(ConfigError, match=r"(?s)FXQ584.*with a row"):
+        examine(path, [np.zeros((0, 4), np.float32)])
 
 
 def test_a_malformed_file_gives_its_findings_and_is_not_run(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from fxquant.errors import ExportError
+from fxquant.errors import ConfigError, ExportError
 from fxquant.onnx.integer import IntegerModel
 from fxquant.onnx.integer.saturation import saturations
 from fxquant.sim import QuantizationSimModel
@@ -202,6 +202,25 @@ def test_an_integer_model_returns_the_containers_of_the_simulation() -> None:
     assert len(list(model.parameters())) == 0
     assert {p.kernel for p in model.placement()} >= {"QLinearConv", "QGemm", "QLinearAdd"}
     assert all(v.dtype == np.uint8 for v in model.tensors(x, shift).values())
+    arrays = model(x.numpy(), shift=shift.numpy())
+    assert torch.equal(arrays["map"], model(x, shift)["map"])
+
+
+@pytest.mark.parametrize(
+    "x", [torch.zeros(2, 3, 9, 9), torch.zeros(2, 3, 8, 8).double(), torch.zeros(0, 3, 8, 8), [1.0]]
+)  # fmt: skip
+def test_an_integer_model_refuses_what_the_file_would(x: object) -> None:
+    given = torch.randn(2, 3, 8, 8)
+    sim = QuantizationSimModel(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()), given, "min_max")
+    sim.compute_encodings([given])
+    with pytest.raises(ConfigError, match="FXQ584"):
+        sim.integer_model()(x)
+
+
+def test_nothing_is_flattened_to_nothing() -> None:
+    g = Graph(x=("batch", 3, 4))
+    model = IntegerModel(g.model(g.op("Flatten", "flatten", g["x"], axis=1)))
+    assert model(np.zeros((0, 3, 4), np.float32)).shape == (0, 12)
 
 
 # --- weights alone -------------------------------------------------------------------------------

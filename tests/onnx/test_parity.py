@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import fx
+from torch import Tensor, fx, nn
 
+from fxquant import QuantizationSimModel
 from fxquant.errors import ExportError, ParityError
 from fxquant.onnx.lowered import Lowered
 from fxquant.onnx.parity import prove
@@ -168,3 +169,26 @@ def test_the_example_must_have_every_input(
 ) -> None:
     with pytest.raises(ExportError, match="FXQ501"):
         prove(gm, low, ((), {}), written(low, tmp_path))
+
+
+class SteppingOver(nn.Module):
+    """Pads with infinity in front of a max pooling, as networks from TensorFlow do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+        self.pool = nn.MaxPool2d(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.pad(self.first(x), (0, 1, 0, 1), value=float("-inf"))
+        return self.second(self.pool(x))  # type: ignore[no-any-return]
+
+
+def test_infinite_padding_is_the_end_of_the_grid(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 16, 16)
+    sim = QuantizationSimModel(SteppingOver(), x)
+    sim.compute_encodings([x])
+    report = sim.export(tmp_path, "padded", x)
+    assert report.max_steps == 0
+    assert {row.name for row in report.float_operators} == {"pad"}

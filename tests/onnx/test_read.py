@@ -83,6 +83,13 @@ def test_constant_nodes_are_initializers() -> None:
     assert [n.op_type for n in model.graph] == ["Add"]
 
 
+def test_identities_are_gone_unless_they_make_an_output() -> None:
+    g = Graph(x=(2, 3))
+    inner = g.op("Relu", "relu", g.op("Identity", "first", g["x"]))
+    model = tidy(g.model(g.op("Identity", "last", inner)))
+    assert [n.name for n in model.graph] == ["relu", "last"]
+
+
 def test_a_cycle_is_refused(tmp_path: Path) -> None:
     g = Graph(x=(2, 3))
     first = g.op("Add", "a", g["x"], g["x"])

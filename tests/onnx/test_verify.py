@@ -12,6 +12,7 @@ import onnx_ir as ir
 import pytest
 
 from fxquant.errors import ExportError
+from fxquant.onnx.read import tidy
 from fxquant.onnx.verify import VerifyReport, verify, verify_file, verify_model
 from tests.onnx.qdq import Graph
 
@@ -267,6 +268,24 @@ def test_rule(make: Callable[[Graph], ir.Value], code: str, severity: str, node:
     assert (code, severity, node) in found, str(report)
     assert bool(report) == (severity != "error" and not report.errors)
     assert all(f.what and f.fix for f in report.findings)
+
+
+def test_a_bias_of_two_layers_is_told_for_the_one_it_does_not_fit() -> None:
+    g = Graph(x=(1, 8, 6, 6))
+    x = g.quantized("qx", g["x"], 0.02, 100)
+    (first, scales), (second, _) = g.weight("w", (8, 8, 3, 3)), g.weight("v", (8, 8, 3, 3))
+    bias = g.bias("b", np.float32(0.02) * scales)
+    y = g.quantized("qy", g.op("Conv", "conv", x, first, bias), 0.1, 90)
+    shared = g.op("Identity", "shared", bias)
+    model = tidy(g.model(g.quantized("qz", g.op("Conv", "other", y, second, shared), 0.1, 90)))
+    (found,) = [f for f in verify_model(model).findings if f.code == "FXQ518"]
+    assert "weight scale of other: onnxruntime runs it in floating point" in found.what
+
+
+def test_a_floating_point_file_is_told(tmp_path: Path) -> None:
+    g = Graph(x=(2, 3))
+    report = verify_file(g.save(tmp_path, g.op("Relu", "relu", g["x"])))
+    assert [f.code for f in report.findings if f.severity == "warning"] == ["FXQ579"]
 
 
 def test_a_good_model_has_no_findings() -> None:

@@ -22,7 +22,7 @@ def _reshape(c: KernelCall) -> Array:
 def _flatten(c: KernelCall) -> Array:
     x, axis = c.array(0), c.whole("axis", 1)
     axis = axis + x.ndim if axis < 0 else axis
-    return x.reshape(int(np.prod(x.shape[:axis], dtype=np.int64)), -1)
+    return x.reshape(*(int(np.prod(d, dtype=np.int64)) for d in (x.shape[:axis], x.shape[axis:])))
 
 
 @kernel("Transpose")

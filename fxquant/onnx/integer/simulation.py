@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxquant.graph.structure import map_leaves, tensors
+from fxquant.onnx.data import Feeds, feeds_of
 from fxquant.onnx.integer.arithmetic import Array
 from fxquant.onnx.integer.model import IntegerModel, Placed
 from fxquant.onnx.lower import lower
@@ -21,6 +22,8 @@ Example = tuple[tuple[Any, ...], Mapping[str, Any]]
 
 class IntegerSimulation(nn.Module):
     """Takes and returns what the simulated model takes and returns, computed in integers.
+
+    Inputs may be arrays of numpy, too. Sizes that the file would fix are fixed here.
 
     Args:
         gm: calibrated model of a simulation; later changes of it do not show here.
@@ -59,9 +62,14 @@ class IntegerSimulation(nn.Module):
         """Where each operator runs."""
         return self.integers.placement()
 
-    def _feeds(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
-        given = tensors(bound_example(self._simulated[0], (args, kwargs)))
-        return dict(zip(self.lowered.input_names, given, strict=True))
+    def _feeds(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Feeds:
+        """Tensors and arrays in the order of the inputs, refused where the exported file would."""
+        given = map_leaves(bound_example(self._simulated[0], (args, kwargs)), _as_tensor)
+        return feeds_of(self.lowered.model.graph, tensors(given))
+
+
+def _as_tensor(leaf: Any) -> Any:
+    return torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf
 
 
 def _emptied(leaf: Any) -> Any:
