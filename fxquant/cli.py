@@ -132,6 +132,9 @@ def _sim_options(command: Command) -> Command:
 @click.option("--max-batches", type=click.IntRange(1), help="Stop calibration after so many.")
 @click.option("--opset", default=21, show_default=True, type=click.IntRange(13, 23))
 @click.option("--no-proof", is_flag=True, help="Do not compare with onnxruntime.")
+@click.option(
+    "--standard", is_flag=True, help="Operators of the ONNX standard only, none of onnxruntime's."
+)
 @_sim_options
 @_common
 def quantize(
@@ -168,8 +171,9 @@ def quantize(
     progress.step("exporting" if options["no_proof"] else "exporting and proving")
     prefix = options["prefix"] or factory.rpartition(":")[2]
     report = sim.export(
-        options["out"], prefix, example, opset=options["opset"], prove=not options["no_proof"]
-    )
+        options["out"], prefix, example, opset=options["opset"], prove=not options["no_proof"],
+        contrib=False if options["standard"] else None,
+    )  # fmt: skip
     files = sorted(str(p) for p in Path(options["out"]).glob(f"{prefix}.*"))
     if as_json:
         click.echo(json.dumps({"files": files, "report": json.loads(report.to_json())}, indent=1))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 import numpy as np
+import onnx
 import pytest
 import torch
 from click.testing import CliRunner
@@ -141,6 +142,27 @@ def test_quantize_reads_all_kinds_of_data(folder: Path, data: str) -> None:
     result = quantize("--no-proof", "--quiet", "--scheme", "min_max", data=data)
     assert result.exit_code == 0, result.output
     assert result.stderr == ""
+
+
+_SILU = """
+import torch
+def smooth():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.SiLU(), torch.nn.Conv2d(8, 4, 3))
+"""
+
+
+@pytest.mark.parametrize(
+    ("flags", "domains"), [((), {"", "com.microsoft"}), (("--standard",), {""})]
+)
+def test_standard_operators_on_request(
+    folder: Path, flags: tuple[str, ...], domains: set[str]
+) -> None:
+    (folder / "smooth.py").write_text(_SILU)
+    result = quantize("--no-proof", *flags, factory="smooth.py:smooth")
+    assert result.exit_code == 0, result.output
+    model = onnx.load(folder / "out" / "smooth.onnx")
+    assert {node.domain for node in model.graph.node} == domains
 
 
 @pytest.mark.parametrize("scheme", ["mse", "entropy", "moving_average"])
