@@ -396,3 +396,38 @@ def test_what_no_graph_can_hold_is_refused_with_its_line(kind: type[nn.Module], 
     gm = prepare_model(net, x, on_specialisation="leaf")
     for y in (x, x * 3, torch.randn(5, 8)):
         assert torch.equal(gm(y), net(y))
+
+
+class Skipping(nn.Module):
+    """Stochastic depth: in evaluation it returns its very input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.bernoulli(torch.full((len(x), 1, 1, 1), 0.5)) if self.training else x
+
+
+class ScaledBlock(nn.Module):
+    """A block of ConvNeXt: its result lies in memory with the channels last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(48, 1, 1))
+        self.mix, self.skip = nn.Linear(48, 48), Skipping()
+
+    def forward(self, x: Tensor) -> Tensor:
+        result = self.skip(self.scale * self.mix(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+        result += x
+        return nn.functional.adaptive_avg_pool2d(result, 1)
+
+
+def test_gradients_of_a_write_onto_what_may_be_skipped_are_equal() -> None:
+    torch.manual_seed(0)
+    model, x = ScaledBlock(), torch.randn(4, 48, 9, 7)
+    prepared = prepare_model(model, x)
+    found = []
+    for network in (model, prepared):
+        network.train()
+        torch.manual_seed(1)
+        network(x).square().sum().backward()
+        found.append({name: p.grad for name, p in network.named_parameters()})
+    for name, expected in found[0].items():
+        assert torch.equal(found[1][name], expected), name  # type: ignore[arg-type]

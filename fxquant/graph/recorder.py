@@ -195,7 +195,7 @@ class Recorder(TorchFunctionMode):
         node.meta.update(written.meta, spec=spec_of(written.result))
         if mutated:
             node.meta["mutates"] = True
-            node.meta["onto_view"] = any(t._is_view() and t.requires_grad for t in mutated)
+            node.meta["onto_view"] = any(_on_view(t) and t.requires_grad for t in mutated)
             self._protect_constants(mutated)
         if self.frozen and written.op == "call_module" and has_tensor(written.result):
             written.node = node = self._detach_result(written, inputs)
@@ -340,7 +340,14 @@ def _apart(tensor: Tensor) -> Tensor:
     would seem to read what was dropped, which is something else in training.
     """
     with torch._C.DisableTorchFunction():
-        return tensor.view_as(tensor)
+        made = tensor.view_as(tensor)
+    made._of_view = _on_view(tensor)  # type: ignore[attr-defined]
+    return made
+
+
+def _on_view(tensor: Tensor) -> bool:
+    """Whether the model's own tensor is a view; one that was set apart is no more than it was."""
+    return getattr(tensor, "_of_view", tensor._is_view())
 
 
 def _casting() -> tuple[bool, bool]:
