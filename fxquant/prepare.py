@@ -275,8 +275,7 @@ def _judge(proof: prove.Proof, specialisations: list[Specialisation]) -> None:
 def _refuse_loops(deciding: list[Specialisation]) -> None:
     """A loop cannot be held by a graph: it would always turn as often as it did once."""
     for found in deciding:
-        loop = found.source is not None and found.source.text.startswith("while ")
-        if loop or found.what == LOOP:
+        if found.loop or found.what == LOOP:
             text = found.source.text if found.source else found.what
             raise TraceError(
                 "FXQ122",

@@ -385,7 +385,48 @@ class Cuts(nn.Module):
         return x[:, : 1 + int((x[0] > 0).sum())]
 
 
-@pytest.mark.parametrize(("kind", "code"), [(Halves, "FXQ122"), (Cuts, "FXQ123")])
+class Settles(nn.Module):
+    """Leaves its loop by a break."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        while True:
+            x = x / 2
+            if x.abs().max() < 1:
+                break
+        return x
+
+
+class Counts(nn.Module):
+    """Its loop tests a number that was read from a tensor before."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        turns = int(x.abs().max())
+        while turns > 1:
+            x, turns = x / 2, turns // 2
+        return x
+
+
+class Steps(nn.Module):
+    """Its loop turns three times whatever the values are, which decide something else."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        turn = 0
+        while turn < 3:
+            if x.sum() > -1e9:
+                x = x / 2
+            turn += 1
+        return x
+
+
+def test_a_while_loop_that_counts_is_no_loop_on_values() -> None:
+    with pytest.warns(SpecialisationWarning, match="value looked at by bool"):
+        prepare_model(Steps(), torch.randn(4, 8))
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [(Halves, "FXQ122"), (Settles, "FXQ122"), (Counts, "FXQ122"), (Cuts, "FXQ123")],
+)
 def test_what_no_graph_can_hold_is_refused_with_its_line(kind: type[nn.Module], code: str) -> None:
     x = torch.randn(4, 8, generator=torch.Generator().manual_seed(0)) * 9
     with pytest.raises(TraceError, match=rf"(?s){code}.*test_prepare.py:\d+.*of its own"):

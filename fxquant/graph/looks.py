@@ -21,6 +21,7 @@ class Specialisation:
             ``"training"`` for what is computed otherwise in training (`prepare_model` looks).
         what: how it was looked at: ``comparison``, ``item()``, ``bool()`` ...
         value: what Python saw; a tuple of all if the line looked several times.
+        loop: whether it decides how often a ``while`` loop turns.
     """
 
     source: Source | None
@@ -28,26 +29,36 @@ class Specialisation:
     kind: str
     what: str
     value: Any
+    loop: bool = False
 
 
 class Looks:
     """All looks of one recording, gathered by line, kind and way of looking."""
 
     def __init__(self) -> None:
-        self._seen: dict[tuple[Source | None, str, str], tuple[str, list[Any]]] = {}
+        self._seen: dict[tuple[Source | None, str, str, bool], tuple[str, list[Any]]] = {}
 
     def add(
-        self, source: Source | None, path: str, change: Change, what: str, value: object
+        self,
+        source: Source | None,
+        path: str,
+        change: Change,
+        what: str,
+        value: object,
+        *,
+        loop: bool = False,
     ) -> None:
         """Python decided on ``value``; what can never change is no decision."""
         if change is Change.NEVER:
             return
         kind = "value" if change is Change.VALUE else "size"
-        self._seen.setdefault((source, kind, what), (path, []))[1].append(value)
+        self._seen.setdefault((source, kind, what, loop), (path, []))[1].append(value)
 
     def specialisations(self) -> tuple[Specialisation, ...]:
         """The looks so far, one per line and kind."""
         return tuple(
-            Specialisation(source, path, kind, what, seen[0] if len(seen) == 1 else tuple(seen))
-            for (source, kind, what), (path, seen) in self._seen.items()
+            Specialisation(
+                source, path, kind, what, seen[0] if len(seen) == 1 else tuple(seen), loop
+            )
+            for (source, kind, what, loop), (path, seen) in self._seen.items()
         )

@@ -101,15 +101,23 @@ def user_source(until: CodeType | None = None) -> Source | None:
     Args:
         until: code object of the function that started the recording; nothing above it counts.
     """
+    frame = user_frame(until)
+    if frame is None:
+        return None
+    code, line = frame.f_code, frame.f_lineno
+    text = linecache.getline(code.co_filename, line).strip()
+    return Source(shown_file(code.co_filename) or "", line, code.co_name, text)
+
+
+def user_frame(until: CodeType | None = None) -> FrameType | None:
+    """The frame of `user_source`."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
         if code is until:
             return None
-        shown = shown_file(code.co_filename)
-        if shown is not None:
-            text = linecache.getline(code.co_filename, frame.f_lineno).strip()
-            return Source(shown, frame.f_lineno, code.co_name, text)
+        if shown_file(code.co_filename) is not None:
+            return frame
         frame = frame.f_back
     return None
 

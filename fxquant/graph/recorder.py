@@ -26,7 +26,8 @@ from fxquant.graph.calls import spelling, written_kwargs
 from fxquant.graph.control import control_flow
 from fxquant.graph.dim_call import Call, Dims
 from fxquant.graph.looks import Looks
-from fxquant.graph.meta import spec_of, user_source
+from fxquant.graph.loops import ends_loop
+from fxquant.graph.meta import spec_of, user_frame, user_source
 from fxquant.graph.origins import Origin, Origins
 from fxquant.graph.sizes import Change, Trail, plain, tracked
 
@@ -306,8 +307,10 @@ class Recorder(TorchFunctionMode):
     def look(self, change: Change, what: str, value: object) -> None:
         """Python decided on something that can differ in another run (`sizes.Keeper`)."""
         if not (self.quiet or self.closed):
-            path = self._scopes[-1].path
-            self.looks.add(user_source(self._boundary), path, change, what, plain(value))
+            path, frame = self._scopes[-1].path, user_frame(self._boundary)
+            loop = frame is not None and ends_loop(frame.f_code.co_filename, frame.f_lineno)
+            source = user_source(self._boundary)
+            self.looks.add(source, path, change, what, plain(value), loop=loop)
 
     def depends(self, value: Any) -> Change:
         """What can make the tensors inside a value differ in another run."""
