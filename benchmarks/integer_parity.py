@@ -15,15 +15,12 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
+from benchmarks import networks
 from benchmarks.measure import cpu_seconds, one_thread, write_json
 from fxquant import QuantizationSimModel
-from fxquant.models.bert import bert_small
-from fxquant.models.efficientnet import efficientnet_b0
-from fxquant.models.mobilenet import mobilenet_v2, mobilenet_v3_large, mobilenet_v3_small
-from fxquant.models.resnet import resnet18, resnet50
+from fxquant.models.mobilenet import mobilenet_v3_small
 from fxquant.models.squeezenet import SqueezeNet
 from fxquant.models.unet import UNet
-from fxquant.models.vit import vit_tiny
 from fxquant.onnx.integer import IntegerModel
 from fxquant.onnx.runtime import Level, open_session, packed
 from fxquant.text import table
@@ -33,17 +30,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    "resnet18": resnet18,
-    "resnet50": resnet50,
-    "mobilenet_v2": mobilenet_v2,
+NETWORKS: dict[str, Callable[[], nn.Module]] = networks.NETWORKS | {
     "mobilenet_v3_small": mobilenet_v3_small,
-    "mobilenet_v3_large": mobilenet_v3_large,
-    "efficientnet_b0": efficientnet_b0,
     "squeezenet": SqueezeNet,
     "unet": lambda: UNet(num_classes=2, width=16, levels=3),
-    "vit_tiny": vit_tiny,
-    "bert_6_layers": bert_small,
 }
 _IMAGES_ONLY = 224  # vision transformers have one size
 
@@ -68,7 +58,7 @@ def inputs(name: str, batch: int, seed: int, size: int) -> tuple[Tensor, ...]:
     if name.startswith("bert"):
         ids = torch.randint(0, 30522, (batch, 128), generator=generator)
         return ids, torch.ones_like(ids)
-    side = _IMAGES_ONLY if name.startswith("vit") else size
+    side = _IMAGES_ONLY if name.startswith(("vit", "swin")) else size
     coarse = torch.randn(batch, 3, side // 8, side // 8, generator=generator)
     fine = torch.randn(batch, 3, side, side, generator=generator)
     return (nn.functional.interpolate(coarse, size=side, mode="bilinear") + 0.3 * fine,)

@@ -18,7 +18,6 @@ from torch import Tensor, fx, nn
 
 from fxquant.errors import ConfigError, TraceError
 from fxquant.graph import prove
-from fxquant.graph.control import LOOP
 from fxquant.graph.looks import Specialisation
 from fxquant.graph.meta import module_path
 from fxquant.graph.passes import Fact, Pipeline, set_state, state_of
@@ -275,7 +274,7 @@ def _judge(proof: prove.Proof, specialisations: list[Specialisation]) -> None:
 def _refuse_loops(deciding: list[Specialisation]) -> None:
     """A loop cannot be held by a graph: it would always turn as often as it did once."""
     for found in deciding:
-        if found.loop or found.what == LOOP:
+        if found.loop:
             text = found.source.text if found.source else found.what
             raise TraceError(
                 "FXQ122",

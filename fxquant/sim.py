@@ -108,23 +108,24 @@ class QuantizationSimModel(EncodingsMethods):
         self,
         forward_pass_callback: Callable[..., Any] | Iterable[Any],
         forward_pass_callback_args: Any = calibrate.NOT_GIVEN,
-        **options: Any,
+        *,
+        progress: calibrate.Progress | None = None,
+        threads: int | None = 1,
     ) -> None:
         """Calibrate: run data through the model and set every range.
 
         Args:
             forward_pass_callback: `callback(model, args)`, or an iterable of batches.
             forward_pass_callback_args: second argument of the callback.
-            options: `progress`, called after each batch with (done, total or None); `threads`,
-                1 by default, so that the result is the same on every machine.
+            progress: called after each batch with (done, total or None).
+            threads: of torch, see `calibrate`; 1 gives the same result on every machine.
 
         Raises:
             CalibrationError: no data came, or a tensor held NaN or infinity (it is named).
         """
         editing.refresh_biases(self.model)  # quantizers may have been assigned by hand
-        calibrate.calibrate(
-            self.model, forward_pass_callback, forward_pass_callback_args, **options
-        )
+        data = forward_pass_callback, forward_pass_callback_args
+        calibrate.calibrate(self.model, *data, progress=progress, threads=threads)
 
     # --- looking -------------------------------------------------------------------------------
 

@@ -214,7 +214,10 @@ def test_data_run_on_one_thread_unless_asked(threads: int | None, expected: int)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        sim.compute_encodings(run, **({} if threads == 1 else {"threads": threads}))
+        if threads == 1:
+            sim.compute_encodings(run)
+        else:
+            sim.compute_encodings(run, threads=threads)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from fxquant.onnx.runtime import KernelTime
 
 _FOLLOW = 8  # nodes between what absorbed an operator and that operator
-_CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
+CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
 # what onnxruntime appends when it lays a node out anew, or joins it with others
 _ADDED = re.compile(r"(_token_\d+|_nchwc|_nhwc)$")
 
@@ -32,7 +32,7 @@ class Owners:
         node = self._find(entry.name)
         if node is None:
             return f"({entry.operator}, put in by onnxruntime)"
-        if node.op_type in _CONVERSIONS:
+        if node.op_type in CONVERSIONS:
             return self._maker(node)
         return str(self._wanted(node, entry.operator).name)
 
@@ -77,7 +77,7 @@ class Owners:
     def _maker(self, node: ir.Node) -> str:
         """Who makes what a conversion converts: an operator, or an input of the graph."""
         found = node
-        while found.op_type in _CONVERSIONS or (found.op_type == "Max" and len(found.inputs) == 1):
+        while found.op_type in CONVERSIONS or (found.op_type == "Max" and len(found.inputs) == 1):
             above = _source(found)
             if above is None:
                 value = found.inputs[0]

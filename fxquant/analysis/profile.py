@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fxquant.analysis.owners import Owners
+from fxquant.analysis.owners import CONVERSIONS, Owners
 from fxquant.analysis.tensor_errors import TensorError, tensor_errors
 from fxquant.errors import ConfigError
 from fxquant.graph.structure import tensors
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from fxquant.onnx.data import Data
-
-_CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
 
 
 @dataclass(frozen=True)
@@ -218,7 +216,7 @@ class _Part:
 
     def add(self, entry: KernelTime) -> None:
         """Count one kernel."""
-        if entry.operator in _CONVERSIONS:
+        if entry.operator in CONVERSIONS:
             self.conversions += entry.seconds
         else:
             self.seconds += entry.seconds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,17 @@ class Fields:
         except (TypeError, ValueError) as error:
             raise malformed(self.name, f"{key} is no (nested) list of numbers") from error
         return found
+
+
+def each_named(section: Any, where: str) -> Iterator[Fields]:
+    """The fields of every entry of a list, each with its name among them."""
+    if not isinstance(section, list):
+        raise malformed(where, "a list was expected")
+    for given in section:
+        name = given.get("name") if isinstance(given, dict) else None
+        if not isinstance(name, str):
+            raise malformed("?", "it has no name")
+        yield Fields(name, given)
 
 
 def float_type(fields: Fields, bits: int) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from fxquant.encodings.entry import Entry, malformed
-from fxquant.encodings.fields import Fields, extras, float_type, numbers
+from fxquant.encodings.fields import Fields, each_named, extras, float_type, numbers
 
 VERSIONS = ("1.0.0",)
 _KINDS = ("PER_TENSOR", "PER_CHANNEL", "PER_BLOCK", "LPBQ")
@@ -49,17 +49,12 @@ def write_entry(entry: Entry) -> dict[str, Any]:
 
 def read_entries(section: Any, where: str) -> list[Entry]:
     """The entries of a section."""
-    if not isinstance(section, list):
-        raise malformed(where, "a list was expected")
-    return [read_entry(given) for given in section]
+    return [_entry(fields) for fields in each_named(section, where)]
 
 
-def read_entry(given: Any) -> Entry:
+def _entry(fields: Fields) -> Entry:
     """One tensor."""
-    name = given.get("name") if isinstance(given, dict) else None
-    if not isinstance(name, str):
-        raise malformed("?", "it has no name")
-    fields = Fields(name, given)
+    name = fields.name
     kind, bits = fields.text("enc_type", "PER_TENSOR"), fields.bits("bw")
     if kind not in _KINDS:
         raise malformed(name, f"enc_type {kind!r} is none of {', '.join(_KINDS)}")

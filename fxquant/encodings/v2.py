@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from fxquant.encodings.entry import FLOATS, Array, Entry, malformed
-from fxquant.encodings.fields import Fields, extras, narrow, nested
+from fxquant.encodings.fields import Fields, each_named, extras, narrow, nested
 
 VERSIONS = ("2.0.0", "2.1.0")
 _OMITTED = ("float16", "bfloat16")
@@ -78,17 +78,12 @@ def _smallest(entry: Entry) -> int:
 
 def read_entries(section: Any, where: str) -> list[Entry]:
     """The entries of the list."""
-    if not isinstance(section, list):
-        raise malformed(where, "a list was expected")
-    return [read_entry(given) for given in section]
+    return [_entry(fields) for fields in each_named(section, where)]
 
 
-def read_entry(given: Any) -> Entry:
+def _entry(fields: Fields) -> Entry:
     """One tensor."""
-    name = given.get("name") if isinstance(given, dict) else None
-    if not isinstance(name, str):
-        raise malformed("?", "it has no name")
-    fields = Fields(name, given)
+    name = fields.name
     dtype = fields.text("output_dtype").lower()
     axis, block = fields.integer("axis"), fields.integer("block_size")
     if dtype in FLOATS:

@@ -47,7 +47,7 @@ def _while_loop(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
         with recorder:
             predicate = goes_on(*carried, *others)
         turn = bool(predicate)
-        recorder.look(recorder.depends(predicate), LOOP, turn)
+        recorder.look(recorder.depends(predicate), "torch.while_loop()", turn, loop=True)
         if not turn:
             return tuple(carried)
         with recorder:
@@ -71,8 +71,6 @@ def _refuse(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     )
 
 
-#: how a loop on values is noted
-LOOP = "torch.while_loop()"
 _KNOWN: dict[str, Callable[..., Any]] = {
     "cond": _cond,
     "while_loop": _while_loop,

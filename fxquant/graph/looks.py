@@ -48,9 +48,7 @@ class Looks:
         *,
         loop: bool = False,
     ) -> None:
-        """Python decided on ``value``; what can never change is no decision."""
-        if change is Change.NEVER:
-            return
+        """Python decided on ``value``, which can change."""
         kind = "value" if change is Change.VALUE else "size"
         self._seen.setdefault((source, kind, what, loop), (path, []))[1].append(value)
 

@@ -102,8 +102,11 @@ def user_source(until: CodeType | None = None) -> Source | None:
         until: code object of the function that started the recording; nothing above it counts.
     """
     frame = user_frame(until)
-    if frame is None:
-        return None
+    return None if frame is None else source_of(frame)
+
+
+def source_of(frame: FrameType) -> Source:
+    """The line that a frame of the author's is at."""
     code, line = frame.f_code, frame.f_lineno
     text = linecache.getline(code.co_filename, line).strip()
     return Source(shown_file(code.co_filename) or "", line, code.co_name, text)

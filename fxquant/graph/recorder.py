@@ -27,7 +27,7 @@ from fxquant.graph.control import control_flow
 from fxquant.graph.dim_call import Call, Dims
 from fxquant.graph.looks import Looks
 from fxquant.graph.loops import ends_loop
-from fxquant.graph.meta import spec_of, user_frame, user_source
+from fxquant.graph.meta import source_of, spec_of, user_frame, user_source
 from fxquant.graph.origins import Origin, Origins
 from fxquant.graph.sizes import Change, Trail, plain, tracked
 
@@ -304,13 +304,15 @@ class Recorder(TorchFunctionMode):
 
     # ---- looks
 
-    def look(self, change: Change, what: str, value: object) -> None:
-        """Python decided on something that can differ in another run (`sizes.Keeper`)."""
-        if not (self.quiet or self.closed):
-            path, frame = self._scopes[-1].path, user_frame(self._boundary)
-            loop = frame is not None and ends_loop(frame.f_code.co_filename, frame.f_lineno)
-            source = user_source(self._boundary)
-            self.looks.add(source, path, change, what, plain(value), loop=loop)
+    def look(self, change: Change, what: str, value: object, *, loop: bool = False) -> None:
+        """Python decided on something (`sizes.Keeper`); what can never change is no decision."""
+        if self.quiet or self.closed or change is Change.NEVER:
+            return
+        frame = user_frame(self._boundary)
+        if frame is not None and change is Change.VALUE:
+            loop = loop or ends_loop(frame.f_code.co_filename, frame.f_lineno)
+        source = None if frame is None else source_of(frame)
+        self.looks.add(source, self._scopes[-1].path, change, what, plain(value), loop=loop)
 
     def depends(self, value: Any) -> Change:
         """What can make the tensors inside a value differ in another run."""

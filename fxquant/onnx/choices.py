@@ -16,13 +16,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from fxquant.onnx.lowered import Lowered
-from fxquant.onnx.noise import Bound
+from fxquant.onnx.noise import FLOAT_ISLAND_SLACK, FLOAT_SLACK, Bound
 from fxquant.onnx.report import ChoiceRow
 
 # operator -> which output holds places, and its axis where none is given
 _CHOOSERS = {"TopK": (1, -1), "ArgMax": (0, 0), "ArgMin": (0, 0)}
-# relative to the largest score: what scores may differ by beyond their own bound, as for outputs
-_FLOAT, _ISLAND = 1e-5, 1e-4
 
 
 @dataclass(frozen=True)
@@ -65,9 +63,9 @@ class Choice:
         )
         apart = self._spread(runtime) != self._spread(self.places)
         finite = np.abs(self.scores[np.isfinite(self.scores)])
-        rough = bound is None or bound.island
+        slack = FLOAT_ISLAND_SLACK if bound is None or bound.island else FLOAT_SLACK
         error = bound.error if bound is not None else 0.0
-        allowed = max(float(finite.max(initial=0.0)) * (_ISLAND if rough else _FLOAT), 2 * error)
+        allowed = max(float(finite.max(initial=0.0)) * slack, 2 * error)
         return ChoiceRow(
             self.chooser.node,
             level,
@@ -108,13 +106,11 @@ def choice_of(chooser: Chooser, scores: Any, results: list[Any]) -> Choice | Non
     if len(places) != 1 or not scores.is_floating_point():
         return None
     chosen, by = places[0].cpu().numpy(), scores.detach().cpu().float().numpy()
-    shape = list(by.shape)
-    axis = chooser.axis % max(by.ndim, 1)
-    kept = chosen.ndim == by.ndim
-    if by.ndim == 0 or chosen.dtype != np.int64 or chosen.ndim not in (by.ndim, by.ndim - 1):
+    if by.ndim == 0 or chosen.dtype != np.int64:
         return None
-    others = [n for i, n in enumerate(chosen.shape) if not (kept and i == axis)]
-    return Choice(chooser, by, chosen) if others == shape[:axis] + shape[axis + 1 :] else None
+    axis = chooser.axis % by.ndim
+    others = np.delete(chosen.shape, axis) if chosen.ndim == by.ndim else np.array(chosen.shape)
+    return Choice(chooser, by, chosen) if [*others] == [*np.delete(by.shape, axis)] else None
 
 
 def rows(

@@ -34,6 +34,8 @@ from fxquant.onnx.integer import IntegerModel
 from fxquant.onnx.integer.saturation import cpu_has_vnni
 from fxquant.onnx.lowered import LoweredTensor
 from fxquant.onnx.noise import (
+    FLOAT_ISLAND_SLACK,
+    FLOAT_SLACK,
     UNIT,
     Bound,
     Tolerance,
@@ -53,9 +55,6 @@ if TYPE_CHECKING:
 Example = tuple[tuple[Any, ...], Mapping[str, Any]]
 
 LEVELS = (Level.OFF, Level.ALL)
-# relative to the output's peak: what a float output may differ by, beyond its own bound
-_FLOAT_OUTPUT = 1e-5
-_FLOAT_ISLAND = 1e-4
 
 
 def prove(
@@ -198,9 +197,9 @@ def _output_tolerances(
     for name, value in lesson.outputs.items():
         peak, bound = magnitude(value), bounds.get(name)
         if bound is None or bound.island:
-            result[name] = _FLOAT_ISLAND
+            result[name] = FLOAT_ISLAND_SLACK
         else:
-            result[name] = max(_FLOAT_OUTPUT, bound.error / peak if peak else 0.0, 8 * UNIT)
+            result[name] = max(FLOAT_SLACK, bound.error / peak if peak else 0.0, 8 * UNIT)
     return result
 
 

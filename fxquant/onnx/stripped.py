@@ -174,9 +174,8 @@ def _move_floats(graph: ir.Graph, node: ir.Node, pairs: _Pairs) -> None:
         scale, zero = _grid(pairs.grids[node.outputs[0]])
         filler = node.inputs[2].const_value
         if filler is not None and scale is not None:
-            number = (filler.numpy().astype(np.float64) - zero.reshape(-1)[0]) * scale.reshape(-1)[
-                0
-            ]
+            shift, step = zero.reshape(-1)[0], scale.reshape(-1)[0]
+            number = (filler.numpy().astype(np.float64) - shift) * step
             node.replace_input_with(2, _number(graph, float(number), f"{node.name}.filler"))
 
 

@@ -210,6 +210,8 @@ _PAIRS = (
         num_encoder_attention_heads=4, decoder_ffn_dim=64, num_decoder_layers=1,
         num_decoder_attention_heads=4, max_position_embeddings=64, use_cache=False), both),
 )  # fmt: skip
+_SWIN = _options(image_size=64, patch_size=4, embed_dim=16, depths=[2, 2], num_heads=[2, 4],
+                window_size=4)  # fmt: skip
 _STAGES = _options(depths=[1, 1, 1, 1], hidden_sizes=[16, 32, 32, 32])
 _VISION = (
     _Row("ViTModel", _IMAGE, pixels),
@@ -222,10 +224,8 @@ _VISION = (
     _Row("IJepaModel", _IMAGE, pixels),
     _Row("ViTMSNModel", _IMAGE, pixels),
     _Row("YolosModel", _IMAGE | _options(image_size=[32, 32], num_detection_tokens=5), pixels),
-    _Row("SwinModel", _options(image_size=64, patch_size=4, embed_dim=16, depths=[2, 2],
-                               num_heads=[2, 4], window_size=4), partial(pixels, 64)),
-    _Row("Swinv2Model", _options(image_size=64, patch_size=4, embed_dim=16, depths=[2, 2],
-                                 num_heads=[2, 4], window_size=4), partial(pixels, 64)),
+    _Row("SwinModel", _SWIN, partial(pixels, 64)),
+    _Row("Swinv2Model", _SWIN, partial(pixels, 64)),
     _Row("Swin2SRModel", _options(image_size=32, patch_size=1, embed_dim=16, depths=[2],
                                   num_heads=[2], window_size=8), pixels),
     _Row("ConvNextModel", _STAGES, partial(pixels, 64)),
@@ -486,30 +486,8 @@ _RARE = (
         _options(depths=[1, 1, 1, 1], embed_dims=[16, 16, 32, 32]),
         partial(pixels, 64),
     ),
-    _Row(
-        "DonutSwinModel",
-        _options(
-            image_size=64,
-            patch_size=4,
-            embed_dim=16,
-            depths=[2, 2],
-            num_heads=[2, 4],
-            window_size=4,
-        ),
-        partial(pixels, 64),
-    ),
-    _Row(
-        "MaskFormerSwinModel",
-        _options(
-            image_size=64,
-            patch_size=4,
-            embed_dim=16,
-            depths=[2, 2],
-            num_heads=[2, 4],
-            window_size=4,
-        ),
-        partial(pixels, 64),
-    ),
+    _Row("DonutSwinModel", _SWIN, partial(pixels, 64)),
+    _Row("MaskFormerSwinModel", _SWIN, partial(pixels, 64)),
     _Row("Aimv2VisionModel", _IMAGE, pixels, config="Aimv2VisionConfig"),
     _Row("VitDetModel", _IMAGE, pixels),
     _Row("ViTMAEModel", _IMAGE, pixels),
