@@ -15,18 +15,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fxquant.quantization.analyzers.histogram import Histogram
+from fxquant.quantization.analyzers.histogram import Histogram, OverHistogram
 
 if TYPE_CHECKING:
     from fxquant.quantization.analyzers.base import Statistics
     from fxquant.quantization.grid import AffineGrid
-    from fxquant.quantization.layout import Layout
 
 _LITTLE = 1e-10  # probability of what should be impossible: bins that the grid leaves empty
 
 
 @dataclass(frozen=True)
-class Entropy:
+class Entropy(OverHistogram):
     """Minimizes the Kullback-Leibler divergence over a histogram; known as "entropy" or "kl".
 
     Both ends shrink by the same share. What the histogram cannot tell apart it does not weigh: a
@@ -39,14 +38,8 @@ class Entropy:
         smallest: share of the whole range below which nothing is tried.
     """
 
-    bins: int = 2048
-    channel_bins: int = 512
     candidates: int = 96
     smallest: float = 0.05
-
-    def start(self, layout: Layout) -> Histogram:
-        """Statistics of nothing."""
-        return Histogram(layout, self.bins if layout.single else self.channel_bins)
 
     def range(self, statistics: Statistics, grid: AffineGrid) -> tuple[Tensor, Tensor] | None:
         """The best candidate for every range."""

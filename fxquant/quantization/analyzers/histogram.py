@@ -10,6 +10,7 @@ interpolation do not: what they end with depends on which batch came first.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -122,3 +123,20 @@ def _rebinned(
     # bins that lie outside are empty
     target = target.clamp(0, counts.shape[1] - 1)
     return torch.zeros_like(counts).scatter_add_(1, target, counts)
+
+
+@dataclass(frozen=True)
+class OverHistogram:
+    """What analyzers share that choose a range over a histogram.
+
+    Args:
+        bins: bins of the histogram of a tensor with one range.
+        channel_bins: bins of the histogram of each range where there are several.
+    """
+
+    bins: int = 2048
+    channel_bins: int = 512
+
+    def start(self, layout: Layout) -> Histogram:
+        """Statistics of nothing."""
+        return Histogram(layout, self.bins if layout.single else self.channel_bins)

@@ -9,18 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fxquant.quantization.analyzers.histogram import Histogram
+from fxquant.quantization.analyzers.histogram import Histogram, OverHistogram
 
 if TYPE_CHECKING:
     from fxquant.quantization.analyzers.base import Statistics
     from fxquant.quantization.grid import AffineGrid
-    from fxquant.quantization.layout import Layout
 
 _AT_ONCE = 1 << 16  # numbers of the table candidates x bins at a time: they stay in the cache
 
 
 @dataclass(frozen=True)
-class Sqnr:
+class Sqnr(OverHistogram):
     """Minimizes the squared error over a histogram; known as "tf_enhanced".
 
     Args:
@@ -31,15 +30,9 @@ class Sqnr:
         gamma: weight of the error of clipped values.
     """
 
-    bins: int = 2048
-    channel_bins: int = 512
     candidates: int = 100
     pairs: int = 24
     gamma: float = 3.0
-
-    def start(self, layout: Layout) -> Histogram:
-        """Statistics of nothing."""
-        return Histogram(layout, self.bins if layout.single else self.channel_bins)
 
     def range(self, statistics: Statistics, grid: AffineGrid) -> tuple[Tensor, Tensor] | None:
         """The best candidate for every range."""
