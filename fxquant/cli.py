@@ -35,6 +35,7 @@ from fxquant.encodings import read as read_encodings
 from fxquant.errors import ConfigError, FxQuantError
 from fxquant.loading import build_model
 from fxquant.progress import Progress
+from fxquant.targets import DEPLOYMENTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -131,6 +132,10 @@ def _sim_options(command: Command) -> Command:
 @click.option("--batch-size", default=32, show_default=True, type=click.IntRange(1))
 @click.option("--max-batches", type=click.IntRange(1), help="Stop calibration after so many.")
 @click.option("--opset", default=21, show_default=True, type=click.IntRange(13, 23))
+@click.option(
+    "--deploy", type=click.Choice(DEPLOYMENTS),
+    help="CPUs that the file is written for; default: what config or target say, else any.",
+)  # fmt: skip
 @click.option("--no-proof", is_flag=True, help="Do not compare with onnxruntime.")
 @click.option(
     "--standard", is_flag=True, help="Operators of the ONNX standard only, none of onnxruntime's."
@@ -172,7 +177,7 @@ def quantize(
     prefix = options["prefix"] or factory.rpartition(":")[2]
     report = sim.export(
         options["out"], prefix, example, opset=options["opset"], prove=not options["no_proof"],
-        contrib=False if options["standard"] else None,
+        contrib=False if options["standard"] else None, deploy=options["deploy"],
     )  # fmt: skip
     files = sorted(str(p) for p in Path(options["out"]).glob(f"{prefix}.*"))
     if as_json:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, ValidationError
 
 from fxquant.errors import ConfigError, nearest
+from fxquant.targets.schema import Deploy
 
 log = logging.getLogger("fxquant")
 
@@ -108,6 +109,8 @@ class QuantConfig(_Frozen):
         quantize_inputs: give the graph's inputs a grid where integers are read.
         quantize_outputs: give the graph's outputs a grid even where the kernel can write floats.
         fold_batch_norms: fold batch norms into the convolution before them.
+        deploy: the CPUs that files are written for ("any", "vnni", "avx2", "arm"); default: what
+            the target says.
         keep_float: paths or globs of modules that stay in floating point.
         supergroups: chains of operators that one kernel computes, beside those of the target.
         supergroups_only: these chains take the place of those of the target and of the activations
@@ -132,6 +135,7 @@ class QuantConfig(_Frozen):
     quantize_inputs: StrictBool = True
     quantize_outputs: StrictBool = False
     fold_batch_norms: StrictBool = True
+    deploy: Deploy | None = None
     keep_float: tuple[str, ...] = ()
     supergroups: tuple[tuple[str, ...], ...] = ()
     supergroups_only: StrictBool = False

@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx
 
@@ -23,6 +23,9 @@ from fxquant.errors import ExportError, UncalibratedError
 from fxquant.onnx.report import ParityReport
 from fxquant.onnx.teacher import evaluating
 from fxquant.quantization import QuantizerBase
+
+if TYPE_CHECKING:
+    from fxquant.targets import Deploy
 
 Example = tuple[tuple[Any, ...], Mapping[str, Any]]
 
@@ -41,6 +44,7 @@ def export_model(
     opset: int = 21,
     prove: bool = True,
     contrib: bool = False,
+    deploy: Deploy = "any",
     scheme: str = "",
     encoding_version: str = "1.0.0",
 ) -> ParityReport:
@@ -54,6 +58,7 @@ def export_model(
         opset: ONNX opset.
         prove: compare with onnxruntime before the files get their names.
         contrib: write what onnxruntime runs fastest, also in operators of its own.
+        deploy: the CPUs that the file is written for, see `fxquant.onnx.deploy`.
         scheme: name of the quantization scheme, for the encodings file.
         encoding_version: version of the encodings file: 0.6.1, 1.0.0, 2.0.0 or 2.1.0.
 
@@ -69,8 +74,9 @@ def export_model(
     _check_calibrated(sim_model)
     with _folder(Path(path)) as folder, _stage(folder, prefix) as stage, evaluating(sim_model):
         report = _write_all(
-            sim_model, stage, prefix, example, lowering={"opset": opset, "contrib": contrib},
-            prove=prove, file={"scheme": scheme, "version": encoding_version},
+            sim_model, stage, prefix, example, prove=prove,
+            lowering={"opset": opset, "contrib": contrib, "deploy": deploy},
+            file={"scheme": scheme, "version": encoding_version},
         )  # fmt: skip
         _publish(stage, folder)
     return report

@@ -11,8 +11,8 @@ from torch import fx, nn
 
 from fxquant import calibrate, editing
 from fxquant.config import QuantConfig
-from fxquant.encodings.methods import EncodingsMethods
 from fxquant.errors import ConfigError, ModelError, SelectorError, nearest
+from fxquant.export_methods import ExportMethods
 from fxquant.graph.passes import state_of
 from fxquant.nn import QuantizationMixin
 from fxquant.passes import simulation_pipeline
@@ -27,11 +27,9 @@ if TYPE_CHECKING:
     import torch
 
     from fxquant.graph.select import Selector
-    from fxquant.onnx.integer import IntegerSimulation
-    from fxquant.onnx.report import ParityReport
 
 
-class QuantizationSimModel(EncodingsMethods):
+class QuantizationSimModel(ExportMethods):
     """Simulates how a target computes a model in integers.
 
     The model that is handed in is prepared if it is not yet, and never changed: the simulation
@@ -299,74 +297,6 @@ class QuantizationSimModel(EncodingsMethods):
             qdq_weights: give the weights the values of their grids.
         """
         return editing.original_model(self.model, qdq_weights=qdq_weights)
-
-    # --- export --------------------------------------------------------------------------------
-
-    def export(
-        self,
-        path: str | Path,
-        filename_prefix: str,
-        dummy_input: Any = None,
-        *,
-        opset: int = 21,
-        prove: bool = True,
-        contrib: bool | None = None,
-        encoding_version: str = "1.0.0",
-    ) -> ParityReport:
-        """Write integer ONNX, its encodings and float weights, and prove them against onnxruntime.
-
-        Args:
-            path: folder; it is made when missing.
-            filename_prefix: files are called `<prefix>.onnx`, `<prefix>.encodings`, ...
-            dummy_input: inputs of the proof; default: those of the constructor.
-            opset: ONNX opset, 13 to 23.
-            prove: compare with onnxruntime before the files get their names.
-            contrib: write for onnxruntime, with its own operators; False: standard ONNX; default:
-                what the target says.
-            encoding_version: version of the encodings file: 0.6.1, 1.0.0, 2.0.0 or 2.1.0.
-
-        Returns:
-            The report of the proof; truthy when simulation and runtime agree.
-
-        Raises:
-            UncalibratedError: a quantizer has no range.
-            ExportError: lowering, verification or writing failed; nothing is left behind.
-            ParityError: the runtime computes something else; nothing is left behind.
-        """
-        from fxquant.export import export_model
-
-        editing.refresh_biases(self.model)
-        example = self._example if dummy_input is None else call_arguments(dummy_input)
-        return export_model(
-            self.model, path, filename_prefix, example, opset=opset, prove=prove,
-            contrib=self.target.contrib if contrib is None else contrib,
-            scheme=self.quant_scheme.name, encoding_version=encoding_version,
-        )  # fmt: skip
-
-    def integer_model(
-        self, dummy_input: Any = None, *, opset: int = 21, islands: str = "own"
-    ) -> IntegerSimulation:
-        """The model as onnxruntime's default CPU run computes it, integer for integer.
-
-        `sim.model` is for training and speed, this is the truth about the target, bit for bit. It
-        takes what `sim.model` does, or arrays, and returns the same; later changes do not show.
-
-        Args:
-            dummy_input: inputs to lower the model with; default: those of the constructor.
-            opset: ONNX opset, 13 to 23.
-            islands: who computes what stays in floating point: "own", or "onnxruntime" where the
-                last bits of float convolutions and matrix products matter.
-
-        Raises:
-            UncalibratedError: a quantizer has no range.
-            ExportError: the model has no form in ONNX.
-        """
-        from fxquant.onnx.integer import IntegerSimulation
-
-        example = self._example if dummy_input is None else call_arguments(dummy_input)
-        return IntegerSimulation(
-            self.model, example, opset=opset, contrib=self.target.contrib, islands=islands
-        )
 
 
 def _label(node: fx.Node) -> str:

@@ -28,7 +28,13 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("fxquant.nn",),
     ("fxquant.passes",),
     ("fxquant.prepare", "fxquant.validate", "fxquant.calibrate", "fxquant.regions"),
-    ("fxquant.sim", "fxquant.encodings", "fxquant.editing", "fxquant.checkpoint"),
+    (
+        "fxquant.sim",
+        "fxquant.export_methods",
+        "fxquant.encodings",
+        "fxquant.editing",
+        "fxquant.checkpoint",
+    ),
     ("fxquant.ptq", "fxquant.qat", "fxquant.onnx", "fxquant.export"),
     ("fxquant.analysis",),
     (
@@ -44,10 +50,14 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 ALLOWED = {
     ("fxquant.ops", "fxquant.nn.functional"),
     ("fxquant.ops", "fxquant.nn.stubs"),
-    ("fxquant.sim", "fxquant.export"),  # imported in `sim.export()`: a simulation needs no ONNX
+    # imported in `sim.export()`: a simulation needs no ONNX
+    ("fxquant.export_methods", "fxquant.export"),
     # imported in `sim.load_encodings()`: the names of ONNX tensors are those of a lowering
     ("fxquant.encodings.methods", "fxquant.onnx.encodings_file"),
-    ("fxquant.sim", "fxquant.onnx.integer"),  # imported in `sim.integer_model()`, likewise
+    (
+        "fxquant.export_methods",
+        "fxquant.onnx.integer",
+    ),  # imported in `sim.integer_model()`, likewise
 }
 # networks are data: they stand beside the house and use nothing of it but its errors
 MODELS = "fxquant.models"

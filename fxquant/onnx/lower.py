@@ -26,6 +26,7 @@ from fxquant.nn.opaque import Opaque
 from fxquant.onnx import fallback, sizes
 from fxquant.onnx.builder import Builder, describe
 from fxquant.onnx.call import Call, Table, UnsupportedError, path_of
+from fxquant.onnx.deploy import written_for
 from fxquant.onnx.emit.registry import (
     Emitter,
     emitter_of_class,
@@ -57,13 +58,15 @@ from fxquant.quantization.float import FloatQuantizeDequantize
 
 if TYPE_CHECKING:
     from fxquant.quantization import QuantizerBase
+    from fxquant.targets import Deploy
 
 OPSETS = range(13, 24)
 
 
 def lower(
-    gm: fx.GraphModule, example: Example, *, opset: int = 21, contrib: bool = False
-) -> Lowered:
+    gm: fx.GraphModule, example: Example, *, opset: int = 21, contrib: bool = False,
+    deploy: Deploy = "any",
+) -> Lowered:  # fmt: skip
     """Write a prepared graph as ONNX.
 
     Args:
@@ -72,6 +75,7 @@ def lower(
             running the graph on two batch sizes made from it.
         opset: version of the ONNX operators, 13 to 23.
         contrib: write what onnxruntime runs fastest, also in operators of its own.
+        deploy: the CPUs that the file is written for, see `fxquant.onnx.deploy`.
 
     Returns:
         The model with the correspondence of names.
@@ -91,11 +95,14 @@ def lower(
     if opset not in OPSETS:
         fix = f"use one of {OPSETS.start} to {OPSETS.stop - 1}"
         raise ExportError("FXQ500", f"opset {opset} is not supported", fix=fix)
-    return _Lowering(gm, example, Builder(opset, contrib=contrib)).run()
+    return _Lowering(gm, example, Builder(opset, contrib=contrib), deploy).run()
 
 
 class _Lowering:
-    def __init__(self, gm: fx.GraphModule, example: Example, builder: Builder) -> None:
+    def __init__(
+        self, gm: fx.GraphModule, example: Example, builder: Builder, deploy: Deploy
+    ) -> None:
+        self.deploy = deploy
         self.gm = gm
         self.example = example
         self.builder = builder
@@ -129,7 +136,7 @@ class _Lowering:
         inserted = shield_float_layers(self.builder) | fold_scales(self.builder, outputs)
         self.owners |= {made: self.owners[by] for made, by in inserted.items() if by in self.owners}
         model, kept = assemble(self.builder, self.inputs, outputs)
-        return Lowered(
+        lowered = Lowered(
             model=model, tensors=tuple(self.quantized.tensors(kept)),
             input_names=tuple(str(v.name) for v in model.graph.inputs),
             output_names=tuple(str(v.name) for v in model.graph.outputs),
@@ -137,6 +144,7 @@ class _Lowering:
             owners={str(n.name): self.owners[n].name for n in model.graph if n in self.owners},
             narrow=tuple((str(v.name), q) for v, q in self.quantized.narrow if v in kept),
         )  # fmt: skip
+        return written_for(lowered, self.deploy)
 
     def _placeholders(self) -> None:
         values = bound_example(self.gm, self.example)

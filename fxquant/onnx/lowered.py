@@ -85,6 +85,8 @@ class Lowered:
         batch_note: why the batch is not dynamic; empty if it is.
         narrow: activations in a narrow floating-point format: name of the tensor before its Cast,
             and the quantizer.
+        deploy: the CPUs that the file is written for.
+        notes: what else a report says about the file.
     """
 
     model: ir.Model
@@ -95,3 +97,5 @@ class Lowered:
     owners: Mapping[str, str] = field(default_factory=dict)
     batch_note: str = ""
     narrow: tuple[tuple[str, QuantizerBase], ...] = ()
+    deploy: str = "any"
+    notes: tuple[str, ...] = ()

@@ -116,7 +116,7 @@ def notes_of(lowered: Lowered) -> tuple[str, ...]:
     """What a report says about a file, proven or not."""
     written = (f"{f.node} ({f.operator}): {f.reason}" for f in lowered.fallbacks)
     notes = [f"torch's exporter wrote {text}" for text in written]
-    notes += _rounding_notes(lowered)
+    notes += [*_rounding_notes(lowered), *lowered.notes]
     if lowered.batch_note:
         notes.append(f"the batch size is fixed: {lowered.batch_note}")
     return tuple(notes)

@@ -164,9 +164,13 @@ class Weights:
         return value, GridValues(grid, scale, self._zero_point(grid, label))
 
     def _zero_point(self, grid: IntegerGrid, label: str) -> ir.Value:
-        """The zero point; symmetric weights with equally many channels share one of zeros."""
+        """The zero point; one of zeros is shared, but for int8.
+
+        Two int8 weights never share one: onnxruntime's `session.x64quantprecision` replaces it
+        together with the weight, and refuses to do so twice.
+        """
         zero = ir.Tensor(grid.zero_point, grid.dtype)
-        if grid.zero_point.any():
+        if grid.zero_point.any() or grid.dtype is ir.DataType.INT8:
             return self.builder.initializer(zero, f"{label}_zero_point")
         key = (grid.dtype, grid.zero_point.shape)
         if key not in self._zeros:

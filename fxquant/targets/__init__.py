@@ -14,8 +14,10 @@ from pydantic import ValidationError
 from fxquant.errors import ConfigError, SelectorError, nearest
 from fxquant.targets.rules import Breach, OperatorRule
 from fxquant.targets.schema import (
+    DEPLOYMENTS,
     ActivationGrid,
     BiasGrid,
+    Deploy,
     RoundMode,
     ScaleKind,
     Search,
@@ -25,9 +27,11 @@ from fxquant.targets.schema import (
 )
 
 __all__ = [
+    "DEPLOYMENTS",
     "ActivationGrid",
     "BiasGrid",
     "Breach",
+    "Deploy",
     "OperatorRule",
     "RoundMode",
     "ScaleKind",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -11,6 +11,8 @@ from fxquant.targets.rules import OperatorRule
 
 ScaleKind = Literal["float", "power_of_two"]
 RoundMode = Literal["half_even", "half_up", "half_down", "std_round"]
+Deploy = Literal["any", "vnni", "avx2", "arm"]
+DEPLOYMENTS: tuple[str, ...] = get_args(Deploy)
 Bits = Annotated[int, Field(ge=2, le=32)]
 
 
@@ -122,6 +124,7 @@ class Target(_Frozen):
         shifts: ranges that `check_shifts` compares with.
         contrib: it is onnxruntime: exported files use its own operators and the forms of others
             that it runs fastest.
+        deploy: the CPUs that files are written for, see `fxquant.onnx.deploy`.
         operators: row name -> rule; what is not listed is computed in floating point.
     """
 
@@ -141,6 +144,7 @@ class Target(_Frozen):
     moves: tuple[str, ...] | None = None
     shifts: Shifts = Shifts()
     contrib: bool = False
+    deploy: Deploy = "any"
     operators: dict[str, OperatorRule] = Field(default_factory=dict)
 
     @property

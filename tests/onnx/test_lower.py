@@ -67,8 +67,8 @@ def test_a_quantized_graph_has_one_pair_a_tensor() -> None:
         "-> x_stub.output_q",
         "DequantizeLinear[x_stub.output_dq](x_stub.output_q, x_stub.output_scale, "
         "x_stub.output_zero_point) -> x_stub.output_dq",
-        "DequantizeLinear[conv1.weight_dq](conv1.weight, conv1.weight_scale, zero_point.int8.8) "
-        "-> conv1.weight_dq",
+        "DequantizeLinear[conv1.weight_dq](conv1.weight, conv1.weight_scale, "
+        "conv1.weight_zero_point) -> conv1.weight_dq",
         "DequantizeLinear[conv1.bias_dq](conv1.bias, conv1.bias_scale, zero_point.int32.8) "
         "-> conv1.bias_dq",
         "Conv[conv1](x_stub.output_dq, conv1.weight_dq, conv1.bias_dq) -> conv1.output",

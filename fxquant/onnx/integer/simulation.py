@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from fxquant.onnx.integer.model import IntegerModel, Placed
 from fxquant.onnx.lower import lower
 from fxquant.onnx.record import bound_example
 from fxquant.onnx.teacher import evaluating
+
+if TYPE_CHECKING:
+    from fxquant.targets import Deploy
 
 Example = tuple[tuple[Any, ...], Mapping[str, Any]]
 
@@ -30,6 +33,7 @@ class IntegerSimulation(nn.Module):
         example: positional and keyword inputs.
         opset: version of the ONNX operators.
         contrib: whether onnxruntime's own operators are used, as an export does.
+        deploy: the CPUs that the file would be written for.
         islands: see `IntegerModel`.
 
     Attributes:
@@ -39,11 +43,11 @@ class IntegerSimulation(nn.Module):
 
     def __init__(
         self, gm: fx.GraphModule, example: Example, *, opset: int = 21,
-        contrib: bool = False, islands: str = "own",
+        contrib: bool = False, deploy: Deploy = "any", islands: str = "own",
     ) -> None:  # fmt: skip
         super().__init__()
         with evaluating(gm), torch.no_grad():
-            self.lowered = lower(gm, example, opset=opset, contrib=contrib)
+            self.lowered = lower(gm, example, opset=opset, contrib=contrib, deploy=deploy)
             template = gm(*bound_example(gm, example))
         self.integers = IntegerModel(self.lowered.model, islands=islands)
         self._template = map_leaves(template, _emptied)

@@ -1,0 +1,112 @@
+"""What a simulation becomes: files that are proven, and the exact integer model.
+
+Lowering and onnxruntime are imported when they are called: a simulation needs neither.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fxquant import editing
+from fxquant.encodings.methods import EncodingsMethods
+from fxquant.prepare import call_arguments
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fxquant.config import QuantConfig
+    from fxquant.onnx.integer import IntegerSimulation
+    from fxquant.onnx.report import ParityReport
+    from fxquant.quantization import QuantScheme
+    from fxquant.targets import Deploy, Target
+
+
+class ExportMethods(EncodingsMethods):
+    """The part of `QuantizationSimModel` that writes files.
+
+    Attributes:
+        target: what the model is quantized for.
+        config: what is quantized, and how.
+        quant_scheme: how ranges were found.
+    """
+
+    target: Target
+    config: QuantConfig
+    quant_scheme: QuantScheme
+
+    def export(
+        self,
+        path: str | Path,
+        filename_prefix: str,
+        dummy_input: Any = None,
+        *,
+        opset: int = 21,
+        prove: bool = True,
+        contrib: bool | None = None,
+        deploy: Deploy | None = None,
+        encoding_version: str = "1.0.0",
+    ) -> ParityReport:
+        """Write integer ONNX, its encodings and float weights, and prove them against onnxruntime.
+
+        Args:
+            path: folder; it is made when missing.
+            filename_prefix: files are called `<prefix>.onnx`, `<prefix>.encodings`, ...
+            dummy_input: inputs of the proof; default: those of the constructor.
+            opset: ONNX opset, 13 to 23.
+            prove: compare with onnxruntime before the files get their names.
+            contrib: write for onnxruntime, with its own operators; False: standard ONNX; default:
+                what the target says.
+            deploy: the CPUs that the file is written for: "any", "vnni", "avx2" or "arm", see
+                `fxquant.onnx.deploy`; default: what the configuration or the target says.
+            encoding_version: version of the encodings file: 0.6.1, 1.0.0, 2.0.0 or 2.1.0.
+
+        Returns:
+            The report of the proof; truthy when simulation and runtime agree.
+
+        Raises:
+            UncalibratedError: a quantizer has no range.
+            ExportError: lowering, verification or writing failed; nothing is left behind.
+            ParityError: the runtime computes something else; nothing is left behind.
+        """
+        from fxquant.export import export_model
+
+        editing.refresh_biases(self.model)
+        example = self._example if dummy_input is None else call_arguments(dummy_input)
+        return export_model(
+            self.model, path, filename_prefix, example, opset=opset, prove=prove,
+            contrib=self.target.contrib if contrib is None else contrib,
+            deploy=deploy or self._deploy,
+            scheme=self.quant_scheme.name, encoding_version=encoding_version,
+        )  # fmt: skip
+
+    def integer_model(
+        self, dummy_input: Any = None, *, opset: int = 21, islands: str = "own",
+        deploy: Deploy | None = None,
+    ) -> IntegerSimulation:  # fmt: skip
+        """The model as onnxruntime's default CPU run computes it, integer for integer.
+
+        `sim.model` is for training and speed, this is the truth about the target, bit for bit. It
+        takes what `sim.model` does, or arrays, and returns the same; later changes do not show.
+
+        Args:
+            dummy_input: inputs to lower the model with; default: those of the constructor.
+            opset: ONNX opset, 13 to 23.
+            islands: who computes what stays in floating point: "own", or "onnxruntime" where the
+                last bits of float convolutions and matrix products matter.
+            deploy: as in `export`.
+
+        Raises:
+            UncalibratedError: a quantizer has no range.
+            ExportError: the model has no form in ONNX.
+        """
+        from fxquant.onnx.integer import IntegerSimulation
+
+        example = self._example if dummy_input is None else call_arguments(dummy_input)
+        return IntegerSimulation(
+            self.model, example, opset=opset, contrib=self.target.contrib,
+            deploy=deploy or self._deploy, islands=islands,
+        )  # fmt: skip
+
+    @property
+    def _deploy(self) -> Deploy:
+        return self.config.deploy or self.target.deploy
