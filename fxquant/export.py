@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, fx
 
 from fxquant.errors import ExportError, UncalibratedError
+from fxquant.graph.evaluation import evaluating
 from fxquant.onnx.report import ParityReport
-from fxquant.onnx.teacher import evaluating
 from fxquant.quantization import QuantizerBase
 
 if TYPE_CHECKING:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -18,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from fxquant.errors import ConfigError, TraceError
 from fxquant.graph import prove
+from fxquant.graph.evaluation import evaluating
 from fxquant.graph.looks import Specialisation
 from fxquant.graph.meta import module_path
 from fxquant.graph.passes import Fact, Pipeline, set_state, state_of
@@ -335,21 +335,6 @@ def _lines(lines: list[str]) -> str:
 def _place(found: Specialisation) -> str:
     where = str(found.source) if found.source else "an unknown line"
     return f"{where} in {found.module_path}" if found.module_path else where
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[dict[str, bool]]:
-    """The model in evaluation; yields its training flags by path and puts them back."""
-    modules = dict(model.named_modules(remove_duplicate=False))
-    flags = {path: module.training for path, module in modules.items()}
-    try:
-        for module in modules.values():
-            # not .eval(): a model may override train() to keep parts frozen
-            module.training = False
-        yield flags
-    finally:
-        for path, module in modules.items():
-            module.training = flags[path]
 
 
 def restore_flags(model: nn.Module, flags: dict[str, bool]) -> None:

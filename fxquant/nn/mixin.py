@@ -233,9 +233,13 @@ class QuantizationMixin(nn.Module):
 
     def train(self, mode: bool = True) -> QuantizationMixin:
         """Set the training flag; also drops kept quantized parameters."""
-        self._quantized.clear()
+        self.forget_quantized()
         super().train(mode)
         return self
+
+    def forget_quantized(self) -> None:
+        """Drop kept quantized parameters: values may be written behind torch's back."""
+        self._quantized.clear()
 
     # calibration ---------------------------------------------------------------------------------
 

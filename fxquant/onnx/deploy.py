@@ -20,6 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from fxquant.errors import ExportError
+from fxquant.onnx.read import weight_bytes
 from fxquant.onnx.unshare import unshare_weights
 from fxquant.onnx.unsigned import SHIFT, make_unsigned
 from fxquant.targets import DEPLOYMENTS
@@ -65,9 +66,8 @@ def _shifted(tensor: LoweredTensor) -> LoweredTensor:
 
 
 def _unshared(lowered: Lowered) -> Lowered:
-    graph = lowered.model.graph
-    before = _stored(graph)
-    added = unshare_weights(graph)
+    before = weight_bytes(lowered.model)
+    added = unshare_weights(lowered.model.graph)
     if added <= _NOTED * before:
         return lowered
     note = (
@@ -75,8 +75,3 @@ def _unshared(lowered: Lowered) -> Lowered:
         'that session.x64quantprecision works; deploy="vnni", "arm" or "avx2" stores them once'
     )
     return dataclasses.replace(lowered, notes=(*lowered.notes, note))
-
-
-def _stored(graph: ir.Graph) -> int:
-    tensors = (value.const_value for value in graph.initializers.values())
-    return sum(tensor.nbytes for tensor in tensors if tensor is not None)

@@ -21,13 +21,16 @@ from numpy.typing import NDArray
 
 from fxquant.errors import ExportError
 from fxquant.onnx.coverage import coverage
+from fxquant.onnx.cpu import this_cpu
 from fxquant.onnx.data import Data, Feeds, feeds_of, with_nan
+from fxquant.onnx.default_kernels import KernelRun, default_kernels
 from fxquant.onnx.integer import IntegerModel
-from fxquant.onnx.integer.saturation import Saturation, cpu_has_vnni, describe
+from fxquant.onnx.integer.saturation import Saturation, describe
 from fxquant.onnx.noise import Tolerance, magnitude, tolerances
 from fxquant.onnx.read import first_line, read_model
 from fxquant.onnx.report import OperatorRow
-from fxquant.onnx.runtime import Level, open_session, packed
+from fxquant.onnx.runtime import Level, open_session, packed, show
+from fxquant.onnx.unsigned import exact_model
 from fxquant.onnx.verify import REFUSED, VerifyReport, verify_file
 from fxquant.onnx.verify_rules import SCALES, SHAPES, UNLOADED, Finding
 from fxquant.text import table
@@ -96,8 +99,9 @@ class Examination:
         operators: where each operator runs, and why not in integers.
         tensors: one row a quantized tensor that can be compared.
         outputs: whole runs.
-        risks: kernels whose weights saturate on x86 CPUs without VNNI.
-        vnni: whether this CPU has VNNI; None if unknown.
+        risks: kernels whose sums can saturate on x86 CPUs without VNNI.
+        cpu: this CPU, and whether its integer products are exact.
+        kernels: what default kernels make of the file, where some CPUs do not compute exactly.
         samples: rows of the first input.
     """
 
@@ -106,7 +110,8 @@ class Examination:
     tensors: tuple[TensorExam, ...] = ()
     outputs: tuple[OutputExam, ...] = ()
     risks: tuple[Saturation, ...] = ()
-    vnni: bool | None = None
+    cpu: str = ""
+    kernels: tuple[KernelRun, ...] = ()
     samples: int = 0
 
     def __bool__(self) -> bool:
@@ -124,10 +129,10 @@ class Examination:
             "ok": bool(self),
             "lint": json.loads(self.lint.to_json())["findings"],
             "executor_share": self.executor_share,
-            "vnni": self.vnni,
+            "cpu": self.cpu,
             "samples": self.samples,
         }
-        for name in ("operators", "tensors", "outputs", "risks"):
+        for name in ("operators", "tensors", "outputs", "kernels", "risks"):
             content[name] = [dataclasses.asdict(row) for row in getattr(self, name)]
         return json.dumps(content, indent=2)
 
@@ -177,11 +182,18 @@ class Examination:
         if not self.risks:
             return ""
         rows = [
-            (r.node, f"{r.channels} of {r.of}", f"{r.share:.2%}", r.peak)
+            (r.node, *_pairs(r), r.peak)
             for r in sorted(self.risks, key=lambda r: -r.share)[:_WORST]
         ]
         heads = ("node", "channels", "pairs of weights", "largest sum (32767 fits)")
-        return f"{describe(self.risks, self.vnni)}\n{table(heads, rows)}"
+        what = describe(self.risks, exact=not any(run.measured for run in self.kernels))
+        return "\n".join([*map(str, self.kernels), what, table(heads, rows)])
+
+
+def _pairs(risk: Saturation) -> tuple[str, str]:
+    if risk.dynamic:
+        return "two activations", "unknown"
+    return f"{risk.channels} of {risk.of}", f"{risk.share:.2%}"
 
 
 def examine(path: str | Path, data: Data) -> Examination:
@@ -216,15 +228,16 @@ def examine(path: str | Path, data: Data) -> Examination:
         note = Finding("FXQ578", "note", str(control[0].name), what, "export without control flow")
         return Examination(VerifyReport((*lint.findings, note)), coverage(path))
     # with the runtime's own float operators, so that a difference belongs to an integer kernel
-    executor = IntegerModel(path, islands="onnxruntime")
+    executor = IntegerModel(path, islands="onnxruntime", cpu="here")
     samples = next((len(x) for x in feeds.values() if x.ndim), 0)
     return Examination(
         lint=lint,
         operators=coverage(path),
-        tensors=tuple(_tensors(path, executor, feeds)),
+        tensors=tuple(_tensors(path, feeds)),
         outputs=tuple(_outputs(path, executor, feeds)),
         risks=executor.saturations(),
-        vnni=cpu_has_vnni(),
+        cpu=str(this_cpu()),
+        kernels=default_kernels(path, feeds),
         samples=samples,
     )
 
@@ -247,9 +260,13 @@ def _refused(path: str | Path) -> Finding | None:
 # --- segments ------------------------------------------------------------------------------------
 
 
-def _tensors(path: str | Path, executor: IntegerModel, feeds: Feeds) -> list[TensorExam]:
-    """Rows of every quantized tensor that can be looked at without changing what runs."""
-    model = read_model(path)
+def _tensors(path: str | Path, feeds: Feeds) -> list[TensorExam]:
+    """Rows of every quantized tensor that can be looked at without changing what runs.
+
+    They are about exact integer kernels; what those of this CPU lose has rows of its own.
+    """
+    model = exact_model(path)
+    executor = IntegerModel(model, islands="onnxruntime", cpu="here")
     makers = {v.name: node for node in model.graph for v in node.outputs}
     names = [n for n in executor.visible_names if _is_quantized(makers[n])]
     if not names:
@@ -261,7 +278,7 @@ def _tensors(path: str | Path, executor: IntegerModel, feeds: Feeds) -> list[Ten
     fed = feeds | {n + _FORCED: given[n] for n in names}
     with packed(segments) as source:
         fused = open_session(source, Level.ALL).run(fed, names)
-    ours = IntegerModel(segments, islands="onnxruntime").run(fed, names)
+    ours = IntegerModel(segments, islands="onnxruntime", cpu="here").run(fed, names)
     real = _with_real_values(segments, names)
     with packed(real) as source:
         plain = open_session(source, Level.OFF).run(fed)
@@ -281,16 +298,10 @@ def _is_quantized(node: ir.Node) -> bool:
 
 def _shown(path: str | Path, names: Sequence[str], feeds: Feeds) -> Feeds:
     """The integers of the default run."""
-    model = read_model(path)
-    _show(model.graph, names)
+    model = exact_model(path)
+    show(model, names)
     with packed(model) as source:
         return open_session(source, Level.ALL).run(feeds)
-
-
-def _show(graph: ir.Graph, names: Sequence[str]) -> None:
-    values = {v.name: v for node in graph for v in node.outputs}
-    present = {v.name for v in graph.outputs}
-    graph.outputs.extend(values[n] for n in names if n not in present)
 
 
 def _cut(model: ir.Model, names: Sequence[str]) -> ir.Model:
@@ -307,7 +318,7 @@ def _cut(model: ir.Model, names: Sequence[str]) -> ir.Model:
         graph.inputs.append(fed)
         for use in list(value.uses()):
             use.node.replace_input_with(use.idx, fed)
-    _show(graph, names)
+    show(model, names)
     return model
 
 

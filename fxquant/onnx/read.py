@@ -100,6 +100,12 @@ def _require_weights(model: ir.Model) -> None:
             raise ExportError("FXQ570", what, fix="put the file with the weights beside the model")
 
 
+def weight_bytes(model: ir.Model) -> int:
+    """Bytes of all initializers."""
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's text; its type where it has none."""
     lines = str(error).strip().splitlines()

@@ -13,8 +13,7 @@ from __future__ import annotations
 import functools
 import inspect
 import operator
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, TypeAlias
 
@@ -23,6 +22,7 @@ from torch import Tensor, fx
 
 from fxquant.errors import ExportError
 from fxquant.graph import hooks
+from fxquant.graph.evaluation import evaluating
 from fxquant.graph.structure import map_leaves, tensors
 from fxquant.onnx.writes import preserved, writes_somewhere
 
@@ -100,7 +100,7 @@ def record(gm: fx.GraphModule, example: Example) -> Recorded:
     """
     values = bound_example(gm, example)
     tainted = _tainted(gm)
-    with preserved(gm), _evaluating(gm), torch.no_grad():
+    with preserved(gm), evaluating(gm), torch.no_grad():
         runs, reason = _two_runs(gm, values, tainted)
         if runs and (node := _other_structure(gm, *runs)) is not None:
             runs, reason = [], f"the number of items in {node.name} follows the batch"
@@ -156,7 +156,7 @@ def inputs_of(gm: fx.GraphModule, node: fx.Node, example: Example) -> tuple[Any,
     batch = batch_size(values)
     if batch is not None:
         values = at_batch(values, batch, _BATCHES[0])
-    with preserved(gm), _evaluating(gm), torch.no_grad():
+    with preserved(gm), evaluating(gm), torch.no_grad():
         catcher = _Catcher(gm, node)
         try:
             catcher.run(*values)
@@ -356,20 +356,6 @@ def _equal_values(a: Tensor, b: Tensor) -> bool:
     if a.data_ptr() == b.data_ptr() and a.stride() == b.stride():
         return True
     return torch.equal(a, b) or bool(torch.allclose(a, b, rtol=0, atol=0, equal_nan=True))
-
-
-@contextmanager
-def _evaluating(gm: fx.GraphModule) -> Iterator[None]:
-    """Evaluation mode; every module's own flag comes back."""
-    flags = {m: m.training for m in gm.modules()}
-    for module in flags:
-        # not `eval()`: quantized modules drop what they keep when it is called
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, flag in flags.items():
-            module.training = flag
 
 
 def forward_names(gm: fx.GraphModule) -> list[str]:

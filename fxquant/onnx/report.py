@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fxquant.errors import ParityError
+from fxquant.onnx.default_kernels import KernelRun
 from fxquant.onnx.integer.saturation import Saturation, describe
 
 _WORST = 12  # rows a printed report shows
@@ -153,12 +154,14 @@ class ParityReport:
         outputs: one row a model output, level and kind of run.
         choices: one row an argmax, topk or sort and level.
         levels: the two whole runs.
+        shipped: optimization levels at which the file as it is written was opened and run.
         operators: where each operator runs.
         skipped: quantized tensors that could not be compared.
         notes: what else is to be known about the file: operators that torch's exporter wrote, why
             the batch is not dynamic.
-        risks: kernels whose weights saturate on x86 CPUs without VNNI.
-        vnni: whether this CPU has VNNI; None if unknown.
+        risks: kernels whose sums can saturate on x86 CPUs without VNNI.
+        cpu: the CPU that it was proven on, and whether its integer products are exact.
+        kernels: what default kernels make of the file, where some CPUs do not compute exactly.
         seconds: duration of the proof.
         runtime: name and version of what it was proven against; empty without a proof.
     """
@@ -169,11 +172,13 @@ class ParityReport:
     outputs: tuple[OutputRow, ...] = ()
     choices: tuple[ChoiceRow, ...] = ()
     levels: tuple[LevelInfo, ...] = ()
+    shipped: tuple[str, ...] = ()
     operators: tuple[OperatorRow, ...] = ()
     skipped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     risks: tuple[Saturation, ...] = ()
-    vnni: bool | None = None
+    cpu: str = ""
+    kernels: tuple[KernelRun, ...] = ()
     seconds: float = 0.0
     runtime: str = ""
 
@@ -301,12 +306,15 @@ def _proof_lines(report: ParityReport) -> Iterable[str]:
         yield "not proven: the export was not compared with a runtime"
         return
     verdict = "proven" if report.proven else "NOT PROVEN"
-    yield f"{verdict} against {report.runtime} in {report.seconds:.1f} s"
+    yield f"{verdict} against {report.runtime} in {report.seconds:.1f} s on {report.cpu}"
+    if report.shipped:
+        yield f"the file as it is written: opened and run at levels {', '.join(report.shipped)}"
     yield from _tensor_lines(report)
     yield from _run_lines(report)
     yield from _operator_lines(report)
+    yield from map(str, report.kernels)
     if report.risks:
-        yield describe(report.risks, report.vnni)
+        yield describe(report.risks, exact=not any(run.measured for run in report.kernels))
     if report.skipped:
         yield f"not compared: {', '.join(report.skipped[:_WORST])}"
 

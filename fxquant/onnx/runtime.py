@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from fxquant.errors import ExportError
-from fxquant.onnx.write import weight_bytes
+from fxquant.onnx.read import weight_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,12 +33,14 @@ class Level(enum.Enum):
     """How much onnxruntime may rewrite the graph."""
 
     OFF = "off"  # every node as it is written: float arithmetic between Q and DQ
-    FUSED = "fused"  # integer kernels, names kept: what the coverage is read from
+    BASIC = "basic"  # constants folded, nodes without effect gone
+    FUSED = "extended"  # integer kernels, names kept: what the coverage is read from
     ALL = "all"  # what users get by default
 
 
 _LEVELS = {
     Level.OFF: "ORT_DISABLE_ALL",
+    Level.BASIC: "ORT_ENABLE_BASIC",
     Level.FUSED: "ORT_ENABLE_EXTENDED",
     Level.ALL: "ORT_ENABLE_ALL",
 }
@@ -109,6 +111,13 @@ def packed(model: ir.Model) -> Iterator[Source]:
         path = Path(folder) / "model.onnx"
         ir.save(model, path, external_data="model.onnx.data")
         yield path
+
+
+def show(model: ir.Model, names: Iterable[str]) -> None:
+    """Make the named values graph outputs, in place."""
+    values = {v.name: v for node in model.graph for v in node.outputs}
+    present = {v.name for v in model.graph.outputs}
+    model.graph.outputs.extend(values[name] for name in names if name not in present)
 
 
 def optimized(model: str | Path, level: Level = Level.FUSED) -> ir.Model:

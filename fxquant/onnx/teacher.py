@@ -21,10 +21,12 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from fxquant.errors import ExportError
+from fxquant.graph.evaluation import evaluating
 from fxquant.graph.structure import leaves, tensors
 from fxquant.onnx.choices import Choice, Chooser, choice_of
 from fxquant.onnx.grid import type_range
 from fxquant.onnx.record import bound_example
+from fxquant.onnx.runtime import show
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -243,18 +245,6 @@ def _check(tensor: LoweredTensor, positions: NDArray[Any], centred: NDArray[Any]
         )
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; every module's own flag comes back."""
-    flags = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, flag in flags.items():
-            module.training = flag
-
-
 def cut(model: ir.Model, lesson: Lesson) -> dict[str, NDArray[Any]]:
     """Cut the graph at every quantized activation, in place.
 
@@ -292,10 +282,3 @@ def _replace(
     graph.inputs.append(fed)
     for use in list(value.uses()):
         use.node.replace_input_with(use.idx, fed)
-
-
-def show(model: ir.Model, names: Iterable[str]) -> None:
-    """Make the named values graph outputs, in place."""
-    values = {v.name: v for node in model.graph for v in node.outputs}
-    present = {v.name for v in model.graph.outputs}
-    model.graph.outputs.extend(values[name] for name in names if name not in present)

@@ -21,9 +21,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
+from fxquant.onnx.cpu import this_cpu
+from fxquant.onnx.read import read_model
 from fxquant.onnx.reasons import MOVES, SUMS
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
 _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
@@ -35,6 +39,18 @@ _SHAPES = frozenset(("Shape", "Size"))
 # operators that move the values of more operands than the first
 _DATA = {"Concat": None, "Where": (1, 2), "Pad": (0, 2), "ScatterND": (0, 2),
          "ScatterElements": (0, 2)}  # fmt: skip
+
+
+def exact_model(path: str | Path) -> ir.Model:
+    """The graph of a file in a form that this CPU computes exactly.
+
+    Raises:
+        ExportError: FXQ511 or FXQ570, the file cannot be read.
+    """
+    model = read_model(path)
+    if not this_cpu().exact:
+        make_unsigned(model.graph)
+    return model
 
 
 def make_unsigned(graph: ir.Graph) -> frozenset[str]:

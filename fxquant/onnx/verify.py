@@ -15,8 +15,9 @@ import onnx
 import onnx_ir as ir
 
 from fxquant.errors import ExportError
+from fxquant.onnx.cpu import this_cpu
 from fxquant.onnx.integer import IntegerModel
-from fxquant.onnx.integer.saturation import cpu_has_vnni, describe
+from fxquant.onnx.integer.saturation import describe
 from fxquant.onnx.read import first_line, is_whole, read_model
 from fxquant.onnx.verify_groups import check_groups
 from fxquant.onnx.verify_rules import Finding, check_graph
@@ -107,8 +108,8 @@ def verify_file(path: str | Path, *, risks: bool = True) -> VerifyReport:
         what = "no operator makes or takes integers of a grid: this is a floating-point model"
         found.append(Finding("FXQ579", "warning", "", what, "give the quantized file"))
     if risks and not any(f.severity == "error" for f in found):
-        what = describe(IntegerModel(path).saturations(), cpu_has_vnni())
-        fix = "quantize weights to 7 bits for such CPUs"
+        what = describe(IntegerModel(path).saturations(), exact=this_cpu().exact)
+        fix = "fxquant verify --data FILE tells with figures what is lost there"
         found += [Finding("FXQ577", "note", "", what, fix)] if what else []
     return VerifyReport(tuple(found))
 

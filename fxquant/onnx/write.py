@@ -12,6 +12,7 @@ import onnx_ir as ir
 from fxquant._version import __version__
 from fxquant.errors import ExportError
 from fxquant.onnx.encodings_file import digest
+from fxquant.onnx.read import weight_bytes
 
 if TYPE_CHECKING:
     from fxquant.onnx.lowered import Lowered
@@ -61,12 +62,6 @@ def metadata(encodings: dict[str, Any] | None) -> dict[str, str]:
     if encodings is not None:
         props["fxquant.encodings_sha256"] = digest(encodings)
     return props
-
-
-def weight_bytes(model: ir.Model) -> int:
-    """Bytes of all initializers."""
-    tensors = (value.const_value for value in model.graph.initializers.values())
-    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
 def _write(model: ir.Model, path: Path, external: str | None) -> list[Path]:

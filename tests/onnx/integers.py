@@ -12,8 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from fxquant.onnx.integer import IntegerModel
-from fxquant.onnx.runtime import Level, open_session, packed
-from fxquant.onnx.teacher import show
+from fxquant.onnx.runtime import Level, open_session, packed, show
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def compare(
         islands: see `IntegerModel`.
         shown: whether to compare quantized tensors; onnxruntime then sees them as outputs.
     """
-    ours = IntegerModel(source, islands=islands)
+    ours = IntegerModel(source, islands=islands, cpu="here")
     model = model_of(source)
     names = list(ours.visible_names) if shown else []
     if shown:

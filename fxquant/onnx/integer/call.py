@@ -26,11 +26,13 @@ class KernelCall:
         node: the node.
         operands: arrays; None where an optional one is omitted.
         opset: version of the ONNX operators.
+        saturates: whether products of an unsigned and a signed byte saturate two by two.
     """
 
     node: ir.Node
     operands: Sequence[Array | None]
     opset: int
+    saturates: bool = False
 
     @property
     def arrays(self) -> list[Array]:

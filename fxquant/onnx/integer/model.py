@@ -11,6 +11,7 @@ import onnx_ir as ir
 import torch
 
 from fxquant.errors import ExportError
+from fxquant.onnx.cpu import this_cpu
 from fxquant.onnx.integer.arithmetic import Array
 from fxquant.onnx.integer.fuse import fuse
 from fxquant.onnx.integer.graph import Source, dtype_of, load
@@ -64,9 +65,11 @@ class IntegerModel:
         source: `onnx_ir.Model`, `onnx.ModelProto` or path; it is not changed.
         islands: who computes floating-point operators whose last bits depend on the
             implementation: "own" or "onnxruntime".
+        cpu: whose integer products: "exact", as on x86 CPUs with VNNI and on ARM; "avx2", which
+            saturate as on x86 CPUs without VNNI; "here", those of this CPU.
 
     Raises:
-        ExportError: FXQ580 an input is missing or unknown; FXQ582 `islands` is unknown.
+        ExportError: FXQ580 an input is missing or unknown; FXQ582 `islands` or `cpu` is unknown.
 
     Example:
         >>> import numpy as np, onnx.helper as h, onnx.numpy_helper as n
@@ -80,10 +83,9 @@ class IntegerModel:
         array([ 0.5, -1.5], dtype=float32)
     """
 
-    def __init__(self, source: Source, *, islands: str = "own") -> None:
-        if islands not in ("own", "onnxruntime"):
-            what = f"islands={islands!r} is unknown"
-            raise ExportError("FXQ582", what, fix='use "own" or "onnxruntime"')
+    def __init__(self, source: Source, *, islands: str = "own", cpu: str = "exact") -> None:
+        _check_choice("islands", islands, ("own", "onnxruntime"))
+        _check_choice("cpu", cpu, ("exact", "avx2", "here"))
         model = load(source)
         graph = model.graph
         self.input_names = tuple(str(v.name) for v in graph.inputs if v.const_value is None)
@@ -91,8 +93,9 @@ class IntegerModel:
         quantized = _integer_values(graph)
         self._operators = [n for n in model.clone().graph if n.op_type not in _PAIR]
         self._run = Interpreter(
-            graph, model.opset_imports, runtime_islands=islands == "onnxruntime"
-        )
+            graph, model.opset_imports, runtime_islands=islands == "onnxruntime",
+            saturates=cpu == "avx2" or (cpu == "here" and not this_cpu().exact),
+        )  # fmt: skip
         self._merged = normalize(graph, self._run.compute)
         self._fused, self._shifted = fuse(graph)
         self._made = {str(n.name): n for n in graph}
@@ -205,6 +208,12 @@ class IntegerModel:
         kernel = f"{made.op_type} in onnxruntime" if outside else made.op_type
         why = reason(node) if _is_float(node.outputs[0]) else ""
         return Placed(name, node.op_type, kernel, False, (name,), why)
+
+
+def _check_choice(name: str, given: str, known: tuple[str, ...]) -> None:
+    if given not in known:
+        fix = f"use {', '.join(repr(k) for k in known)}"
+        raise ExportError("FXQ582", f"{name}={given!r} is unknown", fix=fix)
 
 
 def _is_float(value: ir.Value) -> bool:

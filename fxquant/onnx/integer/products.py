@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fxquant.onnx.integer import saturating
 from fxquant.onnx.integer.arithmetic import F32, Array, requantize, wrapped
 from fxquant.onnx.integer.call import KernelCall, kernel
 
@@ -21,11 +22,23 @@ def _conv(c: KernelCall) -> Array:
     x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero = c.arrays[:8]
     bias = c.optional(8)
     sums = convolve(c, centred(x, x_zero), centred(w, per_channel(w_zero, w.ndim)))
+    if c.saturates:
+        sums = sums + _lost_in_convolution(c, x, x_zero, w)
     column = (-1, *[1] * (x.ndim - 2))
     if bias is not None:
         sums = sums + bias.astype(np.float64).reshape(column)
     scale = (x_scale.reshape(()) * w_scale.reshape(-1)).astype(F32) / y_scale.reshape(())
     return requantize(wrapped(sums), scale.reshape(column), y_zero.reshape(()), y_zero.dtype)
+
+
+def _lost_in_convolution(c: KernelCall, x: Array, x_zero: Array, w: Array) -> Array | float:
+    n = w.ndim - 2
+    strides, dilations = c.ints("strides", [1] * n), c.ints("dilations", [1] * n)
+    return saturating.lost_in_convolution(
+        x, w, int(x_zero.reshape(())), strides=strides, dilations=dilations,
+        pads=padding(c, x.shape[2:], list(w.shape[2:]), strides, dilations),
+        group=c.whole("group", 1),
+    )  # fmt: skip
 
 
 def per_channel(zero: Array, rank: int) -> Array:
@@ -93,6 +106,19 @@ def _tensor(x: Array) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(x))
 
 
+def _sums(c: KernelCall, a: Array, b: Array, zeros: tuple[Array, Array]) -> Array:
+    """Sums of products of integers as the CPU adds them, in float64.
+
+    Args:
+        c: the node.
+        a: [..., M, K] raw integers.
+        b: [..., K, N] raw integers.
+        zeros: their zero points, broadcast against them.
+    """
+    exact = multiply(centred(a, zeros[0]), centred(b, zeros[1]))
+    return exact + saturating.lost(a, b) if c.saturates else exact
+
+
 def multiply(a: Array, b: Array) -> Array:
     """A matrix product in float64 with numpy's rules for shapes."""
     return np.asarray(torch.matmul(_tensor(a), _tensor(b)).numpy())
@@ -108,7 +134,7 @@ def _columns(x: Array, rank: int) -> Array:
 @kernel("QLinearMatMul")
 def _matmul(c: KernelCall) -> Array:
     a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero = c.arrays[:8]
-    sums = multiply(centred(a, a_zero.reshape(())), centred(b, _columns(b_zero, b.ndim)))
+    sums = _sums(c, a, b, (a_zero.reshape(()), _columns(b_zero, b.ndim)))
     scale = (a_scale.reshape(()) * _columns(b_scale, b.ndim)).astype(F32) / y_scale.reshape(())
     return requantize(wrapped(sums), scale.astype(F32), y_zero.reshape(()), y_zero.dtype)
 
@@ -119,7 +145,7 @@ def _matmul_to_float(c: KernelCall) -> Array:
     a_zero, b_zero, bias = (c.optional(i) for i in (4, 5, 6))
     a_zero = np.zeros((), a.dtype) if a_zero is None else a_zero
     b_zero = np.zeros((), b.dtype) if b_zero is None else b_zero
-    sums = multiply(centred(a, a_zero.reshape(())), centred(b, _columns(b_zero, b.ndim)))
+    sums = _sums(c, a, b, (a_zero.reshape(()), _columns(b_zero, b.ndim)))
     scale = (a_scale.reshape(()) * _columns(b_scale, b.ndim)).astype(F32)
     y = wrapped(sums).astype(F32) * scale
     return y if bias is None else y + bias
@@ -132,19 +158,16 @@ def _matmul_integer(c: KernelCall) -> Array:
     a_zero = np.zeros((), np.int32) if zeros[0] is None else zeros[0]
     b_zero = np.zeros((), np.int32) if zeros[1] is None else zeros[1]
     a_zero = a_zero.reshape(()) if a_zero.size == 1 else a_zero.reshape(-1, 1)
-    return wrapped(multiply(centred(a, a_zero), centred(b, _columns(b_zero, b.ndim))))
+    return wrapped(_sums(c, a, b, (a_zero, _columns(b_zero, b.ndim))))
 
 
 @kernel("QGemm")
 def _gemm(c: KernelCall) -> Array:
     a, a_scale, a_zero, b, b_scale, b_zero = c.arrays[:6]
     bias, y_scale, y_zero = (c.optional(i) for i in (6, 7, 8))
-    left = centred(a, a_zero.reshape(()))
-    # with a transposed weight the columns of the product are its rows
-    transposed = bool(c.whole("transB", 0))
-    shape = (-1, 1) if transposed and b_zero.size > 1 else (b_zero.size,) if b_zero.size > 1 else ()
-    right = centred(b, b_zero.reshape(shape))
-    sums = multiply(left.T if c.whole("transA", 0) else left, right.T if transposed else right)
+    a = a.T if c.whole("transA", 0) else a
+    b = b.T if c.whole("transB", 0) else b
+    sums = _sums(c, a, b, (a_zero.reshape(()), _columns(b_zero, 2)))
     if bias is not None:
         sums = sums + bias.astype(np.float64)
     scale = (F32(c.number("alpha", 1.0)) * a_scale.reshape(())).astype(F32)

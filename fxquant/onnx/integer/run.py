@@ -39,14 +39,17 @@ class Interpreter:
         opsets: versions of the operator domains.
         runtime_islands: run floating-point operators whose last bits depend on the implementation
             in onnxruntime, one at a time.
+        saturates: whether products of an unsigned and a signed byte saturate.
     """
 
     def __init__(
-        self, graph: ir.Graph, opsets: Mapping[str, int], *, runtime_islands: bool = False
-    ) -> None:
+        self, graph: ir.Graph, opsets: Mapping[str, int], *, runtime_islands: bool = False,
+        saturates: bool = False,
+    ) -> None:  # fmt: skip
         self.graph = graph
         self.opsets = dict(opsets)
         self.runtime_islands = runtime_islands
+        self.saturates = saturates
         self.outside: dict[str, str] = {}  # node name -> why onnxruntime ran it
         self._sessions: dict[ir.Node, Session] = {}
         self._fixed: dict[ir.Node, Sequence[Array | None]] = {}
@@ -123,7 +126,8 @@ class Interpreter:
             return self._outside(node, operands, "asked for")
         try:
             with np.errstate(all="ignore"):
-                made = function(KernelCall(node, operands, self.opsets.get("", 13)))
+                opset = self.opsets.get("", 13)
+                made = function(KernelCall(node, operands, opset, self.saturates))
         except UnsupportedError as reason:
             return self._outside(node, operands, str(reason))
         return [np.asarray(made)] if isinstance(made, np.ndarray | np.generic) else list(made)

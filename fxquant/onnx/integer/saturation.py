@@ -1,36 +1,43 @@
-"""Where weights can overflow 16 bits on x86 CPUs without VNNI.
+"""Which products of a file can saturate on x86 CPUs without VNNI.
 
-Their integer kernels add two neighbouring products of an unsigned and a signed byte in 16 bits
-that saturate: 255·127 + 255·127 does not fit. Weights of 7 bits (the preset
-`reduce_range`) always do.
+The bounds are those of the pairs that such a CPU adds (`saturating`): of constant weights the pairs
+are known, of a computed second operand, such as the keys and values of an attention, only its type
+is. The other side goes from zero to the largest integer that its grid and its producer allow.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
 from fxquant.onnx.integer.arithmetic import Array
 from fxquant.onnx.integer.graph import attribute, constant, dtype_of
+from fxquant.onnx.integer.saturating import bounds, can_saturate, halves, weight_rows
 
-_MOST = 32767
-_ACTIVATION = 255
+_BYTE = 255
+# kernel -> places of its operands, and of their zero points
+_PRODUCTS = {
+    "QLinearConv": (0, 3, 2, 5), "QLinearMatMul": (0, 3, 2, 5), "QGemm": (0, 3, 2, 5),
+    "MatMulIntegerToFloat": (0, 1, 4, 5), "MatMulInteger": (0, 1, 2, 3),
+    "ConvInteger": (0, 1, 2, 3), "DynamicQuantizeMatMul": (0, 1, 0, 3),
+}  # fmt: skip
+_UP_TO_ONE = frozenset(("Softmax", "Sigmoid", "HardSigmoid"))
 
 
 @dataclass(frozen=True)
 class Saturation:
-    """A kernel whose weights can saturate.
+    """A kernel whose sums can saturate.
 
     Attributes:
         node: name of the operator.
-        channels: output channels with at least one such pair of weights.
-        of: all output channels.
+        channels: output channels with at least one such pair of weights; 0 if `dynamic`.
+        of: all output channels; 0 if `dynamic`.
         share: share of such pairs among all pairs.
-        peak: largest sum of two products, for activations of 255; 32767 fits.
+        peak: largest magnitude of a sum of two products; 32767 fits.
+        dynamic: whether the second operand is computed, not a weight.
     """
 
     node: str
@@ -38,76 +45,117 @@ class Saturation:
     of: int
     share: float
     peak: int
+    dynamic: bool = False
 
 
 def saturations(graph: ir.Graph) -> tuple[Saturation, ...]:
-    """Kernels of a fused graph whose weights can saturate, in graph order."""
+    """Kernels of a fused graph whose sums can saturate, in graph order."""
     found = (_risk(node) for node in graph)
     return tuple(risk for risk in found if risk is not None)
 
 
 def _risk(node: ir.Node) -> Saturation | None:
-    rows = _rows(node)
+    if node.op_type not in _PRODUCTS:
+        return None
+    places = _PRODUCTS[node.op_type]
+    first, second, *zeros = (node.inputs[i] if i < len(node.inputs) else None for i in places)
+    types = [dtype_of(v) or dtype_of(z) for v, z in zip((first, second), zeros, strict=True)]
+    # a dynamic quantization makes unsigned bytes of its floats inside
+    if first is None or second is None or types[1] is not ir.DataType.INT8:
+        return None
+    if types[0] is ir.DataType.INT8:
+        return None
+    largest = _largest(first)
+    weight = constant(second)
+    return _computed(node, largest) if weight is None else _stored(node, weight, largest)
+
+
+def _computed(node: ir.Node, largest: int) -> Saturation | None:
+    peak = largest * 2 * 128
+    if peak <= 2**15:  # the most negative sum that fits
+        return None
+    return Saturation(str(node.name), 0, 0, 1.0, peak, dynamic=True)
+
+
+def _stored(node: ir.Node, weight: Array, largest: int) -> Saturation | None:
+    rows = _rows(node, weight)
     if rows is None or rows.shape[1] < 2:
         return None
-    wide = rows[:, : rows.shape[1] // 2 * 2].astype(np.int32)
-    first, second = wide[:, 0::2], wide[:, 1::2]
-    upper = np.maximum(first, 0) + np.maximum(second, 0)
-    lower = np.minimum(first, 0) + np.minimum(second, 0)
-    sums = _ACTIVATION * np.maximum(upper, -lower)
-    over = sums > _MOST
+    pairs = halves(rows, 1)
+    over = can_saturate(pairs, (largest, largest))
     if not over.any():
         return None
+    upper, lower = bounds(pairs, (largest, largest))
+    peak = int(np.maximum(upper, -lower).max())
     channels = int(over.any(axis=1).sum())
-    return Saturation(str(node.name), channels, len(rows), float(over.mean()), int(sums.max()))
+    return Saturation(str(node.name), channels, len(rows), float(over.mean()), peak)
 
 
-def _rows(node: ir.Node) -> Array | None:
-    """Signed weights as the kernel multiplies them: [output channels, terms in their order]."""
-    if node.op_type == "QLinearConv":
-        weight = _signed(node, 3)
-        if weight is None or attribute(node, "group", 1) == weight.shape[0]:
-            return None  # depthwise kernels multiply in 32 bits
-        return np.moveaxis(weight, 1, -1).reshape(len(weight), -1)
-    if node.op_type in ("QGemm", "QLinearMatMul", "MatMulIntegerToFloat"):
-        weight = _signed(node, 1 if node.op_type == "MatMulIntegerToFloat" else 3)
-        if weight is None or weight.ndim != 2:
-            return None
-        return weight if attribute(node, "transB", 0) else weight.T
-    return None
-
-
-def _signed(node: ir.Node, index: int) -> Array | None:
-    weight = constant(node.inputs[index])
-    if weight is None or weight.dtype != np.int8 or dtype_of(node.inputs[0]) is ir.DataType.INT8:
+def _rows(node: ir.Node, weight: Array) -> Array | None:
+    """Weights as the kernel multiplies them: [output channels, terms in their order]."""
+    if node.op_type in ("QLinearConv", "ConvInteger"):
+        depthwise = weight.shape[1] == 1 and attribute(node, "group", 1) == len(weight)
+        return None if depthwise and len(weight) > 1 else weight_rows(weight)
+    if weight.ndim < 2:
         return None
-    return weight
+    if weight.ndim > 2:
+        return np.concatenate([w.T for w in weight.reshape(-1, *weight.shape[-2:])])
+    return weight if attribute(node, "transB", 0) else np.asarray(weight.T)
 
 
-def describe(risks: Sequence[Saturation], vnni: bool | None) -> str:
-    """One sentence on all risks; empty where there is none.
+def _largest(value: ir.Value) -> int:
+    """The largest integer that an activation can be.
+
+    Sigmoid and softmax end at one, and a Clip at its end; else it is the end of the type.
+    """
+    node = value.producer()
+    if node is None or node.op_type != "QuantizeLinear":
+        return _BYTE
+    source = node.inputs[0].producer() if node.inputs[0] is not None else None
+    scale, zero = (constant(v) for v in node.inputs[1:3]) if len(node.inputs) > 2 else (None, None)
+    end = _end(source)
+    if end is None or scale is None or zero is None or scale.size != 1:
+        return _BYTE
+    return int(np.clip(np.rint(end / float(scale.reshape(()))) + int(zero.reshape(())), 0, _BYTE))
+
+
+def _end(node: ir.Node | None) -> float | None:
+    """The largest number that a node can give."""
+    if node is None:
+        return None
+    if node.op_type in _UP_TO_ONE:
+        return 1.0
+    high = constant(node.inputs[2]) if node.op_type == "Clip" and len(node.inputs) > 2 else None
+    return None if high is None or high.size != 1 else float(high.reshape(()))
+
+
+def describe(risks: Sequence[Saturation], *, exact: bool) -> str:
+    """What a person should know about all risks, with the ways out; empty where there is none.
 
     Args:
         risks: of one model.
-        vnni: whether this CPU has VNNI; None if unknown.
+        exact: whether this CPU computes exactly all the same.
     """
     if not risks:
         return ""
-    worst = max(risks, key=lambda r: r.share)
-    here = {True: "has it", False: "lacks it", None: "is unknown"}[vnni]
+    here = "this CPU computes exactly" if exact else "this CPU is one"
+    weights, computed = ([r for r in risks if r.dynamic is kind] for kind in (False, True))
+    parts = []
+    if weights:
+        worst = max(weights, key=lambda r: r.share)
+        parts.append(f"most in {worst.node}, {worst.share:.2%} of its pairs of weights")
+    if computed:
+        parts.append(
+            f"{len(computed)} multiply two activations, first {computed[0].node}: 7-bit weights "
+            "and session.x64quantprecision do not help these"
+        )
+    ways = 'deploy="avx2" writes uint8 operands, exact on every CPU'
+    if not computed:
+        ways += (
+            "; the session option session.x64quantprecision=1 does the same when the file is "
+            'loaded; weights of 7 bits (config="reduce_range") cannot saturate'
+        )
     return (
-        f"{len(risks)} kernels can saturate on x86 CPUs without VNNI (this CPU {here}), most in "
-        f"{worst.node}: {worst.share:.2%} of its pairs of weights. Weights of 7 bits cannot: "
-        f'config="reduce_range"'
+        f"{len(risks)} kernels can saturate on x86 CPUs without VNNI ({here}): "
+        f"{'; '.join(parts)}. Ways out: {ways}"
     )
-
-
-def cpu_has_vnni() -> bool | None:
-    """Whether this CPU multiplies bytes without saturation; None where it cannot be found out."""
-    info = Path("/proc/cpuinfo")
-    try:
-        text = info.read_text(encoding="utf-8")
-    except OSError:  # not Linux
-        return None
-    flags = next((line for line in text.splitlines() if line.startswith("flags")), "")
-    return "vnni" in flags if flags else None

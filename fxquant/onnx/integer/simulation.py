@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from fxquant.graph.evaluation import evaluating
 from fxquant.graph.structure import map_leaves, tensors
 from fxquant.onnx.data import Feeds, feeds_of
 from fxquant.onnx.integer.arithmetic import Array
 from fxquant.onnx.integer.model import IntegerModel, Placed
 from fxquant.onnx.lower import lower
 from fxquant.onnx.record import bound_example
-from fxquant.onnx.teacher import evaluating
 
 if TYPE_CHECKING:
     from fxquant.targets import Deploy
