@@ -52,6 +52,7 @@ lint: $(VENV)/.installed-dev
 bench: $(VENV)/.installed
 	$(ONE) $(BIN)/python -m benchmarks.sim_speed
 	$(ONE) $(BIN)/python -m benchmarks.compile_speed
+	$(ONE) $(BIN)/python -m benchmarks.inspect_speed
 	$(ONE) $(BIN)/python -m benchmarks.latency
 
 # the packages of the zoo, over those that are installed already: torch comes from there
