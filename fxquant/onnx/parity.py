@@ -15,7 +15,7 @@ import math
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ from fxquant.onnx.call import path_of
 from fxquant.onnx.choices import choosers
 from fxquant.onnx.choices import rows as choice_rows
 from fxquant.onnx.coverage import coverage
+from fxquant.onnx.error_analysis import Rounding
 from fxquant.onnx.integer import IntegerModel
 from fxquant.onnx.integer.saturation import cpu_has_vnni
 from fxquant.onnx.lowered import LoweredTensor
@@ -218,14 +219,18 @@ class _Forced:
     ) -> tuple[list[TensorRow], list[ChoiceRow], list[OutputRow]]:
         """Rows of every tensor, choice and output at both levels; the model is cut."""
         feeds = cut(model, self.lesson)
+        rounding = Rounding(model, feeds)
         nodes = {n.name: n for n in self.gm.graph.nodes}
         rows, choices, outputs = [], list[ChoiceRow](), []
         for level, found in _runs(model, feeds, threads):
             for taught in self.lesson.tensors:
-                rows.append(self._row(taught, found[taught.tensor.quantized_name], level, nodes))
+                theirs = found[taught.tensor.quantized_name]
+                row = self._row(taught, theirs, level, nodes)
+                rows.append(_without_noise(row, rounding, taught, theirs))
             choices += choice_rows(self.lesson.choices, found, level.value, self.scores)
             for name, ours in self.lesson.outputs.items():
-                outputs.append(_output_row(name, ours, found[name], level, self.outputs[name]))
+                one = _output_row(name, ours, found[name], level, self.outputs[name])
+                outputs.append(_with_noise(one, rounding, ours, found[name]))
         return rows, choices, outputs
 
     def _row(
@@ -278,6 +283,38 @@ def classify(taught: Taught, runtime: NDArray[Any], allowed: Tolerance) -> dict[
         "max_steps": int(steps.max()),
         "distance": float(distances.max(initial=0.0)),
     }
+
+
+def _without_noise(
+    row: TensorRow, rounding: Rounding, taught: Taught, theirs: NDArray[Any]
+) -> TensorRow:
+    """Take back what the float64 value shows to be rounding on both sides."""
+    if not row.unexplained:
+        return row
+    ours = taught.integers
+    noise = rounding.of_integers(taught.tensor.quantized_name, ours, theirs)
+    if noise is None:
+        return row
+    steps = np.abs(theirs.astype(np.int64) - ours.astype(np.int64))
+    real = steps[~noise.explained]
+    far = steps[noise.explained & (steps > 1)]
+    return replace(
+        row,
+        noise=min(row.unexplained, int((noise.explained & (steps > 0)).sum())),
+        noise_steps=int(steps[noise.explained].max(initial=0)),
+        defect=row.defect - far.size,
+        unexplained=min(row.unexplained, int((real > 0).sum())),
+    )
+
+
+def _with_noise(
+    row: OutputRow, rounding: Rounding, ours: NDArray[Any], theirs: NDArray[Any]
+) -> OutputRow:
+    """Allow what the float64 value shows to be rounding on both sides."""
+    if row.proven or not math.isfinite(row.relative):
+        return row
+    noise = rounding.of_floats(row.name, ours, theirs)
+    return row if noise is None or not noise.explained.all() else replace(row, allowed=row.relative)
 
 
 def _output_row(
