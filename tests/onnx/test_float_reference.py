@@ -41,7 +41,7 @@ def test_what_has_no_decibels() -> None:
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_what_is_not_finite_is_refused_by_name(bad: float) -> None:
     with pytest.raises(ExportError, match=r"'y' of the quantized model .* 1 of 2") as caught:
-        agreement(np.float32([1, 2]), np.float32([1, bad]))
+        agreement(np.array([1.0, 2.0]), np.array([1.0, bad]))
     assert caught.value.code == "FXQ597"
 
 
