@@ -27,7 +27,13 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("fxquant.graph",),
     ("fxquant.nn",),
     ("fxquant.passes",),
-    ("fxquant.prepare", "fxquant.validate", "fxquant.calibrate", "fxquant.regions"),
+    (
+        "fxquant.prepare",
+        "fxquant.validate",
+        "fxquant.calibrate",
+        "fxquant.regions",
+        "fxquant.fingerprint",
+    ),
     (
         "fxquant.sim",
         "fxquant.export_methods",

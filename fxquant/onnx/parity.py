@@ -41,7 +41,9 @@ from fxquant.onnx.coverage import coverage
 from fxquant.onnx.cpu import this_cpu
 from fxquant.onnx.default_kernels import default_kernels
 from fxquant.onnx.deploy import unsigned
+from fxquant.onnx.error_analysis import Rounding
 from fxquant.onnx.integer import IntegerModel
+from fxquant.onnx.judge import classify, output_row, with_noise, without_noise
 from fxquant.onnx.lowered import LoweredTensor
 from fxquant.onnx.noise import (
     FLOAT_ISLAND_SLACK,
@@ -235,14 +237,18 @@ class _Forced:
     ) -> tuple[list[TensorRow], list[ChoiceRow], list[OutputRow]]:
         """Rows of every tensor, choice and output at both levels; the model is cut."""
         feeds = cut(model, self.lesson)
+        rounding = Rounding(model, feeds)
         nodes = {n.name: n for n in self.gm.graph.nodes}
         rows, choices, outputs = [], list[ChoiceRow](), []
         for level, found in _runs(model, feeds, threads):
             for taught in self.lesson.tensors:
-                rows.append(self._row(taught, found[taught.tensor.quantized_name], level, nodes))
+                theirs = found[taught.tensor.quantized_name]
+                row = self._row(taught, theirs, level, nodes)
+                rows.append(without_noise(row, rounding, taught, theirs))
             choices += choice_rows(self.lesson.choices, found, level.value, self.scores)
             for name, ours in self.lesson.outputs.items():
-                outputs.append(_output_row(name, ours, found[name], level, self.outputs[name]))
+                one = output_row(name, ours, found[name], level, self.outputs[name])
+                outputs.append(with_noise(one, rounding, ours, found[name]))
         return rows, choices, outputs
 
     def _row(
@@ -254,84 +260,6 @@ class _Forced:
         return TensorRow(
             tensor.node, tensor.module, str(source) if source else "", level.value, **tally
         )
-
-
-def classify(taught: Taught, runtime: NDArray[Any], allowed: Tolerance) -> dict[str, Any]:
-    """Sort the elements of one tensor into exact, tie, drift and defect.
-
-    Args:
-        taught: the simulation's integers.
-        runtime: onnxruntime's.
-        allowed: what is a tie, and what drift passes.
-
-    Returns:
-        The counts and measures of a `TensorRow`, by field name.
-
-    Raises:
-        ExportError: FXQ565 the shapes differ.
-    """
-    ours = taught.integers
-    if ours.shape != runtime.shape:
-        name = taught.tensor.quantized_name
-        what = f"{name!r} has shape {runtime.shape}, in the simulation {ours.shape}"
-        raise ExportError("FXQ565", what, at=taught.tensor.node)
-    tally: dict[str, Any] = dict.fromkeys(("tie", "drift", "defect", "unexplained", "max_steps"), 0)
-    tally |= {"elements": ours.size, "exact": ours.size, "distance": 0.0, "tolerance": allowed.tie}
-    flat = np.flatnonzero(ours.reshape(-1) != runtime.reshape(-1))
-    if not flat.size:
-        return tally
-    theirs = runtime.reshape(-1)[flat].astype(np.int64)
-    steps = np.abs(theirs - ours.reshape(-1)[flat].astype(np.int64))
-    one = steps == 1
-    distances = taught.distances(flat[one], theirs[one])
-    ties = distances <= allowed.tie
-    defect = int((~one).sum())
-    return tally | {
-        "exact": ours.size - flat.size,
-        "tie": int(ties.sum()),
-        "drift": int((~ties).sum()),
-        "defect": defect,
-        "unexplained": defect + int((distances > allowed.drift).sum()),
-        "max_steps": int(steps.max()),
-        "distance": float(distances.max(initial=0.0)),
-    }
-
-
-def _output_row(
-    name: str, ours: NDArray[Any], theirs: NDArray[Any], level: Level, allowed: float | None
-) -> OutputRow:
-    forced = allowed is not None
-    if ours.shape != theirs.shape:
-        what = f"output {name!r} has shape {theirs.shape}, in the simulation {ours.shape}"
-        raise ExportError("FXQ566", what)
-    peak = _finite_peak(ours)
-    difference = _difference(ours, theirs)
-    relative = difference / peak if peak else float(difference > 0)
-    return OutputRow(
-        name, level.value, forced, peak, difference, relative, allowed, _labels(ours, theirs)
-    )
-
-
-def _finite_peak(value: NDArray[Any]) -> float:
-    sizes = np.abs(value.astype(np.float64))
-    return float(sizes[np.isfinite(sizes)].max(initial=0.0))
-
-
-def _difference(ours: NDArray[Any], theirs: NDArray[Any]) -> float:
-    """Largest absolute difference; infinities and NaN agree where both have the same."""
-    a, b = ours.astype(np.float64), theirs.astype(np.float64)
-    both = (a == b) | (np.isnan(a) & np.isnan(b))
-    apart = np.abs(a[~both] - b[~both])
-    if apart.size == 0:
-        return 0.0
-    return float("inf") if np.isnan(apart).any() else float(apart.max())
-
-
-def _labels(ours: NDArray[Any], theirs: NDArray[Any]) -> float | None:
-    """Share of rows with the largest element at the same place, for scores [N, C]."""
-    if ours.dtype.kind != "f" or ours.ndim != 2 or ours.shape[1] < 2 or not len(ours):
-        return None
-    return float((ours.argmax(1) == theirs.argmax(1)).mean())
 
 
 def _runs(
@@ -355,7 +283,7 @@ def _whole_runs(
             check_same(shipped[level], found, lesson.outputs, level)
         levels.append(_level_info(level, lesson.tensors, found))
         for name, ours in lesson.outputs.items():
-            outputs.append(_output_row(name, ours, found[name], level, None))
+            outputs.append(output_row(name, ours, found[name], level, None))
     return tuple(levels), outputs
 
 

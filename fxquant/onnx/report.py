@@ -33,6 +33,9 @@ class TensorRow:
         max_steps: largest difference in steps.
         distance: largest distance of a one-step difference from the boundary, in steps, up to 0.5.
         tolerance: distance within which it is a tie, in steps.
+        noise: how many are further apart, yet both sides are within float32 rounding of the
+            float64 value: long sums, and sums that cancel.
+        noise_steps: largest difference among those, in steps.
     """
 
     node: str
@@ -48,6 +51,8 @@ class TensorRow:
     max_steps: int
     distance: float
     tolerance: float
+    noise: int = 0
+    noise_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -325,6 +330,13 @@ def _tensor_lines(report: ParityReport) -> Iterable[str]:
         f"each of {len(names)} quantized tensors from the simulation's inputs, both levels: "
         f"{report.exact_share:.4%} of elements equal, largest difference {report.max_steps} step(s)"
     )
+    noisy = [row for row in report.tensors if row.noise]
+    if noisy:
+        yield (
+            f"float32 rounding: {sum(row.noise for row in noisy)} elements of {len(noisy)} rows "
+            f"differ by up to {max(row.noise_steps for row in noisy)} step(s), both sides as near "
+            "to the float64 value as float32 sums are"
+        )
     if report.choices:
         other, total = (sum(getattr(r, n) for r in report.choices) for n in ("other", "elements"))
         yield f"choices by argmax, topk and sort: {other} of {total} differ, by ties"
