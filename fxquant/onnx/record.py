@@ -253,7 +253,8 @@ class _Trials:
 
     @property
     def _output(self) -> fx.Node:
-        return next(n for n in reversed(self.gm.graph.nodes) if n.op == "output")
+        found: fx.Node = next(n for n in self.gm.graph.nodes if n.op == "output")
+        return found
 
     # --- comparing -----------------------------------------------------------------------------
 
