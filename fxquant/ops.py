@@ -40,6 +40,25 @@ class Grid(enum.Enum):
     INDEX = "index"  # not a real-valued tensor
 
 
+class Sized(enum.Enum):
+    """How the values of an operand decide how large a result is."""
+
+    NONZERO = "nonzero"  # as many as are not zero
+    MASK = "mask"  # the same where the operand is a mask; positions decide nothing
+    SUM = "sum"  # their sum
+    DISTINCT = "distinct"  # as many as there are different ones
+    LARGEST = "largest"  # up to the largest
+
+
+#: operators that have no row and whose first operand's values decide the result's size, by name
+SIZED_BY_VALUE = {
+    "argwhere": Sized.NONZERO,
+    "bincount": Sized.LARGEST,
+    "unique": Sized.DISTINCT,
+    "unique_consecutive": Sized.DISTINCT,
+}
+
+
 @dataclass(frozen=True)
 class T:
     """A random tensor of a sample: shape and kind (float, positive, unit, int, bool, weight)."""
@@ -102,6 +121,7 @@ class Op:
         when: refines `grid` by the arguments (`interpolate` moves values only when nearest).
         absorbs: names of activations that an integer kernel takes in.
         weight_axis: output-channel axis of `weight`.
+        sized_by: the parameter whose values decide how large the result is, and how.
         samples: arguments for the generated tests.
     """
 
@@ -120,6 +140,7 @@ class Op:
     when: Callable[[Mapping[str, Any]], Grid] | None = None
     absorbs: frozenset[str] = frozenset()
     weight_axis: int | None = None
+    sized_by: tuple[str, Sized] | None = None
     samples: tuple[Sample, ...] = ()
 
     @functools.cached_property
@@ -1232,7 +1253,13 @@ def _moves() -> tuple[Op, ...]:
             names="Tensor.tile",
             odd={torch.tile: "input, dims"},
         ),
-        move("repeat_interleave", "repeats, dim=None", fn.RepeatInterleave, s(x, 2, 1)),
+        move(
+            "repeat_interleave",
+            "repeats, dim=None",
+            fn.RepeatInterleave,
+            s(x, 2, 1),
+            sized_by=("repeats", Sized.SUM),
+        ),
         move("roll", "shifts, dims=None", fn.Roll, s(x, 1, 1), s(image, (1, -2), (2, 3))),
         move(
             "flip", "*dims", fn.Flip, s(x, 1), names="Tensor.flip", odd={torch.flip: "input, dims"}
@@ -1248,6 +1275,7 @@ def _moves() -> tuple[Op, ...]:
             s(x, (slice(None), slice(1, None, 2))),
             s(x, (Ellipsis, None, 1)),
             names="operator.getitem __getitem__",
+            sized_by=("index", Sized.MASK),
         ),
         move("setitem", "index, value", fn.SetItem, names="", grid=_FLOAT),
         move("index_select", "dim, index", fn.IndexSelect, s(x, 1, t(4, kind="int", high=3))),
@@ -1282,7 +1310,14 @@ def _moves() -> tuple[Op, ...]:
             s(x, t(2, 3, 4, kind="bool"), -1e9),
             grid=_FLOAT,
         ),
-        move("masked_select", "mask", fn.MaskedSelect, s(x, t(2, 3, 4, kind="bool")), grid=_FLOAT),
+        move(
+            "masked_select",
+            "mask",
+            fn.MaskedSelect,
+            s(x, t(2, 3, 4, kind="bool")),
+            grid=_FLOAT,
+            sized_by=("mask", Sized.NONZERO),
+        ),
         move(
             "pad",
             "pad, mode='constant', value=None",
@@ -1432,6 +1467,7 @@ def _moves() -> tuple[Op, ...]:
             s(t(2, 3, kind="int", high=4), 4),
             names="F.one_hot",
             grid=_INDEX,
+            sized_by=("input", Sized.LARGEST),  # where the number of classes is left open
         ),
         move(
             "bucketize",
@@ -1440,7 +1476,14 @@ def _moves() -> tuple[Op, ...]:
             s(x, t(1)),
             grid=_INDEX,
         ),
-        move("nonzero", "*, as_tuple=False", fn.NonZero, s(t(2, 3, kind="int")), grid=_INDEX),
+        move(
+            "nonzero",
+            "*, as_tuple=False",
+            fn.NonZero,
+            s(t(2, 3, kind="int")),
+            grid=_INDEX,
+            sized_by=("input", Sized.NONZERO),
+        ),
     )
 
 

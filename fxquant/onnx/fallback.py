@@ -25,14 +25,14 @@ from fxquant.nn import QuantizationMixin
 from fxquant.nn.opaque import Opaque
 from fxquant.onnx.call import Call, path_of
 from fxquant.onnx.held import Held, SizeValue
-from fxquant.onnx.record import Dim, Example, Shaped, inputs_of
+from fxquant.onnx.record import Dim, Recorded, Shaped, inputs_of
 
 # the exporter gives them int32 now and then, which ONNX does not allow
 _INT64_PLACES = frozenset({"ScatterND", "GatherND"})
 _LEAST_OPSET = 18  # the exporter writes nothing older
 
 
-def export_node(call: Call, name: str, example: Example, reason: str) -> Any:
+def export_node(call: Call, name: str, recorded: Recorded, reason: str) -> Any:
     """Values of a node, written by torch's exporter.
 
     Raises:
@@ -54,7 +54,7 @@ def export_node(call: Call, name: str, example: Example, reason: str) -> Any:
                           at=node, fix=f"export with opset {_LEAST_OPSET} or later")  # fmt: skip
     operands = _operands(call)
     _check_operands(call, operands, what)
-    args, kwargs = inputs_of(call.around.gm, node, example)
+    args, kwargs = inputs_of(call.around.gm, node, recorded)
     single = _SingleNode(call, args, kwargs)
     key = _key(call, single, operands)
     try:
