@@ -15,6 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from fxquant.errors import TraceError
+from fxquant.graph.copying import deep_copy, prepare_memo
+
 _CONTAINERS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
 
@@ -36,8 +39,7 @@ class RecordedModule(fx.GraphModule):
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RecordedModule:
-        for tensor in computed_tensors(self):
-            memo.setdefault(id(tensor), tensor.detach().clone())
+        finish = prepare_memo(vars(self).values(), memo)
         copied = super().__deepcopy__(memo)
         if not isinstance(copied, RecordedModule):
             msg = "torch.fx copied a recorded module as something else"
@@ -46,6 +48,7 @@ class RecordedModule(fx.GraphModule):
             # the memo holds the copies that torch.fx has just made
             copied.__dict__[name] = copy.deepcopy(self.__dict__[name], memo)
         copied.training = self.training
+        finish()
         return copied
 
 
@@ -71,24 +74,28 @@ def adopt(module: nn.Module, root: nn.Module) -> None:
     module.training = root.training
 
 
-def computed_tensors(root: nn.Module) -> Iterator[Tensor]:
-    """Tensors with a history in plain attributes, such as the ``weight`` of old weight norms.
-
-    ``copy.deepcopy`` refuses them.
-    """
-    for module in root.modules():
-        for value in vars(module).values():
-            parts = value if isinstance(value, list | tuple) else [value]
-            for part in parts:
-                if isinstance(part, Tensor) and part.grad_fn is not None:
-                    yield part
-
-
 def fresh_copy(model: nn.Module) -> nn.Module:
-    """A deep copy to run: the user's model stays untouched, tying and hooks survive."""
-    memo: dict[int, Any] = {id(t): t.detach().clone() for t in computed_tensors(model)}
-    copied = copy.deepcopy(model, memo)
+    """A deep copy to run: the user's model stays untouched, tying and hooks survive.
+
+    Raises:
+        TraceError: FXQ115, a module of the author's cannot be copied.
+    """
+    try:
+        copied: nn.Module = deep_copy(model)
+    except Exception as error:  # a class of the author's may raise anything when it is copied
+        raise TraceError(
+            "FXQ115",
+            f"the model cannot be copied: {type(error).__name__}: {error}",
+            at=type(model).__name__,
+            fix="copy.deepcopy(model) must work; a recording runs on a copy",
+        ) from error
     _empty_caches(copied)
+    return copied
+
+
+def shadow(model: nn.Module) -> nn.Module:
+    """A copy that shares the parameters and buffers: running it leaves all else as it was."""
+    copied: nn.Module = deep_copy(model, share=[*model.parameters(), *model.buffers()])
     return copied
 
 
@@ -131,10 +138,28 @@ def restore(copied: nn.Module, model: nn.Module, before: list[tuple[str, Tensor]
         # not by version: batch norms and writes through .data do not raise it
         if not torch.equal(tensor, original[name]):
             _rewind(tensor, original[name])
+    seen: set[int] = set()
     for module in copied.modules():
         for name, value in list(vars(module).items()):
-            if isinstance(value, Tensor) and value.grad_fn is not None:
-                vars(module)[name] = value.detach()
+            if name not in _CONTAINERS:
+                vars(module)[name] = _without_history(value, seen)
+
+
+def _without_history(value: Any, seen: set[int]) -> Any:
+    """What the run left in an attribute, without the graph that its gradients would flow through.
+
+    Lists and dicts stay the same objects: hooks and other modules may hold them too.
+    """
+    if isinstance(value, Tensor):
+        return value.detach() if value.grad_fn is not None else value
+    if type(value) is tuple:
+        return tuple(_without_history(part, seen) for part in value)
+    if type(value) in (list, dict) and id(value) not in seen:
+        seen.add(id(value))
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, part in list(items):
+            value[key] = _without_history(part, seen)
+    return value
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, fx, nn
 
 from fxquant.graph.bisect import first_difference
-from fxquant.graph.module import state_kept
+from fxquant.graph.module import shadow, state_kept
 from fxquant.graph.structure import map_leaves, tensors
 from fxquant.graph.verify_replay import (
     Replay,
@@ -70,8 +70,9 @@ def prove(
     Raises:
         TraceError: FXQ109, a constant of the graph depends on the input.
     """
-    with state_kept(model) as known, state_kept(recording.graph_module, known=known):
-        return _prove(recording, model, args, kwargs, leaves)
+    ran = shadow(model)  # what the model keeps of its runs is not to change by a proof
+    with state_kept(ran) as known, state_kept(recording.graph_module, known=known):
+        return _prove(recording, ran, args, kwargs, leaves)
 
 
 def _prove(
