@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from fxquant import nn as qnn
 from fxquant.errors import CalibrationError
+from fxquant.nn.modes import evaluating
 
 log = logging.getLogger("fxquant")
 
@@ -49,12 +50,11 @@ def calibrate(
             a tensor held NaN or infinity: the tensor and the batch are named.
     """
     run = _runner(model, data, args)
-    was_training = {m: m.training for m in model.modules()}
-    model.eval()
     counter = _Counter(progress, _length(data))
     try:
         with (
-            _threads(threads), counter.watch(model), torch.no_grad(), qnn.compute_encodings(model)
+            _threads(threads), counter.watch(model), evaluating(model), torch.no_grad(),
+            qnn.compute_encodings(model),
         ):  # fmt: skip
             run()
             counter.check()
@@ -63,9 +63,6 @@ def calibrate(
             raise
         what = f"{error.what} (in calibration batch {counter.seen - 1})"
         raise CalibrationError(error.code, what, at=error.at, fix=error.fix) from error
-    finally:
-        for module, training in was_training.items():
-            module.training = training
 
 
 @contextmanager

@@ -22,8 +22,9 @@ from fxquant.graph.rewriter import computes_floats
 from fxquant.graph.select import Selector, select
 from fxquant.graph.structure import leaves
 from fxquant.graph.trace import record
+from fxquant.nn.modes import evaluating
 from fxquant.nn.opaque import Opaque
-from fxquant.prepare import call_arguments, evaluating, is_prepared
+from fxquant.prepare import call_arguments, is_prepared
 from fxquant.text import table
 
 Severity: TypeAlias = Literal["error", "warning", "note"]

@@ -22,12 +22,29 @@ _CONTAINERS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_s
 
 
 class RecordedModule(fx.GraphModule):
-    """A graph over the modules, parameters and buffers of a model."""
+    """A graph over the modules, parameters and buffers of a model.
+
+    A model whose class overrides `train()`, to keep parts frozen, goes on being asked.
+    """
+
+    # in a tuple, so that it does not count as a part
+    _model: tuple[nn.Module, ...] = ()
 
     def __init__(self, root: Any, graph: fx.Graph, class_name: str = "RecordedModule") -> None:
         super().__init__(root, graph, class_name)
         if isinstance(root, nn.Module):
             adopt(self, root)
+        if _has_own_train(root):
+            self._model = (root,)
+
+    def train(self, mode: bool = True) -> RecordedModule:
+        """Set the training flags as the model does."""
+        if not self._model:
+            super().train(mode)
+            return self
+        self._model[0].train(mode)
+        self.training = self._model[0].training
+        return self
 
     def _apply(self, fn: Any, recurse: bool = True) -> RecordedModule:
         """Move or cast; tensors that the graph creates follow the model to its new device."""
@@ -47,6 +64,7 @@ class RecordedModule(fx.GraphModule):
         for name in _CONTAINERS:
             # the memo holds the copies that torch.fx has just made
             copied.__dict__[name] = copy.deepcopy(self.__dict__[name], memo)
+        copied._model = copy.deepcopy(self._model, memo)
         copied.training = self.training
         finish()
         return copied
@@ -65,6 +83,11 @@ def _move_literals(module: fx.GraphModule, before: torch.device, after: Any) -> 
         if moved != given:
             node.args, node.kwargs = moved
     module.recompile()
+
+
+def _has_own_train(root: Any) -> bool:
+    method = getattr(root, "train", None)
+    return isinstance(root, nn.Module) and getattr(method, "__func__", None) is not nn.Module.train
 
 
 def adopt(module: nn.Module, root: nn.Module) -> None:

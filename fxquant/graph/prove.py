@@ -40,6 +40,7 @@ class Proof:
         why: the first difference.
         at: the first node that differs.
         misshapen: on other inputs the graph cannot run, or its results have another shape.
+        steady: two runs of the model itself, with the same random numbers of torch, agree.
     """
 
     same: bool
@@ -48,6 +49,7 @@ class Proof:
     why: str = ""
     at: fx.Node | str | None = None
     misshapen: bool = False
+    steady: bool = True
 
 
 def prove(
@@ -86,7 +88,8 @@ def _prove(
     found = _compared(gm, model, (args, kwargs))
     if not found:
         at = first_difference(gm, model, args, kwargs, leaves=leaves)
-        return Proof(same=False, why=found.why, at=at)
+        steady = _holds(model, model, (args, kwargs))
+        return Proof(same=False, why=found.why, at=at, steady=steady)
     few = few_rows(args, kwargs)
     check_constants(recording, model, *other_values(args, kwargs), leaves=leaves)
     other = other_batch(*few)

@@ -233,9 +233,13 @@ class QuantizationMixin(nn.Module):
 
     def train(self, mode: bool = True) -> QuantizationMixin:
         """Set the training flag; also drops kept quantized parameters."""
-        self._quantized.clear()
+        self.drop_kept()
         super().train(mode)
         return self
+
+    def drop_kept(self) -> None:
+        """Compute quantized parameters anew from now on."""
+        self._quantized.clear()
 
     # calibration ---------------------------------------------------------------------------------
 

@@ -13,8 +13,7 @@ from __future__ import annotations
 import functools
 import inspect
 import operator
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, TypeAlias
 
@@ -24,6 +23,8 @@ from torch import Tensor, fx
 from fxquant.errors import ExportError
 from fxquant.graph import hooks
 from fxquant.graph.structure import map_leaves, tensors
+from fxquant.nn.modes import evaluating
+from fxquant.onnx.randomness import Draws
 from fxquant.onnx.writes import preserved, writes_somewhere
 
 Example: TypeAlias = tuple[tuple[Any, ...], Mapping[str, Any]]
@@ -80,12 +81,14 @@ class Recorded:
         constants: node -> its value, where no input can change it.
         batch: whether the batch is dynamic.
         reason: why it is not.
+        drawing: nodes that drew random numbers.
     """
 
     specs: dict[fx.Node, Any] = field(default_factory=dict)
     constants: dict[fx.Node, Any] = field(default_factory=dict)
     batch: bool = True
     reason: str = ""
+    drawing: set[fx.Node] = field(default_factory=set)
 
 
 def record(gm: fx.GraphModule, example: Example) -> Recorded:
@@ -100,7 +103,7 @@ def record(gm: fx.GraphModule, example: Example) -> Recorded:
     """
     values = bound_example(gm, example)
     tainted = _tainted(gm)
-    with preserved(gm), _evaluating(gm), torch.no_grad():
+    with preserved(gm), evaluating(gm, kept=True), torch.no_grad():
         runs, reason = _two_runs(gm, values, tainted)
         if runs and (node := _other_structure(gm, *runs)) is not None:
             runs, reason = [], f"the number of items in {node.name} follows the batch"
@@ -156,7 +159,7 @@ def inputs_of(gm: fx.GraphModule, node: fx.Node, example: Example) -> tuple[Any,
     batch = batch_size(values)
     if batch is not None:
         values = at_batch(values, batch, _BATCHES[0])
-    with preserved(gm), _evaluating(gm), torch.no_grad():
+    with preserved(gm), evaluating(gm, kept=True), torch.no_grad():
         catcher = _Catcher(gm, node)
         try:
             catcher.run(*values)
@@ -195,9 +198,11 @@ class _Recorder(fx.Interpreter):
         self.writes = writes_somewhere(gm)
         self.specs: dict[fx.Node, Any] = {}
         self.values: dict[fx.Node, Any] = {}
+        self.draws = Draws()
 
     def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
+        with self.draws.watch(n, [self.env[i] for i in n.all_input_nodes]):
+            value = super().run_node(n)
         self.specs[n] = _spec(value)
         if n not in self.tainted and n.op != "output":
             self.values[n] = map_leaves(value, _copied if self.writes else _plain)
@@ -292,7 +297,7 @@ def _reads_shape(node: fx.Node) -> bool:
 
 def _compared(gm: fx.GraphModule, runs: list[_Recorder], reason: str) -> Recorded:
     first, second = runs[0], runs[-1]
-    found = Recorded(batch=len(runs) == 2, reason=reason)
+    found = Recorded(batch=len(runs) == 2, reason=reason, drawing=first.draws.nodes)
     for node in gm.graph.nodes:
         found.specs[node] = _merged(first.specs[node], second.specs[node])
         if node in first.values and _same(first.values[node], second.values[node]):
@@ -356,20 +361,6 @@ def _equal_values(a: Tensor, b: Tensor) -> bool:
     if a.data_ptr() == b.data_ptr() and a.stride() == b.stride():
         return True
     return torch.equal(a, b) or bool(torch.allclose(a, b, rtol=0, atol=0, equal_nan=True))
-
-
-@contextmanager
-def _evaluating(gm: fx.GraphModule) -> Iterator[None]:
-    """Evaluation mode; every module's own flag comes back."""
-    flags = {m: m.training for m in gm.modules()}
-    for module in flags:
-        # not `eval()`: quantized modules drop what they keep when it is called
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, flag in flags.items():
-            module.training = flag
 
 
 def forward_names(gm: fx.GraphModule) -> list[str]:

@@ -22,6 +22,7 @@ from torch import Tensor, fx, nn
 
 from fxquant.errors import ExportError
 from fxquant.graph.structure import leaves, tensors
+from fxquant.nn.modes import evaluating
 from fxquant.onnx.choices import Choice, Chooser, choice_of
 from fxquant.onnx.grid import type_range
 from fxquant.onnx.record import bound_example
@@ -241,18 +242,6 @@ def _check(tensor: LoweredTensor, positions: NDArray[Any], centred: NDArray[Any]
         raise ExportError(
             "FXQ563", what, at=tensor.node, fix="report this: it is an error in fxquant"
         )
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; every module's own flag comes back."""
-    flags = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, flag in flags.items():
-            module.training = flag
 
 
 def cut(model: ir.Model, lesson: Lesson) -> dict[str, NDArray[Any]]:
