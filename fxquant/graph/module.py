@@ -16,9 +16,29 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxquant.errors import TraceError
+from fxquant.graph.codegen import PathCodeGen
 from fxquant.graph.copying import deep_copy, prepare_memo
 
+_HOLDERS = ("_parameters", "_buffers", "_modules")
 _CONTAINERS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+
+
+class _Yielding:
+    """What every graph module has, unless the model has a part of that name."""
+
+    name = ""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, module: fx.GraphModule | None, owner: type | None = None) -> Any:
+        for held in (vars(module)[n] for n in _HOLDERS if module is not None):
+            if self.name in held:
+                return held[self.name]
+        if module is not None and "_graph" not in vars(module):
+            raise AttributeError(self.name)  # torch.fx is about to register such a part
+        inherited = getattr(fx.GraphModule, self.name)
+        return inherited if module is None else inherited.__get__(module, owner)
 
 
 class RecordedModule(fx.GraphModule):
@@ -27,10 +47,18 @@ class RecordedModule(fx.GraphModule):
     A model whose class overrides `train()`, to keep parts frozen, goes on being asked.
     """
 
+    code = _Yielding()  # type: ignore[assignment]
+    print_readable = _Yielding()  # type: ignore[assignment]
+    to_folder = _Yielding()  # type: ignore[assignment]
+    add_submodule = _Yielding()  # type: ignore[assignment]
+    delete_submodule = _Yielding()  # type: ignore[assignment]
+    delete_all_unused_submodules = _Yielding()  # type: ignore[assignment]
+
     # in a tuple, so that it does not count as a part
     _model: tuple[nn.Module, ...] = ()
 
     def __init__(self, root: Any, graph: fx.Graph, class_name: str = "RecordedModule") -> None:
+        graph.set_codegen(PathCodeGen())
         super().__init__(root, graph, class_name)
         if isinstance(root, nn.Module):
             adopt(self, root)
@@ -68,6 +96,10 @@ class RecordedModule(fx.GraphModule):
         copied.training = self.training
         finish()
         return copied
+
+
+#: parts of a model may have these names of `fx.GraphModule`
+YIELDING = frozenset(n for n, v in vars(RecordedModule).items() if isinstance(v, _Yielding))
 
 
 def _device(module: nn.Module) -> torch.device | None:
