@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 X = torch.randn(3, 4)
 NAMES = [
     "class", "from", "lambda", "None", "True", "import", "async", "match", "case", "type_", "self",
-    "_", "__x", "0", "1st", "a b", "a-b", 'a"b', "it's", "both'\"", "\\", '\\"', "\\x41", "\\n", "\n",
-    "\t", "{x}", "{", "%s", "日本", "é", "ﬁ", "😀", "#", ")", "; import os", "f", "torch",
+    "_", "__x", "0", "1st", "a b", "a-b", 'a"b', "it's", "both'\"", "\\", '\\"', "\\x41", "\\n",
+    "\n", "\t", "{x}", "{", "%s", "日本", "é", "ﬁ", "😀", "#", ")", "; import os", "f", "torch",
 ]  # fmt: skip
 
 
