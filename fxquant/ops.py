@@ -334,6 +334,7 @@ _INTS = (s(t(2, 6, kind="int", high=9), t(2, 6, kind="int", high=9)),)
 _BOOLS = (s(t(2, 6, kind="bool"), t(2, 6, kind="bool")),)
 _SAME, _INDEX, _FLOAT, _SHARED, _FIXED = Grid.SAME, Grid.INDEX, Grid.FLOAT, Grid.SHARED, Grid.FIXED
 _TWO = ("input", "other")
+_RECURRENT = "input, hx=None, lengths=None"  # lengths: of a layer that was given packed sequences
 
 
 def _activations() -> tuple[Op, ...]:
@@ -565,9 +566,9 @@ def _weighted() -> tuple[Op, ...]:
             ),
         ),
         Op("causal_mask", "input", fn.CausalMask, _FLOAT, names=""),
-        Op("lstm", "input, hx=None", nn.LSTM, names="", inputs=("input", "hx")),
-        Op("gru", "input, hx=None", nn.GRU, names="", inputs=("input", "hx")),
-        Op("rnn", "input, hx=None", nn.RNN, names="", inputs=("input", "hx")),
+        Op("lstm", _RECURRENT, nn.LSTM, names="", inputs=("input", "hx", "lengths")),
+        Op("gru", _RECURRENT, nn.GRU, names="", inputs=("input", "hx", "lengths")),
+        Op("rnn", _RECURRENT, nn.RNN, names="", inputs=("input", "hx", "lengths")),
     )
 
 

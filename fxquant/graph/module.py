@@ -47,12 +47,12 @@ class RecordedModule(fx.GraphModule):
     A model whose class overrides `train()`, to keep parts frozen, goes on being asked.
     """
 
-    code = _Yielding()  # type: ignore[assignment]
-    print_readable = _Yielding()  # type: ignore[assignment]
-    to_folder = _Yielding()  # type: ignore[assignment]
-    add_submodule = _Yielding()  # type: ignore[assignment]
-    delete_submodule = _Yielding()  # type: ignore[assignment]
-    delete_all_unused_submodules = _Yielding()  # type: ignore[assignment]
+    code = _Yielding()
+    print_readable = _Yielding()
+    to_folder = _Yielding()
+    add_submodule = _Yielding()
+    delete_submodule = _Yielding()
+    delete_all_unused_submodules = _Yielding()
 
     # in a tuple, so that it does not count as a part
     _model: tuple[nn.Module, ...] = ()

@@ -53,7 +53,7 @@ class Kept(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.b(torch.relu(self.a(x)))
         self.history.append((y, {"again": [y]}))
-        return y + self.kept["a"]
+        return y + self.kept["a"]  # type: ignore[no-any-return]
 
 
 def bound() -> nn.Module:

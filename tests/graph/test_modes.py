@@ -15,7 +15,7 @@ from fxquant import QuantizationSimModel, prepare_model
 from fxquant.prepare import SpecialisationWarning
 
 X = torch.randn(4, 3, 8, 8)
-Call = Callable[[nn.Module, Tensor], Tensor]
+Call = Callable[[Any, Tensor], Tensor]
 
 
 class Net(nn.Module):
@@ -105,7 +105,8 @@ def assert_same_in_both_modes(net: nn.Module, gm: nn.Module, x: Tensor = X) -> N
             y.square().sum().backward()
             found.append((y, [(n, p.grad) for n, p in model.named_parameters()]))
         assert torch.equal(found[0][0], found[1][0]), mode
-        theirs, ours = dict(found[0][1]), dict(found[1][1])
+        theirs: dict[str, Any] = dict(found[0][1])
+        ours: dict[str, Any] = dict(found[1][1])
         for name, gradient in theirs.items():
             other = ours[name]
             assert (gradient is None) == (other is None), name

@@ -8,17 +8,15 @@ out is projected. A given first state becomes the least `g` whose projection it 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import onnx_ir as ir
 import torch
 from torch import nn
 
 from fxquant.onnx.call import Call, UnsupportedError
 from fxquant.onnx.emit.registry import emits
 from fxquant.onnx.weights import Arrangement
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ class _Recurrent:
             name = "Relu" if self.m.nonlinearity == "relu" else "Tanh"
             activations = [name] * self.directions
         outputs = self.c.builder.ops(
-            self.kind.name, 1 + self.kind.states, x, *weights, bias, None, *states,
+            self.kind.name, 1 + self.kind.states, x, *weights, bias, self._lengths(), *states,
             hidden_size=self.m.hidden_size,
             direction="bidirectional" if self.directions == 2 else "forward",
             linear_before_reset=1 if self.kind.name == "GRU" else None,
@@ -117,6 +115,11 @@ class _Recurrent:
         projection = self.c.op("Transpose", self._projections(layer), perm=[0, 2, 1])
         y, h = (self.c.op("MatMul", value, projection) for value in outputs[:2])
         return self._merged(y), (h, *outputs[2:])
+
+    def _lengths(self) -> ir.Value | None:
+        if self.c["lengths"] is None:
+            return None
+        return self.c.op("Cast", self.c.tensor("lengths"), to=ir.DataType.INT32)
 
     def _recurrent(self, layer: int) -> ir.Value:
         """The weights of both directions that the hidden state meets."""
