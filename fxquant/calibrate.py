@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from fxquant import nn as qnn
 from fxquant.errors import CalibrationError
-from fxquant.graph.evaluation import evaluating
+from fxquant.nn.modes import evaluating
 
 log = logging.getLogger("fxquant")
 
@@ -53,7 +53,7 @@ def calibrate(
     counter = _Counter(progress, _length(data))
     try:
         with (
-            evaluating(model), _threads(threads), counter.watch(model), torch.no_grad(),
+            _threads(threads), counter.watch(model), evaluating(model), torch.no_grad(),
             qnn.compute_encodings(model),
         ):  # fmt: skip
             run()

@@ -205,7 +205,6 @@ def refresh_biases(gm: fx.GraphModule) -> None:
         module = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
         if not isinstance(module, QuantizationMixin):
             continue
-        module.forget_quantized()
         bias = module.param_quantizers._modules.get("bias")
         if not isinstance(bias, affine.BiasQuantizeDequantize):
             continue

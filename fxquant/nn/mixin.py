@@ -233,12 +233,12 @@ class QuantizationMixin(nn.Module):
 
     def train(self, mode: bool = True) -> QuantizationMixin:
         """Set the training flag; also drops kept quantized parameters."""
-        self.forget_quantized()
+        self.drop_kept()
         super().train(mode)
         return self
 
-    def forget_quantized(self) -> None:
-        """Drop kept quantized parameters: values may be written behind torch's back."""
+    def drop_kept(self) -> None:
+        """Compute quantized parameters anew from now on."""
         self._quantized.clear()
 
     # calibration ---------------------------------------------------------------------------------

@@ -36,15 +36,9 @@ def export_node(call: Call, name: str, recorded: Recorded, reason: str) -> Any:
     """Values of a node, written by torch's exporter.
 
     Raises:
-        ExportError: FXQ508, the exporter is not installed or cannot write the node either;
-            FXQ533, the node draws random numbers.
+        ExportError: FXQ508, the exporter is not installed or cannot write the node either.
     """
     node = call.node
-    if draws(name):
-        raise ExportError(
-            "FXQ533", f"{name} draws random numbers: no two runs of the file would agree", at=node,
-            fix="hand the random numbers to the model as an input",
-        )  # fmt: skip
     what = f"{name} has no lowering ({reason})"
     if importlib.util.find_spec("onnxscript") is None:
         raise ExportError("FXQ508", f"{what}, and torch's exporter is not installed", at=node,
@@ -69,18 +63,6 @@ def export_node(call: Call, name: str, recorded: Recorded, reason: str) -> Any:
         call.around.exported[key] = model
     outputs = _inline(call, model, [h.value(call.builder) for h in operands])
     return _shaped_like(call.out, iter(outputs))
-
-
-def draws(name: str) -> bool:
-    """Whether a function of torch draws random numbers.
-
-    >>> draws("rand_like"), draws("relu")
-    (True, False)
-    """
-    packet = getattr(torch.ops.aten, name.rstrip("_"), None)
-    tag = torch.Tag.nondeterministic_seeded
-    overloads = packet.overloads() if packet is not None else ()
-    return any(tag in getattr(packet, overload).tags for overload in overloads)
 
 
 class _SingleNode(nn.Module):

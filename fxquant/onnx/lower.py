@@ -37,6 +37,7 @@ from fxquant.onnx.finish import assemble, bind_outputs
 from fxquant.onnx.held import Held
 from fxquant.onnx.lowered import Fallback, Lowered
 from fxquant.onnx.quantized import Quantized
+from fxquant.onnx.randomness import check_draws
 from fxquant.onnx.record import Example, Shaped, bound_example, record
 from fxquant.onnx.scales import fold_scales
 from fxquant.onnx.shield import shield_float_layers
@@ -122,6 +123,7 @@ class _Lowering:
 
     def run(self) -> Lowered:
         """Write every node that the outputs need."""
+        check_draws(self.gm, self.recorded.drawing)
         wanted = needed(self.gm, self.recorded.constants)
         check_writes(self.gm, wanted)
         check_real(wanted, self.recorded.constants, self.recorded.specs)

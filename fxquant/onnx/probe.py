@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from fxquant.errors import ExportError
 from fxquant.graph import hooks
 from fxquant.graph.structure import map_leaves, tensors
+from fxquant.onnx.randomness import Draws
 from fxquant.onnx.writes import writes_somewhere
 
 
@@ -56,6 +57,7 @@ class Recorder(_Run):
         specs: node -> spec.
         values: node -> value, of nodes that are not tainted.
         counts: node -> what was counted.
+        draws: nodes that drew random numbers.
     """
 
     def __init__(
@@ -70,11 +72,13 @@ class Recorder(_Run):
         self.specs: dict[fx.Node, Any] = {}
         self.values: dict[fx.Node, Any] = {}
         self.counts: dict[fx.Node, Any] = {}
+        self.draws = Draws()
         with torch.no_grad():
             self.run(*trial.values)
 
     def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
+        with self.draws.watch(n, [self.env[i] for i in n.all_input_nodes]):
+            value = super().run_node(n)
         self.specs[n] = self.spec(value)
         if n in self.counted:
             self.counts[n] = self.counted[n](value)

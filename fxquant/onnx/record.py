@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.errors import ExportError
-from fxquant.graph.evaluation import evaluating
 from fxquant.graph.structure import tensors
+from fxquant.nn.modes import evaluating
 from fxquant.onnx.by_value import SizeSource, following_values, size_sources
 from fxquant.onnx.probe import Recorder, Trial, arguments_at
 from fxquant.onnx.varying import Varying, candidates, other_values
@@ -92,12 +92,14 @@ class Recorded:
         constants: node -> its value, where no input can change it.
         varying: what may have another size.
         trial: a run whose sizes tell most: what a single node is to be looked at with.
+        drawing: nodes that drew random numbers.
     """
 
     varying: Varying
     trial: Trial
     specs: dict[fx.Node, Any] = field(default_factory=dict)
     constants: dict[fx.Node, Any] = field(default_factory=dict)
+    drawing: set[fx.Node] = field(default_factory=set)
 
 
 def record(gm: fx.GraphModule, example: Example) -> Recorded:
@@ -112,7 +114,7 @@ def record(gm: fx.GraphModule, example: Example) -> Recorded:
             value has.
     """
     values = bound_example(gm, example)
-    with preserved(gm), evaluating(gm), torch.no_grad():
+    with preserved(gm), evaluating(gm, kept=True), torch.no_grad():
         return _Trials(gm, values).compared()
 
 
@@ -141,7 +143,7 @@ def bound_example(gm: fx.GraphModule, example: Example) -> list[Any]:
 
 def inputs_of(gm: fx.GraphModule, node: fx.Node, recorded: Recorded) -> tuple[Any, Any]:
     """Real arguments (args, kwargs) of one node, of the sizes that were recorded."""
-    with preserved(gm), evaluating(gm), torch.no_grad():
+    with preserved(gm), evaluating(gm, kept=True), torch.no_grad():
         return arguments_at(gm, node, recorded.trial)
 
 
@@ -167,7 +169,7 @@ class _Trials:
     def compared(self) -> Recorded:
         """What the runs have in common."""
         best = max(self._at_first_size(), key=lambda run: min(self._counts(run), default=0))
-        found = Recorded(self.varying, best.trial)
+        found = Recorded(self.varying, best.trial, drawing=self.first.draws.nodes)
         for node in self.gm.graph.nodes:
             found.specs[node] = self._merged(node.name, [run.specs[node] for run in self.runs])
             values = [run.values[node] for run in self.runs if node in run.values]

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxquant.graph.evaluation import evaluating
 from fxquant.graph.structure import fresh_inputs, tensors
+from fxquant.nn.modes import evaluating
 from fxquant.onnx.record import REFUSALS, Example, bound_example
 from fxquant.onnx.varying import CUT, Varying, other_values
 from fxquant.onnx.writes import preserved

@@ -162,7 +162,7 @@ def test_inputs_of_another_batch_keep_their_nature() -> None:
     assert other_batch((scale,), {}) is None
 
 
-@pytest.mark.parametrize("name", ["graph", "code", "meta", "recompile"])
+@pytest.mark.parametrize("name", ["graph", "meta", "recompile"])
 def test_a_child_with_the_name_of_a_graphs_own_attribute(name: str) -> None:
     model = nn.Module()
     model.add_module(name, nn.ReLU())
