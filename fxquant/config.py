@@ -13,7 +13,7 @@ import typing
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StrictBool, StrictInt, ValidationError
 
 from fxquant.errors import ConfigError, nearest
 
@@ -137,6 +137,15 @@ class QuantConfig(_Frozen):
     supergroups_only: StrictBool = False
     operators: dict[str, Rule] = Field(default_factory=dict)
     layers: dict[str, Rule] = Field(default_factory=dict)
+    _foreign: bool = PrivateAttr(False)
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether it was read from another tool's file, whose rules are meant for many networks.
+
+        Such rules may have nothing to do; one's own are an error then.
+        """
+        return self._foreign
 
     @classmethod
     def load(cls, source: QuantConfig | dict[str, Any] | str | Path | None) -> QuantConfig:
@@ -168,7 +177,11 @@ class QuantConfig(_Frozen):
 
     def replace(self, **changes: Any) -> QuantConfig:
         """A copy with some fields changed; values are checked."""
-        return QuantConfig.load({**self.model_dump(), **changes})
+        return QuantConfig.load({**self.model_dump(), **changes})._as_foreign(self._foreign)
+
+    def _as_foreign(self, foreign: bool) -> QuantConfig:
+        self._foreign = foreign
+        return self
 
     @classmethod
     def json_schema(cls) -> dict[str, Any]:
@@ -202,9 +215,11 @@ def _from_aimet(data: dict[str, Any]) -> QuantConfig:
     from fxquant.aimet_config import from_aimet  # which reads the operator table
 
     found = from_aimet(data)
+    if found.notes:
+        log.warning("AIMET's file: %d key(s) decide nothing here:", len(found.notes))
     for note in found.notes:
-        log.info("%s", note)
-    return found.config
+        log.warning("  %s", note)
+    return found.config._as_foreign(True)
 
 
 def _fix(loc: tuple[int | str, ...]) -> str:
