@@ -183,6 +183,51 @@ class QuantConfig(_Frozen):
         self._foreign = foreign
         return self
 
+    def with_bits(self, given: tuple[Any, ...], default: tuple[int, int]) -> QuantConfig:
+        """A copy in which the bits of activations and of weights are set.
+
+        Args:
+            given: what a caller asks for, of activations and of weights; None for nothing.
+            default: bits where neither the caller nor the configuration says anything.
+
+        Raises:
+            ConfigError: FXQ233 there is something else among the arguments, FXQ234 the caller and
+                the configuration disagree, or nothing would have these bits.
+        """
+        names = ("default_output_bw", "default_param_bw")
+        odd = [value for value in given if isinstance(value, str)]
+        if odd or len(given) > len(names):
+            what = f"default_output_bw is {odd[0]!r}" if odd else "too many positional arguments"
+            fix = (
+                "AIMET's older signature has a rounding mode in the fourth place, ties go to even "
+                "here; write default_output_bw=8, default_param_bw=8, in_place=..., config_file=..."
+            )
+            raise ConfigError("FXQ233", f"QuantizationSimModel: {what}", fix=fix)
+        fields = ("activation_bitwidth", "weight_bitwidth")
+        bits: dict[str, Any] = {}
+        for name, field, value, usual in zip(names, fields, given, default, strict=True):
+            said = getattr(self, field)
+            if value is not None and said not in (None, value):
+                what = f"{name}={value}, but {field} of the configuration is {said}"
+                raise ConfigError("FXQ234", what, fix="give one of them")
+            bits[field] = value if said is None else said
+            self._refuse_idle(field, name if said is None else field, bits[field])
+            bits[field] = usual if bits[field] is None else bits[field]
+        return self.replace(**bits)
+
+    def _refuse_idle(self, field: str, name: str, value: object) -> None:
+        """Bits that were asked for must be those of something."""
+        switch, part = ("quantize_weights", "weight")
+        if field == "activation_bitwidth":
+            switch, part = ("quantize_activations", "output")
+        rules = [*self.operators.values(), *self.layers.values()]
+        idle = not getattr(self, switch) and not any(getattr(r, part).quantized for r in rules)
+        if part == "output":
+            idle = idle and not self.quantize_inputs
+        if idle and value is not None and not self.is_foreign:
+            what = f"{name}={value}, but with {switch}=false nothing has these bits"
+            raise ConfigError("FXQ234", what, fix="leave one of them out")
+
     @classmethod
     def json_schema(cls) -> dict[str, Any]:
         """The JSON Schema of configuration files (`docs/quant_config.schema.json`)."""

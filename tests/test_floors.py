@@ -28,7 +28,13 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("fxquant.nn",),
     ("fxquant.passes",),
     ("fxquant.prepare", "fxquant.validate", "fxquant.calibrate", "fxquant.regions"),
-    ("fxquant.sim", "fxquant.encodings", "fxquant.editing", "fxquant.checkpoint"),
+    (
+        "fxquant.sim",
+        "fxquant.encodings",
+        "fxquant.editing",
+        "fxquant.checkpoint",
+        "fxquant.state_dicts",
+    ),
     ("fxquant.ptq", "fxquant.qat", "fxquant.onnx", "fxquant.export"),
     ("fxquant.analysis",),
     (

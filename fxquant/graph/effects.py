@@ -51,6 +51,11 @@ def check_effects(gm: fx.GraphModule, settings: Settings, plan: Plan) -> None:
         if all(moves_values(n, gm) is not None for n in nodes):
             why = "it only moves values and computes nothing"
             _tell(settings, f"keep_float: {pattern}", next(iter(nodes)), why, _PRODUCER)
+    if plan.inside is not None:
+        ends = (("quantize_inputs", False), ("quantize_outputs", True))
+        for name in (n for n, value in ends if getattr(settings.config, n) is value):
+            why = "the network's stubs say where quantization begins and ends"
+            _tell(settings, name, None, why, "take it out, or move the stubs")
     _check_groups(gm, settings, plan)
 
 
@@ -58,7 +63,7 @@ _OUT = "take the key out"
 _PRODUCER = "name the producer of its values"
 
 
-def _tell(settings: Settings, where: str, node: fx.Node, why: str, fix: str) -> None:
+def _tell(settings: Settings, where: str, node: fx.Node | None, why: str, fix: str) -> None:
     if settings.config.is_foreign:
         log.info("%s changes nothing: %s", where, why)
         return
