@@ -13,7 +13,15 @@ import typing
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StrictBool, StrictInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    StrictBool,
+    StrictInt,
+    ValidationError,
+)
 
 from fxquant.errors import ConfigError, nearest
 
@@ -195,7 +203,7 @@ class QuantConfig(_Frozen):
                 the configuration disagree, or nothing would have these bits.
         """
         names = ("default_output_bw", "default_param_bw")
-        odd = [value for value in given if isinstance(value, str)]
+        odd = [value for value in given[:2] if isinstance(value, str)]
         if odd or len(given) > len(names):
             what = f"default_output_bw is {odd[0]!r}" if odd else "too many positional arguments"
             fix = (

@@ -16,12 +16,19 @@ from torch import Tensor, nn
 log = logging.getLogger("fxquant")
 
 # keys under which training scripts keep the weights; averaged ones are the second choice
-_HOMES = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params")
+_HOMES = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "net",
+    "network",
+    "module",
+    "weights",
+    "params",
+)
 _AVERAGES = ("ema", "model_ema", "ema_state_dict", "state_dict_ema", "ema_model")
 # parts of names that wrappers of modules put in: DataParallel, torch.compile, FSDP, checkpointing
-_WRAPPERS = frozenset(
-    {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-)
+_WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 _COUNTER = "n_averaged"  # of torch.optim.swa_utils.AveragedModel, beside the weights
 _DEPTH = 4  # mappings inside each other
 
@@ -106,17 +113,16 @@ def wrong_tensors(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[str
 def _wrong_type(mine: Tensor, given: Tensor) -> str | None:
     if given.is_quantized or given.layout is not torch.strided or given.is_meta:
         return f"is {given.dtype}, {given.layout}: no plain tensor"
+    real, kind = given.is_floating_point(), given.dtype
     if mine.is_floating_point():
-        narrow = given.dtype.is_floating_point and given.dtype.itemsize == 1
-        if not given.is_floating_point() or narrow:
-            return f"holds {given.dtype} where the model has {mine.dtype}"
-    elif given.is_complex() != mine.is_complex() or given.is_floating_point():
-        return f"holds {given.dtype} where the model has {mine.dtype}"
-    elif (given.dtype is torch.bool) != (mine.dtype is torch.bool) and given.dtype not in (
-        torch.uint8, torch.bool
-    ):  # fmt: skip
-        return f"holds {given.dtype} where the model has {mine.dtype}"
-    return None
+        fits = real and kind.itemsize > 1  # eight bits need a scale that is not here
+    elif mine.is_complex():
+        fits = given.is_complex()
+    elif mine.dtype is torch.bool:
+        fits = kind in (torch.bool, torch.uint8)
+    else:
+        fits = not real and not given.is_complex() and kind is not torch.bool
+    return None if fits else f"holds {kind} where the model has {mine.dtype}"
 
 
 def _wrong_values(mine: Tensor, given: Tensor, name: str, is_parameter: bool) -> str | None:

@@ -27,7 +27,7 @@ class QuantizerList(nn.ModuleList):
     def __getitem__(self, index: Any) -> Any:
         return super().__getitem__(index)
 
-    def __setitem__(self, index: int, quantizer: nn.Module | None) -> None:
+    def __setitem__(self, index: Any, quantizer: nn.Module | None) -> None:
         if isinstance(index, bool) or not isinstance(index, int) or index < -len(self):
             what = f"{index!r} is no position of a quantizer; there are {len(self)}"
             raise QuantizationError("FXQ427", what, fix="count tensors from 0")

@@ -102,7 +102,7 @@ class TensorRules(_Strict):
 
     @model_validator(mode="after")
     def _fits(self) -> TensorRules:
-        for kind in ("input", "activation"):
+        for kind in ("input", "activation", "bias"):
             rule = getattr(self, kind)
             if rule is not None and rule.per_channel:
                 msg = f"{kind}.per_channel=True: only weights have a range for each channel"
@@ -173,9 +173,18 @@ class Strategy(_Strict):
             if getattr(self, key):
                 msg = f"{key}=True is not done here: set it to false"
                 raise ValueError(msg)
+        methods = {rule.method for _, rule in self._all_rules()}
         for name, rule in self._all_rules():
             said = rule.said
+            known = methods if rule.method is None else {rule.method}
+            if rule.percentage is not None and "percentile" not in known:
+                msg = f"{name}.percentage={rule.percentage} is only for method=percentile"
+                raise ValueError(msg)
             if said.get("datatype", "int") != "int":
+                bits = 32 if said["datatype"] == "float32" else 16
+                if said.get("bit_width", bits) != bits:
+                    msg = f"{name}.bit_width={said['bit_width']}: {said['datatype']} has {bits}"
+                    raise ValueError(msg)
                 continue
             if self.target_device == "DPU":
                 _check_dpu(name, said)
