@@ -269,7 +269,9 @@ def _from_aimet(data: dict[str, Any]) -> QuantConfig:
 
     found = from_aimet(data)
     if found.notes:
-        log.warning("AIMET's file: %d key(s) decide nothing here:", len(found.notes))
+        log.warning(
+            "AIMET's file: %d key(s) mean something else here, or nothing:", len(found.notes)
+        )
     for note in found.notes:
         log.warning("  %s", note)
     return found.config._as_foreign(True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
+from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 from torch import Tensor, fx, nn
@@ -136,7 +138,7 @@ def test_rules_for_what_one_kernel_computes() -> None:
     sim = QuantizationSimModel(PREPARED, X, config=stronger)
     assert (owner(sim, "relu").bitwidth, owner(sim, "act6").bitwidth) == (8, 16)
     # with a grid of its own in between each keeps its rule
-    both["fused"]["output"]["quantized"] = True  # type: ignore[assignment]
+    both["fused"]["output"]["quantized"] = True
     sim = QuantizationSimModel(PREPARED, X, config={"layers": both})
     assert (owner(sim, "fused").bitwidth, owner(sim, "relu").bitwidth) == (16, 8)
     ends = {"fused": {"output": {"min": -3.0, "max": 9.0}}, "six": {"output": {"max": 9.0}}}
@@ -253,23 +255,48 @@ def test_quantizers_at_no_position(key: Any) -> None:
         layer.output_quantizers[key] = affine.QuantizeDequantize(shape=(), bitwidth=8)
 
 
-def of_norms(is_quantized: str) -> QuantConfig:
+def of_norms(is_quantized: str, **rules: Any) -> QuantConfig:
     sections: dict[str, Any] = {
         "defaults": {
             "ops": {"is_output_quantized": "True"},
             "params": {"is_quantized": is_quantized, "is_symmetric": "True"},
         },
-        "params": {}, "op_type": {}, "supergroups": [], "model_output": {},
+        "params": {}, "op_type": rules, "supergroups": [], "model_output": {},
         "model_input": {"is_input_quantized": "True"},
     }  # fmt: skip
     return QuantConfig.load(sections)
 
 
-@pytest.mark.parametrize("kind", ["norm", "prelu"])
-def test_slopes_and_weights_of_norms_on_a_target_with_every_tensor_on_a_grid(kind: str) -> None:
-    for flag in ("True", "False"):
-        sim = QuantizationSimModel(PREPARED, X, config=of_norms(flag), target="qualcomm_htp")
-        quantizers = dict(quantized(sim, kind).param_quantizers.active())
-        assert ("weight" in quantizers) is (flag == "True")
+@pytest.mark.parametrize(("kind", "name"), [("norm", "LayerNormalization"), ("prelu", "PRelu")])
+def test_slopes_and_weights_of_norms_on_a_target_with_every_tensor_on_a_grid(
+    kind: str, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for flag, other in (("True", "False"), ("False", "True")):
+        rules = {name: {"params": {"weight": {"is_quantized": other}}}}
+        for given, wanted in ((of_norms(flag), flag), (of_norms(flag, **rules), other)):
+            sim = QuantizationSimModel(PREPARED, X, config=given, target="qualcomm_htp")
+            quantizers = dict(quantized(sim, kind).param_quantizers.active())
+            assert ("weight" in quantizers) is (wanted == "True")
+    QuantizationSimModel(PREPARED, X, config=of_norms("False", **rules))
+    assert f"{kind} has no quantized weight on onnxruntime_x86" in caplog.text
     with pytest.raises(ConfigError, match=rf"FXQ224: layers.{kind}.weight.bitwidth.*x86"):
         QuantizationSimModel(PREPARED, X, config={"layers": {kind: rule("weight.bitwidth", 8)}})
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nn.LayerNorm(8), nn.PReLU(6), nn.GroupNorm(2, 6), nn.InstanceNorm1d(6, affine=True)],
+    ids=lambda m: type(m).__name__,
+)
+def test_files_with_slopes_and_norms_on_grids_are_proven(layer: nn.Module, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    for parameter in layer.parameters():
+        nn.init.uniform_(parameter, 0.1, 1.0)
+    x = torch.randn(4, 6, 8)
+    net = nn.Sequential(nn.Conv1d(6, 6, 1), layer, nn.Linear(8, 4)).eval()
+    sim = QuantizationSimModel(net, x, target="qualcomm_htp")
+    sim.compute_encodings([x])
+    assert quantized(sim, "1").param_quantizers["weight"].is_initialized()
+    assert sim.export(tmp_path, "net")
+    stored = {i.name: i.data_type for i in onnx.load(tmp_path / "net.onnx").graph.initializer}
+    assert onnx.TensorProto.INT8 in {t for n, t in stored.items() if n.startswith("1.weight")}

@@ -96,6 +96,8 @@ class Settings:
                         self._add(node, key, Wish(value, f"{prefix}.{key}"), rank)
                     elif not self.config.is_foreign:
                         raise impossible
+                    elif value is not False:
+                        log.warning("%s", impossible.what)
         self._check_ranges()
 
     def _check_ranges(self) -> None:
