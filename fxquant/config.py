@@ -48,8 +48,8 @@ class OutputRule(_Frozen):
     quantized: StrictBool | None = None
     bitwidth: Bits | None = None
     symmetric: StrictBool | None = None
-    min: float | None = Field(None, allow_inf_nan=False)
-    max: float | None = Field(None, allow_inf_nan=False)
+    min: float | None = Field(None, allow_inf_nan=False, strict=True)
+    max: float | None = Field(None, allow_inf_nan=False, strict=True)
 
 
 class WeightRule(_Frozen):

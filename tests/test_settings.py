@@ -192,6 +192,13 @@ def test_settings_that_regions_overrule(config: dict[str, Any]) -> None:
         QuantizationSimModel(stubbed(), X, config=config)
 
 
+@pytest.mark.parametrize("value", [True, "0.5", float("nan"), float("-inf")])
+@pytest.mark.parametrize("key", ["output.min", "output.max"])
+def test_ends_of_ranges_are_finite_numbers(key: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"FXQ221: layers.plain.{key}"):
+        QuantConfig.load({"layers": {"plain": rule(key, value)}})
+
+
 @pytest.mark.parametrize(
     ("given", "code"),
     [

@@ -617,6 +617,11 @@ CPU = {"target_device": "CPU"}
         {"overall_quantize_config": {"percentage": 99.0, "method": "mse"}},
         {"tensor_quantize_config": {"weights": {"datatype": "bfloat16", "bit_width": 8}}},
         {"tensor_quantize_config": {"bias": {"per_channel": True}}},
+        {"overall_quantize_config": {"method": "percentile", "percentage": True}},
+        {"overall_quantize_config": {"bit_width": "8"}},
+        {"overall_quantize_config": {"symmetry": 1}},
+        {"include_cle": "no"},
+        {"onnx_opset_version": 17.0},
     ],
     ids=str,
 )
