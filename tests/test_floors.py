@@ -40,6 +40,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "fxquant.encodings",
         "fxquant.editing",
         "fxquant.checkpoint",
+        "fxquant.state_dicts",
     ),
     ("fxquant.ptq", "fxquant.qat", "fxquant.onnx", "fxquant.export"),
     ("fxquant.analysis",),

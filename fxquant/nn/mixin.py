@@ -65,7 +65,8 @@ class QuantizationMixin(nn.Module):
 
     def __quant_init__(self) -> None:
         """Start with float everywhere; subclasses may make room for more quantizers."""
-        self.param_quantizers = QuantizerDict()
+        tensors = {**self._parameters, **self._buffers}
+        self.param_quantizers = QuantizerDict(n for n, t in tensors.items() if t is not None)
         for name, parameter in self._parameters.items():
             if parameter is not None:
                 self.param_quantizers[name] = None
