@@ -278,7 +278,8 @@ class _Prepared(torch.autograd.Function):
         return g * ctx.saved_tensors[0], None
 
 
-_kept, _prepared = _Kept.apply, _Prepared.apply
+_kept: Any = _Kept.apply
+_prepared: Any = _Prepared.apply
 
 
 class Applied(nn.Module):
