@@ -1,8 +1,7 @@
 """Reductions, functions and normalizations: what they do to a value and to its rounding error.
 
-The normalizations are written by means of the rules of their parts. Where implementations take
-different ways (a variance as E[x²] - E[x]², or as the mean of squares of what was centred), the way
-with the larger error counts.
+The normalizations are written by means of the rules of their parts, a variance as the mean of
+squares of what was centred: torch and onnxruntime both compute it so.
 """
 
 from __future__ import annotations
@@ -168,11 +167,7 @@ def _normalized(
     mean = summed(x, axes, keep=True, mean=True) if centred else Valued.exact(np.zeros(()))
     less = add(x, mean, -1.0) if centred else x
     variance = summed(_square(less), axes, keep=True, mean=True)
-    error = variance.error
-    if centred:  # as E[x²] - E[x]²
-        other = add(summed(_square(x), axes, keep=True, mean=True), _square(mean), -1.0)
-        error = np.maximum(error, other.error)
-    shifted = add(Valued(variance.value, error), Valued.exact(np.float64(epsilon)))
+    shifted = add(variance, Valued.exact(np.float64(epsilon)))
     return divide(less, _root(shifted))
 
 
