@@ -35,6 +35,7 @@ from fxquant.onnx.emit.registry import (
 )
 from fxquant.onnx.finish import assemble, bind_outputs
 from fxquant.onnx.held import Held
+from fxquant.onnx.int8_moves import move_int8
 from fxquant.onnx.lowered import Fallback, Lowered
 from fxquant.onnx.quantized import Quantized
 from fxquant.onnx.record import Example, Shaped, bound_example, record
@@ -133,6 +134,8 @@ class _Lowering:
                 self.owners |= dict.fromkeys(self.builder.nodes[first:], node)
         output = next(n for n in self.gm.graph.nodes if n.op == "output")
         outputs = bind_outputs(self.builder, self.resolve(output.args[0]), self.inputs)
+        inserted = move_int8(self.builder, outputs)
+        self.owners |= {made: self.owners[by] for made, by in inserted.items() if by in self.owners}
         inserted = shield_float_layers(self.builder) | fold_scales(self.builder, outputs)
         self.owners |= {made: self.owners[by] for made, by in inserted.items() if by in self.owners}
         model, kept = assemble(self.builder, self.inputs, outputs)

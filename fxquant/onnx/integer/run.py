@@ -164,7 +164,9 @@ def _alone(node: ir.Node, operands: Sequence[Array | None], opsets: Mapping[str,
             continue
         made = ir.Value(name=f"x{i}")
         made.type = ir.TensorType(_type_of(value, array))
-        made.shape = ir.Shape([None] * array.ndim)
+        # shape inference takes sizes of unknown number for none
+        sized = node.op_type == "Resize" and i > 0
+        made.shape = ir.Shape(array.shape if sized else [None] * array.ndim)
         inputs.append(made)
     nodes: list[ir.Node] = []
     stored: list[ir.Value] = []
