@@ -1,4 +1,4 @@
-"""Compares the outputs of a file: onnxruntime's default run, the plain one, the integer executor."""
+"""Compares a file's outputs: the default run, the plain one and the integer executor."""
 
 from __future__ import annotations
 
