@@ -38,7 +38,7 @@ from fxquant.onnx.held import Held
 from fxquant.onnx.int8_moves import move_int8
 from fxquant.onnx.lowered import Fallback, Lowered
 from fxquant.onnx.quantized import Quantized
-from fxquant.onnx.record import Example, Shaped, bound_example, record
+from fxquant.onnx.record import Example, Recorded, Shaped, bound_example, record
 from fxquant.onnx.scales import fold_scales
 from fxquant.onnx.shield import shield_float_layers
 from fxquant.onnx.walk import (
@@ -96,20 +96,29 @@ def lower(
     if opset not in OPSETS:
         fix = f"use one of {OPSETS.start} to {OPSETS.stop - 1}"
         raise ExportError("FXQ500", f"opset {opset} is not supported", fix=fix)
-    return _Lowering(gm, example, Builder(opset, contrib=contrib), deploy).run()
+    recorded = record(gm, example)
+    try:
+        return _Lowering(gm, example, Builder(opset, contrib=contrib), deploy, recorded).run()
+    except fallback.SizesNeededError as error:
+        if not recorded.batch:
+            raise
+        # written for the batch of the example, an operator's sizes are plain numbers
+        fixed = record(gm, example, fixed=error.what)
+    return _Lowering(gm, example, Builder(opset, contrib=contrib), deploy, fixed).run()
 
 
 class _Lowering:
     def __init__(
-        self, gm: fx.GraphModule, example: Example, builder: Builder, deploy: Deploy
-    ) -> None:
+        self, gm: fx.GraphModule, example: Example, builder: Builder, deploy: Deploy,
+        recorded: Recorded,
+    ) -> None:  # fmt: skip
         self.deploy = deploy
         self.gm = gm
         self.example = example
         self.builder = builder
         self.weights = Weights(builder)
         self.quantized = Quantized(builder)
-        self.recorded = record(gm, example)
+        self.recorded = recorded
         self.grids = resolve_grids(gm) if _is_quantized(gm) else {}
         self.env: dict[fx.Node, Any] = {}
         self.inputs: list[ir.Value] = []

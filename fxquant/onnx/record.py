@@ -88,12 +88,13 @@ class Recorded:
     reason: str = ""
 
 
-def record(gm: fx.GraphModule, example: Example) -> Recorded:
+def record(gm: fx.GraphModule, example: Example, *, fixed: str = "") -> Recorded:
     """Run the graph at two batch sizes in evaluation mode and compare.
 
     Args:
         gm: graph; its training flags and buffers are as before afterwards.
         example: positional and keyword inputs.
+        fixed: why the batch cannot be dynamic; the graph then runs on the example only.
 
     Raises:
         ExportError: FXQ501, the example lacks an input.
@@ -101,7 +102,7 @@ def record(gm: fx.GraphModule, example: Example) -> Recorded:
     values = bound_example(gm, example)
     tainted = _tainted(gm)
     with preserved(gm), evaluating(gm), torch.no_grad():
-        runs, reason = _two_runs(gm, values, tainted)
+        runs, reason = ([], fixed) if fixed else _two_runs(gm, values, tainted)
         if runs and (node := _other_structure(gm, *runs)) is not None:
             runs, reason = [], f"the number of items in {node.name} follows the batch"
         if not runs:
