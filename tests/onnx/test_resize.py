@@ -59,7 +59,7 @@ def _cases() -> Iterator[Any]:
 ALIGNED = {"antialias": True, "align_corners": True}
 
 
-@pytest.mark.parametrize(("n", "options"), _cases())
+@pytest.mark.parametrize(("n", "options"), list(_cases()))
 def test_between_convolutions(n: int, options: dict[str, Any], tmp_path: Path) -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 3, *SIZE[:n])
