@@ -69,7 +69,8 @@ class Session:
             ExportError: onnxruntime refuses the feeds or fails while running.
         """
         names = list(self.outputs if wanted is None else wanted)
-        given = {name: feeds[name] for name in self.inputs if name in feeds}
+        # a number without dimensions is no array to numpy once it was computed with
+        given = {name: np.asarray(feeds[name]) for name in self.inputs if name in feeds}
         try:
             values = self.handle.run(names, given)
         except Exception as error:  # onnxruntime's errors share no base but Exception

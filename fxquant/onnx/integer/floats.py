@@ -34,6 +34,9 @@ def _integer_type(c: KernelCall) -> np.dtype[np.generic]:
     if found is not None and int(found.bitwidth) < 8:
         msg = "integers below a byte have no kernel here"
         raise UnsupportedError(msg)
+    if found is not None and found.is_floating_point():
+        msg = f"{found.name} is no integer"
+        raise UnsupportedError(msg)
     if zero is not None:
         return zero.dtype
     return np.dtype(np.uint8) if found is None else found.numpy()
@@ -191,7 +194,8 @@ def _cast(c: KernelCall) -> Array:
     import onnx_ir as ir
 
     x, target = c.array(0), ir.DataType(c.whole("to", 1))
-    if int(target.bitwidth) < 8 or target in (ir.DataType.BFLOAT16, ir.DataType.STRING):
+    narrow = target.is_floating_point() and int(target.bitwidth) == 8  # which may saturate
+    if int(target.bitwidth) < 8 or narrow or target is ir.DataType.STRING:
         msg = f"a cast to {target.name} has no kernel here"
         raise UnsupportedError(msg)
     dtype = target.numpy()

@@ -225,12 +225,18 @@ def _holds_integers(value: ir.Value | None) -> bool:
     return value is not None and value.const_value is None and dtype_of(value) in _INTEGERS
 
 
+def _is_narrow(value: ir.Value) -> bool:
+    """Whether it holds the codes of narrow floats: a QuantizeLinear may make these, too."""
+    dtype = dtype_of(value)
+    return dtype is not None and dtype.is_floating_point()
+
+
 def _integer_values(graph: ir.Graph) -> list[str]:
     """Names of what nodes write as integers of a grid."""
     names = []
     for node in graph:
         quantizes = node.op_type == "QuantizeLinear" or node.op_type.startswith("QLinear")
         for value in node.outputs:
-            if value.name and (quantizes or value.dtype in _INTEGERS):
+            if value.name and (quantizes or value.dtype in _INTEGERS) and not _is_narrow(value):
                 names.append(value.name)
     return names
