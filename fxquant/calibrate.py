@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from fxquant import nn as qnn
 from fxquant.errors import CalibrationError
-from fxquant.graph.evaluation import evaluating
+from fxquant.nn.modes import evaluating
 
 log = logging.getLogger("fxquant")
 
@@ -53,7 +53,7 @@ def calibrate(
     counter = _Counter(progress, _length(data))
     try:
         with (
-            evaluating(model), _threads(threads), counter.watch(model), torch.no_grad(),
+            _threads(threads), counter.watch(model), evaluating(model), torch.no_grad(),
             qnn.compute_encodings(model),
         ):  # fmt: skip
             run()
@@ -127,6 +127,9 @@ def _runner(model: fx.GraphModule, data: Any, args: Any) -> Callable[[], Any]:
         if args is not NOT_GIVEN:
             return lambda: data(model, args)
         return (lambda: data(model, None)) if _wants_two(data) else (lambda: data(model))
+    if args is not NOT_GIVEN and args is not None:
+        what = "arguments of a callback were given, but calibration data are no callback"
+        raise CalibrationError("FXQ431", what, fix="leave them out, or pass callback(model, args)")
     if isinstance(data, Tensor):
         return lambda: model(data)
     if isinstance(data, Iterable) and not isinstance(data, str):

@@ -26,6 +26,7 @@ from fxquant._version import __version__
 from fxquant.editing import refresh_biases
 from fxquant.errors import CheckpointError
 from fxquant.graph.dump import dump
+from fxquant.state_dicts import wrong_tensors
 
 if TYPE_CHECKING:
     from fxquant.sim import QuantizationSimModel
@@ -82,7 +83,8 @@ def load_checkpoint(sim: QuantizationSimModel, path: str | Path) -> None:
 
     Raises:
         CheckpointError: FXQ602 missing, FXQ603 damaged, FXQ604 made by a newer version, FXQ605 of
-            another graph or configuration, FXQ606 tensors do not fit.
+            another graph or configuration, FXQ606 tensors do not fit, FXQ607 weights or ranges are
+            NaN, infinite or empty.
     """
     folder = Path(path)
     index = _read_index(folder)
@@ -100,6 +102,7 @@ def load_checkpoint(sim: QuantizationSimModel, path: str | Path) -> None:
         ) from error
     tensors |= {n: tensors[str(of)] for n, of in index["aliases"].items() if str(of) in tensors}
     _check_tensors(sim.model.state_dict(), tensors)
+    _check_values(sim, index["quantizers"], tensors)
     sim.model.load_state_dict(tensors)
 
 
@@ -251,3 +254,27 @@ def _check_tensors(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
                 f"here {mine[name].dtype} {list(mine[name].shape)}"
             )
             raise CheckpointError("FXQ606", what)
+
+
+def _check_values(
+    sim: QuantizationSimModel, quantizers: dict[str, Any], tensors: dict[str, Tensor]
+) -> None:
+    """Refuse numbers that nothing can be computed with; a range not calibrated yet may be NaN."""
+    ranges = {f"{name}.{end}" for name, _ in sim.named_quantizers() for end in ("min", "max")}
+    weights = {name: t for name, t in tensors.items() if name not in ranges}
+    wrong = list(wrong_tensors(sim.model, weights))
+    for name, _ in sim.named_quantizers():
+        low, high = (tensors.get(f"{name}.{end}") for end in ("min", "max"))
+        if low is None or high is None:
+            continue
+        if not isinstance(quantizers[name].get("initialized"), bool):
+            wrong.append(f"{name} does not say whether it has a range")
+        elif quantizers[name]["initialized"] and not _is_range(low, high):
+            wrong.append(f"{name} has no range from {low.tolist()} to {high.tolist()}")
+    if wrong:
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise CheckpointError("FXQ607", f"in the checkpoint {wrong[0]}{more}", fix=_AGAIN)
+
+
+def _is_range(low: Tensor, high: Tensor) -> bool:
+    return bool(low.isfinite().all() and high.isfinite().all() and (low <= high).all())

@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, fx
 
 from fxquant.errors import ExportError, UncalibratedError
-from fxquant.graph.evaluation import evaluating
+from fxquant.nn.modes import evaluating
+from fxquant.onnx.randomness import check_modes
+from fxquant.onnx.record import bound_example
 from fxquant.onnx.report import ParityReport
 from fxquant.quantization import QuantizerBase
 
@@ -72,6 +74,7 @@ def export_model(
     """
     prefix = _checked_prefix(filename_prefix)
     _check_calibrated(sim_model)
+    check_modes(sim_model, bound_example(sim_model, example))
     with _folder(Path(path)) as folder, _stage(folder, prefix) as stage, evaluating(sim_model):
         report = _write_all(
             sim_model, stage, prefix, example, prove=prove,
