@@ -67,8 +67,12 @@ def test_functions_are_equal_bit_for_bit(kind: str, attributes: dict[str, Any]) 
         ("GlobalAveragePool", {}, (2, 3, 9, 8)),
         ("GlobalAveragePool", {}, (2, 3, 7, 7)),
         ("GlobalAveragePool", {}, (3, 2, 3)),
+        *[("GlobalAveragePool", {}, (2, channels, 7, 7)) for channels in (4, 8, 16, 24, 48)],
+        ("GlobalAveragePool", {}, (2, 16, 49)),
+        ("GlobalAveragePool", {}, (2, 16, 3, 4, 5)),
         ("AveragePool", {"kernel_shape": [3, 3], "pads": [1] * 4}, (2, 3, 9, 8)),
         ("AveragePool", {"kernel_shape": [7, 5], "strides": [2, 2]}, (2, 3, 13, 17)),
+        ("AveragePool", {"kernel_shape": [3, 3], "pads": [1] * 4}, (2, 16, 9, 8)),
         ("GlobalMaxPool", {}, (2, 3, 9, 8)),
     ],
 )

@@ -21,6 +21,11 @@ class Lanes:
     width: int
     fused: bool = True
 
+    @property
+    def block(self) -> int:
+        """Channels that lie side by side in the layout that onnxruntime takes for float images."""
+        return max(self.width, 2 * _NARROW)
+
     def multiply_add(self, a: Array, b: Array, c: Array) -> Array:
         """`a·b + c` in float32; all operands broadcast."""
         if self.fused:

@@ -131,7 +131,9 @@ def _block(rows: int, columns: int) -> int:
 def _global_average(c: KernelCall) -> Array:
     x = c.array(0)
     rows = x.reshape(x.shape[0] * x.shape[1], -1)
-    whole = rows.shape[1] // _EIGEN * _EIGEN
+    # channels that fill blocks lie side by side in memory, and each adds its own one by one
+    blocked = x.ndim == 4 and x.shape[1] % c.lanes.block == 0
+    whole = 0 if blocked else rows.shape[1] // _EIGEN * _EIGEN
     total = in_turn(folded(in_lanes(rows[:, :whole], _EIGEN)), rows[:, whole:])
     means = (total / F32(rows.shape[1])).astype(F32)
     return means.reshape(*x.shape[:2], *[1] * (x.ndim - 2))

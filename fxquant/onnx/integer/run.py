@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from fxquant.errors import ExportError
-from fxquant.onnx.integer import bytewise, floats, moves, products, reductions, sums
+from fxquant.onnx.integer import bytewise, dynamic, floats, moves, products, reductions, sums
 from fxquant.onnx.integer.arithmetic import Array
 from fxquant.onnx.integer.call import KernelCall, UnsupportedError, kernels
 from fxquant.onnx.integer.graph import MICROSOFT, constant, present
@@ -17,14 +17,8 @@ from fxquant.onnx.integer.lanes import Lanes
 from fxquant.onnx.integer.weight_only import KERNEL
 from fxquant.onnx.runtime import Level, Session, as_feed, open_session, packed
 
-_FAMILIES = (
-    bytewise,
-    floats,
-    moves,
-    products,
-    reductions,
-    sums,
-)  # imported for the kernels they register
+# imported for the kernels they register
+_FAMILIES = (bytewise, dynamic, floats, moves, products, reductions, sums)
 
 # these round as every correct program does: onnxruntime would give the same bits
 _EXACT = frozenset((
@@ -35,7 +29,8 @@ _EXACT = frozenset((
     "Unsqueeze", "Concat", "Split", "Slice", "Gather", "GatherElements", "Expand", "Tile", "Pad",
     "Shape", "Size", "ConstantOfShape", "Range", "Trilu", "DepthToSpace", "ArgMax", "ReduceMax",
     "ReduceMin", "MaxPool", "GlobalMaxPool", "MatMulInteger", "MatMulIntegerToFloat",
-    "HardSigmoid"
+    "HardSigmoid", "ConvInteger", "DynamicQuantizeLinear", "DynamicQuantizeMatMul",
+    "GlobalAveragePool"  # alone it would not get the layout that it has in a whole model
 ))  # fmt: skip
 
 
