@@ -18,7 +18,7 @@ from tests.onnx.qdq import Graph
 SHAPE = (64, 129)
 
 
-def single(kind: str, shape: tuple[int, ...] = SHAPE, **attributes: Any) -> ir.Model:
+def single(kind: str, shape: tuple[int | str, ...] = SHAPE, **attributes: Any) -> ir.Model:
     """A model of one operator on a float input."""
     g = Graph(x=shape)
     return g.model(g.op(kind, "op", g["x"], **attributes))

@@ -190,17 +190,18 @@ def test_quantized_convolutions(name: str, weights: Any) -> None:
     assert np.array_equal(found, wanted.astype(np.uint8))
 
 
+def initializer(name: str, array: Array) -> ir.Value:
+    tensor = ir.Tensor(array, name=name)
+    kind, shape = ir.TensorType(tensor.dtype), ir.Shape(array.shape)
+    return ir.Value(name=name, type=kind, shape=shape, const_value=tensor)
+
+
 def quantized(x: Array, w: Array, scale: np.float32, **attributes: Any) -> ir.Model:
     """A QLinearConv with scales of one before its result."""
     one = np.float32(1.0)
     constants = {"xs": one, "xz": x.dtype.type(7), "w": w, "ws": one, "wz": w.dtype.type(0),
                  "ys": scale, "yz": np.uint8(128)}  # fmt: skip
-    values = {n: ir.Value(name=n, const_value=ir.Tensor(np.asarray(v), name=n)) for n, v in
-              constants.items()}  # fmt: skip
-    for value in values.values():
-        tensor = value.const_value
-        assert tensor is not None
-        value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape)
+    values = {n: initializer(n, np.asarray(v)) for n, v in constants.items()}
     given = ir.Value(name="x", type=ir.TensorType(ir.DataType.UINT8), shape=ir.Shape(x.shape))
     node = ir.node("QLinearConv", [given, *values.values()], attributes or None, name="op")
     y = node.outputs[0]
@@ -244,11 +245,7 @@ def test_convolutions_are_those_of_this_cpu(name: str, types: str) -> None:
 
 def dynamic(kind: str, shape: tuple[int, ...], outputs: int, **constants: Array) -> ir.Model:
     """A kernel that quantizes its float input itself."""
-    stored = [ir.Value(name=n, const_value=ir.Tensor(v, name=n)) for n, v in constants.items()]
-    for value in stored:
-        tensor = value.const_value
-        assert tensor is not None
-        value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape)
+    stored = [initializer(n, v) for n, v in constants.items()]
     x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(shape))
     domain = "com.microsoft" if kind == "DynamicQuantizeMatMul" else ""
     node = ir.node(kind, [x, *stored], domain=domain, name="op", num_outputs=outputs)

@@ -35,5 +35,4 @@ def _on_own_grid(x: Array) -> tuple[Array, Array, Array]:
 @kernel("DynamicQuantizeMatMul")
 def _matmul(c: KernelCall) -> Array:
     b, b_scale, b_zero = c.array(1), c.array(2), c.optional(3)
-    a, *grid = _on_own_grid(c.array(0))
-    return scaled_product(c, (a, *grid), (b, b_scale, b_zero), c.optional(4))
+    return scaled_product(c, _on_own_grid(c.array(0)), (b, b_scale, b_zero), c.optional(4))

@@ -126,8 +126,8 @@ _BINARY: dict[str, Binary] = {
 }
 _FOLDED: dict[str, Binary] = {"Sum": np.add, "Max": np.maximum, "Min": np.minimum}
 
-for _name, _unary in _FLOAT.items():
-    _enter_float(_name, _unary)
+for _name, _function in _FLOAT.items():
+    _enter_float(_name, _function)
 for _name, _unary in _UNARY.items():
     _enter_unary(_name, _unary)
 for _name, _binary in _BINARY.items():
