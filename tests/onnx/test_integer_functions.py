@@ -117,6 +117,22 @@ def test_sums_over_axes_are_equal_bit_for_bit(
     assert np.array_equal(ours, theirs)
 
 
+@pytest.mark.parametrize(("shape", "axes"), [((2, 197, 33), [1]), ((5, 2, 60), [0, 2])], ids=str)
+def test_more_than_two_threads_count_for_short_outer_axes(
+    shape: tuple[int, ...], axes: list[int]
+) -> None:
+    g = Graph(x=shape)
+    model = g.model(g.op("ReduceSum", "op", g["x"], g.constant("axes", np.array(axes))))
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    with packed(model.clone()) as source:
+        one, two, three = (
+            open_session(source, Level.ALL, threads=n).run({"x": x})["op.out"] for n in (1, 2, 3)
+        )
+    assert np.array_equal(one, two)
+    assert not np.array_equal(two, three)  # and so says the docstring of `IntegerModel`
+    assert np.array_equal(IntegerModel(model)(x), two)
+
+
 def test_a_log_softmax_is_equal_to_the_last_bit_of_a_logarithm() -> None:
     x = wide()
     ours, theirs = both(single("LogSoftmax", axis=-1), x)

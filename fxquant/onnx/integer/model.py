@@ -60,10 +60,10 @@ class IntegerModel:
     What stays in floating point is computed here, too. Softmax, layer norm, GELU, pools, sums over
     axes and the other functions have the steps of the kernels for the CPU and were equal bit for
     bit on x86 CPUs with AVX-512, with AVX2 and with neither. The last bits of float convolutions,
-    matrix products and LogSoftmax depend on libraries, those of means over a middle axis on threads
-    too where it is shorter than these are many; with `islands="onnxruntime"` it runs all such
+    matrix products and LogSoftmax depend on the library; with `islands="onnxruntime"` it runs these
     operators, one at a time. It also runs the rare operators that have no kernel here;
-    `placement()` names them.
+    `placement()` names them. Of a session with more than two threads, sums over a middle axis may
+    differ in the last bits (`reductions`).
 
     Args:
         source: `onnx_ir.Model`, `onnx.ModelProto` or path; it is not changed.

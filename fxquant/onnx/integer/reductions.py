@@ -4,7 +4,8 @@ Which loop it takes follows from the shape alone: neighbouring axes that are bot
 kept count as one. Sums over the innermost axis are Eigen's, built for registers of four numbers on
 every x86 CPU; they begin at the first address that is a multiple of 16 bytes, so the place of a row
 in memory counts. A sum over a middle axis is a product with a row of ones, provided that the outer
-axis is as long as onnxruntime has threads; two are assumed, and one makes no difference.
+axis is at least two and at least as long as onnxruntime has threads, else it goes one by one; so
+does the sum over the outer and the inner axis by the middle one. Up to two threads are assumed.
 """
 
 from __future__ import annotations
