@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -49,12 +50,16 @@ def make(folder: Path) -> None:
             show(lowered.model, names)
             path = folder / f"{name}.{deploy}.onnx"
             ir.save(lowered.model, path)
-            np.savez(path.with_suffix(".npz"), **exact.run(feeds, names))
-            np.savez(path.with_suffix(".saturated.npz"), **other.run(feeds, names))
-        np.savez(folder / f"{name}.npz", **feeds)
+            _save(path.with_suffix(".npz"), exact.run(feeds, names))
+            _save(path.with_suffix(".saturated.npz"), other.run(feeds, names))
+        _save(folder / f"{name}.npz", feeds)
     ir.save(probe_model(), folder / "probe.onnx")
     a, b = np.full((1, 4), 255, np.uint8), np.full((4, 1), 127, np.int8)
     np.savez(folder / "probe.npz", a=a, b=b, exact=4 * 255 * 127)
+
+
+def _save(path: Path, arrays: dict[str, Any]) -> None:
+    np.savez(path, **arrays)
 
 
 def command(kind: str, out: Path) -> list[str]:
