@@ -7,6 +7,7 @@ only then renamed. Whatever fails, also a killed process, leaves the final names
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -96,12 +97,14 @@ def _write_all(
     file: Mapping[str, str],
 ) -> ParityReport:
     from fxquant.onnx.encodings_file import write_encodings
+    from fxquant.onnx.fidelity import fidelity
     from fxquant.onnx.lower import lower
     from fxquant.onnx.parity import notes_of
     from fxquant.onnx.parity import prove as compare
     from fxquant.onnx.verify import verify
     from fxquant.onnx.write import write_model
 
+    found = fidelity(sim_model, example)
     lowered = lower(sim_model, example, **lowering)
     verify(lowered.model)
     encodings = write_encodings(sim_model, lowered, stage / f"{prefix}.encodings", **file)
@@ -113,6 +116,9 @@ def _write_all(
     if prove:
         report = compare(sim_model, lowered, example, stage / f"{prefix}.onnx")
         report.raise_unless_proven()
+    report = dataclasses.replace(
+        report, samples=found.samples, fidelity=found.outputs, warnings=found.warnings
+    )
     (stage / f"{prefix}.report.json").write_text(report.to_json(), encoding="utf-8")
     return report
 

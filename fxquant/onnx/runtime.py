@@ -89,7 +89,8 @@ def open_session(
     Args:
         source: path of a file, or what `packed` gives.
         level: how much onnxruntime may rewrite.
-        threads: threads within an operator; results do not depend on it.
+        threads: threads within an operator; up to two make no difference, more do in the last bits
+            of float sums over a middle axis (`fxquant.onnx.integer.reductions`).
         entries: session configuration, e.g. ``{"session.disable_quant_qdq": "1"}``.
 
     Raises:

@@ -9,14 +9,16 @@ import numpy as np
 import onnx_ir as ir
 
 from fxquant.errors import ExportError
-from fxquant.onnx.integer import bytewise, floats, moves, products, sums
+from fxquant.onnx.integer import bytewise, dynamic, floats, moves, products, reductions, sums
 from fxquant.onnx.integer.arithmetic import Array
 from fxquant.onnx.integer.call import KernelCall, UnsupportedError, kernels
 from fxquant.onnx.integer.graph import MICROSOFT, constant, present
+from fxquant.onnx.integer.lanes import Lanes
 from fxquant.onnx.integer.weight_only import KERNEL
 from fxquant.onnx.runtime import Level, Session, as_feed, open_session, packed
 
-_FAMILIES = (bytewise, floats, moves, products, sums)  # imported for the kernels they register
+# imported for the kernels they register
+_FAMILIES = (bytewise, dynamic, floats, moves, products, reductions, sums)
 
 # these round as every correct program does: onnxruntime would give the same bits
 _EXACT = frozenset((
@@ -27,7 +29,8 @@ _EXACT = frozenset((
     "Unsqueeze", "Concat", "Split", "Slice", "Gather", "GatherElements", "Expand", "Tile", "Pad",
     "Shape", "Size", "ConstantOfShape", "Range", "Trilu", "DepthToSpace", "ArgMax", "ReduceMax",
     "ReduceMin", "MaxPool", "GlobalMaxPool", "MatMulInteger", "MatMulIntegerToFloat",
-    "HardSigmoid"
+    "HardSigmoid", "ConvInteger", "DynamicQuantizeLinear", "DynamicQuantizeMatMul",
+    "GlobalAveragePool"  # alone it would not get the layout that it has in a whole model
 ))  # fmt: skip
 
 # these only move values, of whatever type
@@ -45,16 +48,18 @@ class Interpreter:
         opsets: versions of the operator domains.
         runtime_islands: run floating-point operators whose last bits depend on the implementation
             in onnxruntime, one at a time.
+        lanes: how the CPU adds float32 numbers.
         saturates: whether products of an unsigned and a signed byte saturate.
     """
 
     def __init__(
-        self, graph: ir.Graph, opsets: Mapping[str, int], *, runtime_islands: bool = False,
-        saturates: bool = False,
+        self, graph: ir.Graph, opsets: Mapping[str, int], *, lanes: Lanes,
+        runtime_islands: bool = False, saturates: bool = False,
     ) -> None:  # fmt: skip
         self.graph = graph
         self.opsets = dict(opsets)
         self.runtime_islands = runtime_islands
+        self.lanes = lanes
         self.saturates = saturates
         self.outside: dict[str, str] = {}  # node name -> why onnxruntime ran it
         self._sessions: dict[ir.Node, Session] = {}
@@ -133,7 +138,7 @@ class Interpreter:
         try:
             with np.errstate(all="ignore"):
                 opset = self.opsets.get("", 13)
-                made = function(KernelCall(node, operands, opset, self.saturates))
+                made = function(KernelCall(node, operands, opset, self.lanes, self.saturates))
         except UnsupportedError as reason:
             return self._outside(node, operands, str(reason))
         return [np.asarray(made)] if isinstance(made, np.ndarray | np.generic) else list(made)
