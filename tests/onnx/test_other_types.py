@@ -92,7 +92,7 @@ def test_verify_fails_where_the_executor_computes_something_else(
     monkeypatch.setattr(IntegerModel, "run", off)
     found = examine(tmp_path / "m.onnx", {"x": X})
     assert not found
-    assert "FXQ588" in {f.code for f in found.lint.errors}
+    assert "FXQ595" in {f.code for f in found.lint.errors}
 
 
 def test_what_two_orders_of_a_sum_may_differ_by_is_no_error() -> None:
