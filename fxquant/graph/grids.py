@@ -58,7 +58,8 @@ def moves_values(node: fx.Node, root: fx.GraphModule) -> fx.Node | None:
 
 def _changes_float_type(operand: fx.Node, node: fx.Node) -> bool:
     """Whether a cast rounds or widens the values: a grid's values have no form in every type."""
-    given, made = operand.meta.get("spec"), node.meta.get("spec")
+    given: Any = operand.meta.get("spec")
+    made: Any = node.meta.get("spec")
     return is_float_spec(given) and is_float_spec(made) and given.dtype != made.dtype
 
 

@@ -48,7 +48,7 @@ def unlike(name: str, default: NDArray[Any], ours: NDArray[Any]) -> Finding | No
     if same.all():
         return None
     what = f"{(~same).sum()} of {same.size} elements are not what the integer executor computes"
-    return Finding("FXQ588", "error", name, what, "report this with the file")
+    return Finding("FXQ595", "error", name, what, "report this with the file")
 
 
 def compared(path: str | Path, executor: IntegerModel, feeds: Feeds) -> list[OutputExam]:

@@ -188,10 +188,10 @@ class _Trials:
         counted: dict[fx.Node, Callable[[Any], Any]] = {s.node: s.count for s in self.sources}
         return Recorder(self.gm, trial, spec=_spec, tainted=self.tainted, counted=counted)
 
-    def _batch(self, fixed: str) -> tuple[Varying, list[Recorder]]:
+    def _batch(self, demand: str) -> tuple[Varying, list[Recorder]]:
         """Two runs whose batch sizes differ, or one on the example and why."""
-        reasons, silent = [fixed] if fixed else [], None
-        for varying in () if fixed else candidates(self.values, choosing=bool(self.sources)):
+        reasons, silent = [demand] if demand else [], None
+        for varying in () if demand else candidates(self.values, choosing=bool(self.sources)):
             try:
                 runs = [self._run(Trial(varying.resized(self.values, n))) for n in varying.sizes]
             except REFUSALS as error:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import fxquant.quantization as Q
+from fxquant import QuantizationSimModel
 
 # PyTorch's compiler makes one of these itself when it meets an autograd function
 pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
@@ -96,3 +98,23 @@ def test_operator_is_well_formed() -> None:
     for name in ("quantize", "quantize_dequantize"):
         op = getattr(torch.ops.fxquant, name).default
         torch.library.opcheck(op, (x, scale, zero, 0, 255))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_simulation_is_exported_with_its_biases(groups: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(8, 4, 8, 8)
+    net = nn.Sequential(
+        nn.Conv2d(4, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 8, 3, groups=groups), nn.Flatten(),
+        nn.Linear(512, 4),
+    )  # fmt: skip
+    sim = QuantizationSimModel(net.eval(), x)
+    sim.compute_encodings([x])
+    with torch.no_grad():
+        wanted = sim.model(x)
+        exported = torch.export.export(sim.model, (x,)).module()
+        torch.testing.assert_close(exported(x), wanted.as_subclass(Tensor), rtol=0, atol=1e-6)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of values that the trace takes as constant
+            traced_model = torch.jit.trace(sim.model, x, check_trace=False)
+        torch.testing.assert_close(traced_model(x), wanted.as_subclass(Tensor), rtol=0, atol=1e-6)

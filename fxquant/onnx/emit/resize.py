@@ -12,6 +12,8 @@ from fxquant.onnx.call import Call, UnsupportedError, static_sizes
 from fxquant.onnx.emit.registry import emits
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import onnx_ir as ir
 
 # mode of PyTorch -> mode of ONNX, and how a position is taken without align_corners
@@ -75,7 +77,7 @@ def _by_matrices(c: Call) -> ir.Value:
     if len(given) > 2:
         msg = f"interpolation of volumes by {c.static('mode')!r}"
         raise UnsupportedError(msg)
-    factors = _factors(c) or [None] * len(given)
+    factors: Sequence[float | None] = _factors(c) or [None] * len(given)
     weights = [_weights(c, *sizes) for sizes in zip(given, made, factors, strict=True)]
     weights[-1] = weights[-1].T  # columns, whose place is on the right
     y = c.op("MatMul", c.tensor(), weights[-1])

@@ -213,14 +213,14 @@ def _alone(node: ir.Node, operands: Sequence[Array | None], opsets: Mapping[str,
         given = [v for v in given if v in inputs]
     copy = _copy(node, inputs)
     nodes.append(copy)
-    outputs = []
+    outputs: list[ir.Value | None] = []
     for i, (value, made) in enumerate(zip(node.outputs, copy.outputs, strict=True)):
         made.name = f"y{i}" if value.name else ""
         made.type = ir.TensorType(value.dtype) if value.dtype is not None else None
         if value.name:
             outputs.append(made)
     nodes += _casts(outputs, back=True)
-    graph = ir.Graph(given, outputs, nodes=nodes, initializers=stored,
+    graph = ir.Graph(given, present(outputs), nodes=nodes, initializers=stored,
                      opset_imports={MICROSOFT: 1, **opsets}, name="alone")  # fmt: skip
     return ir.Model(graph, ir_version=10)
 

@@ -284,9 +284,13 @@ class AffineQuantizer(QuantizerBase):
         known = self._state()
         return self._attach(self._run(x, known), known.encoding)
 
+    def traced_scale(self) -> Tensor:
+        """Step of the grid, computed from the range in a form that a compiler can follow."""
+        return self._scale(self.min, self.max)
+
     def _traced(self, x: Tensor) -> Tensor:
         grid, layout = self._grid, self._layout
-        scale = self._scale(self.min, self.max)
+        scale = self.traced_scale()
         if grid.symmetric:
             zero = torch.full_like(scale, grid.middle)
         else:

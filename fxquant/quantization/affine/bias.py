@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fxquant.errors import ShapeMismatchError
 from fxquant.quantization import kernels, traced
+from fxquant.quantization.affine.base import AffineQuantizer
 from fxquant.quantization.base import QuantizerBase, float32
 from fxquant.quantization.encodings import AffineEncoding
 from fxquant.quantization.grid import Factors
@@ -88,8 +89,24 @@ class BiasQuantizeDequantize(QuantizerBase):
         """The bias on its grid, `[C] -> [C]`; unchanged while observing."""
         if self._observing:
             return x
-        y = self.transform(x)
-        return y if torch.compiler.is_compiling() else attach(y, self._for(x), DequantizedTensor)
+        if torch.compiler.is_compiling():
+            return self._traced(x)
+        return attach(self.transform(x), self._for(x), DequantizedTensor)
+
+    def _traced(self, x: Tensor) -> Tensor:
+        """As `transform`, with the step computed from the ranges where a compiler can follow."""
+        first, second = self._sources
+        if not isinstance(first, AffineQuantizer) or not isinstance(second, AffineQuantizer):
+            return self.transform(x)
+        weight = second.traced_scale()
+        if second.block_size is not None and weight.dim() > 1:
+            weight = weight.flatten(1).amax(1)
+        # computed apart from the ranges: the gradient of a bias goes to the bias alone
+        scale = (first.traced_scale().reshape(()) * weight.reshape(-1)).detach()
+        if 1 < scale.numel() < x.numel():
+            scale = scale.repeat(x.numel() // scale.numel())
+        y = traced.quantize_dequantize(float32(x), scale, torch.zeros_like(scale), *_INT32)
+        return y.to(x.dtype)
 
     def transform(self, x: Tensor) -> Tensor:
         """The bias on its grid as a plain tensor."""
