@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fxquant.errors import ConfigError, FxQuantError, nearest
 from fxquant.loading import call, failed, load_function
+from fxquant.reading import read_arrays, reason
 
 Batch = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 
@@ -119,15 +120,12 @@ def _shape(text: str) -> list[int]:
 
 def _arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {"arr_0": loaded}
-        with loaded:
-            return {name: loaded[name] for name in loaded.files}
-    except (ValueError, OSError, EOFError) as error:
+        loaded = read_arrays(path)
+        return {"arr_0": loaded} if isinstance(loaded, np.ndarray) else loaded
+    except Exception as error:  # numpy and zipfile let through whatever damage makes of a file
         raise ConfigError(
             "FXQ722",
-            f"{path} cannot be read, or holds Python objects and was refused: {error}",
+            f"{path} cannot be read, or holds Python objects and was refused: {reason(error)}",
             fix="save numeric arrays with numpy.save or numpy.savez",
         ) from error
 

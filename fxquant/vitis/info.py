@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,11 +21,13 @@ from torch import fx, nn
 
 from fxquant._version import __version__
 from fxquant.errors import CheckpointError, nearest
+from fxquant.files import write_text
 from fxquant.graph.dump import dump
 from fxquant.nn import QuantizationMixin
 from fxquant.quantization.affine import AffineQuantizer, BiasQuantizeDequantize
 from fxquant.quantization.float import FloatQuantizeDequantize
 from fxquant.quantization.pof2 import PowerOfTwoQuantizeDequantize, position_of
+from fxquant.reading import read_json, reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,10 +83,7 @@ def write_info(gm: fx.GraphModule, path: Path, extra: dict[str, Any]) -> None:
     if any(types.values()):
         info["dtype"] = types
     info["fxquant"] = {**extra, "ranges": ranges}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    work = path.with_name(f".{path.name}.{os.getpid()}")
-    work.write_text(json.dumps(info, indent=1), encoding="utf-8")
-    os.replace(work, path)
+    write_text(path, json.dumps(info, indent=1), error=CheckpointError)
 
 
 def _entry(quantizer: QuantizerBase) -> list[Any]:
@@ -116,12 +114,12 @@ def read_info(folder: Path) -> dict[str, Any]:
     """
     path = folder / NAME
     try:
-        info = json.loads(path.read_text(encoding="utf-8"))
+        info = read_json(path)
     except OSError as error:
         what = f"there is no result of a calibration at {path}"
         raise CheckpointError("FXQ620", what, fix=_CALIBRATE) from error
     except ValueError as error:
-        raise CheckpointError("FXQ621", f"{path} is damaged: {error}", fix=_CALIBRATE) from error
+        raise CheckpointError("FXQ621", f"{path} is damaged: {reason(error)}", fix=_CALIBRATE) from error
     sections = [info.get(s) for s in _SECTIONS] if isinstance(info, dict) else [None]
     if not all(isinstance(s, dict) for s in sections):
         what = f"{path} lacks one of the keys {', '.join(_SECTIONS)}"
