@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -28,9 +28,7 @@ from fxquant.errors import CheckpointError
 from fxquant.files import as_path, flush, made_folder, stage
 from fxquant.graph.dump import dump
 from fxquant.reading import read_json, reason, require_file
-
-if TYPE_CHECKING:
-    from fxquant.sim import QuantizationSimModel
+from fxquant.sim import QuantizationSimModel
 
 FORMAT = 1
 _TENSORS, _INDEX = "model.safetensors", "checkpoint.json"
@@ -48,6 +46,7 @@ def save_checkpoint(sim: QuantizationSimModel, path: str | Path) -> None:
         CheckpointError: FXQ601, the path is a file, or a folder that holds something else; FXQ542
             to FXQ544, it cannot be written.
     """
+    _require_simulation(sim)
     target = as_path(path)
     _refuse_foreign(target)
     tensors, aliases = _unique(sim.model.state_dict())
@@ -104,6 +103,7 @@ def load_checkpoint(sim: QuantizationSimModel, path: str | Path) -> None:
         CheckpointError: FXQ602 missing, FXQ603 damaged, FXQ604 made by a newer version, FXQ605 of
             another graph or configuration, FXQ606 tensors do not fit.
     """
+    _require_simulation(sim)
     folder = as_path(path)
     index = _read_index(folder)
     tensors = _read_tensors(folder / _TENSORS)
@@ -118,6 +118,12 @@ def load_checkpoint(sim: QuantizationSimModel, path: str | Path) -> None:
 
 _AGAIN = "save the checkpoint again, or take another copy"
 _EDITS = "build the simulation in the same way, and edit it in the same way before loading"
+
+
+def _require_simulation(sim: Any) -> None:
+    if not isinstance(sim, QuantizationSimModel):
+        what = f"a checkpoint is of a QuantizationSimModel, not of a {type(sim).__name__}"
+        raise CheckpointError("FXQ600", what, fix="pass the simulation, then the path")
 
 
 def _refuse_foreign(target: Path) -> None:

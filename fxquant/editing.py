@@ -270,7 +270,7 @@ def _blocks(path: str, module: nn.Module, size: int | Sequence[int]) -> tuple[in
     else:
         blocks = list(size)
     fits = len(blocks) == len(shape) and all(
-        b == -1 or (b > 0 and n % b == 0) for n, b in zip(shape, blocks, strict=False)
+        b == -1 or (isinstance(b, int) and b > 0 and n % b == 0) for n, b in zip(shape, blocks, strict=False)
     )
     if not fits:
         what = f"blocks of {tuple(blocks)} do not divide the weight of {path}, {shape}"

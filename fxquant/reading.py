@@ -31,7 +31,9 @@ ARCHIVE_MEMBERS = 100_000
 ONNX_BYTES = 2 << 30  # the largest message of protobuf; weights beside the file do not count
 ONNX_NODES = 100_000  # that functions may expand to
 ONNX_DEPTH = 64  # of functions that call functions, and of graphs in graphs
-CONSTANT_BYTES = 256 << 20  # of one constant that a file computes instead of holding it
+# what a file computes from constants alone may have so many elements, or so many times those held
+CONSTANT_ELEMENTS = 64 << 20
+CONSTANT_RATIO = 16
 
 _HEADER_BYTES = 10_000  # of one array, as numpy has it
 

@@ -77,7 +77,7 @@ class QuantizationSimModel(ExportMethods):
         in_place: bool = False,
     ) -> None:
         _refuse_quantized(model)
-        self.target = load_target(target) if isinstance(target, str) else target
+        self.target = load_target(target)
         if config is not None and config_file is not None:
             raise ConfigError("FXQ231", "config and config_file are given", fix="leave one out")
         self.config = _merged(

@@ -161,7 +161,7 @@ class Inspector:
     """
 
     def __init__(self, target: Target | str) -> None:
-        self.target = load_target(target) if isinstance(target, str) else target
+        self.target = load_target(target)
 
     def inspect(
         self,

@@ -36,7 +36,7 @@ def chosen_nodes(gm: fx.GraphModule, selectors: Iterable[NodeSelector]) -> froze
         SelectorError: FXQ213 a selector matches nothing, the nearest names are given; FXQ250 no
             path leads from one end of a range to the other.
     """
-    given: list[Any] = list(selectors)
+    given: list[Any] = list(selectors) if isinstance(selectors, Iterable) else [selectors]
     at = {str(n.target): n for n in computing_nodes(gm)} if given else {}
     named = {path: gm.get_submodule(path) for path in at}
     found: set[fx.Node] = set()

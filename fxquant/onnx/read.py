@@ -7,14 +7,14 @@ is gone, as it is for onnxruntime.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
 
 from fxquant.errors import ExportError, FxQuantError
 from fxquant.files import as_path, require_whole
-from fxquant.reading import ONNX_BYTES, ONNX_DEPTH, ONNX_NODES, Refused, require_file
+from fxquant.onnx.limits import require_content, require_expandable, require_small_constants
+from fxquant.reading import ONNX_BYTES, Refused, require_file
 
 
 def read_model(path: str | Path) -> ir.Model:
@@ -33,42 +33,15 @@ def read_model(path: str | Path) -> ir.Model:
             raise Refused("it names no version of the operators")  # noqa: TRY301
         require_expandable(model)
         _require_weights(model)
-        return tidy(model)
+        tidy(model)
+        require_content(model)
+        require_small_constants(model)
     except FxQuantError:
         raise
     except Exception as error:  # protobuf, onnx_ir and the file system each have their own
         what = f"{str(path)!r} cannot be read as ONNX: {first_line(error)}"
         raise ExportError("FXQ511", what, fix="give the path of a whole .onnx file") from error
-
-
-def require_expandable(model: ir.Model) -> None:
-    """Refuse functions that call functions that call functions, beyond what can be written out.
-
-    Raises:
-        Refused: a limit is broken, or a function calls itself.
-    """
-    sizes: dict[ir.OperatorIdentifier, int] = {}
-    if model.functions:
-        _expanded(model.graph, model, sizes, 0)
-
-
-def _expanded(
-    graph: ir.Graph | ir.Function, model: ir.Model, sizes: dict[Any, int], depth: int
-) -> int:
-    """Nodes of a graph once its functions are written out; `sizes` keeps those of functions."""
-    if depth > ONNX_DEPTH:
-        msg = f"its functions are nested too deep, or in a circle; {ONNX_DEPTH} levels are read"
-        raise Refused(msg)
-    total = 0
-    for node in ir.traversal.RecursiveGraphIterator(graph):
-        called = node.op_identifier()
-        if called in model.functions and called not in sizes:
-            sizes[called] = _expanded(model.functions[called], model, sizes, depth + 1)
-        total += sizes.get(called, 1)
-        if total > ONNX_NODES:
-            msg = f"its functions expand to more than {ONNX_NODES} nodes"
-            raise Refused(msg)
-    return total
+    return model
 
 
 def tidy(model: ir.Model) -> ir.Model:

@@ -327,7 +327,7 @@ def _strategy(source: Any) -> Strategy | None:
 def _target(given: str | Target | None, strategy: Strategy | None) -> Target:
     if given is None:
         given = _OF_DEVICE[strategy.target_device] if strategy else DEFAULT_TARGET
-    target = load_target(given) if isinstance(given, str) else given
+    target = load_target(given)
     if strategy and strategy.target_device == "DPU" and not target.powers_of_two:
         what = f"target_device=DPU needs powers of two, which {target.name} does not have"
         raise ConfigError("FXQ275", what, fix="set target_device to CPU, or take another target")
