@@ -80,7 +80,7 @@ def load_data(spec: str, *, batch_size: int = 32, model: nn.Module | None = None
     path = Path(spec)
     if path.suffix not in (".npy", ".npz"):
         return _data_of_function(spec)
-    if not path.is_file():
+    if not path.exists():
         raise ConfigError("FXQ720", f"the data file {path} does not exist")
     arrays = {k: _tensor(v, f"{path}, array {k}") for k, v in _arrays(path).items()}
     lengths = {k: v.shape[0] if v.ndim else 0 for k, v in arrays.items()}

@@ -123,9 +123,7 @@ class _Counter:
             before.remove()
             after.remove()
 
-    def _before(
-        self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
+    def _before(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.seen += 1
         self.running = args, kwargs
         tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]

@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +197,7 @@ def _digest_of(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
     return digest.hexdigest()
 
 
@@ -210,11 +209,13 @@ def _sha256(path: Path) -> str:
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         require_file(path)
-        return load_file(path)  # type: ignore[no-any-return]
+        return load_file(path)
     except OSError as error:
         raise CheckpointError("FXQ602", f"cannot read {path}: {reason(error)}") from error
     except Exception as error:  # the parser's own, and those of tensors that do not fit its header
-        raise CheckpointError("FXQ603", f"cannot read {path}: {reason(error)}", fix=_AGAIN) from error
+        raise CheckpointError(
+            "FXQ603", f"cannot read {path}: {reason(error)}", fix=_AGAIN
+        ) from error
 
 
 def _embedded_index(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -242,7 +243,9 @@ def _read_index(folder: Path) -> dict[str, Any]:
             fix="give the folder that save_checkpoint wrote",
         ) from error
     except ValueError as error:
-        raise CheckpointError("FXQ603", f"{path} is damaged: {reason(error)}", fix=_AGAIN) from error
+        raise CheckpointError(
+            "FXQ603", f"{path} is damaged: {reason(error)}", fix=_AGAIN
+        ) from error
     return _checked_index(index, path)
 
 

@@ -28,7 +28,8 @@ from fxquant.errors import ConfigError, ExportError, FxQuantError
 Kind = type[FxQuantError]
 
 _STAGE = ".fxquant-export-"
-_OWNER, _JOURNAL, _OLD = "owner.json", "journal.json", ".old"
+_OWNER = re.compile(r"-(\d+)\.([0-9a-f]{8})-[^-]*$")  # process and host, from the first moment on
+_JOURNAL, _OLD = "journal.json", ".old"
 _STALE_SECONDS = 24 * 3600  # where it cannot be asked whether the process that wrote is alive
 
 
@@ -136,13 +137,12 @@ def stage(folder: Path, name: str, *, error: Kind = ExportError) -> Iterator[Pat
     """
     recover(folder)
     try:
-        work = Path(tempfile.mkdtemp(prefix=f"{_STAGE}{name}-", dir=folder))
+        owner = f"{os.getpid()}.{_host()}"
+        work = Path(tempfile.mkdtemp(prefix=f"{_STAGE}{name}-{owner}-", dir=folder))
     except OSError as failure:
         what = f"the folder {str(folder)!r} cannot be written: {failure.strerror or failure}"
         raise error("FXQ543", what, fix="choose a folder that can be written") from failure
     try:
-        owner = {"process": os.getpid(), "host": socket.gethostname()}
-        (work / _OWNER).write_text(json.dumps(owner), encoding="utf-8")
         yield work
     except OSError as failure:
         what = f"writing into {str(folder)!r} failed: {failure.strerror or failure}"
@@ -163,7 +163,7 @@ def publish(work: Path, folder: Path, *, error: Kind = ExportError) -> None:
     Raises:
         FxQuantError: FXQ545, a folder has one of the names.
     """
-    files = sorted(p for p in work.iterdir() if p.name != _OWNER)
+    files = sorted(work.iterdir())
     files.sort(key=lambda p: p.suffix == ".onnx")
     for file in files:
         if (folder / file.name).is_dir():
@@ -323,11 +323,12 @@ def _is_stale(work: Path) -> bool:
 
 def _is_of_the_dead(work: Path) -> bool:
     """Whether the process that wrote here is known to be gone; others are told by their age."""
-    try:
-        owner = json.loads((work / _OWNER).read_text(encoding="utf-8"))
-        return owner["host"] == socket.gethostname() and not _is_alive(int(owner["process"]))
-    except (OSError, ValueError, KeyError, TypeError):  # just made, or not ours
-        return False
+    owner = _OWNER.search(work.name)
+    return owner is not None and owner[2] == _host() and not _is_alive(int(owner[1]))
+
+
+def _host() -> str:
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 
 
 def _is_alive(process: int) -> bool:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fxquant.errors import ConfigError, FxQuantError, nearest
 from fxquant.files import as_path
-from fxquant.reading import reason, require_archive, require_file
+from fxquant.reading import Refused, reason, require_archive, require_file
 
 _SHOWN = 4  # names listed in one message
 
@@ -166,7 +166,7 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
 def _safetensors(path: Path) -> dict[str, Tensor]:
     try:
         require_file(path)
-        return load_file(path)  # type: ignore[no-any-return]
+        return load_file(path)
     except Exception as error:  # the parser's own, and torch's of tensors that do not fit
         what = f"{path} is not a safetensors file: {reason(error)}"
         raise ConfigError("FXQ712", what) from error
@@ -179,7 +179,8 @@ def _torch_file(path: Path) -> Any:
             require_archive(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of old formats, and of what damage looks like
-            return torch.load(path, map_location="cpu", weights_only=True)
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+        _require_stored(loaded)
     except pickle.UnpicklingError as error:
         raise ConfigError(
             "FXQ712",
@@ -188,6 +189,19 @@ def _torch_file(path: Path) -> Any:
         ) from error
     except Exception as error:  # torch lets through whatever damage makes of a pickle
         raise ConfigError("FXQ712", f"{path} cannot be read: {reason(error)}") from error
+    return loaded
+
+
+def _require_stored(loaded: Any) -> None:
+    """Refuse tensors that repeat few bytes: whoever copied them would need all that they show."""
+    for value in loaded.values() if isinstance(loaded, Mapping) else ():
+        if isinstance(value, Mapping):
+            _require_stored(value)
+        elif isinstance(value, Tensor) and value.layout == torch.strided:
+            have = value.untyped_storage().nbytes()
+            if value.numel() * value.element_size() > have:
+                msg = f"a tensor of {list(value.shape)} is stored in {have} bytes"
+                raise Refused(msg)
 
 
 def _state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:

@@ -38,7 +38,7 @@ CONSTANT_RATIO = 16
 _HEADER_BYTES = 10_000  # of one array, as numpy has it
 
 
-class Refused(ValueError):  # noqa: N818 - a reason that readers put into their own errors
+class Refused(ValueError):
     """A file that is not read; the text says which limit it breaks."""
 
 

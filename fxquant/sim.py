@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from fxquant.config import QuantConfig
 from fxquant.errors import ConfigError, ModelError, SelectorError, nearest
 from fxquant.export_methods import ExportMethods
 from fxquant.graph.passes import state_of
+from fxquant.graph.select import path_matches
 from fxquant.nn import QuantizationMixin
 from fxquant.passes import simulation_pipeline
 from fxquant.prepare import call_arguments, is_prepared, prepare_model
@@ -154,7 +154,7 @@ class QuantizationSimModel(ExportMethods):
             SelectorError: FXQ240, nothing matches.
         """
         nodes = {_label(n): n for n in self.model.graph.nodes if n.op not in ("output", "get_attr")}
-        found = [k for k in nodes if k == name or fnmatch.fnmatchcase(k, name)]
+        found = [k for k in nodes if path_matches(name, k)]
         if not found:
             raise SelectorError("FXQ240", f"no module is called {name!r}", fix=nearest(name, nodes))
         return "\n".join(self._explain(nodes[k]) for k in found)

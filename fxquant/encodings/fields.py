@@ -42,7 +42,8 @@ class Fields:
         value = self.given.get(key)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+        whole = value.is_integer() if isinstance(value, float) else type(value) is int
+        if not whole or abs(value) >= 2**63:
             raise malformed(self.name, f"{key} is {value!r}, not a whole number")
         return int(value)
 
@@ -86,7 +87,7 @@ class Fields:
             found = np.array(self.given[key], dtype=np.float64)
         except KeyError:
             raise malformed(self.name, f"{key} is missing") from None
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise malformed(self.name, f"{key} is no (nested) list of numbers") from error
         return found
 

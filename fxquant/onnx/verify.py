@@ -19,7 +19,7 @@ from fxquant.onnx.cpu import this_cpu
 from fxquant.onnx.integer import IntegerModel
 from fxquant.onnx.integer.saturation import describe
 from fxquant.onnx.limits import without_weights
-from fxquant.onnx.read import first_line, is_whole, read_model
+from fxquant.onnx.read import first_line, is_whole, read_model, readable
 from fxquant.onnx.verify_groups import check_groups
 from fxquant.onnx.verify_rules import Finding, check_graph
 
@@ -98,6 +98,11 @@ def verify_file(path: str | Path, *, risks: bool = True) -> VerifyReport:
         ExportError: FXQ511 the file is no ONNX model, FXQ570 its weights are missing.
     """
     model = read_model(path)
+    with readable(path):  # what is odd enough to break a check
+        return _verified(model, path, risks=risks)
+
+
+def _verified(model: ir.Model, path: str | Path, *, risks: bool) -> VerifyReport:
     refused = _checker(str(path))
     # what the reader mended, runtimes mend, too
     if refused and is_whole(model.graph) and not _checked(model):

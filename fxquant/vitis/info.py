@@ -119,12 +119,31 @@ def read_info(folder: Path) -> dict[str, Any]:
         what = f"there is no result of a calibration at {path}"
         raise CheckpointError("FXQ620", what, fix=_CALIBRATE) from error
     except ValueError as error:
-        raise CheckpointError("FXQ621", f"{path} is damaged: {reason(error)}", fix=_CALIBRATE) from error
+        raise CheckpointError(
+            "FXQ621", f"{path} is damaged: {reason(error)}", fix=_CALIBRATE
+        ) from error
     sections = [info.get(s) for s in _SECTIONS] if isinstance(info, dict) else [None]
     if not all(isinstance(s, dict) for s in sections):
         what = f"{path} lacks one of the keys {', '.join(_SECTIONS)}"
         raise CheckpointError("FXQ621", what, fix=_CALIBRATE)
+    wrong = [name for s in _SECTIONS for name, v in info[s].items() if not isinstance(v, list)]
+    wrong += [] if _is_ours(info.get("fxquant", {})) else ["fxquant"]
+    if wrong:
+        what = f"{path} is damaged: {wrong[0]!r} is not what is written there"
+        raise CheckpointError("FXQ621", what, fix=_CALIBRATE)
     return info  # type: ignore[no-any-return]
+
+
+def _is_ours(own: Any) -> bool:
+    """Whether what is kept beside the entries has the types that `write_info` gives it."""
+    kinds = {"ranges": (dict,), "bitwidth": (int, type(None)), "approximate": (bool,),
+             "target": (str, type(None)), "strategy": (dict, type(None))}  # fmt: skip
+    if not isinstance(own, dict) or not all(
+        isinstance(value, kinds[key]) for key, value in own.items() if key in kinds
+    ):
+        return False
+    bits = own.get("bitwidth")
+    return bits is None or (not isinstance(bits, bool) and 2 <= bits <= 32)
 
 
 def load_info(gm: fx.GraphModule, info: dict[str, Any]) -> None:
@@ -210,7 +229,7 @@ def _range(slot: Slot, entry: Any, quantizer: Any, exact: Any) -> tuple[Any, Any
             found = grid.scale(low, high) if len(entry) == 4 else quantizer._scale(low, high)
             if torch.equal(found, scale) and torch.equal(grid.zero_point(low, found), zero):
                 return low, high
-    except (RuntimeError, TypeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
         what = f"{slot[1]}: {entry} does not fit a tensor with ranges of shape {shape}: {error}"
         raise CheckpointError("FXQ624", what, fix=_CALIBRATE) from error
     return (grid.qmin - zero) * scale, (grid.qmax - zero) * scale
