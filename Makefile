@@ -1,6 +1,7 @@
 # make demo   trains small networks on digits, quantizes, exports, proves and prints a table
 # make test   the tests                make test-full   the slow ones too
 # make lint   ruff, ruff format, mypy  make bench       the measurements behind the README
+# make test-versions   the tests on each combination of requirements/versions, hours and gigabytes
 # make zoo    foreign models through the whole pipeline, in an environment of its own
 PYTHON ?= python3
 VENV   ?= .venv
@@ -12,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # one thread per process: what the numbers in the README were taken with, and `-n` fills the cores
 ONE := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: demo test test-full lint types bench zoo clean
+.PHONY: demo test test-full test-versions lint types bench zoo clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -52,6 +53,7 @@ lint: $(VENV)/.installed-dev
 bench: $(VENV)/.installed
 	$(ONE) $(BIN)/python -m benchmarks.sim_speed
 	$(ONE) $(BIN)/python -m benchmarks.compile_speed
+	$(ONE) $(BIN)/python -m benchmarks.inspect_speed
 	$(ONE) $(BIN)/python -m benchmarks.latency
 
 # the packages of the zoo, over those that are installed already: torch comes from there
@@ -64,6 +66,27 @@ $(VENV)-zoo/.installed: requirements/zoo.txt $(VENV)/.installed
 
 zoo: $(VENV)-zoo/.installed
 	$(ONE) $(VENV)-zoo/bin/python -m tests.zoo --jobs $(JOBS) --out out/zoo --table docs/support.md $(ARGS)
+
+# one environment a combination, named like its file: python, torch, onnxruntime. All other
+# packages are those of the constraints, so what fails there is theirs
+VERSIONS ?= $(patsubst requirements/versions/%.txt,%,$(sort $(wildcard requirements/versions/*.txt)))
+
+test-versions:
+	@$(MAKE) --no-print-directory --keep-going $(VERSIONS:%=version-%)
+
+.PHONY: $(VERSIONS:%=version-%)
+$(VERSIONS:%=version-%): version-%: requirements/versions/%.txt
+	@python=python$(patsubst py%,%,$(firstword $(subst -, ,$*))); bin=$(VENV)-$*/bin; log=out/$*.log; \
+	mkdir -p out; \
+	if ! $$python -c '' 2>/dev/null; then echo "$*: skipped, there is no $$python here"; exit 0; fi; \
+	if [ ! -e $(VENV)-$*/.installed ]; then \
+	  $$python -m venv $(VENV)-$* && \
+	  grep -vE '^(torch|onnxruntime)==' $(CONSTRAINTS) > $(VENV)-$*/constraints.txt && \
+	  $$bin/python -m pip --disable-pip-version-check --quiet install \
+	    -c $(VENV)-$*/constraints.txt -r $< -e ".[demo,test]" && touch $(VENV)-$*/.installed || exit 1; \
+	fi; \
+	$(ONE) $$bin/python -m pytest -n $(JOBS) --dist worksteal -m "not full" $(ARGS) > $$log 2>&1; found=$$?; \
+	echo "$*: $$(tail -n 1 $$log | tr -d =) ($$log)"; exit $$found
 
 clean:
 	rm -rf out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -2,7 +2,7 @@
 
 The float model, the one made here and the one that `onnxruntime.quantization.quantize_static` makes
 of the same float file (uint8 activations, int8 weights per channel, QDQ, after `quant_pre_process`)
-take turns in one run.
+take turns in one run, and with them the file for CPUs without VNNI (`deploy="avx2"`).
 
 Run: python -m benchmarks.latency [--json FILE] [NETWORK ...]
 """
@@ -22,6 +22,7 @@ import click
 from benchmarks.measure import fastest, one_thread, runner, write_json
 from benchmarks.networks import NETWORKS, build, inputs
 from fxquant import QuantizationSimModel, prepare_model
+from fxquant.onnx.cpu import this_cpu
 from fxquant.onnx.lower import lower
 from fxquant.onnx.write import write_model
 from fxquant.text import table
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _PEER = "quantize_static"
+_UNSIGNED = "avx2"
 
 
 def measure(name: str, batch: int, rounds: int, *, peer: bool = True) -> dict[str, Any]:
@@ -42,9 +44,10 @@ def measure(name: str, batch: int, rounds: int, *, peer: bool = True) -> dict[st
     sim.compute_encodings([x])
     with tempfile.TemporaryDirectory() as name_of_folder:
         folder = Path(name_of_folder)
-        files = {kind: folder / f"{kind}.onnx" for kind in ("float", "fxquant", _PEER)}
+        files = {kind: folder / f"{kind}.onnx" for kind in ("float", "fxquant", _UNSIGNED, _PEER)}
         write_model(lower(prepared, (x, {})), files["float"])
         sim.export(folder, "fxquant", x, prove=False)
+        sim.export(folder, _UNSIGNED, x, prove=False, deploy="avx2")
         if peer:
             quantize_static(files["float"], files[_PEER], x)
         files = {kind: file for kind, file in files.items() if file.exists()}
@@ -113,7 +116,7 @@ def main(
     """Float and integer latency in onnxruntime, one thread."""
     one_thread()
     rows = [measure(name, batch, rounds, peer=peer) for name in networks or NETWORKS]
-    kinds = ("fxquant", _PEER) if peer else ("fxquant",)
+    kinds = ("fxquant", _UNSIGNED, *((_PEER,) if peer else ()))
     heads = ("network", "float ms", *(f"{k} ms" for k in kinds), *(f"float/{k}" for k in kinds),
              "file size")  # fmt: skip
     cells = [
@@ -126,6 +129,7 @@ def main(
         for r in rows
     ]
     click.echo(table(heads, cells))
+    click.echo(f"measured on {this_cpu()}")
     write_json(rows, path)
 
 

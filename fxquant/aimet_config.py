@@ -233,7 +233,7 @@ class _Reader:
                     continue
                 if part == "output" and _may_move(row):
                     self.notes.append(f"{where}: {row} keeps its producer's grid")
-                elif part != "output" and ops.TABLE.rows[row].weight_axis is None:
+                elif part != "output" and not _has_grid(row, part):
                     self.notes.append(f"{where}: {row} has no {part} with a grid")
                 else:
                     self._enter(row, part, key, value, where)
@@ -286,6 +286,13 @@ def _may_move(row: str) -> bool:
     """Whether an operator keeps its producer's grid, at least with some arguments."""
     found = ops.TABLE.rows[row]
     return found.grid is ops.Grid.SAME or found.when is not None
+
+
+def _has_grid(row: str, part: str) -> bool:
+    """Whether some target has a grid for a parameter; which one has is the target's to say."""
+    found = ops.TABLE.rows[row]
+    own = part == "weight" and "weight" in found.signature.parameters
+    return own or found.weight_axis is not None
 
 
 def _keys(section: Any, known: tuple[str, ...], where: str) -> None:

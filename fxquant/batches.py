@@ -20,6 +20,7 @@ from fxquant.errors import ConfigError, FxQuantError, nearest
 from fxquant.loading import call, failed, load_function
 from fxquant.reading import read_arrays, reason
 
+_LABELS = frozenset({"label", "labels", "target", "targets", "y"})
 Batch = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 
 
@@ -66,7 +67,8 @@ def load_data(spec: str, *, batch_size: int = 32, model: nn.Module | None = None
 
     An ``.npy`` array, and an ``.npz`` with one array, is the first input. Several arrays of an
     ``.npz`` are inputs by name, or in order when they are called ``arr_0``, ``arr_1`` and so on.
-    The first axis is split into batches. 64-bit floats become 32-bit.
+    Arrays that are called "label", "target" or the like and are no inputs are passed over. The
+    first axis is split into batches. 64-bit floats become 32-bit.
 
     Args:
         spec: a file, or ``path.py:function``, which yields a tensor, a tuple of tensors or a dict.
@@ -86,6 +88,8 @@ def load_data(spec: str, *, batch_size: int = 32, model: nn.Module | None = None
     lengths = {k: v.shape[0] if v.ndim else 0 for k, v in arrays.items()}
     if len(set(lengths.values())) > 1:
         raise ConfigError("FXQ723", f"the arrays of {path} differ in length: {lengths}")
+    if model is not None:
+        arrays = _without_labels(model, arrays)
     named = len(arrays) > 1 and not all(re.fullmatch(r"arr_\d+", k) for k in arrays)
     if named and model is not None:
         _check_names(model, arrays, path)
@@ -137,6 +141,13 @@ def _tensor(array: np.ndarray[Any, Any], place: str) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array))
     except TypeError as error:
         raise ConfigError("FXQ722", f"an array of {array.dtype} is no tensor", at=place) from error
+
+
+def _without_labels(model: nn.Module, arrays: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The arrays that are inputs: a data set's file holds what the network should answer, too."""
+    inputs = inspect.signature(model.forward).parameters
+    left = {k: v for k, v in arrays.items() if k in inputs or k not in _LABELS}
+    return left or arrays
 
 
 def _check_names(model: nn.Module, arrays: Mapping[str, Tensor], path: Path) -> None:

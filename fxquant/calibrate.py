@@ -14,8 +14,8 @@ from torch import Tensor, fx, nn
 
 from fxquant import nn as qnn
 from fxquant.errors import CalibrationError, FxQuantError
-from fxquant.graph.evaluation import evaluating
 from fxquant.graph.given import mismatch
+from fxquant.nn.modes import evaluating
 
 log = logging.getLogger("fxquant")
 
@@ -57,7 +57,7 @@ def calibrate(
     counter = _Counter(progress, _length(data))
     try:
         with (
-            evaluating(model), _threads(threads), counter.watch(model), torch.no_grad(),
+            _threads(threads), counter.watch(model), evaluating(model), torch.no_grad(),
             qnn.compute_encodings(model),
         ):  # fmt: skip
             run()
@@ -144,8 +144,6 @@ def _length(data: Any) -> int | None:
 
 
 def _runner(model: fx.GraphModule, data: Any, args: Any) -> Callable[[], Any]:
-    if isinstance(data, Tensor):
-        return lambda: model(data)
     if callable(data) and not isinstance(data, nn.Module):
         given = [(model,), (model, None)] if args is NOT_GIVEN else [(model, args)]
         for values in given:
@@ -153,6 +151,11 @@ def _runner(model: fx.GraphModule, data: Any, args: Any) -> Callable[[], Any]:
                 return functools.partial(data, *values)
         what = f"the calibration callback does not take {len(given[-1])} arguments"
         raise CalibrationError("FXQ431", what, fix=_DATA)
+    if args is not NOT_GIVEN and args is not None:
+        what = "arguments of a callback were given, but calibration data are no callback"
+        raise CalibrationError("FXQ431", what, fix="leave them out, or pass callback(model, args)")
+    if isinstance(data, Tensor):
+        return lambda: model(data)
     if isinstance(data, Mapping):
         what = "calibration data are a dict, which is one batch"
         raise CalibrationError("FXQ431", what, fix="pass a list of batches: [batch]")

@@ -28,6 +28,7 @@ from fxquant.files import as_path, flush, made_folder, stage
 from fxquant.graph.dump import dump
 from fxquant.reading import read_json, reason, require_file
 from fxquant.sim import QuantizationSimModel
+from fxquant.state_dicts import wrong_tensors
 
 FORMAT = 1
 _TENSORS, _INDEX = "model.safetensors", "checkpoint.json"
@@ -100,7 +101,8 @@ def load_checkpoint(sim: QuantizationSimModel, path: str | Path) -> None:
 
     Raises:
         CheckpointError: FXQ602 missing, FXQ603 damaged, FXQ604 made by a newer version, FXQ605 of
-            another graph or configuration, FXQ606 tensors do not fit.
+            another graph or configuration, FXQ606 tensors do not fit, FXQ607 weights or ranges are
+            NaN, infinite or empty.
     """
     _require_simulation(sim)
     folder = as_path(path)
@@ -112,6 +114,7 @@ def load_checkpoint(sim: QuantizationSimModel, path: str | Path) -> None:
     _check_fits(sim, index)
     tensors |= {n: tensors[str(of)] for n, of in index["aliases"].items() if str(of) in tensors}
     _check_tensors(sim.model.state_dict(), tensors)
+    _check_values(sim, index["quantizers"], tensors)
     sim.model.load_state_dict(tensors)
 
 
@@ -197,7 +200,7 @@ def _digest_of(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -307,3 +310,27 @@ def _check_tensors(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
                 f"here {mine[name].dtype} {list(mine[name].shape)}"
             )
             raise CheckpointError("FXQ606", what)
+
+
+def _check_values(
+    sim: QuantizationSimModel, quantizers: dict[str, Any], tensors: dict[str, Tensor]
+) -> None:
+    """Refuse numbers that nothing can be computed with; a range not calibrated yet may be NaN."""
+    ranges = {f"{name}.{end}" for name, _ in sim.named_quantizers() for end in ("min", "max")}
+    weights = {name: t for name, t in tensors.items() if name not in ranges}
+    wrong = list(wrong_tensors(sim.model, weights))
+    for name, _ in sim.named_quantizers():
+        low, high = (tensors.get(f"{name}.{end}") for end in ("min", "max"))
+        if low is None or high is None:
+            continue
+        if not isinstance(quantizers[name].get("initialized"), bool):
+            wrong.append(f"{name} does not say whether it has a range")
+        elif quantizers[name]["initialized"] and not _is_range(low, high):
+            wrong.append(f"{name} has no range from {low.tolist()} to {high.tolist()}")
+    if wrong:
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise CheckpointError("FXQ607", f"in the checkpoint {wrong[0]}{more}", fix=_AGAIN)
+
+
+def _is_range(low: Tensor, high: Tensor) -> bool:
+    return bool(low.isfinite().all() and high.isfinite().all() and (low <= high).all())

@@ -128,8 +128,8 @@ def _sim_options(command: Command) -> Command:
 @click.option("--out", required=True, metavar="DIR", help="Folder of the results.")
 @click.option("--prefix", metavar="NAME", help="Name of the files; default: the function's name.")
 @click.option("--scheme", default="tf_enhanced", show_default=True, type=click.Choice(_SCHEMES))
-@click.option("--param-bw", default=8, show_default=True, help="Bits of weights.")
-@click.option("--activation-bw", default=8, show_default=True, help="Bits of activations.")
+@click.option("--param-bw", type=int, help="Bits of weights; default: --config's or --target's.")
+@click.option("--activation-bw", type=int, help="Bits of activations; default: in the same way.")
 @click.option("--batch-size", default=32, show_default=True, type=click.IntRange(1))
 @click.option("--max-batches", type=click.IntRange(1), help="Stop calibration after so many.")
 @click.option("--opset", default=21, show_default=True, type=click.IntRange(13, 23))
@@ -158,6 +158,7 @@ def quantize(
     Writes PREFIX.onnx, PREFIX.encodings and the float weights into --out. Nothing is left there
     when the proof fails.
     """
+    _check_batch_size(calibration)
     progress.step("building the network")
     model = build_model(factory, options["weights"])
     data = load_data(calibration, batch_size=batch_size, model=model).take(max_batches)
@@ -357,11 +358,19 @@ def _model_and_data(
 ) -> tuple[nn.Module, Data]:
     if (data is None) == (not shapes):
         raise ConfigError("FXQ731", "give example inputs: either --data or --input-shape")
+    _check_batch_size(data)
     progress.step("building the network")
     model = build_model(factory, weights)
     if data is None:
         return model, random_data(shapes)
     return model, load_data(data, batch_size=batch_size, model=model)
+
+
+def _check_batch_size(data: str | None) -> None:
+    """Only arrays are cut into batches."""
+    if _is_given("batch_size") and (data is None or Path(data).suffix not in (".npy", ".npz")):
+        source = "--input-shape makes one batch" if data is None else f"{data} yields batches"
+        raise ConfigError("FXQ732", f"--batch-size changes nothing: {source}", fix="leave it out")
 
 
 def _fail(plain: dict[str, Any], text: str, *, as_json: bool, debug: bool) -> None:

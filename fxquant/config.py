@@ -12,7 +12,15 @@ import typing
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    StrictBool,
+    StrictInt,
+    ValidationError,
+)
 
 from fxquant import reading
 from fxquant.errors import ConfigError, nearest
@@ -42,8 +50,8 @@ class OutputRule(_Frozen):
     quantized: StrictBool | None = None
     bitwidth: Bits | None = None
     symmetric: StrictBool | None = None
-    min: float | None = Field(None, allow_inf_nan=False)
-    max: float | None = Field(None, allow_inf_nan=False)
+    min: float | None = Field(None, allow_inf_nan=False, strict=True)
+    max: float | None = Field(None, allow_inf_nan=False, strict=True)
 
 
 class WeightRule(_Frozen):
@@ -142,6 +150,15 @@ class QuantConfig(_Frozen):
     supergroups_only: StrictBool = False
     operators: dict[str, Rule] = Field(default_factory=dict)
     layers: dict[str, Rule] = Field(default_factory=dict)
+    _foreign: bool = PrivateAttr(False)
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether it was read from another tool's file, whose rules are meant for many networks.
+
+        Such rules may have nothing to do; one's own are an error then.
+        """
+        return self._foreign
 
     @classmethod
     def load(cls, source: QuantConfig | dict[str, Any] | str | Path | None) -> QuantConfig:
@@ -173,7 +190,56 @@ class QuantConfig(_Frozen):
 
     def replace(self, **changes: Any) -> QuantConfig:
         """A copy with some fields changed; values are checked."""
-        return QuantConfig.load({**self.model_dump(), **changes})
+        return QuantConfig.load({**self.model_dump(), **changes})._as_foreign(self._foreign)
+
+    def _as_foreign(self, foreign: bool) -> QuantConfig:
+        self._foreign = foreign
+        return self
+
+    def with_bits(self, given: tuple[Any, ...], default: tuple[int, int]) -> QuantConfig:
+        """A copy in which the bits of activations and of weights are set.
+
+        Args:
+            given: what a caller asks for, of activations and of weights; None for nothing.
+            default: bits where neither the caller nor the configuration says anything.
+
+        Raises:
+            ConfigError: FXQ233 there is something else among the arguments, FXQ234 the caller and
+                the configuration disagree, or nothing would have these bits.
+        """
+        names = ("default_output_bw", "default_param_bw")
+        odd = [value for value in given[:2] if isinstance(value, str)]
+        if odd or len(given) > len(names):
+            what = f"default_output_bw is {odd[0]!r}" if odd else "too many positional arguments"
+            fix = (
+                "AIMET's older signature has a rounding mode in the fourth place, ties go to even "
+                "here; write default_output_bw=8, default_param_bw=8, in_place=..., config_file=..."
+            )
+            raise ConfigError("FXQ233", f"QuantizationSimModel: {what}", fix=fix)
+        fields = ("activation_bitwidth", "weight_bitwidth")
+        bits: dict[str, Any] = {}
+        for name, field, value, usual in zip(names, fields, given, default, strict=True):
+            said = getattr(self, field)
+            if value is not None and said not in (None, value):
+                what = f"{name}={value}, but {field} of the configuration is {said}"
+                raise ConfigError("FXQ234", what, fix="give one of them")
+            bits[field] = value if said is None else said
+            self._refuse_idle(field, name if said is None else field, bits[field])
+            bits[field] = usual if bits[field] is None else bits[field]
+        return self.replace(**bits)
+
+    def _refuse_idle(self, field: str, name: str, value: object) -> None:
+        """Bits that were asked for must be those of something."""
+        switch, part = ("quantize_weights", "weight")
+        if field == "activation_bitwidth":
+            switch, part = ("quantize_activations", "output")
+        rules = [*self.operators.values(), *self.layers.values()]
+        idle = not getattr(self, switch) and not any(getattr(r, part).quantized for r in rules)
+        if part == "output":
+            idle = idle and not self.quantize_inputs
+        if idle and value is not None and not self.is_foreign:
+            what = f"{name}={value}, but with {switch}=false nothing has these bits"
+            raise ConfigError("FXQ234", what, fix="leave one of them out")
 
     @classmethod
     def json_schema(cls) -> dict[str, Any]:
@@ -208,9 +274,13 @@ def _from_aimet(data: dict[str, Any]) -> QuantConfig:
     from fxquant.aimet_config import from_aimet  # which reads the operator table
 
     found = from_aimet(data)
+    if found.notes:
+        log.warning(
+            "AIMET's file: %d key(s) mean something else here, or nothing:", len(found.notes)
+        )
     for note in found.notes:
-        log.info("%s", note)
-    return found.config
+        log.warning("  %s", note)
+    return found.config._as_foreign(True)
 
 
 def _fix(loc: tuple[int | str, ...]) -> str:

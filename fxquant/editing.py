@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from fxquant.graph.select import Selector
+    from fxquant.nn.containers import QuantizerList
 
     Make = Callable[[tuple[int, ...], tuple[int, ...]], AffineQuantizer]
 
@@ -115,20 +116,27 @@ def set_activations_to_float(
     gm: fx.GraphModule, selectors: Iterable[Selector] | Selector, **kind: Any
 ) -> None:
     """Round activations to a narrow floating-point format instead of integers."""
-    chosen = quantized_modules(gm, selectors)
+    chosen: dict[str, QuantizationMixin] = {}
+    for selector in several(selectors):
+        found = quantized_modules(gm, selector)
+        if not any(next(home.active(), None) for m in found.values() for home in _activations(m)):
+            what = f"no activation of {', '.join(found)} is quantized"
+            raise SelectorError("FXQ244", what, fix="sim.explain(path) tells who owns the grid")
+        chosen |= found
     made: dict[int, FloatQuantizeDequantize] = {}
     for module in chosen.values():
-        for home in (module.input_quantizers, module.output_quantizers):
+        for home in _activations(module):
             for index, old in list(home.active()):
                 if id(old) not in made:
                     made[id(old)] = FloatQuantizeDequantize(**kind)
                     made[id(old)].where = old.where
                 home[index] = made[id(old)]
-    if not made:
-        what = f"no activation of {', '.join(chosen)} is quantized"
-        raise SelectorError("FXQ244", what, fix="sim.explain(path) tells who owns the grid")
     _explain(gm, chosen, "its activations were set to a floating-point format")
     refresh_biases(gm)
+
+
+def _activations(module: QuantizationMixin) -> tuple[QuantizerList, QuantizerList]:
+    return module.input_quantizers, module.output_quantizers
 
 
 def set_blocks(
@@ -141,15 +149,18 @@ def set_blocks(
 
     Args:
         gm: the simulated model.
-        selectors: modules; those without a quantized weight are passed over.
+        selectors: modules; those of a glob or class without a quantized weight are passed over.
         block_size: elements per block along the input channels, or along every axis (-1: all).
         make: makes a quantizer of (number of blocks, block size).
     """
-    chosen = quantized_modules(gm, selectors)
+    chosen: dict[str, QuantizationMixin] = {}
+    for selector in several(selectors):
+        found = quantized_modules(gm, selector)
+        if all(_weight_quantizer(m) is None for m in found.values()):
+            what = f"no weight of {', '.join(found)} is quantized"
+            raise SelectorError("FXQ245", what, fix="choose convolutions or linear layers")
+        chosen |= found
     weights = [(p, m) for p, m in chosen.items() if _weight_quantizer(m) is not None]
-    if not weights:
-        what = f"no weight of {', '.join(chosen)} is quantized"
-        raise SelectorError("FXQ245", what, fix="choose convolutions or linear layers")
     sizes = [_blocks(path, module, block_size) for path, module in weights]
     made: dict[tuple[int, Any], AffineQuantizer] = {}
     for (path, module), blocks in zip(weights, sizes, strict=True):
@@ -205,7 +216,6 @@ def refresh_biases(gm: fx.GraphModule) -> None:
         module = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
         if not isinstance(module, QuantizationMixin):
             continue
-        module.forget_quantized()
         bias = module.param_quantizers._modules.get("bias")
         if not isinstance(bias, affine.BiasQuantizeDequantize):
             continue

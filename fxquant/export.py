@@ -16,7 +16,9 @@ from torch import Tensor, fx
 from fxquant.checkpoint import write_tensors
 from fxquant.errors import UncalibratedError
 from fxquant.files import as_path, checked_prefix, made_folder, publish, remove_unused, stage
-from fxquant.graph.evaluation import evaluating
+from fxquant.nn.modes import evaluating
+from fxquant.onnx.randomness import check_modes
+from fxquant.onnx.record import bound_example
 from fxquant.onnx.report import ParityReport
 from fxquant.quantization import QuantizerBase
 
@@ -66,6 +68,7 @@ def export_model(
     prefix = checked_prefix(filename_prefix)
     home = as_path(path)
     _check_calibrated(sim_model)
+    check_modes(sim_model, bound_example(sim_model, example))
     with made_folder(home) as folder, stage(folder, prefix) as work, evaluating(sim_model):
         report = _write_all(
             sim_model, work, prefix, example, prove=prove,

@@ -12,8 +12,8 @@ import torch
 from fxquant import editing
 from fxquant.encodings.methods import EncodingsMethods
 from fxquant.errors import ConfigError, FxQuantError
-from fxquant.graph.evaluation import evaluating
 from fxquant.graph.given import mismatch
+from fxquant.nn.modes import evaluating
 from fxquant.prepare import call_arguments
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class ExportMethods(EncodingsMethods):
         """The arguments of a dummy input that the model takes.
 
         Raises:
-            ConfigError: FXQ232, it does not.
+            ConfigError: FXQ247, it does not.
         """
         args, kwargs = call_arguments(dummy_input)
         try:
@@ -128,7 +128,7 @@ class ExportMethods(EncodingsMethods):
         except Exception as error:
             found = mismatch(self.model, args, kwargs, error)
             what = f"the model does not take the dummy input: {found.what}"
-            raise ConfigError("FXQ232", what, at=found.at, fix=found.fix) from error
+            raise ConfigError("FXQ247", what, at=found.at, fix=found.fix) from error
         return args, kwargs
 
     @property

@@ -22,8 +22,10 @@ from torch import Tensor, nn
 from fxquant.errors import ConfigError, FxQuantError, nearest
 from fxquant.files import as_path
 from fxquant.reading import Refused, reason, require_archive, require_file
+from fxquant.state_dicts import renamed, unwrapped, wrong_tensors
 
 _SHOWN = 4  # names listed in one message
+_TORCH = (".pt", ".pth", ".bin", ".ckpt", ".tar")
 
 
 # --- factories -----------------------------------------------------------------------------------
@@ -62,7 +64,7 @@ def build_model(spec: str, weights: str | Path | None = None) -> nn.Module:
         weights: a file for `load_weights`; None keeps what the factory set.
 
     Raises:
-        ConfigError: FXQ701 to FXQ706, FXQ710 to FXQ714.
+        ConfigError: FXQ701 to FXQ706, FXQ710 to FXQ715.
     """
     factory = load_function(spec)
     model = call(factory, spec)
@@ -143,7 +145,9 @@ def failed(error: BaseException, what: str) -> ConfigError:
 
 
 def load_weights(path: str | Path) -> dict[str, Tensor]:
-    """A state dict from ``.safetensors``, or from ``.pt``/``.pth``/``.bin`` without pickles run.
+    """A state dict from ``.safetensors``, or from a file of `torch.save` without pickles run.
+
+    Checkpoints of training scripts, `{"model": ..., "epoch": 3}` and their like, are looked into.
 
     Raises:
         ConfigError: FXQ710 no such file, FXQ711 another kind of file, FXQ712 damaged or unsafe,
@@ -154,7 +158,7 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
         raise ConfigError("FXQ710", f"the weights' file {path} does not exist")
     if path.suffix == ".safetensors":
         return _safetensors(path)
-    if path.suffix not in (".pt", ".pth", ".bin"):
+    if path.suffix not in _TORCH:
         raise ConfigError(
             "FXQ711",
             f"weights of type {path.suffix or 'no suffix'!r} are not supported: {path}",
@@ -205,10 +209,9 @@ def _require_stored(loaded: Any) -> None:
 
 
 def _state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
-    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
-        loaded = loaded["state_dict"]  # the usual wrapper of training checkpoints
-    if isinstance(loaded, Mapping) and all(isinstance(v, Tensor) for v in loaded.values()):
-        return dict(loaded)
+    found = unwrapped(loaded, str(path))
+    if found is not None:
+        return found
     raise ConfigError(
         "FXQ713",
         f"{path} holds no state dict: a mapping of names to tensors",
@@ -218,6 +221,7 @@ def _state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
 
 def _fill(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     own = model.state_dict()
+    state = renamed(state, own)
     problems = [
         f"{name} is {list(state[name].shape)} in the file and {list(value.shape)} in the model"
         for name, value in own.items()
@@ -235,6 +239,11 @@ def _fill(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
             at=str(path),
             fix="use the factory that the weights were saved from",
         )
+    wrong = list(wrong_tensors(model, state))
+    if wrong:
+        shown = "; ".join(wrong[:_SHOWN]) + (f"; {len(wrong)} in all" if len(wrong) > 1 else "")
+        fix = "take the floating-point weights of the training, without NaN"
+        raise ConfigError("FXQ715", f"the weights cannot be taken: {shown}", at=str(path), fix=fix)
     model.load_state_dict(state)
 
 

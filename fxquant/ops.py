@@ -17,7 +17,7 @@ import functools
 import inspect
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +38,25 @@ class Grid(enum.Enum):
     FIXED = "fixed"  # mathematics bounds the range
     FLOAT = "float"  # never on integers
     INDEX = "index"  # not a real-valued tensor
+
+
+class Sized(enum.Enum):
+    """How the values of an operand decide how large a result is."""
+
+    NONZERO = "nonzero"  # as many as are not zero
+    MASK = "mask"  # the same where the operand is a mask; positions decide nothing
+    SUM = "sum"  # their sum
+    DISTINCT = "distinct"  # as many as there are different ones
+    LARGEST = "largest"  # up to the largest
+
+
+#: operators that have no row and whose first operand's values decide the result's size, by name
+SIZED_BY_VALUE = {
+    "argwhere": Sized.NONZERO,
+    "bincount": Sized.LARGEST,
+    "unique": Sized.DISTINCT,
+    "unique_consecutive": Sized.DISTINCT,
+}
 
 
 @dataclass(frozen=True)
@@ -102,6 +121,10 @@ class Op:
         when: refines `grid` by the arguments (`interpolate` moves values only when nearest).
         absorbs: names of activations that an integer kernel takes in.
         weight_axis: output-channel axis of `weight`.
+        sized_by: the parameter whose values decide how large the result is, and how.
+        mode: arguments that may follow the mode of the module that calls, the flag first:
+            `training=self.training`. `build` takes the flag for one that follows.
+        constant: as `build`, where the flag is the same in training; default: `dynamic`.
         samples: arguments for the generated tests.
     """
 
@@ -120,6 +143,9 @@ class Op:
     when: Callable[[Mapping[str, Any]], Grid] | None = None
     absorbs: frozenset[str] = frozenset()
     weight_axis: int | None = None
+    sized_by: tuple[str, Sized] | None = None
+    mode: tuple[str, ...] = ()
+    constant: Callable[[dict[str, Any]], nn.Module | None] | None = None
     samples: tuple[Sample, ...] = ()
 
     @functools.cached_property
@@ -261,6 +287,10 @@ def _dropout(cls: type[nn.Module]) -> Callable[[dict[str, Any]], nn.Module | Non
     return lambda a: None if a["training"] else cls(a["p"])
 
 
+def _rrelu(a: dict[str, Any]) -> nn.Module | None:
+    return None if a["training"] else nn.RReLU(a["lower"], a["upper"])
+
+
 def _group_norm(a: dict[str, Any]) -> nn.Module | None:
     w = a["weight"]
     if not isinstance(w, Tensor) or not isinstance(a["bias"], Tensor):
@@ -325,6 +355,7 @@ _INTS = (s(t(2, 6, kind="int", high=9), t(2, 6, kind="int", high=9)),)
 _BOOLS = (s(t(2, 6, kind="bool"), t(2, 6, kind="bool")),)
 _SAME, _INDEX, _FLOAT, _SHARED, _FIXED = Grid.SAME, Grid.INDEX, Grid.FLOAT, Grid.SHARED, Grid.FIXED
 _TWO = ("input", "other")
+_RECURRENT = "input, hx=None, lengths=None"  # lengths: of a layer that was given packed sequences
 
 
 def _activations() -> tuple[Op, ...]:
@@ -366,6 +397,9 @@ def _activations() -> tuple[Op, ...]:
             "rrelu",
             "lower=0.125, upper=0.3333333333333333, training=False, inplace=False",
             nn.RReLU,
+            dynamic=fn.DynamicRReLU,
+            build=_rrelu,
+            mode=("training",),
         ),
         Op(
             "prelu",
@@ -543,6 +577,7 @@ def _weighted() -> tuple[Op, ...]:
             "enable_gqa=False",
             fn.ScaledDotProductAttention,
             names="F.scaled_dot_product_attention",
+            mode=("dropout_p",),
             inputs=("query", "key", "value", "attn_mask"),
             samples=(
                 s(t(2, 2, 5, 4), t(2, 2, 6, 4), t(2, 2, 6, 4)),
@@ -552,9 +587,9 @@ def _weighted() -> tuple[Op, ...]:
             ),
         ),
         Op("causal_mask", "input", fn.CausalMask, _FLOAT, names=""),
-        Op("lstm", "input, hx=None", nn.LSTM, names="", inputs=("input", "hx")),
-        Op("gru", "input, hx=None", nn.GRU, names="", inputs=("input", "hx")),
-        Op("rnn", "input, hx=None", nn.RNN, names="", inputs=("input", "hx")),
+        Op("lstm", _RECURRENT, nn.LSTM, names="", inputs=("input", "hx", "lengths")),
+        Op("gru", _RECURRENT, nn.GRU, names="", inputs=("input", "hx", "lengths")),
+        Op("rnn", _RECURRENT, nn.RNN, names="", inputs=("input", "hx", "lengths")),
     )
 
 
@@ -564,13 +599,21 @@ _BN = (
 )
 
 
+def _frozen_batch_norm(a: dict[str, Any]) -> nn.Module | None:
+    return _made_batch_norm(a, _FrozenBatchNorm)
+
+
 def _batch_norm(a: dict[str, Any]) -> nn.Module | None:
+    return _made_batch_norm(a, _AnyBatchNorm)
+
+
+def _made_batch_norm(a: dict[str, Any], kind: type[_AnyBatchNorm]) -> nn.Module | None:
     tensors = {k: a[k] for k in ("weight", "bias", "running_mean", "running_var")}
     mean = a["running_mean"]
     if not isinstance(mean, Tensor) or not _held(*tensors.values()) or a["training"]:
         return None
     with torch.device("meta"):
-        module = _AnyBatchNorm(mean.numel(), a["eps"], a["momentum"], affine=False)
+        module = kind(mean.numel(), a["eps"], a["momentum"], affine=False).train()
     module.num_batches_tracked = torch.tensor(0)
     for name in ("running_mean", "running_var"):
         module._buffers[name] = tensors[name]
@@ -586,6 +629,15 @@ class _AnyBatchNorm(nn.BatchNorm2d):
             raise ValueError(msg)
 
 
+class _FrozenBatchNorm(_AnyBatchNorm):
+    """Batch norm with `training=False`, whatever the mode of the model."""
+
+    def train(self, mode: bool = True) -> _FrozenBatchNorm:
+        """Stay in evaluation."""
+        super().train(False)
+        return self
+
+
 def _norms() -> tuple[Op, ...]:
     return (
         Op(
@@ -596,6 +648,8 @@ def _norms() -> tuple[Op, ...]:
             classes=(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
             dynamic=fn.DynamicBatchNorm,
             build=_batch_norm,
+            constant=_frozen_batch_norm,
+            mode=("training",),
             samples=(s(t(2, 4, 5, 5), t(4), t(4, kind="positive"), t(4), t(4)),),
         ),
         Op(
@@ -604,6 +658,7 @@ def _norms() -> tuple[Op, ...]:
             "use_input_stats=True, momentum=0.1, eps=1e-05",
             fn.DynamicInstanceNorm,
             names="F.instance_norm",
+            mode=("use_input_stats",),
             classes=(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
             samples=(s(t(2, 4, 5, 5)),),
         ),
@@ -1232,7 +1287,13 @@ def _moves() -> tuple[Op, ...]:
             names="Tensor.tile",
             odd={torch.tile: "input, dims"},
         ),
-        move("repeat_interleave", "repeats, dim=None", fn.RepeatInterleave, s(x, 2, 1)),
+        move(
+            "repeat_interleave",
+            "repeats, dim=None",
+            fn.RepeatInterleave,
+            s(x, 2, 1),
+            sized_by=("repeats", Sized.SUM),
+        ),
         move("roll", "shifts, dims=None", fn.Roll, s(x, 1, 1), s(image, (1, -2), (2, 3))),
         move(
             "flip", "*dims", fn.Flip, s(x, 1), names="Tensor.flip", odd={torch.flip: "input, dims"}
@@ -1248,6 +1309,7 @@ def _moves() -> tuple[Op, ...]:
             s(x, (slice(None), slice(1, None, 2))),
             s(x, (Ellipsis, None, 1)),
             names="operator.getitem __getitem__",
+            sized_by=("index", Sized.MASK),
         ),
         move("setitem", "index, value", fn.SetItem, names="", grid=_FLOAT),
         move("index_select", "dim, index", fn.IndexSelect, s(x, 1, t(4, kind="int", high=3))),
@@ -1282,7 +1344,14 @@ def _moves() -> tuple[Op, ...]:
             s(x, t(2, 3, 4, kind="bool"), -1e9),
             grid=_FLOAT,
         ),
-        move("masked_select", "mask", fn.MaskedSelect, s(x, t(2, 3, 4, kind="bool")), grid=_FLOAT),
+        move(
+            "masked_select",
+            "mask",
+            fn.MaskedSelect,
+            s(x, t(2, 3, 4, kind="bool")),
+            grid=_FLOAT,
+            sized_by=("mask", Sized.NONZERO),
+        ),
         move(
             "pad",
             "pad, mode='constant', value=None",
@@ -1383,6 +1452,8 @@ def _moves() -> tuple[Op, ...]:
             names="F.dropout",
             dynamic=fn.DynamicDropout,
             build=_dropout(nn.Dropout),
+            mode=("training", "p"),
+            odd={torch.dropout: "input, p, train"},
             classes=(fn.TrainingOnly,),
         ),
         *(
@@ -1394,6 +1465,8 @@ def _moves() -> tuple[Op, ...]:
                 names=f"F.{name}",
                 dynamic=dynamic,
                 build=_dropout(cls),
+                mode=("training", "p"),
+                odd={getattr(torch, name): "input, p, train"} if hasattr(torch, name) else {},
             )
             for name, rank, cls, dynamic in (
                 ("dropout1d", 2, nn.Dropout1d, fn.DynamicDropout1d),
@@ -1432,6 +1505,7 @@ def _moves() -> tuple[Op, ...]:
             s(t(2, 3, kind="int", high=4), 4),
             names="F.one_hot",
             grid=_INDEX,
+            sized_by=("input", Sized.LARGEST),  # where the number of classes is left open
         ),
         move(
             "bucketize",
@@ -1440,7 +1514,14 @@ def _moves() -> tuple[Op, ...]:
             s(x, t(1)),
             grid=_INDEX,
         ),
-        move("nonzero", "*, as_tuple=False", fn.NonZero, s(t(2, 3, kind="int")), grid=_INDEX),
+        move(
+            "nonzero",
+            "*, as_tuple=False",
+            fn.NonZero,
+            s(t(2, 3, kind="int")),
+            grid=_INDEX,
+            sized_by=("input", Sized.NONZERO),
+        ),
     )
 
 
@@ -1656,6 +1737,7 @@ _ALIASES = {
     "indices": "indices_or_sections",
     "sections": "indices_or_sections",
     "vec1": "input",
+    "train": "training",
 }
 
 
@@ -1715,12 +1797,13 @@ def _canonical(spelling: Spelling, node: fx.Node) -> dict[str, Any]:
     return {k: v for k, v in filled.items() if k in row}
 
 
-def module_for(row: Op, values: dict[str, Any]) -> tuple[nn.Module, bool]:
+def module_for(row: Op, values: dict[str, Any], *, follows: bool = True) -> tuple[nn.Module, bool]:
     """A module for a call: (module, whether it holds the static arguments).
 
     Args:
         row: the operator.
         values: canonical arguments; parameters and buffers as tensors, run-time values as nodes.
+        follows: whether the flag among `row.mode` follows the mode of the model.
 
     Returns:
         A `torch.nn` module to be called with the row's `inputs` only, and True; or a functional
@@ -1731,7 +1814,9 @@ def module_for(row: Op, values: dict[str, Any]) -> tuple[nn.Module, bool]:
         return cls(), False
     others = {k: v for k, v in values.items() if k not in row.inputs}
     module = None
-    if _static({k: v for k, v in others.items() if not isinstance(v, Tensor)}):
+    if not follows:
+        module = row.constant(values) if row.constant else None
+    elif _static({k: v for k, v in others.items() if not isinstance(v, Tensor)}):
         module = row.build(values) if row.build else _by_name(cls, others)
     if module is not None:
         return module, True
@@ -1749,7 +1834,9 @@ def _by_name(cls: type[nn.Module], values: Mapping[str, Any]) -> nn.Module:
     return cls(**{k: v for k, v in values.items() if k in wanted and k != "inplace"})
 
 
-def call_arguments(row: Op, values: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def call_arguments(
+    row: Op, values: Mapping[str, Any], *, by_name: Collection[str] = ()
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments for a functional module from canonical values.
 
     Values equal to their defaults are left out, so that graphs read well.
@@ -1763,6 +1850,8 @@ def call_arguments(row: Op, values: Mapping[str, Any]) -> tuple[tuple[Any, ...],
             args += value
         elif p.default is not p.empty and _same(value, p.default):
             skipped = True
+        elif name in by_name:
+            kwargs[name], skipped = value, True
         elif p.kind is p.KEYWORD_ONLY or skipped:
             kwargs[name] = value
         else:

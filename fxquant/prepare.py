@@ -17,19 +17,19 @@ from torch import Tensor, fx, nn
 
 from fxquant.errors import ConfigError, TraceError
 from fxquant.graph import prove
-from fxquant.graph.evaluation import evaluating
 from fxquant.graph.looks import Specialisation
-from fxquant.graph.meta import module_path
 from fxquant.graph.passes import Fact, Pipeline, set_state, state_of
 from fxquant.graph.select import Selector, select
 from fxquant.graph.trace import Recording, check_model, record
 from fxquant.graph.training import (
-    attentions,
+    asks_for_training,
     changed,
-    mark_dropouts,
-    training_askers,
+    mark_modes,
+    may_follow,
+    scopes,
     training_only,
 )
+from fxquant.nn.modes import evaluating, restore_flags
 from fxquant.passes import PREPARE, PREPARED
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def prepare_model(
 
     Raises:
         TraceError: the model cannot be recorded, or the graph does not compute the same bits;
-            FXQ120 to FXQ123 say why, and where.
+            FXQ116 and FXQ120 to FXQ123 say why, and where.
         SelectorError: FXQ213, an entry of `modules_to_exclude` matches nothing.
         ConfigError: FXQ210 or FXQ211, a wrong dummy input or `on_specialisation`.
 
@@ -206,22 +206,22 @@ def _see_training(
 ) -> list[Specialisation]:
     """The modules that compute something else while they train.
 
-    The dropout that attention has in training only is noted in the graph.
+    Which arguments of functions follow the mode is noted in the graph.
     """
-    askers = training_askers(gm, model)
-    droppers = frozenset(module_path(node) for node in attentions(gm, model))
+    through = scopes(gm)
+    askers = frozenset(p for p in through if asks_for_training(type(model.get_submodule(p))))
     failed: list[Specialisation] = []
-    for owners in (askers, frozenset(p for p in askers if _is_bare(model, p))):
-        if not owners | droppers:
-            break
+    if not askers and not may_follow(gm):
+        return failed
+    for owners in (through, frozenset(p for p in through if _is_bare(model, p))):
         try:
-            trained = _trained(model, inputs, leaves, owners | droppers)
+            trained = _trained(model, inputs, leaves, owners)
         except TraceError as e:
             what = f"what it computes in training cannot be recorded: {e.what}"
             failed = failed or [Specialisation(None, "", "training", what, None)]
             continue
-        mark_dropouts(gm, trained, model)
-        found = changed(gm, trained, owners).items()
+        mark_modes(gm, trained)
+        found = changed(gm, trained, askers & owners).items()
         return failed + [Specialisation(at, p, "training", "training", None) for p, at in found]
     return failed
 
@@ -262,6 +262,14 @@ def _judge(proof: prove.Proof, specialisations: list[Specialisation]) -> None:
         if narrow:
             warnings.warn(_narrowness(narrow), SpecialisationWarning, stacklevel=3)
         return
+    if not proof.steady:
+        raise TraceError(
+            "FXQ116",
+            "two runs of the model itself differ: it draws random numbers from a generator of its "
+            "own, or keeps state that PyTorch does not know",
+            at=proof.at,
+            fix="draw from torch's default generator, or hand the numbers to the model as an input",
+        )
     inputs = "the dummy input" if not proof.same else "other values"
     if proof.same and proof.values:
         inputs = "another batch size"
@@ -337,10 +345,3 @@ def _lines(lines: list[str]) -> str:
 def _place(found: Specialisation) -> str:
     where = str(found.source) if found.source else "an unknown line"
     return f"{where} in {found.module_path}" if found.module_path else where
-
-
-def restore_flags(model: nn.Module, flags: dict[str, bool]) -> None:
-    """Give a copy of a model the training flags of the original, by path."""
-    for path, module in model.named_modules(remove_duplicate=False):
-        if path in flags:
-            module.training = flags[path]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
@@ -42,7 +42,7 @@ def insert_stubs(
     Raises:
         SelectorError: FXQ213 a selector matches nothing, FXQ250 a range has no path.
         ConfigError: FXQ251 neither or both of `regions` and `keep_float` are given, FXQ252 the
-            graph is not prepared, FXQ253 it has stubs already.
+            graph is not prepared, FXQ253 it has stubs already, FXQ254 nothing is left to quantize.
 
     Example:
         >>> import torch
@@ -63,9 +63,16 @@ def insert_stubs(
         fix = "take the stubs out of the model's code, or do not call insert_stubs"
         raise ConfigError("FXQ253", "the model has stubs already", fix=fix)
     result = copy.deepcopy(prepared)
-    chosen = set(chosen_nodes(result, regions if regions is not None else keep_float or ()))
+    given = regions if regions is not None else keep_float
+    several = hasattr(given, "__iter__") and not isinstance(given, str)
+    selectors: list[Any] = list(given or ()) if several or given is None else [given]
+    chosen = set(chosen_nodes(result, selectors))
     if keep_float is not None:
         chosen = set(computing_nodes(result)) - chosen
+    if not chosen:
+        what = "no region is given" if regions is not None else "everything is kept in float"
+        fix = "name a part of the network, or do not call insert_stubs to quantize all of it"
+        raise ConfigError("FXQ254", f"nothing would be quantized: {what}", fix=fix)
     _join(result, chosen)
     InsertStubs(nodes=frozenset(n.name for n in chosen))(result)
     return result

@@ -41,8 +41,9 @@ class QuantizationSimModel(ExportMethods):
         dummy_input: example inputs: a tensor, a tuple of positional or a dict of keyword inputs.
         quant_scheme: how ranges are found; a `QuantScheme` or its name ("min_max", "tf_enhanced",
             "percentile", "mse", "entropy", "moving_average").
-        default_output_bw: bits of activations, 2 to 32; default: the target's.
-        default_param_bw: bits of weights, 2 to 32; default: the target's.
+        default_output_bw: bits of activations, 2 to 32; default: the configuration's or target's.
+        default_param_bw: bits of weights, 2 to 32; default: the configuration's or target's.
+        others: refused: what comes after the bitwidths is given by keyword.
         config: a `QuantConfig`, a mapping of its fields or the path of a JSON file.
         config_file: the same as a path; the file may be one of AIMET's.
         target: name of a shipped target, or a `Target`.
@@ -51,7 +52,7 @@ class QuantizationSimModel(ExportMethods):
     Raises:
         ModelError: the model cannot be prepared.
         ConfigError: FXQ230 the model holds quantized modules already, FXQ231 two configurations
-            are given; a configuration is wrong.
+            are given, FXQ233 and FXQ234 bitwidths are; a configuration is wrong.
 
     Example:
         >>> import torch
@@ -70,7 +71,7 @@ class QuantizationSimModel(ExportMethods):
         quant_scheme: QuantScheme | str = QuantScheme.post_training_tf_enhanced,
         default_output_bw: int | None = None,
         default_param_bw: int | None = None,
-        *,
+        *others: Any,
         config: QuantConfig | dict[str, Any] | str | Path | None = None,
         config_file: str | Path | None = None,
         target: Target | str = "onnxruntime_x86",
@@ -80,10 +81,8 @@ class QuantizationSimModel(ExportMethods):
         self.target = load_target(target)
         if config is not None and config_file is not None:
             raise ConfigError("FXQ231", "config and config_file are given", fix="leave one out")
-        self.config = _merged(
-            QuantConfig.load(config_file if config is None else config),
-            self.target.activation.bitwidth if default_output_bw is None else default_output_bw,
-            self.target.weight.bitwidth if default_param_bw is None else default_param_bw,
+        self.config = QuantConfig.load(config_file if config is None else config).with_bits(
+            (default_output_bw, default_param_bw, *others), self.target.bitwidths
         )
         self.quant_scheme = QuantScheme(quant_scheme)
         self._example = call_arguments(dummy_input)
@@ -320,11 +319,3 @@ def _refuse_quantized(model: nn.Module) -> None:
                 f"the model holds a quantized module already: {name or 'the model itself'}",
                 fix="pass the float model, not sim.model",
             )
-
-
-def _merged(config: QuantConfig, output_bw: int, param_bw: int) -> QuantConfig:
-    """The arguments of the constructor, under what the configuration says."""
-    return config.replace(
-        activation_bitwidth=config.activation_bitwidth or output_bw,
-        weight_bitwidth=config.weight_bitwidth or param_bw,
-    )

@@ -13,6 +13,7 @@ from fxquant.passes.fold_parametrizations import FoldParametrizations
 from fxquant.passes.functionals_to_modules import FunctionalsToModules
 from fxquant.passes.keep_training_modules import KeepTrainingModules
 from fxquant.passes.move_scales import MoveScales
+from fxquant.passes.pad_packed_sequences import PadPackedSequences
 from fxquant.passes.remove_writes import RemoveWrites
 from fxquant.passes.stable_sorts import StableSorts
 from fxquant.passes.unique_modules import UniqueModules
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 PREPARE = (
     KeepTrainingModules(),
     UniqueModules(),
+    PadPackedSequences(),
     RemoveWrites(),
     EncloseComplex(),
     FunctionalsToModules(),

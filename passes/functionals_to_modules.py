@@ -12,7 +12,7 @@ from fxquant import ops
 from fxquant.graph.aliases import written
 from fxquant.graph.passes import Fact, Pass
 from fxquant.graph.rewriter import computes_floats
-from fxquant.graph.training import TRAINING_DROPOUT
+from fxquant.graph.training import IN_TRAINING
 from fxquant.nn.functional import Functional, ScaledDotProductAttention
 from fxquant.nn.opaque import Opaque
 
@@ -78,21 +78,25 @@ def _convert(rw: Rewriter, node: fx.Node, row: ops.Op) -> None:
     try:
         values = rw.arguments(node)
         held = {k: _resolved(rw, k, v, row) for k, v in values.items()}
-        module, holds = ops.module_for(row, held)
+        modes = node.meta.get(IN_TRAINING)
+        follows = not row.mode or modes is None or row.mode[0] in modes
+        module, holds = ops.module_for(row, held, follows=follows)
     except (TypeError, KeyError) as e:
         _enclose(rw, node, f"its arguments do not fit the row {row.name!r}: {e}")
         return
+    modes = modes or {}
     if isinstance(module, ScaledDotProductAttention):
-        module.dropout = node.meta.get(TRAINING_DROPOUT, 0.0)
+        module.dropout = modes.get("dropout_p", 0.0)
     elif isinstance(module, Functional):
         module.onto_view = node.meta.get("onto_view", False)
-    elif isinstance(module, nn.Dropout):
-        module.p = node.meta.get(TRAINING_DROPOUT, module.p)
+        module.in_training = modes
+    elif isinstance(module, nn.modules.dropout._DropoutNd):
+        module.p = modes.get("p", module.p)
     if holds:
         args: tuple[Any, ...] = tuple(values[name] for name in row.inputs)
         kwargs: dict[str, Any] = {}
     else:
-        args, kwargs = ops.call_arguments(row, values)
+        args, kwargs = ops.call_arguments(row, values, by_name=modes)
     rw.become_module(node, module, *args, kwargs=kwargs, name=row.name)
 
 

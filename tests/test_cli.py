@@ -485,3 +485,42 @@ def test_quiet_keeps_warnings_only(capsys: pytest.CaptureFixture[str]) -> None:
     progress.step("building")
     progress.warn("the graph is specialised", UserWarning)
     assert capsys.readouterr().err == "warning: the graph is specialised\n"
+
+
+# --- settings that are given twice, or to what cannot use them -----------------------------------
+
+
+def weight_types(folder: Path) -> set[int]:
+    graph = onnx.load(folder / "out" / "net.onnx").graph
+    return {i.data_type for i in graph.initializer if len(i.dims) > 1}
+
+
+def test_bits_of_the_command_line_and_of_the_file(folder: Path) -> None:
+    (folder / "c.json").write_text(json.dumps({"weight_bitwidth": 4}))
+    result = quantize("--param-bw", "8", "--config", "c.json")
+    assert result.exit_code == 2
+    assert "FXQ234: default_param_bw=8, but weight_bitwidth of the configuration is 4" in (
+        result.stderr
+    )
+    assert quantize("--config", "c.json", "--no-proof").exit_code == 0
+    assert weight_types(folder) == {onnx.TensorProto.INT4}
+    assert quantize("--param-bw", "4", "--config", "c.json", "--no-proof").exit_code == 0
+    assert quantize("--no-proof").exit_code == 0
+    assert weight_types(folder) == {onnx.TensorProto.INT8}
+    (folder / "c.json").write_text(json.dumps({"activation_bitwidth": 8}))
+    assert quantize("--activation-bw", "16", "--config", "c.json").exit_code == 2
+
+
+@pytest.mark.parametrize("source", [["--input-shape", "1,3,8,8"], ["--data", "net.py:batches"]])
+def test_batches_are_cut_from_arrays_only(source: list[str], folder: Path) -> None:
+    result = call("validate", "net.py:net", *source, "--batch-size", "4")
+    assert result.exit_code == 2
+    assert "FXQ732" in result.stderr
+
+
+def test_labels_beside_inputs_are_passed_over(folder: Path) -> None:
+    images = np.load(folder / "images.npy")
+    np.savez(folder / "set.npz", x=images, label=np.arange(len(images)))
+    assert quantize("--no-proof", data="set.npz").exit_code == 0
+    np.savez(folder / "set.npz", x=images, size=np.arange(len(images)))
+    assert "FXQ727" in quantize("--no-proof", data="set.npz").stderr

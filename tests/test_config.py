@@ -127,8 +127,13 @@ def test_a_rule_for_an_operator_does_not_clip_what_shares_its_grid() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.cat([torch.tanh(x), torch.sigmoid(x) * 4], 1)
 
-    config = {"operators": {"tanh": {"output": {"quantized": True, "max": 1.0}}}}
+    rules = {"operators": {"tanh": {"output": {"quantized": True, "max": 1.0}}}}
     x = torch.randn(2, 3, 8, 8)
+    with pytest.raises(ConfigError, match=r"FXQ232: operators.tanh.output.max changes nothing"):
+        QuantizationSimModel(Joined(), x, "min_max", config=rules)
+    # a file of another tool is meant for many networks
+    limited = {"is_output_quantized": "True", "encoding_constraints": {"max": 1.0}}
+    config = QuantConfig.load(aimet(op_type={"Tanh": limited}))
     sim = QuantizationSimModel(Joined(), x, "min_max", config=config)
     sim.compute_encodings([x])
     assert quantized(sim, "cat").output_quantizers[0].max.item() > 1.0

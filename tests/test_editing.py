@@ -215,3 +215,13 @@ def test_folded_parameters_change_nothing(
     assert torch.equal(sim.model(x), before)
     assert not torch.equal(sim.model.get_parameter("fc.weight"), weight)
     assert sim.export(tmp_path, "folded")
+
+
+def test_each_of_several_selectors_must_change_something() -> None:
+    x = torch.randn(2, 3)
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU()).eval()
+    sim = QuantizationSimModel(net, x)
+    with pytest.raises(SelectorError, match="FXQ245: no weight of 1 "):
+        sim.set_blockwise_quantization_for_weights(["2", "1"], 8, True, 2)
+    with pytest.raises(SelectorError, match="FXQ244: no activation of 0 "):
+        sim.set_activation_quantizers_to_float(["1", "0"], dtype=torch.float16)

@@ -137,9 +137,9 @@ rows("FXQ210", "prepare_model", lambda v, _: prepare_model(net(), v), NOT_INPUTS
 rows("FXQ1", "a simulation", lambda v, _: QuantizationSimModel(net(), v), INPUTS)
 rows("FXQ210", "a simulation", lambda v, _: QuantizationSimModel(net(), v), NOT_INPUTS)
 rows("FXQ210", "validate_model", lambda v, _: validate_model(net(), v), NOT_INPUTS)
-rows("FXQ232", "export", lambda v, d: calibrated().export(d, "n", v), INPUTS)
+rows("FXQ247", "export", lambda v, d: calibrated().export(d, "n", v), INPUTS)
 rows("FXQ210", "export", lambda v, d: calibrated().export(d, "n", v), NOT_INPUTS)
-rows("FXQ232", "integer_model", lambda v, _: calibrated().integer_model(v), INPUTS)
+rows("FXQ247", "integer_model", lambda v, _: calibrated().integer_model(v), INPUTS)
 rows("FXQ210", "integer_model", lambda v, _: calibrated().integer_model(v), NOT_INPUTS)
 MODELS = {
     "None": None, "number": 5, "text": "resnet18", "a class": nn.Conv2d, "a list": [net()],

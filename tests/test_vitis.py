@@ -603,3 +603,89 @@ def test_every_strategy_is_remembered_and_agrees_with_onnxruntime(
     later = torch_quantizer("test", net(), (_X,), output_dir=tmp_path)
     assert torch.equal(later.quant_model(_X), q.quant_model(_X))
     assert later.export_onnx_model().max_steps <= 1
+
+
+# --- what would change nothing -------------------------------------------------------------------
+
+CPU = {"target_device": "CPU"}
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        {"overall_quantize_config": {"percentage": 99.0}},
+        {"overall_quantize_config": {"percentage": 99.0, "method": "mse"}},
+        {"tensor_quantize_config": {"weights": {"datatype": "bfloat16", "bit_width": 8}}},
+        {"tensor_quantize_config": {"bias": {"per_channel": True}}},
+        {"overall_quantize_config": {"method": "percentile", "percentage": True}},
+        {"overall_quantize_config": {"bit_width": "8"}},
+        {"overall_quantize_config": {"symmetry": 1}},
+        {"include_cle": "no"},
+        {"onnx_opset_version": 17.0},
+    ],
+    ids=str,
+)
+def test_properties_that_do_not_go_together(strategy: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="FXQ271"):
+        load_strategy(CPU | strategy)
+
+
+@pytest.mark.parametrize(
+    ("rule", "says"),
+    [
+        (
+            {"layer_type": "relu", "tensor_quantize_config": {"weights": {"bit_width": 4}}},
+            "weights",
+        ),
+        ({"layer_name": "body", "tensor_quantize_config": {"input": {"bit_width": 4}}}, "input"),
+        ({"layer_name": "fc", "tensor_quantize_config": {"activation": {"bit_width": 4}}}, "activ"),
+        ({"layer_name": "flatten", "overall_quantize_config": {"bit_width": 4}}, "overall"),
+    ],
+    ids=str,
+)
+def test_rules_of_layers_for_tensors_without_a_grid(
+    rule: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    strategy = CPU | {"layer_quantize_config": [rule]}
+    with pytest.raises(ConfigError, match=rf"FXQ285: layer_quantize_config.0.*{says}"):
+        torch_quantizer("calib", net(), (_X,), output_dir=tmp_path, quant_config_file=strategy)
+
+
+def test_a_device_with_any_step_is_no_target_of_powers_of_two(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="FXQ275"):
+        torch_quantizer(
+            "calib", net(), (_X,), output_dir=tmp_path, quant_config_file=CPU, target="generic_pof2"
+        )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda e: [e[0], float("nan"), *e[2:]],
+        lambda e: [e[0], float("inf"), *e[2:]],
+        lambda e: [e[0], -e[1], *e[2:]],
+        lambda e: [e[0], True, *e[2:]],
+        lambda e: [e[0], e[1], 0.5, e[3]],
+        lambda e: [e[0], e[1], float("nan"), e[3]],
+        lambda e: [e[0], "0.1", *e[2:]],
+        lambda e: [e[0], 6.5],
+        lambda e: [e[0], 2000],
+    ],
+)
+def test_entries_that_mean_nothing(change: Any, tmp_path: Path) -> None:
+    calibrated(tmp_path)
+    info = info_of(tmp_path)
+    info["output"]["add"][0] = change(info["output"]["add"][0])
+    (tmp_path / "quant_info.json").write_text(json.dumps(info))
+    with pytest.raises(CheckpointError, match="FXQ624: add"):
+        torch_quantizer("test", net(), (_X,), output_dir=tmp_path)
+
+
+@pytest.mark.parametrize("ends", [[1.0, -1.0], [float("nan"), 1.0], [False, True], [0.0]])
+def test_ranges_that_are_none(ends: list[float], tmp_path: Path) -> None:
+    calibrated(tmp_path)
+    info = info_of(tmp_path)
+    info["fxquant"]["ranges"]["output:add:0"] = ends
+    (tmp_path / "quant_info.json").write_text(json.dumps(info))
+    with pytest.raises(CheckpointError, match="FXQ624: add"):
+        torch_quantizer("test", net(), (_X,), output_dir=tmp_path)

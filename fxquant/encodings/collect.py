@@ -10,6 +10,7 @@ import numpy as np
 
 from fxquant.encodings.entry import FLOATS, Entry
 from fxquant.encodings.file import EncodingsFile
+from fxquant.encodings.slots import names_at_readers
 from fxquant.nn import QuantizationMixin
 from fxquant.quantization import AffineEncoding, FloatEncoding
 from fxquant.quantization.affine import BiasQuantizeDequantize
@@ -67,8 +68,10 @@ def places(model: nn.Module) -> Iterator[Place]:
 def module_encodings(model: nn.Module, *, scheme: str = "") -> EncodingsFile:
     """What version 0.6.1 keyed by module says of a model; quantizers without a range are left out.
 
-    Biases whose grid follows from those of input and weight are left out as well.
+    Biases whose grid follows from those of input and weight are left out as well. What a stub of
+    the placement quantizes is told at the modules that read it, where other tools look for it.
     """
+    readers = names_at_readers(model)
     activations: list[Entry] = []
     params: list[Entry] = []
     for place in places(model):
@@ -76,7 +79,8 @@ def module_encodings(model: nn.Module, *, scheme: str = "") -> EncodingsFile:
             continue
         if place.quantizer.is_initialized():
             entry = entry_of(place.name, place.quantizer, place.shape)
-            (params if place.is_param else activations).append(entry)
+            names = readers.get(place.name, (place.name,))
+            (params if place.is_param else activations).extend(map(entry.renamed, names))
     return EncodingsFile(
         "0.6.1", tuple(activations), tuple(params), by_module=True,
         arguments=quantizer_arguments(activations, params, scheme),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
 from fxquant.encodings.entry import FLOATS, Array, Entry, malformed
 
 _BITS = range(2, 33)
+_LARGEST = 2**32
 
 
 class Fields:
@@ -42,10 +43,16 @@ class Fields:
         value = self.given.get(key)
         if value is None:
             return None
-        whole = value.is_integer() if isinstance(value, float) else type(value) is int
-        if not whole or abs(value) >= 2**63:
+        if not _is_number(value) or not abs(value) < 2**63 or value != int(value):
             raise malformed(self.name, f"{key} is {value!r}, not a whole number")
         return int(value)
+
+    def number(self, key: str) -> float:
+        """A finite number."""
+        value = self.given.get(key)
+        if not _is_number(value) or not math.isfinite(value):
+            raise malformed(self.name, f"{key} is {value!r}, not a finite number")
+        return float(value)
 
     def bits(self, key: str) -> int:
         """A bitwidth."""
@@ -65,7 +72,8 @@ class Fields:
 
     def scales(self, key: str) -> Array:
         """Positive finite numbers as float32, in their nesting."""
-        found = self._numbers(key).astype(np.float32)
+        with np.errstate(over="ignore"):  # what is too large is refused as infinite
+            found = self._numbers(key).astype(np.float32)
         if not found.size or not np.isfinite(found).all() or (found <= 0).any():
             raise malformed(self.name, f"{key} holds numbers that are not positive and finite")
         return found
@@ -75,21 +83,42 @@ class Fields:
         found = self._numbers(key)
         if not np.isfinite(found).all() or (found != np.round(found)).any():
             raise malformed(self.name, f"{key} holds numbers that are not whole")
+        if (np.abs(found) > _LARGEST).any():
+            raise malformed(self.name, f"{key} holds numbers beyond 32 bits")
         return found.astype(np.int64)
 
     def limits(self) -> tuple[int, int] | None:
         """Smallest and largest integer, where the file names them."""
         low, high = self.integer("qmin"), self.integer("qmax")
-        return None if low is None or high is None else (low, high)
+        if low is None or high is None:
+            return None
+        if low >= high or max(-low, high) > _LARGEST:
+            raise malformed(self.name, f"there are no integers from qmin {low} to qmax {high}")
+        return (low, high)
 
     def _numbers(self, key: str) -> Array:
         try:
-            found = np.array(self.given[key], dtype=np.float64)
+            given = self.given[key]
+            if not _are_numbers(given):
+                raise malformed(self.name, f"{key} is no (nested) list of numbers")
+            found = np.array(given, dtype=np.float64)
         except KeyError:
             raise malformed(self.name, f"{key} is missing") from None
         except (TypeError, ValueError, OverflowError) as error:
             raise malformed(self.name, f"{key} is no (nested) list of numbers") from error
         return found
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    """Whether it is a number; True and False are none."""
+    # integers of any length are JSON; those that no float holds say nothing about a grid
+    return isinstance(value, float) or (type(value) is int and abs(value) < 2**63)
+
+
+def _are_numbers(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_are_numbers, value))
+    return _is_number(value)
 
 
 def each_named(section: Any, where: str) -> Iterator[Fields]:
@@ -137,8 +166,3 @@ def numbers(x: Array | None) -> list[Any]:
 def nested(x: Array) -> Any:
     """Plain numbers in the array's nesting."""
     return x.tolist()
-
-
-def close_width(low: float, high: float) -> bool:
-    """Whether two ends span a range."""
-    return math.isfinite(low) and math.isfinite(high) and low <= high

@@ -48,11 +48,13 @@ class EncodingsFile:
 def read(source: str | Path | Mapping[str, Any]) -> EncodingsFile:
     """Read a file, or what was parsed from one; everything in it is checked.
 
+    Old files have no version; the form of their sections tells it.
+
     Raises:
         CheckpointError: FXQ630 it cannot be read, FXQ631 unknown version, FXQ632 malformed entry.
     """
     content = source if isinstance(source, Mapping) else _parsed(as_path(source, "the encodings"))
-    version = content.get("version")
+    version = content.get("version", _guessed(content))
     if version not in FORMATS:
         what = f"encodings of version {version!r} are not known"
         raise CheckpointError("FXQ631", what, fix=f"use one of {', '.join(FORMATS)}")
@@ -73,6 +75,16 @@ def read(source: str | Path | Mapping[str, Any]) -> EncodingsFile:
         tuple(str(x) for x in excluded) if isinstance(excluded, list | tuple) else (),
         arguments if isinstance(arguments, Mapping) else {},
     )  # fmt: skip
+
+
+def _guessed(content: Mapping[str, Any]) -> str | None:
+    """The version of a file that does not name it, or None."""
+    sections = [content[s] for s in _SECTIONS if s in content]
+    if sections and all(isinstance(s, dict) for s in sections):
+        return v0.VERSIONS[0]
+    if sections and all(isinstance(s, list) for s in sections):
+        return v1.VERSIONS[0]
+    return v2.VERSIONS[-1] if not sections and isinstance(content.get("encodings"), list) else None
 
 
 def write(file: EncodingsFile) -> dict[str, Any]:

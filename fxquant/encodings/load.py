@@ -13,6 +13,7 @@ from fxquant.encodings.collect import Place, places
 from fxquant.encodings.entry import Entry
 from fxquant.encodings.file import EncodingsFile
 from fxquant.encodings.restore import restored, same_encoding
+from fxquant.encodings.slots import aliases
 from fxquant.encodings.v2 import VERSIONS as WITHOUT_FLOATS
 from fxquant.errors import QuantizationError, SelectorError, nearest
 from fxquant.quantization.affine import BiasQuantizeDequantize
@@ -82,7 +83,8 @@ def load(
         QuantizationError: FXQ635 a quantizer cannot have the grid, FXQ636 two entries for one.
     """
     found = list(places(model))
-    matched, ignored = _match(found, file, names, strict=strict)
+    elsewhere = aliases(model) if file.by_module else {}
+    matched, ignored = _match(found, file, names, elsewhere, strict=strict)
     steps, taken = _plan(matched)
     kept = {id(p.quantizer) for p in found if _needs_no_entry(p.quantizer, file)}
     missing = [p for p in found if p.quantizer is not None and id(p.quantizer) not in kept | taken]
@@ -101,6 +103,7 @@ def _match(
     found: list[Place],
     file: EncodingsFile,
     names: Callable[[], TensorNames] | None,
+    elsewhere: Mapping[str, QuantizerBase],
     *,
     strict: bool,
 ) -> tuple[list[tuple[Place, Entry]], list[str]]:
@@ -111,6 +114,8 @@ def _match(
     if any(e.name not in by_name for e in file.entries) and not file.by_module and names:
         for tensor, targets in names().items():
             by_name.setdefault(tensor, [p for t in targets for p in by_name[t]])
+    for name, quantizer in elsewhere.items():
+        by_name[name] = [p for p in found if p.quantizer is quantizer]
     matched, ignored = [], []
     for entry in file.entries:
         here = by_name.get(entry.name, [])

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fxquant.encodings.entry import Entry, malformed
-from fxquant.encodings.fields import Fields, close_width, extras, float_type, numbers
+from fxquant.encodings.fields import Fields, extras, float_type, numbers
 
 VERSIONS = ("0.6.1",)
 SIDES = ("input", "output")
@@ -113,15 +113,29 @@ def _scale_and_steps(fields: Fields, bits: int) -> tuple[float, int]:
         scale, offset = fields.scales("scale"), fields.integers("offset")
         if scale.ndim or offset.ndim:
             raise malformed(fields.name, "scale and offset of a range are single numbers")
+        _check_ends(fields, bits, float(scale), int(offset))
         return float(scale), -int(offset)
-    try:
-        low, high = float(fields.given["min"]), float(fields.given["max"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise malformed(fields.name, "it has neither scale and offset nor min and max") from error
-    if not close_width(low, high) or low == high:
+    if "min" not in fields or "max" not in fields:
+        raise malformed(fields.name, "it has neither scale and offset nor min and max")
+    low, high = fields.number("min"), fields.number("max")
+    if not low < high:
         raise malformed(fields.name, f"there is no range from {low} to {high}")
-    scale = (high - low) / (2**bits - 1)
-    return scale, round(-low / scale)
+    width = (high - low) / (2**bits - 1)
+    return width, round(-low / width)
+
+
+def _check_ends(fields: Fields, bits: int, scale: float, offset: int) -> None:
+    """Both ways to tell a range tell the same, to a step: tools round the ends, or leave one out.
+
+    Raises:
+        CheckpointError: FXQ632, min or max is another number than scale and offset say.
+    """
+    limits = fields.limits()
+    count = 2**bits - 1 if limits is None else limits[1] - limits[0]
+    for key, steps in (("min", offset), ("max", offset + count)):
+        if key in fields and not abs(fields.number(key) - steps * scale) <= 1.01 * scale:
+            what = f"{key} is {fields.number(key)}, by scale and offset it is {steps * scale:g}"
+            raise malformed(fields.name, what)
 
 
 def _array(values: list[float]) -> Any:

@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from fxquant import ops
 from fxquant.errors import SelectorError
-from fxquant.graph.select import hint, select_named, several
+from fxquant.graph.select import hint, select_named
 
 if TYPE_CHECKING:
     NodeSelector: TypeAlias = (
@@ -36,7 +36,7 @@ def chosen_nodes(gm: fx.GraphModule, selectors: Iterable[NodeSelector]) -> froze
         SelectorError: FXQ213 a selector matches nothing, the nearest names are given; FXQ250 no
             path leads from one end of a range to the other.
     """
-    given: list[Any] = several(selectors)
+    given: list[Any] = list(selectors)
     at = {str(n.target): n for n in computing_nodes(gm)} if given else {}
     named = {path: gm.get_submodule(path) for path in at}
     found: set[fx.Node] = set()

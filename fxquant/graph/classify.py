@@ -106,7 +106,9 @@ class _Classifier:
         user = next(iter(node.users), None)
         after = self.rows.get(user) if user is not None and len(node.users) == 1 else None
         listed = row.name in self.target.operators
-        if user is not None and after is not None and listed and after.name in absorbs:
+        if user is None or after is None or self._is_kept(user):
+            return
+        if listed and after.name in absorbs:
             self.absorbed[user] = node
             self.tails[node] = user
 
@@ -119,7 +121,8 @@ class _Classifier:
         while len(tail.users) == 1:
             user = next(iter(tail.users))
             after = self.rows.get(user)
-            if after is None or after.name not in self.target.followers(chain):
+            follows = after is not None and after.name in self.target.followers(chain)
+            if after is None or not follows or self._is_kept(user):
                 return
             chain, tail = (*chain, after.name), user
             self.absorbed[user], self.tails[node] = node, user
@@ -129,11 +132,9 @@ class _Classifier:
         """Why the operator stays in floating point, or None."""
         if self.regions is not None and not self.regions.holds(node):
             return "it lies outside of the quantized regions"
-        if node in self.kept:
-            return "it is kept in floating point by the configuration"
-        wish = self.settings.of(node, "keep_float")
-        if wish.value:
-            return f"it is kept in floating point by the configuration: {wish.key}"
+        if self._is_kept(node):
+            by = self.settings.of(node, "keep_float").key or "keep_float"
+            return f"it is kept in floating point by the configuration: {by}"
         rule = self.target.operators.get(row.name)
         if rule is None:
             return f"{row.name} is computed in floating point on {self.target.name}"
@@ -145,6 +146,11 @@ class _Classifier:
             self.classes.breaches[node] = breach
             return str(breach)
         return self._elementwise_refusal(node) if rule.elementwise else None
+
+    def _is_kept(self, node: fx.Node) -> bool:
+        """Whether the configuration keeps it in floating point; a rule decides before the list."""
+        wish = self.settings.of(node, "keep_float")
+        return node in self.kept if wish.value is None else bool(wish.value)
 
     def _elementwise_refusal(self, node: fx.Node) -> str | None:
         found = list(operands(node, self.gm))

@@ -15,16 +15,64 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from fxquant.errors import TraceError
+from fxquant.graph.codegen import PathCodeGen
+from fxquant.graph.copying import deep_copy, prepare_memo
+
+_HOLDERS = ("_parameters", "_buffers", "_modules")
 _CONTAINERS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
 
+class _Yielding:
+    """What every graph module has, unless the model has a part of that name."""
+
+    name = ""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, module: fx.GraphModule | None, owner: type | None = None) -> Any:
+        for held in (vars(module)[n] for n in _HOLDERS if module is not None):
+            if self.name in held:
+                return held[self.name]
+        if module is not None and "_graph" not in vars(module):
+            raise AttributeError(self.name)  # torch.fx is about to register such a part
+        inherited = getattr(fx.GraphModule, self.name)
+        return inherited if module is None else inherited.__get__(module, owner)
+
+
 class RecordedModule(fx.GraphModule):
-    """A graph over the modules, parameters and buffers of a model."""
+    """A graph over the modules, parameters and buffers of a model.
+
+    A model whose class overrides `train()`, to keep parts frozen, goes on being asked.
+    """
+
+    code = _Yielding()
+    print_readable = _Yielding()
+    to_folder = _Yielding()
+    add_submodule = _Yielding()
+    delete_submodule = _Yielding()
+    delete_all_unused_submodules = _Yielding()
+
+    # in a tuple, so that it does not count as a part
+    _model: tuple[nn.Module, ...] = ()
 
     def __init__(self, root: Any, graph: fx.Graph, class_name: str = "RecordedModule") -> None:
+        graph.set_codegen(PathCodeGen())
         super().__init__(root, graph, class_name)
         if isinstance(root, nn.Module):
             adopt(self, root)
+        if _has_own_train(root):
+            self._model = (root,)
+
+    def train(self, mode: bool = True) -> RecordedModule:
+        """Set the training flags as the model does."""
+        if not self._model:
+            super().train(mode)
+            return self
+        self._model[0].train(mode)
+        self.training = self._model[0].training
+        return self
 
     def _apply(self, fn: Any, recurse: bool = True) -> RecordedModule:
         """Move or cast; tensors that the graph creates follow the model to its new device."""
@@ -36,8 +84,7 @@ class RecordedModule(fx.GraphModule):
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RecordedModule:
-        for tensor in computed_tensors(self):
-            memo.setdefault(id(tensor), tensor.detach().clone())
+        finish = prepare_memo(vars(self).values(), memo)
         copied = super().__deepcopy__(memo)
         if not isinstance(copied, RecordedModule):
             msg = "torch.fx copied a recorded module as something else"
@@ -45,8 +92,14 @@ class RecordedModule(fx.GraphModule):
         for name in _CONTAINERS:
             # the memo holds the copies that torch.fx has just made
             copied.__dict__[name] = copy.deepcopy(self.__dict__[name], memo)
+        copied._model = copy.deepcopy(self._model, memo)
         copied.training = self.training
+        finish()
         return copied
+
+
+#: parts of a model may have these names of `fx.GraphModule`
+YIELDING = frozenset(n for n, v in vars(RecordedModule).items() if isinstance(v, _Yielding))
 
 
 def _device(module: nn.Module) -> torch.device | None:
@@ -64,6 +117,11 @@ def _move_literals(module: fx.GraphModule, before: torch.device, after: Any) -> 
     module.recompile()
 
 
+def _has_own_train(root: Any) -> bool:
+    method = getattr(root, "train", None)
+    return isinstance(root, nn.Module) and getattr(method, "__func__", None) is not nn.Module.train
+
+
 def adopt(module: nn.Module, root: nn.Module) -> None:
     """Make a module use the very dictionaries of another one."""
     for name in _CONTAINERS:
@@ -71,24 +129,28 @@ def adopt(module: nn.Module, root: nn.Module) -> None:
     module.training = root.training
 
 
-def computed_tensors(root: nn.Module) -> Iterator[Tensor]:
-    """Tensors with a history in plain attributes, such as the ``weight`` of old weight norms.
-
-    ``copy.deepcopy`` refuses them.
-    """
-    for module in root.modules():
-        for value in vars(module).values():
-            parts = value if isinstance(value, list | tuple) else [value]
-            for part in parts:
-                if isinstance(part, Tensor) and part.grad_fn is not None:
-                    yield part
-
-
 def fresh_copy(model: nn.Module) -> nn.Module:
-    """A deep copy to run: the user's model stays untouched, tying and hooks survive."""
-    memo: dict[int, Any] = {id(t): t.detach().clone() for t in computed_tensors(model)}
-    copied = copy.deepcopy(model, memo)
+    """A deep copy to run: the user's model stays untouched, tying and hooks survive.
+
+    Raises:
+        TraceError: FXQ115, a module of the author's cannot be copied.
+    """
+    try:
+        copied: nn.Module = deep_copy(model)
+    except Exception as error:  # a class of the author's may raise anything when it is copied
+        raise TraceError(
+            "FXQ115",
+            f"the model cannot be copied: {type(error).__name__}: {error}",
+            at=type(model).__name__,
+            fix="copy.deepcopy(model) must work; a recording runs on a copy",
+        ) from error
     _empty_caches(copied)
+    return copied
+
+
+def shadow(model: nn.Module) -> nn.Module:
+    """A copy that shares the parameters and buffers: running it leaves all else as it was."""
+    copied: nn.Module = deep_copy(model, share=[*model.parameters(), *model.buffers()])
     return copied
 
 
@@ -131,10 +193,28 @@ def restore(copied: nn.Module, model: nn.Module, before: list[tuple[str, Tensor]
         # not by version: batch norms and writes through .data do not raise it
         if not torch.equal(tensor, original[name]):
             _rewind(tensor, original[name])
+    seen: set[int] = set()
     for module in copied.modules():
         for name, value in list(vars(module).items()):
-            if isinstance(value, Tensor) and value.grad_fn is not None:
-                vars(module)[name] = value.detach()
+            if name not in _CONTAINERS:
+                vars(module)[name] = _without_history(value, seen)
+
+
+def _without_history(value: Any, seen: set[int]) -> Any:
+    """What the run left in an attribute, without the graph that its gradients would flow through.
+
+    Lists and dicts stay the same objects: hooks and other modules may hold them too.
+    """
+    if isinstance(value, Tensor):
+        return value.detach() if value.grad_fn is not None else value
+    if type(value) is tuple:
+        return tuple(_without_history(part, seen) for part in value)
+    if type(value) in (list, dict) and id(value) not in seen:
+        seen.add(id(value))
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, part in list(items):
+            value[key] = _without_history(part, seen)
+    return value
 
 
 @contextmanager

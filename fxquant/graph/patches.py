@@ -1,6 +1,6 @@
 """What torch's function mode does not show is caught by replacing entry points for a while.
 
-``nn.Module.__call__`` (leaf modules and scopes), ``autograd.Function.apply`` and scripted
+``nn.Module.__call__`` (leaf modules and scopes), autograd functions (see ``applied``) and scripted
 functions (one call each, or gradient and code would be lost), ``torch.vmap`` (tensors inside
 it cannot be known) and, because ``len`` and ``range`` insist on bare integers, these two. Other
 threads keep their behaviour; a lock lets one recording run at a time.
@@ -24,12 +24,13 @@ import torch
 import torch._higher_order_ops.utils
 from torch import Tensor, nn
 from torch._functorch import apis as transforms
-from torch.autograd.function import _SingleLevelFunction
+from torch.autograd.function import FunctionMeta
 from torch.utils.checkpoint import CheckpointFunction
 
 from fxquant.errors import TraceError
+from fxquant.graph.applied import Applied
 from fxquant.graph.call_data import plain_all
-from fxquant.graph.calls import autograd_call, named, script_call
+from fxquant.graph.calls import named, script_call
 from fxquant.graph.control import plain_call
 from fxquant.graph.hooks import hooked
 from fxquant.graph.leaves import is_leaf_class
@@ -115,9 +116,11 @@ class _Watch:
     def replacements(self) -> list[tuple[Any, str, Any]]:
         """Owner, attribute and what it is for the time of the run."""
         script = torch.jit.ScriptFunction
+        applied = Applied(self.recorder, self.thread)
         return [
             (nn.Module, "__call__", self._module_call(nn.Module.__call__)),
-            (_SingleLevelFunction, "apply", classmethod(self._apply(_inherited_apply()))),
+            (FunctionMeta, "__getattribute__", lambda kind, name: applied.look_up(kind, name)),
+            (CheckpointFunction, "apply", classmethod(self._checkpoint(CheckpointFunction.apply))),
             (script, "__call__", self._scripted(vars(script)["__call__"])),
             (transforms, "vmap_impl", self._vmap(vars(transforms)["vmap_impl"])),
             (torch._higher_order_ops.utils, "_hop_compile_and_call", plain_call),
@@ -148,15 +151,12 @@ class _Watch:
 
         return call
 
-    def _apply(self, before: Any) -> Callable[..., Any]:
-        def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-            run = before.__get__(None, cls)
+    def _checkpoint(self, before: Callable[..., Any]) -> Callable[..., Any]:
+        def apply(cls: Any, function: Callable[..., Any], keep_rng: Any, *args: Any) -> Any:
             if self.off:
-                return run(*args, **kwargs)
-            if cls is CheckpointFunction:
-                # re-entrant checkpointing hides the forward in a function: record what it runs
-                return args[0](*args[2:])
-            return self._as_one(autograd_call(cls), run, args, kwargs)
+                return before(function, keep_rng, *args)
+            # re-entrant checkpointing hides the forward in a function: record what it runs
+            return function(*args)
 
         return apply
 
@@ -224,10 +224,6 @@ def _is_leaf(recorder: Recorder, path: str, module: nn.Module) -> bool:
     wanted = known or (recorder.leaves is not None and recorder.leaves(path, module))
     # functional_call swaps parameters: then the node would compute with the wrong ones
     return wanted and recorder.state.holds(module)
-
-
-def _inherited_apply() -> Any:
-    return vars(_SingleLevelFunction).get("apply") or vars(torch._C._FunctionBase)["apply"]
 
 
 def _captured(function: Any) -> Iterator[Tensor]:

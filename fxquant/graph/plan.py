@@ -24,6 +24,7 @@ from torch import fx
 from fxquant import ops
 from fxquant.errors import ConfigError
 from fxquant.graph.classify import classify
+from fxquant.graph.effects import check_effects
 from fxquant.graph.grids import Slot, is_float_spec, operands, origin, slot_spec
 from fxquant.graph.planned import GridPlan, Plan, WeightPlan
 from fxquant.graph.regions import find_regions
@@ -50,8 +51,8 @@ def make_plan(gm: fx.GraphModule, config: QuantConfig, target: Target) -> Plan:
     Raises:
         RegionError: the stubs of the graph do not mark whole regions.
         SelectorError: FXQ213, the configuration names layers that are not there.
-        ConfigError: FXQ222 to FXQ226 its rules are impossible or disagree, FXQ262 the target cannot
-            compute what it asks for.
+        ConfigError: FXQ222 to FXQ226 its rules are impossible or disagree, FXQ232 a rule changes
+            nothing, FXQ262 the target cannot compute what it asks for.
     """
     target.check(config)
     check_supergroups(config)
@@ -85,6 +86,13 @@ class _Planner:
             breaches=classes.breaches,
             why=classes.why,
         )
+        chains: dict[fx.Node, list[fx.Node]] = {}
+        for node in gm.graph.nodes:
+            head = self.absorbed.get(node, node)
+            if head in self.tails and head in self.rules:
+                chains.setdefault(self.tails[head], []).append(node)
+        for node, reasons in self.settings.join(chains).items():
+            self.plan.why.setdefault(node, []).extend(reasons)
         self.needs: dict[Slot, _Need] = {}
         self.parent: dict[Slot, Slot] = {}
 
@@ -95,6 +103,7 @@ class _Planner:
         self._ask_rules()
         self._group()
         self._weights()
+        check_effects(self.gm, self.settings, self.plan)
         return self.plan
 
     def _note(self, node: fx.Node, text: str) -> None:
@@ -187,8 +196,7 @@ class _Planner:
                 continue
             tail = self.tails.get(node, node) if node in self.rules else node
             if tail is not node and not self.settings.is_layer(wish):
-                self._note(node, f"its output is float despite {wish.key}: see {tail.name}")
-                continue
+                continue  # of another tool's file: see `Settings.join`
             self.needs.setdefault((node, 0), _Need()).others += 1
             self._note(node, f"its output has a grid: {wish.key} asks for it")
 
@@ -284,7 +292,7 @@ class _Planner:
     def _weights(self) -> None:
         for node in self.gm.graph.nodes:
             row, rule = self.rows[node], self.rules.get(node)
-            if row is None or rule is None or row.weight_axis is None:
+            if row is None or rule is None or not (rule.weight_grid or row.weight_axis is not None):
                 continue
             weight = ops.arguments(node, self.gm).get("weight")
             if not isinstance(weight, torch.Tensor) or row.name in _WITHOUT_WEIGHT_GRID:

@@ -177,8 +177,8 @@ class Recorder(TorchFunctionMode):
         mutated = inputs.mutated()
         if not (mutated or has_tensor(written.result)):
             return
-        if not mutated and any(written.result is t for t in inputs.tensors):
-            written.result = _apart(written.result)
+        if not mutated:
+            written.result = _apart(written.result, inputs.tensors)
         if self.frozen and op != "call_module":
             node_args, node_kwargs = self._detached(inputs, node_args, node_kwargs)
         written.node = self.graph.create_node(op, target, node_args, node_kwargs)
@@ -338,15 +338,19 @@ class Recorder(TorchFunctionMode):
         return {"source": source, "module_path": scope.path, "nn_module_stack": scope.stack}
 
 
-def _apart(tensor: Tensor) -> Tensor:
-    """The same memory as another object.
+def _apart(result: Any, given: list[Tensor]) -> Any:
+    """A result in which inputs that were handed back are the same memory as other objects.
 
     Dropout in evaluation returns its very input: were that kept, whoever reads the input later
     would seem to read what was dropped, which is something else in training.
     """
+    if type(result) is tuple:
+        return tuple(_apart(part, given) for part in result)
+    if not any(result is t for t in given):
+        return result
     with torch._C.DisableTorchFunction():
-        made = tensor.view_as(tensor)
-    made._of_view = _on_view(tensor)  # type: ignore[attr-defined]
+        made = result.view_as(result)
+    made._of_view = _on_view(result)
     return made
 
 

@@ -248,6 +248,12 @@ class Rewriter:
         node.args, node.kwargs = args, dict(kwargs or {})
         self.changes += 1
 
+    def call_anew(self, node: fx.Node, *args: Any, kwargs: Mapping[str, Any]) -> None:
+        """Let a node call what it calls with other arguments; those that are None are left out."""
+        node.args = args
+        node.kwargs = {key: value for key, value in kwargs.items() if value is not None}
+        self.changes += 1
+
     def replace(self, old: fx.Node, new: fx.Node) -> None:
         """Let every reader of `old` read `new`, and erase `old`."""
         old.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.ao.nn.quantized import FloatFunctional, FXFloatFunctional
 from torch.autograd.graph import saved_tensors_hooks
 
 from fxquant.errors import FxQuantError, TraceError
@@ -24,7 +25,7 @@ from fxquant.graph.hooks import remove
 from fxquant.graph.inputs import Given, bind_inputs, placeholders
 from fxquant.graph.looks import Specialisation
 from fxquant.graph.meta import shown_file
-from fxquant.graph.module import RecordedModule, fresh_copy, restore
+from fxquant.graph.module import YIELDING, RecordedModule, fresh_copy, restore
 from fxquant.graph.outputs import write_back, write_output
 from fxquant.graph.patches import watching
 from fxquant.graph.recorder import Recorder
@@ -136,13 +137,17 @@ def check_model(model: nn.Module) -> None:
             )
 
 
-# what a graph module has beyond a module
-_GRAPH_NAMES = frozenset({*dir(fx.GraphModule), "meta", "_graph"}) - frozenset(dir(nn.Module))
+# what a graph module has beyond a module, and cannot do without
+_GRAPH_NAMES = (
+    frozenset({*dir(fx.GraphModule), "meta", "_graph"}) - frozenset(dir(nn.Module)) - YIELDING
+)
 
 
 def _is_quantized(module: nn.Module) -> bool:
     home = type(module).__module__
     parts = home.split(".")
+    if isinstance(module, FloatFunctional | FXFloatFunctional):
+        return False  # a place to observe sums and products of floats; it lives among the others
     return (parts[0] == "torch" and "quantized" in parts) or (
         home.startswith("fxquant.") and hasattr(module, "input_quantizers")
     )

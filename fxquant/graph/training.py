@@ -1,10 +1,11 @@
 """What a recording in evaluation does not show, so that the result trains like the original.
 
 Modules that do nothing in evaluation, such as stochastic depth, leave no trace: they are found by
-that, and kept whole. Attention that is called with `dropout_p=p if self.training else 0` shows a
-zero: the probability is seen in a second recording in which these modules train. The same recording
-shows which modules compute something else: those without parameters are kept whole, of the others
-the graph holds what they compute in evaluation, and that is told.
+that, and kept whole. A flag such as `training=self.training`, and attention that is called with
+`dropout_p=p if self.training else 0`, look like a constant False and a zero: what such arguments
+are in training is seen in a second recording in which the modules train. The same recording shows
+which modules compute something else: those without parameters are kept whole, of the others the
+graph holds what they compute in evaluation, and that is told.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from fxquant.graph.rewriter import computes_floats
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-#: key of `node.meta`: dropout probability of an attention while training
-TRAINING_DROPOUT = "training_dropout"
-# rows that drop -> the argument that says how much
-_PROBABILITIES = {"scaled_dot_product_attention": "dropout_p", "dropout": "p"}
+#: key of `node.meta`: the arguments of `Op.mode` that are others in training, with their values
+#: then; it is missing where the call was not seen in training
+IN_TRAINING = "in_training"
+_PLAIN = (bool, int, float)
 
 
 def training_only(gm: fx.GraphModule) -> frozenset[str]:
@@ -44,10 +45,10 @@ def training_only(gm: fx.GraphModule) -> frozenset[str]:
     )
 
 
-def training_askers(gm: fx.GraphModule, model: nn.Module) -> frozenset[str]:
-    """Paths of modules that computed something and ask for `self.training`; the root is empty."""
-    paths = {above for node in gm.graph.nodes for above in _with_parents(module_path(node))} | {""}
-    return frozenset(p for p in paths if asks_for_training(type(model.get_submodule(p))))
+def scopes(gm: fx.GraphModule) -> frozenset[str]:
+    """Paths of modules that were recorded through; the root is empty."""
+    above = {p for node in gm.graph.nodes for p in _with_parents(module_path(node))}
+    return frozenset(above | {""})
 
 
 def changed(
@@ -58,7 +59,8 @@ def changed(
     Args:
         gm: recorded in evaluation.
         trained: recorded while the askers train.
-        askers: see `training_askers`; the nearest one answers for what the modules below do.
+        askers: those that ask for `self.training`; the nearest one answers for what the modules
+            below do.
     """
     found: dict[str, Source | None] = {}
     here, there = _calls(gm), _calls(trained)
@@ -81,70 +83,64 @@ def _calls(gm: fx.GraphModule) -> dict[str, list[tuple[Any, fx.Node]]]:
 
 
 def _shown(node: fx.Node, root: fx.GraphModule) -> tuple[str, str]:
-    """A call without what is followed otherwise: training flags and probabilities of dropouts."""
+    """A call without the arguments that are followed: training flags, probabilities of dropouts."""
     name = str(getattr(node.target, "__qualname__", node.target))
     row = ops.row_of(node, root)
-    if row is not None and row.name in _PROBABILITIES:
-        return name, ""
-    given = {key: value for key, value in node.kwargs.items() if not isinstance(value, bool)}
-    return name, str(fx.node.map_aggregate((node.args, given), _plain))
+    given: Any = (node.args, dict(node.kwargs))
+    if row is not None and row.mode and node.op != "call_module":
+        given = {k: v for k, v in _arguments(node, root).items() if k not in row.mode}
+    return name, str(fx.node.map_aggregate(given, _plain))
+
+
+def _arguments(node: fx.Node, root: fx.GraphModule) -> dict[str, Any]:
+    try:
+        return ops.arguments(node, root)
+    except TypeError:  # it becomes an `Opaque` module with the arguments that it has
+        return dict(enumerate(node.args)) | node.kwargs  # type: ignore[return-value]
 
 
 def _plain(value: Any) -> Any:
-    known = isinstance(value, int | float | str) and not isinstance(value, bool)
-    return value if known or value is None else type(value).__name__
+    known = value is None or isinstance(value, bool | int | float | str)
+    return value if known else type(value).__name__
 
 
-def attentions(gm: fx.GraphModule, model: nn.Module) -> list[fx.Node]:
-    """Calls of attention without dropout, and of dropout with probability zero.
-
-    Those are meant that come from modules of the model whose code asks for `self.training`.
-    """
-    return [
-        node
-        for node in _droppers(gm)
-        if not _probability(node, gm) and _may_drop(model.get_submodule(module_path(node)))
-    ]
+def followers(gm: fx.GraphModule) -> list[fx.Node]:
+    """Calls of functions that are given a training flag, or a probability."""
+    functions = (n for n in gm.graph.nodes if n.op in ("call_function", "call_method"))
+    rows = ((node, ops.row_of(node, gm)) for node in functions)
+    return [node for node, row in rows if row and row.mode]
 
 
-def mark_dropouts(gm: fx.GraphModule, trained: fx.GraphModule, model: nn.Module) -> None:
-    """Note at each attention of a graph the dropout that the same call has in training.
+def may_follow(gm: fx.GraphModule) -> bool:
+    """Whether any function is given what may be a training flag; of some, no row says so."""
+    unknown = (n for n in gm.graph.nodes if n.op == "call_function" and ops.row_of(n, gm) is None)
+    flagged = (isinstance(a, bool) for n in unknown for a in (*n.args, *n.kwargs.values()))
+    return bool(followers(gm)) or any(flagged)
+
+
+def mark_modes(gm: fx.GraphModule, trained: fx.GraphModule) -> None:
+    """Note at each call of a graph which of its arguments follow the mode (`IN_TRAINING`).
 
     Args:
         gm: recorded in evaluation.
-        trained: the same model, recorded while the modules that call attention train.
-        model: the model.
+        trained: the same model, recorded while its modules train.
     """
-    there = {key: _probability(node, trained) for key, node in _numbered(trained).items()}
-    here = {node: key for key, node in _numbered(gm).items()}
-    for node in attentions(gm, model):
-        dropout = there.get(here[node])
-        if isinstance(dropout, float) and dropout:
-            node.meta[TRAINING_DROPOUT] = dropout
+    there = _numbered(trained)
+    for key, node in _numbered(gm).items():
+        row, twin = ops.row_of(node, gm), there.get(key)
+        if row is None or twin is None or ops.row_of(twin, trained) is not row:
+            continue
+        old, new = _arguments(node, gm), _arguments(twin, trained)
+        known = [n for n in row.mode if all(type(a.get(n)) in _PLAIN for a in (old, new))]
+        node.meta[IN_TRAINING] = {n: new[n] for n in known if old[n] != new[n]}
 
 
-def _droppers(gm: fx.GraphModule) -> list[fx.Node]:
-    """Functions that drop with a probability that they are given."""
-    functions = (node for node in gm.graph.nodes if node.op == "call_function")
-    rows = ((node, ops.row_of(node, gm)) for node in functions)
-    return [node for node, row in rows if row and row.name in _PROBABILITIES]
-
-
-def _probability(node: fx.Node, root: fx.GraphModule) -> Any:
-    row = ops.row_of(node, root)
-    return ops.arguments(node, root)[_PROBABILITIES[row.name]] if row else None
-
-
-def _may_drop(module: nn.Module) -> bool:
-    return isinstance(module, nn.MultiheadAttention) or asks_for_training(type(module))
-
-
-def _numbered(gm: fx.GraphModule) -> dict[tuple[str, str, int], fx.Node]:
-    """The droppers by module, line and place among those of the line."""
-    found: dict[tuple[str, str, int], fx.Node] = {}
-    counts: Counter[tuple[str, str]] = Counter()
-    for node in _droppers(gm):
-        key = (module_path(node), str(source(node)))
+def _numbered(gm: fx.GraphModule) -> dict[tuple[str, str, str, int], fx.Node]:
+    """The followers by module, line, function and place among those of the line."""
+    found: dict[tuple[str, str, str, int], fx.Node] = {}
+    counts: Counter[tuple[str, str, str]] = Counter()
+    for node in followers(gm):
+        key = (module_path(node), str(source(node)), str(node.target))
         found[*key, counts[key]] = node
         counts[key] += 1
     return found

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from fxquant.errors import QuantizationError
+from fxquant.errors import QuantizationError, nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from fxquant.quantization import QuantizerBase
 
@@ -27,7 +27,10 @@ class QuantizerList(nn.ModuleList):
     def __getitem__(self, index: Any) -> Any:
         return super().__getitem__(index)
 
-    def __setitem__(self, index: int, quantizer: nn.Module | None) -> None:
+    def __setitem__(self, index: Any, quantizer: nn.Module | None) -> None:
+        if isinstance(index, bool) or not isinstance(index, int) or index < -len(self):
+            what = f"{index!r} is no position of a quantizer; there are {len(self)}"
+            raise QuantizationError("FXQ427", what, fix="count tensors from 0")
         while index >= len(self):
             self.add_module(str(len(self)), None)
         if index < 0:
@@ -43,13 +46,26 @@ class QuantizerList(nn.ModuleList):
 
 
 class QuantizerDict(nn.ModuleDict):
-    """Quantizers by the name of a parameter."""
+    """Quantizers by the name of a parameter.
+
+    Args:
+        known: names that there are; a quantizer under another one would never be asked. None: any.
+    """
+
+    def __init__(self, known: Iterable[str] | None = None) -> None:
+        super().__init__()
+        self.known = None if known is None else frozenset(known)
 
     def __getitem__(self, name: str) -> Any:
         return super().__getitem__(name)
 
     def __setitem__(self, name: str, quantizer: nn.Module | None) -> None:
         check(quantizer)
+        if self.known is not None and name not in self.known and name not in self._modules:
+            there = ", ".join(sorted(self.known))
+            fix = nearest(str(name), self.known) or f"the parameters are: {there or 'none'}"
+            what = f"the module has no parameter {name!r}; there are: {there or 'none'}"
+            raise QuantizationError("FXQ427", what, fix=fix)
         # not by `add_module`: a parameter may be called as a method of this class, "values"
         self._modules[name] = quantizer  # type: ignore[assignment]
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import operator
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 
 class Functional(nn.Module):
@@ -29,14 +30,18 @@ class Functional(nn.Module):
         function: what is called; a class attribute.
         arity: number of tensor arguments a quantized twin has input quantizers for.
         onto_view: it stands for a write into a view, whose gradient PyTorch lays out as the view.
+        in_training: keyword arguments that are others while training, such as `training=True`.
     """
 
     function: ClassVar[Callable[..., Any]]
     arity: ClassVar[int] = 1
     onto_view: bool = False
+    in_training: Mapping[str, Any] = MappingProxyType({})
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function."""
+        if self.training and self.in_training:
+            kwargs = {**kwargs, **self.in_training}
         result = type(self).function(*args, **kwargs)
         if self.onto_view and result.requires_grad:
             # sums over a gradient round by the order of its memory
@@ -235,6 +240,7 @@ DynamicConvTranspose1d = _functional("DynamicConvTranspose1d", F.conv_transpose1
 DynamicConvTranspose2d = _functional("DynamicConvTranspose2d", F.conv_transpose2d, 2)
 DynamicConvTranspose3d = _functional("DynamicConvTranspose3d", F.conv_transpose3d, 2)
 DynamicEmbedding = _functional("DynamicEmbedding", F.embedding)
+DynamicRReLU = _functional("DynamicRReLU", F.rrelu)
 DynamicPReLU = _functional("DynamicPReLU", F.prelu)
 DynamicBatchNorm = _functional("DynamicBatchNorm", F.batch_norm)
 DynamicInstanceNorm = _functional("DynamicInstanceNorm", F.instance_norm)

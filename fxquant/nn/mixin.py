@@ -65,7 +65,8 @@ class QuantizationMixin(nn.Module):
 
     def __quant_init__(self) -> None:
         """Start with float everywhere; subclasses may make room for more quantizers."""
-        self.param_quantizers = QuantizerDict()
+        tensors = {**self._parameters, **self._buffers}
+        self.param_quantizers = QuantizerDict(n for n, t in tensors.items() if t is not None)
         for name, parameter in self._parameters.items():
             if parameter is not None:
                 self.param_quantizers[name] = None
@@ -233,12 +234,12 @@ class QuantizationMixin(nn.Module):
 
     def train(self, mode: bool = True) -> QuantizationMixin:
         """Set the training flag; also drops kept quantized parameters."""
-        self.forget_quantized()
+        self.drop_kept()
         super().train(mode)
         return self
 
-    def forget_quantized(self) -> None:
-        """Drop kept quantized parameters: values may be written behind torch's back."""
+    def drop_kept(self) -> None:
+        """Compute quantized parameters anew from now on."""
         self._quantized.clear()
 
     # calibration ---------------------------------------------------------------------------------

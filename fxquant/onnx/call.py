@@ -290,7 +290,7 @@ class Call:
             like: tensor whose axes of the same index may lend their dynamic size.
         """
         dynamic = [i for i, s in enumerate(shape) if not isinstance(s, int)]
-        if len(dynamic) <= 1 and 0 not in shape:
+        if len(dynamic) <= 1 and 0 not in shape and not (dynamic and -1 in shape):
             return self.op("Reshape", x, [-1 if i in dynamic else s for i, s in enumerate(shape)])
         items = [self._size_at(s, i, like) for i, s in enumerate(shape)]
         return self.op("Reshape", x, self.builder.vector(items), allowzero=self._allow_zero(shape))

@@ -103,16 +103,21 @@ def default_kernels(path: str | Path, feeds: Feeds) -> tuple[KernelRun, ...]:
 def _compared(
     model: IntegerModel, exact: Found, found: Found, cpu: str, rows: int, explained: bool | None
 ) -> KernelRun:
+    visible, results = model.visible_names, model.output_names
+    # values may choose other rows: then there is nothing to compare with
+    other = {n for n in (*visible, *results) if exact[n].shape != found[n].shape}
     steps = [
         int(np.abs(found[n].astype(np.int64) - exact[n].astype(np.int64)).max(initial=0))
-        for n in model.visible_names
+        for n in visible
+        if n not in other
     ]
-    outputs = [(exact[n], found[n]) for n in model.output_names]
+    outputs = [(exact[n], found[n]) for n in results if n not in other]
     noise = [_sqnr(a, b) for a, b in outputs if a.dtype.kind == "f"]
     agree = [_labels(a, b) for a, b in outputs if _are_scores(a)]
     worst = min(noise, default=math.inf)
     return KernelRun(
-        cpu, explained is not None, rows, len(steps), sum(s > 0 for s in steps),
+        cpu, explained is not None, rows, len(visible),
+        sum(s > 0 for s in steps) + len(other.intersection(visible)),
         max(steps, default=0), worst if math.isfinite(worst) else None, min(agree, default=None),
         explained,
     )  # fmt: skip

@@ -25,26 +25,20 @@ from fxquant.nn import QuantizationMixin
 from fxquant.nn.opaque import Opaque
 from fxquant.onnx.call import Call, path_of
 from fxquant.onnx.held import Held, SizeValue
-from fxquant.onnx.record import Dim, Example, Shaped, inputs_of
+from fxquant.onnx.record import Dim, Recorded, Shaped, inputs_of
 
 # the exporter gives them int32 now and then, which ONNX does not allow
 _INT64_PLACES = frozenset({"ScatterND", "GatherND"})
 _LEAST_OPSET = 18  # the exporter writes nothing older
 
 
-def export_node(call: Call, name: str, example: Example, reason: str) -> Any:
+def export_node(call: Call, name: str, recorded: Recorded, reason: str) -> Any:
     """Values of a node, written by torch's exporter.
 
     Raises:
-        ExportError: FXQ508, the exporter is not installed or cannot write the node either;
-            FXQ533, the node draws random numbers.
+        ExportError: FXQ508, the exporter is not installed or cannot write the node either.
     """
     node = call.node
-    if draws(name):
-        raise ExportError(
-            "FXQ533", f"{name} draws random numbers: no two runs of the file would agree", at=node,
-            fix="hand the random numbers to the model as an input",
-        )  # fmt: skip
     what = f"{name} has no lowering ({reason})"
     if importlib.util.find_spec("onnxscript") is None:
         raise ExportError("FXQ508", f"{what}, and torch's exporter is not installed", at=node,
@@ -54,7 +48,7 @@ def export_node(call: Call, name: str, example: Example, reason: str) -> Any:
                           at=node, fix=f"export with opset {_LEAST_OPSET} or later")  # fmt: skip
     operands = _operands(call)
     _check_operands(call, operands, what)
-    args, kwargs = inputs_of(call.around.gm, node, example)
+    args, kwargs = inputs_of(call.around.gm, node, recorded)
     single = _SingleNode(call, args, kwargs)
     key = _key(call, single, operands)
     try:
@@ -69,18 +63,6 @@ def export_node(call: Call, name: str, example: Example, reason: str) -> Any:
         call.around.exported[key] = model
     outputs = _inline(call, model, [h.value(call.builder) for h in operands])
     return _shaped_like(call.out, iter(outputs))
-
-
-def draws(name: str) -> bool:
-    """Whether a function of torch draws random numbers.
-
-    >>> draws("rand_like"), draws("relu")
-    (True, False)
-    """
-    packet = getattr(torch.ops.aten, name.rstrip("_"), None)
-    tag = torch.Tag.nondeterministic_seeded
-    overloads = packet.overloads() if packet is not None else ()
-    return any(tag in getattr(packet, overload).tags for overload in overloads)
 
 
 class _SingleNode(nn.Module):

@@ -101,10 +101,15 @@ class Held:
 
 
 def _product(sizes: Sequence[int | Dim]) -> int | Dim:
-    """Product of sizes of which at most one follows the batch."""
+    """Product of sizes; of several dynamic ones a size of its own."""
     static = math.prod(s for s in sizes if isinstance(s, int))
-    dynamic = next((s for s in sizes if isinstance(s, Dim)), None)
-    return Dim(dynamic.slope * static, dynamic.start * static) if dynamic else static
+    dynamic = [s for s in sizes if isinstance(s, Dim)]
+    if not dynamic:
+        return static
+    if len(dynamic) > 1:
+        return Dim(static, 0, "*".join(f"({s})" for s in dynamic))
+    (only,) = dynamic
+    return Dim(only.slope * static, only.start * static, only.symbol)
 
 
 def quantize(

@@ -37,9 +37,11 @@ from fxquant.onnx.finish import assemble, bind_outputs
 from fxquant.onnx.held import Held
 from fxquant.onnx.lowered import Fallback, Lowered
 from fxquant.onnx.quantized import Quantized
+from fxquant.onnx.randomness import check_draws
 from fxquant.onnx.record import Example, Shaped, bound_example, record
 from fxquant.onnx.scales import fold_scales
 from fxquant.onnx.shield import shield_float_layers
+from fxquant.onnx.varying import size_notes
 from fxquant.onnx.walk import (
     attribute,
     check_real,
@@ -121,6 +123,7 @@ class _Lowering:
 
     def run(self) -> Lowered:
         """Write every node that the outputs need."""
+        check_draws(self.gm, self.recorded.drawing)
         wanted = needed(self.gm, self.recorded.constants)
         check_writes(self.gm, wanted)
         check_real(wanted, self.recorded.constants, self.recorded.specs)
@@ -140,7 +143,9 @@ class _Lowering:
             model=model, tensors=tuple(self.quantized.tensors(kept)),
             input_names=tuple(str(v.name) for v in model.graph.inputs),
             output_names=tuple(str(v.name) for v in model.graph.outputs),
-            fallbacks=tuple(self.fallbacks), batch_note=self.recorded.reason,
+            fallbacks=tuple(self.fallbacks), varying=self.recorded.varying,
+            batch_note=self.recorded.varying.reason,
+            notes=tuple(size_notes(self.gm, self.recorded.varying)),
             owners={str(n.name): self.owners[n].name for n in model.graph if n in self.owners},
             narrow=tuple((str(v.name), q) for v, q in self.quantized.narrow if v in kept),
         )  # fmt: skip
@@ -236,7 +241,7 @@ class _Lowering:
         call.integer = False
         name = operator_name(call)
         self.fallbacks.append(Fallback(call.node.name, name, reason))
-        return fallback.export_node(call, name, self.example, reason)
+        return fallback.export_node(call, name, self.recorded, reason)
 
     def _emitter(self, call: Call, row: ops.Op | None) -> tuple[Emitter | None, str]:
         """An emitter, and why there is none."""

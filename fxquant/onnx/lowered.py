@@ -10,6 +10,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from fxquant.onnx.varying import Varying
+
 if TYPE_CHECKING:
     from fxquant.quantization import QuantizerBase
 
@@ -83,6 +85,7 @@ class Lowered:
         fallbacks: nodes that torch's exporter wrote.
         owners: ONNX node name -> fx node name.
         batch_note: why the batch is not dynamic; empty if it is.
+        varying: what may have another size in another run.
         narrow: activations in a narrow floating-point format: name of the tensor before its Cast,
             and the quantizer.
         deploy: the CPUs that the file is written for.
@@ -96,6 +99,7 @@ class Lowered:
     fallbacks: tuple[Fallback, ...] = ()
     owners: Mapping[str, str] = field(default_factory=dict)
     batch_note: str = ""
+    varying: Varying = field(default_factory=lambda: Varying(None))
     narrow: tuple[tuple[str, QuantizerBase], ...] = ()
     deploy: str = "any"
     notes: tuple[str, ...] = ()

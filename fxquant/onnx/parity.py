@@ -19,54 +19,35 @@ such a CPU is told beside it (`default_kernels`).
 from __future__ import annotations
 
 import dataclasses
-import math
-import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 from torch import fx
 
-from fxquant.errors import ExportError
+from fxquant.errors import ExportError, ParityError
 from fxquant.graph.structure import tensors
-from fxquant.onnx.call import path_of
-from fxquant.onnx.choices import choosers
-from fxquant.onnx.choices import rows as choice_rows
 from fxquant.onnx.coverage import coverage
 from fxquant.onnx.cpu import this_cpu
 from fxquant.onnx.default_kernels import default_kernels
 from fxquant.onnx.deploy import unsigned
+from fxquant.onnx.forced import Example, forced, graph_feeds, runs
 from fxquant.onnx.integer import IntegerModel
-from fxquant.onnx.lowered import LoweredTensor
-from fxquant.onnx.noise import (
-    FLOAT_ISLAND_SLACK,
-    FLOAT_SLACK,
-    UNIT,
-    Bound,
-    Tolerance,
-    bounds_of,
-    constant,
-    magnitude,
-    tolerances,
-)
+from fxquant.onnx.judge import output_row
 from fxquant.onnx.record import bound_example
-from fxquant.onnx.report import ChoiceRow, LevelInfo, OutputRow, ParityReport, TensorRow
-from fxquant.onnx.runtime import Level, as_feed, open_session, packed, show, version
+from fxquant.onnx.report import LevelInfo, OutputRow, ParityReport
+from fxquant.onnx.runtime import Level, show, version
 from fxquant.onnx.shipped import Shipped, check_same, run_shipped
-from fxquant.onnx.teacher import Lesson, Taught, cut, teach
+from fxquant.onnx.teacher import Lesson, Taught
 from fxquant.onnx.unsigned import exact_model
+from fxquant.onnx.variations import variations
 
 if TYPE_CHECKING:
     from fxquant.onnx.lowered import Lowered
-
-Example = tuple[tuple[Any, ...], Mapping[str, Any]]
-
-LEVELS = (Level.OFF, Level.ALL)
 
 
 def prove(
@@ -88,38 +69,26 @@ def prove(
         ExportError: onnxruntime cannot load or run the file, or the simulation itself is unsound.
     """
     start = time.perf_counter()
-    feeds = _graph_feeds(gm, lowered, example)
+    feeds = graph_feeds(gm, lowered, example)
     shipped = run_shipped(path, feeds, threads)
     if not this_cpu().exact:
         lowered = unsigned(dataclasses.replace(lowered, model=ir.load(path)))
+    found = forced(gm, lowered, example, path, threads=threads)
     model = exact_model(path)
-    wanted = [*_computed(model, lowered), *_inputs(model, gm, lowered)]
-    peaks = {name: magnitude(value) for name, value in feeds.items()}
-    allowed = tolerances(model, [t.quantized_name for t in wanted], peaks)
-    lesson = teach(gm, example, wanted, allowed, choosers(model, lowered))
-    lesson.feeds = feeds
-    lesson.outputs = _named_outputs(lowered, lesson)
-    scores = bounds_of(model, [c.chooser.scores for c in lesson.choices], peaks)
-    bounds = _output_tolerances(model, lesson, peaks)
-    # an output that is a choice is judged as one
-    bounds |= {c.chooser.places: math.inf for c in lesson.choices if c.chooser.places in bounds}
     operators = coverage(path, model=model)
-    levels, drift = _whole_runs(model, lesson, threads, shipped)
-    # the first model shows its integers by now
-    forced = _Forced(gm, lesson, allowed, bounds, scores)
-    rows, choices, outputs = forced.compare(exact_model(path), threads)
+    levels, drift = _whole_runs(model, found.lesson, threads, shipped)
+    others = _prove_others(gm, lowered, example, path, threads) if found.proven else ()
     return ParityReport(
-        proven=not any(r.unexplained for r in rows)
-        and all(c.proven for c in choices)
-        and all(o.proven for o in outputs),
-        max_steps=max((r.max_steps for r in rows), default=0),
-        tensors=tuple(rows),
-        outputs=(*outputs, *drift),
+        proven=found.proven,
+        max_steps=max((r.max_steps for r in found.tensors), default=0),
+        tensors=found.tensors,
+        outputs=(*found.outputs, *drift),
         shipped=tuple(level.value for level in shipped),
-        choices=tuple(choices),
+        others=others,
+        choices=found.choices,
         levels=levels,
         operators=operators,
-        skipped=tuple(lesson.missed),
+        skipped=tuple(found.lesson.missed),
         notes=notes_of(lowered),
         risks=IntegerModel(path).saturations(),
         cpu=str(this_cpu()),
@@ -127,6 +96,45 @@ def prove(
         seconds=time.perf_counter() - start,
         runtime=f"onnxruntime {version()}",
     )
+
+
+_ELEMENTS = 1 << 20  # of all inputs, up to which other values are proven at the example's size
+
+
+def _prove_others(
+    gm: fx.GraphModule, lowered: Lowered, example: Example, path: str | Path, threads: int
+) -> tuple[str, ...]:
+    """Prove the file on other values and batch sizes too: something may be frozen by accident.
+
+    Returns:
+        What differed from the example, for people.
+
+    Raises:
+        ParityError: FXQ588, the file is right on the example only.
+    """
+    if lowered.varying is None:
+        return ()
+    found = variations(gm, example, lowered.varying)
+    size = sum(t.numel() for t in tensors(bound_example(gm, example)))
+    fewer = [v for v in found if sum(t.numel() for t in tensors(v.example)) < size]
+    proven = []
+    for variation in found if size <= _ELEMENTS else fewer or found[:1]:
+        try:
+            feeds = graph_feeds(gm, lowered, variation.example)
+            run_shipped(path, feeds, threads)
+            part = forced(gm, lowered, variation.example, path, threads=threads)
+        except ExportError as error:
+            _refuse(variation.what, f"{error.code}: {error.what}", error.at, error)
+        if not part.proven:
+            _refuse(variation.what, part.verdict(), None, None)
+        proven.append(variation.what)
+    return tuple(proven)
+
+
+def _refuse(what: str, why: str, at: Any, cause: ExportError | None) -> NoReturn:
+    text = f"the file agrees with the simulation on the example, but not on {what}: {why}"
+    fix = "a size or a value that inputs change was written as a constant: report it with the model"
+    raise ParityError("FXQ588", text, at=at, fix=fix) from cause
 
 
 def notes_of(lowered: Lowered) -> tuple[str, ...]:
@@ -151,211 +159,19 @@ def _rounding_notes(lowered: Lowered) -> list[str]:
     ]
 
 
-def _graph_feeds(gm: fx.GraphModule, lowered: Lowered, example: Example) -> dict[str, NDArray[Any]]:
-    given = tensors(bound_example(gm, example))
-    if len(given) != len(lowered.input_names):
-        what = f"the model has {len(lowered.input_names)} inputs, the example {len(given)} tensors"
-        raise ExportError("FXQ564", what, fix="pass every input the model was prepared with")
-    return {name: as_feed(t) for name, t in zip(lowered.input_names, given, strict=True)}
-
-
-def _named_outputs(lowered: Lowered, lesson: Lesson) -> dict[str, NDArray[Any]]:
-    values, names = list(lesson.outputs.values()), lowered.output_names
-    if len(values) != len(names):
-        what = f"the file has {len(names)} outputs, the simulation {len(values)}"
-        raise ExportError("FXQ567", what)
-    return dict(zip(names, values, strict=True))
-
-
-def _computed(model: ir.Model, lowered: Lowered) -> list[LoweredTensor]:
-    """Quantized tensors that the runtime computes (the others are stored)."""
-    made = {v.name for node in model.graph for v in node.outputs}
-    return [t for t in lowered.tensors if t.kind == "activation" and t.quantized_name in made]
-
-
-_INPUT = re.compile(r"(.+)\.input_(\d+)_q")
-
-
-def _inputs(model: ir.Model, gm: fx.GraphModule, lowered: Lowered) -> list[LoweredTensor]:
-    """Tensors that one consumer reads on another grid (`input_quantizers`).
-
-    They are cut too: a tie there would be multiplied by all that follows.
-    """
-    known = {t.quantized_name for t in lowered.tensors}
-    nodes = {path_of(node): node.name for node in gm.graph.nodes}
-    found = []
-    for node in model.graph:
-        name = node.outputs[0].name or ""
-        match = _INPUT.fullmatch(name) if node.op_type == "QuantizeLinear" else None
-        if match and name not in known and match[1] in nodes:
-            found.append(_input_tensor(node, nodes[match[1]], int(match[2])))
-    return found
-
-
-def _input_tensor(node: ir.Node, fx_name: str, index: int) -> LoweredTensor:
-    scale, zero = constant(node.inputs[1]), node.inputs[2].const_value if node.inputs[2] else None
-    name, real = node.outputs[0].name or "", node.inputs[0]
-    if scale is None or zero is None:
-        raise ExportError("FXQ568", f"{name!r} has no constant scale and zero point", at=node.name)
-    return LoweredTensor(
-        node=fx_name, index=index, module=name.removesuffix("_q"),
-        float_name=real.name if real is not None else None, quantized_name=name,
-        dequantized_name=None, scale=scale, zero_point=zero.numpy(), axis=None, block=None,
-        dtype=zero.dtype, bits=int(zero.dtype.bitwidth), symmetric=False, kind="input",
-    )  # fmt: skip
-
-
-def _output_tolerances(
-    model: ir.Model, lesson: Lesson, peaks: Mapping[str, float]
-) -> dict[str, float]:
-    """Relative difference that each float output may have when its segment is forced."""
-    bounds = bounds_of(model, [v.name for v in model.graph.outputs], peaks)
-    result = {}
-    for name, value in lesson.outputs.items():
-        peak, bound = magnitude(value), bounds.get(name)
-        if bound is None or bound.island:
-            result[name] = FLOAT_ISLAND_SLACK
-        else:
-            result[name] = max(FLOAT_SLACK, bound.error / peak if peak else 0.0, 8 * UNIT)
-    return result
-
-
-@dataclass(frozen=True)
-class _Forced:
-    """The forced comparison."""
-
-    gm: fx.GraphModule
-    lesson: Lesson
-    allowed: Mapping[str, Tolerance]
-    outputs: Mapping[str, float]
-    scores: Mapping[str, Bound]
-
-    def compare(
-        self, model: ir.Model, threads: int
-    ) -> tuple[list[TensorRow], list[ChoiceRow], list[OutputRow]]:
-        """Rows of every tensor, choice and output at both levels; the model is cut."""
-        feeds = cut(model, self.lesson)
-        nodes = {n.name: n for n in self.gm.graph.nodes}
-        rows, choices, outputs = [], list[ChoiceRow](), []
-        for level, found in _runs(model, feeds, threads):
-            for taught in self.lesson.tensors:
-                rows.append(self._row(taught, found[taught.tensor.quantized_name], level, nodes))
-            choices += choice_rows(self.lesson.choices, found, level.value, self.scores)
-            for name, ours in self.lesson.outputs.items():
-                outputs.append(_output_row(name, ours, found[name], level, self.outputs[name]))
-        return rows, choices, outputs
-
-    def _row(
-        self, taught: Taught, runtime: NDArray[Any], level: Level, nodes: Mapping[str, fx.Node]
-    ) -> TensorRow:
-        tensor = taught.tensor
-        source = nodes[tensor.node].meta.get("source")
-        tally = classify(taught, runtime, self.allowed[tensor.quantized_name])
-        return TensorRow(
-            tensor.node, tensor.module, str(source) if source else "", level.value, **tally
-        )
-
-
-def classify(taught: Taught, runtime: NDArray[Any], allowed: Tolerance) -> dict[str, Any]:
-    """Sort the elements of one tensor into exact, tie, drift and defect.
-
-    Args:
-        taught: the simulation's integers.
-        runtime: onnxruntime's.
-        allowed: what is a tie, and what drift passes.
-
-    Returns:
-        The counts and measures of a `TensorRow`, by field name.
-
-    Raises:
-        ExportError: FXQ565 the shapes differ.
-    """
-    ours = taught.integers
-    if ours.shape != runtime.shape:
-        name = taught.tensor.quantized_name
-        what = f"{name!r} has shape {runtime.shape}, in the simulation {ours.shape}"
-        raise ExportError("FXQ565", what, at=taught.tensor.node)
-    tally: dict[str, Any] = dict.fromkeys(("tie", "drift", "defect", "unexplained", "max_steps"), 0)
-    tally |= {"elements": ours.size, "exact": ours.size, "distance": 0.0, "tolerance": allowed.tie}
-    flat = np.flatnonzero(ours.reshape(-1) != runtime.reshape(-1))
-    if not flat.size:
-        return tally
-    theirs = runtime.reshape(-1)[flat].astype(np.int64)
-    steps = np.abs(theirs - ours.reshape(-1)[flat].astype(np.int64))
-    one = steps == 1
-    distances = taught.distances(flat[one], theirs[one])
-    ties = distances <= allowed.tie
-    defect = int((~one).sum())
-    return tally | {
-        "exact": ours.size - flat.size,
-        "tie": int(ties.sum()),
-        "drift": int((~ties).sum()),
-        "defect": defect,
-        "unexplained": defect + int((distances > allowed.drift).sum()),
-        "max_steps": int(steps.max()),
-        "distance": float(distances.max(initial=0.0)),
-    }
-
-
-def _output_row(
-    name: str, ours: NDArray[Any], theirs: NDArray[Any], level: Level, allowed: float | None
-) -> OutputRow:
-    forced = allowed is not None
-    if ours.shape != theirs.shape:
-        what = f"output {name!r} has shape {theirs.shape}, in the simulation {ours.shape}"
-        raise ExportError("FXQ566", what)
-    peak = _finite_peak(ours)
-    difference = _difference(ours, theirs)
-    relative = difference / peak if peak else float(difference > 0)
-    return OutputRow(
-        name, level.value, forced, peak, difference, relative, allowed, _labels(ours, theirs)
-    )
-
-
-def _finite_peak(value: NDArray[Any]) -> float:
-    sizes = np.abs(value.astype(np.float64))
-    return float(sizes[np.isfinite(sizes)].max(initial=0.0))
-
-
-def _difference(ours: NDArray[Any], theirs: NDArray[Any]) -> float:
-    """Largest absolute difference; infinities and NaN agree where both have the same."""
-    a, b = ours.astype(np.float64), theirs.astype(np.float64)
-    both = (a == b) | (np.isnan(a) & np.isnan(b))
-    apart = np.abs(a[~both] - b[~both])
-    if apart.size == 0:
-        return 0.0
-    return float("inf") if np.isnan(apart).any() else float(apart.max())
-
-
-def _labels(ours: NDArray[Any], theirs: NDArray[Any]) -> float | None:
-    """Share of rows with the largest element at the same place, for scores [N, C]."""
-    if ours.dtype.kind != "f" or ours.ndim != 2 or ours.shape[1] < 2 or not len(ours):
-        return None
-    return float((ours.argmax(1) == theirs.argmax(1)).mean())
-
-
-def _runs(
-    model: ir.Model, feeds: Mapping[str, NDArray[Any]], threads: int
-) -> Iterator[tuple[Level, dict[str, NDArray[Any]]]]:
-    """All outputs at each level, one after the other."""
-    with packed(model) as source:
-        for level in LEVELS:
-            yield level, open_session(source, level, threads=threads).run(feeds)
-
-
 def _whole_runs(
     model: ir.Model, lesson: Lesson, threads: int, shipped: Shipped
 ) -> tuple[tuple[LevelInfo, ...], list[OutputRow]]:
     """Run the model from its inputs at both levels; its integers become outputs."""
     show(model, [t.tensor.quantized_name for t in lesson.tensors])
     levels, outputs = [], []
-    for level, found in _runs(model, lesson.feeds, threads):
+    for level, found in runs(model, lesson.feeds, threads):
         # where default kernels saturate, the exact form gives other integers than the file
         if level is Level.OFF or this_cpu().exact:
             check_same(shipped[level], found, lesson.outputs, level)
         levels.append(_level_info(level, lesson.tensors, found))
         for name, ours in lesson.outputs.items():
-            outputs.append(_output_row(name, ours, found[name], level, None))
+            outputs.append(output_row(name, ours, found[name], level, None))
     return tuple(levels), outputs
 
 
@@ -365,8 +181,12 @@ def _level_info(
     total = equal = most = 0
     for item in taught:
         theirs = found[item.tensor.quantized_name]
+        total += item.integers.size
+        if theirs.shape != item.integers.shape:
+            # values chose other rows: none of them is compared with its like
+            continue
         same = int((theirs == item.integers).sum())
-        total, equal = total + item.integers.size, equal + same
+        equal += same
         if same < item.integers.size:
             steps = np.abs(theirs.astype(np.int32) - item.integers.astype(np.int32))
             most = max(most, int(steps.max()))

@@ -1,19 +1,25 @@
-"""What a graph computes at two batch sizes: shapes, dynamic dimensions, constants.
+"""What a graph computes in several runs: shapes, dynamic dimensions, constants.
 
-The graph runs twice on rows of the example. A dimension that differs is dynamic, one that does not
-is static, and a value that depends on no input *value* and is the same both times is a constant
-(attention masks, position indices, shape arithmetic).
+The graph runs at two batch sizes made of the example, and at the first of them with other values. A
+dimension that differs with the batch follows it, one that differs with the values has a size of its
+own, one that never differs is static, and a value that depends on no input *value* and is the same
+every time is a constant (attention masks, position indices, shape arithmetic).
+
+Where an operator says that values decide how large its result is (see `by_value`), more inputs are
+tried until its size differs, then other values at the very place that decides: what follows such a
+size is found whatever the example holds.
 
 Why run and not infer: shape inference needs a rule for every operator and still does not know which
-dimensions the program itself holds fixed; two small runs answer for any operator.
+dimensions the program itself holds fixed; a few small runs answer for any operator.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, TypeAlias
 
@@ -21,26 +27,26 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.errors import ExportError
-from fxquant.graph import hooks
-from fxquant.graph.evaluation import evaluating
-from fxquant.graph.structure import map_leaves, tensors
-from fxquant.onnx.writes import preserved, writes_somewhere
+from fxquant.graph.structure import tensors
+from fxquant.nn.modes import evaluating
+from fxquant.onnx.by_value import SizeSource, following_values, size_sources
+from fxquant.onnx.probe import Recorder, Trial, arguments_at
+from fxquant.onnx.varying import Varying, candidates, other_values
+from fxquant.onnx.writes import preserved
 
 Example: TypeAlias = tuple[tuple[Any, ...], Mapping[str, Any]]
 
-# 1 would hide dimensions behind broadcasting
-_BATCHES = (2, 3)
 # what a model says when it insists on the batch size of its example
-_REFUSALS = (RuntimeError, ValueError, IndexError, TypeError, AssertionError)
-_SHAPE_METHODS = frozenset({"size", "dim", "numel", "ndimension", "nelement", "element_size"})
-_LIKE = frozenset({"new_zeros", "new_ones", "new_full", "new_empty"})
-_LIKE_FUNCTIONS = (torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like, len)
-_SHAPE_ATTRIBUTES = frozenset({"shape", "ndim", "dtype", "device", "is_cuda"})
+REFUSALS = (RuntimeError, ValueError, IndexError, TypeError, AssertionError)
+_VARIANTS = 4  # of other values, before a size that they decide is taken as fixed
 
 
 @dataclass(frozen=True)
 class Dim:
-    """A size that follows the batch: `slope * batch + start`.
+    """A size that another run may have otherwise: `slope * symbol + start`.
+
+    Attributes:
+        symbol: "batch", or the name of a size that depends on values.
 
     >>> str(Dim(1, 0)), str(Dim(4, 1))
     ('batch', '4*batch+1')
@@ -48,19 +54,25 @@ class Dim:
 
     slope: int
     start: int
+    symbol: str = "batch"
 
     def __str__(self) -> str:
-        text = "batch" if self.slope == 1 else f"{self.slope}*batch"
+        text = self.symbol if self.slope == 1 else f"{self.slope}*{self.symbol}"
         return text if not self.start else f"{text}{self.start:+d}"
+
+    @property
+    def by_value(self) -> bool:
+        """Whether it depends on values, not on the batch alone."""
+        return self.symbol != "batch"
 
 
 Size: TypeAlias = "int | Dim"
-VARYING = object()  # spec of a number, not a size, that follows the batch
+VARYING = object()  # spec of a number, not a size, that another run has otherwise
 
 
 @dataclass(frozen=True)
 class Shaped:
-    """A tensor as both runs saw it."""
+    """A tensor as all runs saw it."""
 
     shape: tuple[Size, ...]
     dtype: torch.dtype
@@ -78,35 +90,32 @@ class Recorded:
     Attributes:
         specs: node -> `Shaped`, `Dim`, a plain Python value, or containers of them.
         constants: node -> its value, where no input can change it.
-        batch: whether the batch is dynamic.
-        reason: why it is not.
+        varying: what may have another size.
+        trial: a run whose sizes tell most: what a single node is to be looked at with.
+        drawing: nodes that drew random numbers.
     """
 
+    varying: Varying
+    trial: Trial
     specs: dict[fx.Node, Any] = field(default_factory=dict)
     constants: dict[fx.Node, Any] = field(default_factory=dict)
-    batch: bool = True
-    reason: str = ""
+    drawing: set[fx.Node] = field(default_factory=set)
 
 
 def record(gm: fx.GraphModule, example: Example) -> Recorded:
-    """Run the graph at two batch sizes in evaluation mode and compare.
+    """Run the graph on several inputs in evaluation mode and compare.
 
     Args:
         gm: graph; its training flags and buffers are as before afterwards.
         example: positional and keyword inputs.
 
     Raises:
-        ExportError: FXQ501, the example lacks an input.
+        ExportError: FXQ501, the example lacks an input; FXQ535, values decide how many items a
+            value has.
     """
     values = bound_example(gm, example)
-    tainted = _tainted(gm)
-    with preserved(gm), evaluating(gm), torch.no_grad():
-        runs, reason = _two_runs(gm, values, tainted)
-        if runs and (node := _other_structure(gm, *runs)) is not None:
-            runs, reason = [], f"the number of items in {node.name} follows the batch"
-        if not runs:
-            runs = [_run(gm, values, tainted)]
-    return _compared(gm, runs, reason)
+    with preserved(gm), evaluating(gm, kept=True), torch.no_grad():
+        return _Trials(gm, values).compared()
 
 
 def bound_example(gm: fx.GraphModule, example: Example) -> list[Any]:
@@ -132,117 +141,186 @@ def bound_example(gm: fx.GraphModule, example: Example) -> list[Any]:
     return values
 
 
-def batch_size(values: Any) -> int | None:
-    """First dimension of the first tensor that has one."""
-    return next((t.shape[0] for t in tensors(values) if t.dim()), None)
+def inputs_of(gm: fx.GraphModule, node: fx.Node, recorded: Recorded) -> tuple[Any, Any]:
+    """Real arguments (args, kwargs) of one node, of the sizes that were recorded."""
+    with preserved(gm), evaluating(gm, kept=True), torch.no_grad():
+        return arguments_at(gm, node, recorded.trial)
 
 
-def at_batch(values: Any, batch: int, wanted: int) -> Any:
-    """The same inputs with `wanted` rows, taken in turn from the rows they have."""
+class _Trials:
+    """The runs of a graph.
 
-    def rows(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        if not leaf.dim() or leaf.shape[0] != batch:
-            return leaf
-        return leaf[torch.arange(wanted, device=leaf.device) % batch]
+    Attributes:
+        runs: the first at the first batch size, the second at the second one where the batch may
+            vary, the others at the first one with other values.
+    """
 
-    return map_leaves(values, rows)
+    def __init__(self, gm: fx.GraphModule, values: list[Any]) -> None:
+        self.gm = gm
+        self.values = values
+        self.tainted = following_values(gm)
+        self.sources = size_sources(gm, self.tainted)
+        self.varying, self.runs = self._batch()
+        self.first = self.runs[0]
+        if self.sources or self.varying.batch is not None:
+            self._values()
+        self.symbols: dict[tuple[int, ...], str] = {}
 
-
-def inputs_of(gm: fx.GraphModule, node: fx.Node, example: Example) -> tuple[Any, Any]:
-    """Real arguments (args, kwargs) of one node at the first batch size."""
-    values = bound_example(gm, example)
-    batch = batch_size(values)
-    if batch is not None:
-        values = at_batch(values, batch, _BATCHES[0])
-    with preserved(gm), evaluating(gm), torch.no_grad():
-        catcher = _Catcher(gm, node)
-        try:
-            catcher.run(*values)
-        except _CaughtError as caught:
-            return caught.found
-    raise ExportError("FXQ502", "the node is never reached", at=node)
-
-
-def _two_runs(
-    gm: fx.GraphModule, values: list[Any], tainted: set[fx.Node]
-) -> tuple[list[_Recorder], str]:
-    batch = batch_size(values)
-    if batch is None:
-        return [], "no input has a first dimension"
-    try:
-        return [_run(gm, at_batch(values, batch, n), tainted) for n in _BATCHES], ""
-    except _REFUSALS as error:
-        # not an error: the single run on the example that follows tells whether the model is sound
-        return [], f"the model runs at the batch size of its example only: {error}"
-
-
-def _run(gm: fx.GraphModule, values: list[Any], tainted: set[fx.Node]) -> _Recorder:
-    recorder = _Recorder(gm, tainted)
-    recorder.run(*values)
-    return recorder
-
-
-class _Recorder(fx.Interpreter):
-    """Keeps the spec of every value, and the values that no input can change."""
-
-    def __init__(self, gm: fx.GraphModule, tainted: set[fx.Node]) -> None:
-        super().__init__(gm)
-        # the errors of a refused batch are expected
-        self.extra_traceback = False
-        self.tainted = tainted
-        self.writes = writes_somewhere(gm)
-        self.specs: dict[fx.Node, Any] = {}
-        self.values: dict[fx.Node, Any] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        self.specs[n] = _spec(value)
-        if n not in self.tainted and n.op != "output":
-            self.values[n] = map_leaves(value, _copied if self.writes else _plain)
-        return value
-
-    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
-        module = self.fetch_attr(target)
-        if not hooks.hooked(module):
-            return module(*args, **kwargs)
-        with hooks.around(module, functools.partial(_watching_only, str(target))):
-            return module(*args, **kwargs)
-
-
-def _watching_only(path: str, key: int, hook: Any, module: Any, *given: Any) -> Any:
-    """Run a hook; it may look but not change what goes into or comes out of its module."""
-    before = [t._version for t in tensors(given)]
-    result = hook(module, *given)
-    if hooks.replaced(result, given) or before != [t._version for t in tensors(given)]:
-        raise ExportError(
-            "FXQ532",
-            f"the forward hook {hooks.name_of(hook)!r} changes what {path!r} computes",
-            at=path,
-            fix="register it before prepare_model, which makes it a part of the graph",
+    def compared(self) -> Recorded:
+        """What the runs have in common."""
+        best = max(self._at_first_size(), key=lambda run: min(self._counts(run), default=0))
+        found = Recorded(self.varying, best.trial, drawing=self.first.draws.nodes)
+        for node in self.gm.graph.nodes:
+            found.specs[node] = self._merged(node.name, [run.specs[node] for run in self.runs])
+            values = [run.values[node] for run in self.runs if node in run.values]
+            if values and all(_same(values[0], v) for v in values[1:]):
+                found.constants[node] = values[0]
+        insisted = [s.reader.name for s in self.sources if not self._varies(s)]
+        found.varying = dataclasses.replace(
+            self.varying, by_value=tuple(_origins(found.specs)), insisted=tuple(insisted)
         )
-    return result
+        return found
+
+    # --- running -------------------------------------------------------------------------------
+
+    def _run(self, trial: Trial) -> Recorder:
+        counted: dict[fx.Node, Callable[[Any], Any]] = {s.node: s.count for s in self.sources}
+        return Recorder(self.gm, trial, spec=_spec, tainted=self.tainted, counted=counted)
+
+    def _batch(self) -> tuple[Varying, list[Recorder]]:
+        """Two runs whose batch sizes differ, or one on the example and why."""
+        reasons, silent = [], None
+        for varying in candidates(self.values, choosing=bool(self.sources)):
+            try:
+                runs = [self._run(Trial(varying.resized(self.values, n))) for n in varying.sizes]
+            except REFUSALS as error:
+                # not an error: the run on the example tells whether the model is sound
+                text = f"the model runs at the batch size of its example only: {error}"
+                reasons.append(text)
+                continue
+            node = _other_structure(self.gm, *runs)
+            if node is not None:
+                reasons.append(f"the number of items in {node.name} follows the batch")
+            elif _shapes(runs[0].specs[self._output]) != _shapes(runs[1].specs[self._output]):
+                return varying, runs
+            else:
+                silent = silent or (varying, runs)
+        if silent is not None:
+            return silent
+        reason = reasons[0] if reasons else "no input has a first dimension"
+        sizes = [t.shape[0] for t in tensors(self.values) if t.dim()]
+        fixed = Varying(sizes[0] if sizes else None, reason=reason)
+        return fixed, [self._run(Trial(self.values))]
+
+    def _values(self) -> None:
+        """Runs with other values: of the inputs, then at the places that decide sizes."""
+        base = self.first.trial.values
+        for variant in range(_VARIANTS if self.sources else 1):
+            self._try(Trial(other_values(base, self.varying, variant)))
+            if not self._open():
+                return
+        for variant in range(_VARIANTS):
+            self._try(Trial(base, _replacing(self._open(), variant)))
+        for source in self._open():
+            for variant in range(_VARIANTS):
+                self._try(Trial(base, _replacing([source], variant)))
+
+    def _try(self, trial: Trial) -> None:
+        """A further run; one that the model refuses says nothing about sizes."""
+        try:
+            run = self._run(trial)
+        except REFUSALS:
+            return
+        node = _other_structure(self.gm, self.first, run)
+        if node is not None:
+            raise ExportError(
+                "FXQ535", f"how many items {node.name} has depends on values of the inputs",
+                at=node, fix="return one tensor whose size depends on them, not several",
+            )  # fmt: skip
+        self.runs.append(run)
+
+    def _open(self) -> list[SizeSource]:
+        """Sources of sizes that were the same in every run."""
+        return [s for s in self.sources if not self._varies(s)]
+
+    def _varies(self, source: SizeSource) -> bool:
+        counts = {run.counts[source.node] for run in self._at_first_size()}
+        return counts == {None} or len(counts) > 1
+
+    def _counts(self, run: Recorder) -> Iterator[int]:
+        return (run.counts[s.node] or 0 for s in self.sources)
+
+    def _at_first_size(self) -> list[Recorder]:
+        return [self.first, *self.runs[2 if self.varying.dynamic else 1 :]]
+
+    @property
+    def _output(self) -> fx.Node:
+        found: fx.Node = next(n for n in self.gm.graph.nodes if n.op == "output")
+        return found
+
+    # --- comparing -----------------------------------------------------------------------------
+
+    def _merged(self, name: str, specs: Sequence[Any]) -> Any:
+        """One spec of those of all runs; sizes that differ become `Dim`."""
+        first = specs[0]
+        if isinstance(first, Shaped):
+            columns = zip(*(s.shape for s in specs), strict=True)
+            return Shaped(
+                tuple(self._size(f"{name}_{i}", sizes) for i, sizes in enumerate(columns)),
+                first.dtype,
+            )
+        if isinstance(first, Mapping):
+            return {k: self._merged(f"{name}_{k}", [s[k] for s in specs]) for k in first}
+        if isinstance(first, (list, tuple)):
+            columns = zip(*specs, strict=True)
+            parts = [self._merged(f"{name}_{i}", part) for i, part in enumerate(columns)]
+            return parts if isinstance(first, list) else tuple(parts)
+        if all(type(s) is int for s in specs):
+            return self._size(name, tuple(specs))
+        # a number that differs is computed when the model runs; its value here means nothing
+        differs = isinstance(first, float) and any(s != first for s in specs[1:])
+        return VARYING if differs else first
+
+    def _size(self, name: str, sizes: tuple[int, ...]) -> Size:
+        first = sizes[0]
+        if all(s == first for s in sizes):
+            return int(first)
+        batch = self.varying.sizes
+        if batch and all(s == first for s in sizes[2:]):
+            slope = (sizes[1] - first) // (batch[1] - batch[0])
+            return Dim(slope, first - slope * batch[0])
+        # equal in every run: one size
+        return Dim(1, 0, self.symbols.setdefault(sizes, name))
 
 
-class _CaughtError(Exception):
-    def __init__(self, found: tuple[Any, Any]) -> None:
-        super().__init__("found")
-        self.found = found
+def _replacing(
+    sources: list[SizeSource], variant: int
+) -> dict[fx.Node, Callable[[Tensor], Tensor]]:
+    """Other values for each source, so that no two choose equally many."""
+    return {
+        s.node: functools.partial(s.other, variant=variant + 2 * i) for i, s in enumerate(sources)
+    }
 
 
-class _Catcher(fx.Interpreter):
-    """Stops at one node and hands out its arguments."""
+def _origins(specs: Mapping[fx.Node, Any]) -> Iterator[str]:
+    """Nodes whose size depends on values where no operand's does."""
+    sized = {node for node, spec in specs.items() if any(_by_value(spec))}
+    return (n.name for n in specs if n in sized and not sized.intersection(n.all_input_nodes))
 
-    def __init__(self, gm: fx.GraphModule, wanted: fx.Node) -> None:
-        super().__init__(gm)
-        self.extra_traceback = False
-        self.wanted = wanted
 
-    def run_node(self, n: fx.Node) -> Any:
-        if n is self.wanted:
-            raise _CaughtError(self.fetch_args_kwargs_from_env(n))
-        return super().run_node(n)
+def _by_value(spec: Any) -> Iterator[bool]:
+    return (isinstance(s, Dim) and s.by_value for shape in _shapes(spec) for s in shape)
+
+
+def _shapes(spec: Any) -> list[tuple[Size, ...]]:
+    """Shapes of all tensors in a spec; numbers count as vectors of one size."""
+    if isinstance(spec, Shaped):
+        return [spec.shape]
+    if isinstance(spec, Mapping):
+        spec = list(spec.values())
+    if isinstance(spec, (list, tuple)):
+        return [shape for part in spec for shape in _shapes(part)]
+    return [(spec,)] if isinstance(spec, (int, Dim)) else []
 
 
 def _spec(value: Any) -> Any:
@@ -261,47 +339,8 @@ def _spec(value: Any) -> Any:
     return value
 
 
-def _plain(value: Any) -> Any:
-    return value.detach().as_subclass(Tensor) if isinstance(value, Tensor) else value
-
-
-def _copied(value: Any) -> Any:
-    """A value that a later write does not change."""
-    return _plain(value).clone() if isinstance(value, Tensor) else value
-
-
-def _tainted(gm: fx.GraphModule) -> set[fx.Node]:
-    """Nodes whose value depends on the value, not only on the shape, of an input."""
-    tainted: set[fx.Node] = set()
-    for node in gm.graph.nodes:
-        follows = any(n in tainted for n in node.all_input_nodes) and not _reads_shape(node)
-        if node.op == "placeholder" or follows:
-            tainted.add(node)
-    return tainted
-
-
-def _reads_shape(node: fx.Node) -> bool:
-    if node.op == "call_method":
-        return str(node.target) in _SHAPE_METHODS | _LIKE
-    if node.op != "call_function":
-        return False
-    if node.target is getattr:
-        return node.args[1] in _SHAPE_ATTRIBUTES
-    return node.target in _LIKE_FUNCTIONS
-
-
-def _compared(gm: fx.GraphModule, runs: list[_Recorder], reason: str) -> Recorded:
-    first, second = runs[0], runs[-1]
-    found = Recorded(batch=len(runs) == 2, reason=reason)
-    for node in gm.graph.nodes:
-        found.specs[node] = _merged(first.specs[node], second.specs[node])
-        if node in first.values and _same(first.values[node], second.values[node]):
-            found.constants[node] = first.values[node]
-    return found
-
-
-def _other_structure(gm: fx.GraphModule, first: _Recorder, second: _Recorder) -> fx.Node | None:
-    """A node whose value has more or fewer parts at the other batch size, or None."""
+def _other_structure(gm: fx.GraphModule, first: Recorder, second: Recorder) -> fx.Node | None:
+    """A node whose value has more or fewer parts in the other run, or None."""
     return next((n for n in gm.graph.nodes if not _alike(first.specs[n], second.specs[n])), None)
 
 
@@ -316,30 +355,6 @@ def _alike(a: Any, b: Any) -> bool:
         same = isinstance(b, (list, tuple)) and len(a) == len(b)
         return same and all(map(_alike, a, b))
     return True
-
-
-def _merged(a: Any, b: Any) -> Any:
-    """One spec of the two runs'; sizes that differ become `Dim`."""
-    if isinstance(a, Shaped):
-        sizes = zip(a.shape, b.shape, strict=True)
-        return Shaped(tuple(_merged_size(x, y) for x, y in sizes), a.dtype)
-    if isinstance(a, Mapping):
-        return {k: _merged(a[k], b[k]) for k in a}
-    if isinstance(a, (list, tuple)):
-        parts = [_merged(x, y) for x, y in zip(a, b, strict=True)]
-        return parts if isinstance(a, list) else tuple(parts)
-    if type(a) is int and type(b) is int:
-        return _merged_size(a, b)
-    # a number that differs is computed when the model runs; its value here means nothing
-    return VARYING if isinstance(a, float) and a != b else a
-
-
-def _merged_size(a: Any, b: Any) -> Size:
-    if a == b:
-        return int(a)
-    low, high = _BATCHES
-    slope = (b - a) // (high - low)
-    return Dim(slope, a - slope * low)
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fxquant.errors import ParityError
 from fxquant.onnx.default_kernels import KernelRun
-from fxquant.onnx.integer.saturation import Saturation, describe
-
-_WORST = 12  # rows a printed report shows
+from fxquant.onnx.integer.saturation import Saturation
+from fxquant.onnx.report_text import lines, severity
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,9 @@ class TensorRow:
         max_steps: largest difference in steps.
         distance: largest distance of a one-step difference from the boundary, in steps, up to 0.5.
         tolerance: distance within which it is a tie, in steps.
+        noise: how many are further apart, yet both sides are within float32 rounding of the
+            float64 value: long sums, and sums that cancel.
+        noise_steps: largest difference among those, in steps.
     """
 
     node: str
@@ -48,6 +50,8 @@ class TensorRow:
     max_steps: int
     distance: float
     tolerance: float
+    noise: int = 0
+    noise_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -155,6 +159,7 @@ class ParityReport:
         choices: one row an argmax, topk or sort and level.
         levels: the two whole runs.
         shipped: optimization levels at which the file as it is written was opened and run.
+        others: further inputs on which it was proven: what differs from the example.
         operators: where each operator runs.
         skipped: quantized tensors that could not be compared.
         notes: what else is to be known about the file: operators that torch's exporter wrote, why
@@ -173,6 +178,7 @@ class ParityReport:
     choices: tuple[ChoiceRow, ...] = ()
     levels: tuple[LevelInfo, ...] = ()
     shipped: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
     operators: tuple[OperatorRow, ...] = ()
     skipped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -226,15 +232,14 @@ class ParityReport:
         """
         if self.proven:
             return
-        bad = sorted((r for r in self.tensors if r.unexplained), key=_severity)
-        if bad:
-            raise ParityError("FXQ560", _differing(bad), at=_place(bad[0]), fix=_FIX)
-        chosen = [row for row in self.choices if not row.proven]
-        if chosen:
-            raise ParityError("FXQ569", _choices_differ(chosen), at=chosen[0].node, fix=_FIX)
-        wrong = [row for row in self.outputs if not row.proven]
-        if wrong:
-            raise ParityError("FXQ561", _outputs_differ(wrong), fix=_FIX)
+        forced = tuple(row for row in self.outputs if row.forced)
+        code, what = verdict(self.tensors, self.choices, forced)
+        if not code:  # a report without a proof
+            return
+        bad = sorted((r for r in self.tensors if r.unexplained), key=severity)
+        chosen = [row.node for row in self.choices if not row.proven]
+        at = _place(bad[0]) if bad else chosen[0] if chosen else None
+        raise ParityError(code, what, at=at, fix=_FIX)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data."""
@@ -252,14 +257,24 @@ class ParityReport:
         return json.dumps(self.to_dict(), indent=1, default=str)
 
     def __str__(self) -> str:
-        return "\n".join(_lines(self))
+        return "\n".join(lines(self))
 
 
 _FIX = "export with prove=False to look at the file, and report it: fxquant or onnxruntime is wrong"
 
 
-def _severity(row: TensorRow) -> tuple[int, int, float]:
-    return (-row.max_steps, -row.unexplained, -row.distance)
+def verdict(
+    tensors: Sequence[TensorRow], choices: Sequence[ChoiceRow], outputs: Sequence[OutputRow]
+) -> tuple[str, str]:
+    """The code and the text of what is not proven; both empty where all is."""
+    bad = sorted((r for r in tensors if r.unexplained), key=severity)
+    if bad:
+        return "FXQ560", _differing(bad)
+    chosen = [row for row in choices if not row.proven]
+    if chosen:
+        return "FXQ569", _choices_differ(chosen)
+    wrong = [row for row in outputs if not row.proven]
+    return ("FXQ561", _outputs_differ(wrong)) if wrong else ("", "")
 
 
 def _place(row: TensorRow) -> str:
@@ -294,93 +309,3 @@ def _choices_differ(rows: list[ChoiceRow]) -> str:
         for r in rows[:5]
     ]
     return "; ".join(parts)
-
-
-def _lines(report: ParityReport) -> Iterable[str]:
-    yield from _proof_lines(report)
-    yield from (f"note: {note}" for note in report.notes)
-
-
-def _proof_lines(report: ParityReport) -> Iterable[str]:
-    if not report.runtime:
-        yield "not proven: the export was not compared with a runtime"
-        return
-    verdict = "proven" if report.proven else "NOT PROVEN"
-    yield f"{verdict} against {report.runtime} in {report.seconds:.1f} s on {report.cpu}"
-    if report.shipped:
-        yield f"the file as it is written: opened and run at levels {', '.join(report.shipped)}"
-    yield from _tensor_lines(report)
-    yield from _run_lines(report)
-    yield from _operator_lines(report)
-    yield from map(str, report.kernels)
-    if report.risks:
-        yield describe(report.risks, exact=not any(run.measured for run in report.kernels))
-    if report.skipped:
-        yield f"not compared: {', '.join(report.skipped[:_WORST])}"
-
-
-def _tensor_lines(report: ParityReport) -> Iterable[str]:
-    names = {(row.node, row.module) for row in report.tensors}
-    yield (
-        f"each of {len(names)} quantized tensors from the simulation's inputs, both levels: "
-        f"{report.exact_share:.4%} of elements equal, largest difference {report.max_steps} step(s)"
-    )
-    if report.choices:
-        other, total = (sum(getattr(r, n) for r in report.choices) for n in ("other", "elements"))
-        yield f"choices by argmax, topk and sort: {other} of {total} differ, by ties"
-    differing = sorted((r for r in report.tensors if r.exact < r.elements), key=_severity)
-    if not differing:
-        return
-    table: list[tuple[str, ...]] = [
-        ("tensor", "level", "elements", "tie", "drift", "defect", "steps", "source")
-    ]
-    table += [
-        (r.module or r.node, r.level, str(r.elements), str(r.tie), str(r.drift), str(r.defect),
-         str(r.max_steps), r.source)
-        for r in differing[:_WORST]
-    ]  # fmt: skip
-    yield from _table(table)
-    if len(differing) > _WORST:
-        yield f"  ... and {len(differing) - _WORST} more rows with differences"
-
-
-def _run_lines(report: ParityReport) -> Iterable[str]:
-    for info in report.levels:
-        rows = [r for r in report.outputs if r.level == info.level and not r.forced]
-        drift = max((r.relative for r in rows), default=0.0)
-        labels = [r.labels for r in rows if r.labels is not None]
-        agree = f", labels agree {min(labels):.1%}" if labels else ""
-        yield (
-            f"whole run, optimizations {info.level}: {info.equal_share:.3%} of quantized elements "
-            f"equal, up to {info.max_steps} step(s), "
-            f"outputs within {drift:.1e} of their peak{agree}"
-        )
-
-
-def _operator_lines(report: ParityReport) -> Iterable[str]:
-    if not report.operators:
-        return
-    yield (
-        f"integer kernels: {len(report.integer_operators)} of {len(report.operators)} operators, "
-        f"{report.integer_macs_share:.1%} of multiply-accumulates"
-    )
-    groups: dict[tuple[str, str], list[str]] = {}
-    for row in report.float_operators:
-        groups.setdefault((row.operator, row.reason), []).append(row.name)
-    rows = [
-        (str(len(names)), operator, reason, names[0] if len(names) == 1 else f"{names[0]}, ...")
-        for (operator, reason), names in sorted(groups.items(), key=lambda item: -len(item[1]))
-    ]
-    if rows:
-        yield from _table([("float", "operator", "reason", "where"), *rows[:_WORST]])
-    if len(rows) > _WORST:
-        yield f"  ... and {len(rows) - _WORST} more reasons"
-
-
-def _table(rows: list[tuple[str, ...]]) -> Iterable[str]:
-    if not rows:
-        return
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        yield ("  " + "  ".join(cells)).rstrip()

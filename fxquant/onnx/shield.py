@@ -10,6 +10,9 @@ pattern is gone. The same keeps a softmax between integers from QLinearSoftmax, 
 the float softmax and wrong where a probability is one: an axis of one element gives 0, and 254 of
 255 steps come out where the others vanish. Identity, a product with one, Expand and an unbounded
 Clip are all removed, as are moves of values and activations whose range the grid holds anyway.
+
+The same stands behind 8-bit weights at 16-bit activations, `DequantizeLinear -> Max -> MatMul`:
+from 1.32 on onnxruntime makes a MatMulNBits of that product and rounds the activation to 8 bits.
 """
 
 from __future__ import annotations
@@ -32,16 +35,18 @@ _BEFORE = _MOVES | {"Pad"}
 
 
 def shield_float_layers(builder: Builder) -> dict[ir.Node, ir.Node]:
-    """Put a `Max` in front of every QuantizeLinear that would make a float layer integer.
+    """Put a `Max` wherever onnxruntime would compute a layer on fewer bits than it has here.
 
     Args:
         builder: the graph; nodes are inserted in place.
 
     Returns:
-        New node -> the QuantizeLinear that it stands before.
+        New node -> the QuantizeLinear or MatMul that it stands before.
     """
     exposed = [n for n in builder.nodes if n.op_type == "QuantizeLinear" and _is_exposed(n)]
-    made = {_shield(builder, node): node for node in exposed}
+    made = {_shield(builder, node, 0): node for node in exposed}
+    products = [n for n in builder.nodes if n.op_type == "MatMul" and _loses_words(n)]
+    made |= {_shield(builder, node, 1): node for node in products}
     before = {after: new for new, after in made.items()}
     builder.nodes[:] = [
         n for node in builder.nodes if node not in made for n in (before.get(node), node) if n
@@ -51,6 +56,27 @@ def shield_float_layers(builder: Builder) -> dict[ir.Node, ir.Node]:
 
 def _is_exposed(quantize: ir.Node) -> bool:
     return _makes_layer_integer(quantize) or _makes_softmax_integer(quantize)
+
+
+def _loses_words(product: ir.Node) -> bool:
+    """Whether stored bytes are multiplied and operand or result has words."""
+    x, weight = (v.producer() if v is not None else None for v in product.inputs[:2])
+    if weight is None or weight.op_type != "DequantizeLinear":
+        return False
+    if weight.inputs[0] is None or weight.inputs[0].const_value is None:
+        return False
+    behind = product.outputs[0].consumers()
+    while len(behind) == 1 and behind[0].op_type in ("Relu", "Clip"):
+        behind = behind[0].outputs[0].consumers()
+    return any(_has_words(node) for node in (x, *behind))
+
+
+def _has_words(node: ir.Node | None) -> bool:
+    if node is None or node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+        return False
+    zero = node.inputs[2] if len(node.inputs) > 2 else None
+    kind = zero.const_value.dtype if zero is not None and zero.const_value is not None else None
+    return kind in (ir.DataType.INT16, ir.DataType.UINT16)
 
 
 def _makes_softmax_integer(quantize: ir.Node) -> bool:
@@ -87,13 +113,13 @@ def _is_dequantized(value: ir.Value | None) -> bool:
     return _walk(value, _MOVES, {"DequantizeLinear"}) is not None
 
 
-def _shield(builder: Builder, quantize: ir.Node) -> ir.Node:
-    given = quantize.inputs[0]
+def _shield(builder: Builder, reader: ir.Node, index: int) -> ir.Node:
+    given = reader.inputs[index]
     value = builder.op("Max", given)
     node = value.producer()
     if node is None or given is None:  # cannot be: it was just made from a value
-        return quantize
-    builder.name_node(node, f"{quantize.name}.float")
+        return reader
+    builder.name_node(node, f"{reader.name}.float")
     value.shape, value.type = given.shape, given.type
-    quantize.replace_input_with(0, value)
+    reader.replace_input_with(index, value)
     return node

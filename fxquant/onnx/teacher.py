@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from fxquant.errors import ExportError
-from fxquant.graph.evaluation import evaluating
 from fxquant.graph.structure import leaves, tensors
+from fxquant.nn.modes import evaluating
 from fxquant.onnx.choices import Choice, Chooser, choice_of
 from fxquant.onnx.grid import type_range
 from fxquant.onnx.record import bound_example

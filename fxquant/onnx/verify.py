@@ -24,7 +24,7 @@ from fxquant.onnx.verify_groups import check_groups
 from fxquant.onnx.verify_rules import Finding, check_graph
 
 # the newest that onnxruntime 1.31 loads
-_MOST_OPSET, _MOST_IR = 26, 13
+_MOST_OPSET, _MOST_IR = 26, 13  # of onnxruntime 1.31, the oldest that is supported
 _LEAST_OPSET = 10  # the first with QuantizeLinear
 _WIDTH = 34
 _ON_INTEGERS = re.compile(r"Q[A-Z]|.*(Quantize|Integer|NBits)")  # names of ONNX and onnxruntime
@@ -137,10 +137,11 @@ def _version_findings(model: ir.Model) -> list[Finding]:
     found = []
     opset = model.opset_imports.get("", 0)
     if not _LEAST_OPSET <= opset <= _MOST_OPSET:
-        what = f"opset {opset} does not load: onnxruntime takes {_LEAST_OPSET} to {_MOST_OPSET}"
+        span = f"{_LEAST_OPSET} to {_MOST_OPSET}"
+        what = f"opset {opset} does not load: onnxruntime 1.31 takes {span}"
         found.append(Finding("FXQ512", "error", "", what, "export with opset 21"))
     if model.ir_version > _MOST_IR:
-        what = f"IR version {model.ir_version} does not load: onnxruntime takes up to {_MOST_IR}"
+        what = f"IR version {model.ir_version} does not load: onnxruntime 1.31 takes to {_MOST_IR}"
         found.append(Finding("FXQ512", "error", "", what, "write IR version 10"))
     return found
 

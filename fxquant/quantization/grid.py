@@ -84,7 +84,7 @@ class AffineGrid:
             >>> AffineGrid(0, 255).scale(torch.tensor(0.0), torch.tensor(2.55))
             tensor(0.0100)
         """
-        low, high = low.clamp(max=0.0), high.clamp(min=0.0)
+        low, high = not_above_zero(low), torch.where(high < 0.0, 0.0, high)
         if self.symmetric:
             above, below = self.qmax - self.middle, self.middle - self.qmin
             width = torch.maximum(_divided(high, above), _divided(-low, below))
@@ -181,6 +181,11 @@ class Factors:
         if b is None or outside is None:
             return a * products
         return torch.addcmul(a * products, b, outside.reshape(a.shape))
+
+
+def not_above_zero(x: Tensor) -> Tensor:
+    """`min(x, 0)`; what is zero keeps its gradient, which `clamp` of torch gives up by release."""
+    return torch.where(x > 0.0, 0.0, x)
 
 
 def wide(x: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ and is vectorized by PyTorch for every layout; the built-in fake-quantize operat
 the cost of a copy and multiply by the reciprocal. The gradient needs neither masks nor more saved
 tensors than input and output:
 
-    dx       = g inside the grid, 0 outside                 (one `hardtanh_backward`)
+    dx       = g where x rounds to a value of the grid, both ends included, 0 where it is clipped
+                                                            (one `hardtanh_backward`)
     products = sum g * y - sum dx * x                        d scale = products / scale
     outside  = sum g - sum dx                                d zero  = -scale * outside
 
@@ -18,10 +19,12 @@ learned steps (Esser et al. 2020, arXiv:1902.08153, eq. 3), summed up before it 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -174,22 +177,40 @@ class _Quantize(torch.autograd.Function):
 def inside(g: Tensor, x: Tensor, p: Affine) -> Tensor:
     """The gradient where `x` rounds to a value of the grid, zero where it is clipped."""
     if p.numbers is not None:
-        return hardtanh_backward(g, x, *_edges(p, p.numbers))
-    integers = torch.div(x, p.scale)
+        return hardtanh_backward(g, x, *_edges(p, p.numbers, x.dtype))
+    integers = torch.div(x, p.scale).round_()
     if not p.centred:
         integers.add_(p.zero_point)
     return hardtanh_backward(g, integers, p.qmin - 0.5, p.qmax + 0.5)
 
 
-def _edges(p: Affine, numbers: tuple[float, float]) -> tuple[float, float]:
-    """Between what is rounded to the grid and what is clipped."""
+def _edges(p: Affine, numbers: tuple[float, float], dtype: torch.dtype) -> tuple[float, float]:
+    """The nearest values below and above the grid that are clipped."""
     scale, zero = numbers
-    return (p.qmin - zero - 0.5) * scale, (p.qmax - zero + 0.5) * scale
+    kind = np.float64 if dtype is torch.float64 else np.float32
+    return -_beyond(zero - p.qmin, scale, kind), _beyond(p.qmax - zero, scale, kind)
+
+
+@functools.lru_cache(maxsize=4096)
+def _beyond(last: float, scale: float, kind: type[np.floating[Any]]) -> float:
+    """The smallest value that is rounded to more than `last` steps.
+
+    Half a step away there is a tie, and the quotient is rounded before that: this is exact.
+    """
+    if not 0.0 < scale < np.inf:
+        return (last + 0.5) * scale
+    with np.errstate(over="ignore"):
+        step, end, x = kind(scale), kind(last), kind((last + 0.5) * scale)
+        while np.rint(x / step) > end:
+            x = np.nextafter(x, kind(-np.inf))
+        while np.rint(x / step) <= end:
+            x = np.nextafter(x, kind(np.inf))
+    return float(x)
 
 
 def _inside_into(out: Tensor, g: Tensor, x: Tensor, p: Affine, scale: Tensor, zero: Tensor) -> None:
     """As `inside` for many steps, of a piece, without another tensor."""
-    torch.div(x, scale, out=out)
+    torch.div(x, scale, out=out).round_()
     if not p.centred:
         out.add_(zero)
     hardtanh_backward_out(g, out, p.qmin - 0.5, p.qmax + 0.5, grad_input=out)
@@ -226,7 +247,7 @@ def _gradients_of_one(
     g: Tensor, x: Tensor, y: Tensor, p: Affine, *, outside: bool
 ) -> tuple[Tensor, float, float]:
     """As `_gradients` where there is one step, known as a number."""
-    edges = _edges(p, p.numbers)  # type: ignore[arg-type]
+    edges = _edges(p, p.numbers, x.dtype)  # type: ignore[arg-type]
     if in_one(x):
         dx = hardtanh_backward(g, x, *edges)
         return dx, *_sums(g, y, dx, x, outside=outside)

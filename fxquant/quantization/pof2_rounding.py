@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fxquant.errors import QuantizationError, nearest
-from fxquant.quantization import kernels
+from fxquant.quantization import kernels, traced
 from fxquant.quantization.affine.quantizers import QuantizeDequantize
 from fxquant.quantization.encodings import AffineEncoding
 from fxquant.quantization.layout import Layout
@@ -138,7 +138,7 @@ class RoundingQuantizeDequantize(QuantizeDequantize):
             return super()._traced_step(x, scale, zero)
         steps = x / scale
         steps = steps + (round_by(self._rounding)(steps) - steps).detach()
-        return (torch.clamp(steps + zero, self.qmin, self.qmax) - zero) * scale
+        return (traced.clipped(steps + zero, self.qmin, self.qmax) - zero) * scale
 
     def extra_repr(self) -> str:
         """Shape, grid and rounding."""

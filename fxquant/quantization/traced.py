@@ -55,6 +55,16 @@ def straight_through_round(x: Tensor) -> Tensor:
     return _Round.apply(x)  # type: ignore[no-any-return, no-untyped-call]
 
 
+def clipped(integers: Tensor, qmin: int, qmax: int) -> Tensor:
+    """`clamp(integers, qmin, qmax)` with the gradient of the identity on the grid, ends included.
+
+    The outermost values of the grid are values like all others, and an element that is rounded to
+    one of them is not clipped. `torch.clamp` passes the gradient at its ends in some releases and
+    in others it does not, so this must not lean on it.
+    """
+    return torch.where(integers < qmin, qmin, torch.where(integers > qmax, qmax, integers))
+
+
 def computed_once(values: Tensor) -> Tensor:
     """The values, written to memory before the loop over the tensor that reads them.
 
@@ -71,7 +81,7 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int)
     if torch.compiler.is_exporting():
         op = torch.ops.fxquant.quantize.default
         return op(x, scale, zero_point, qmin, qmax)  # type: ignore[no-any-return]
-    return (straight_through_round(x / scale) + zero_point).clamp(qmin, qmax)
+    return clipped(straight_through_round(x / scale) + zero_point, qmin, qmax)
 
 
 def quantize_dequantize(

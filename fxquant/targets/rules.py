@@ -37,6 +37,8 @@ class OperatorRule(BaseModel):
         kernel: "float" when the runtime dequantizes and computes in floating point all the same.
         second: "symmetric" when the second operand of a product wants a symmetric signed grid.
         elementwise: stays floating point between floating-point neighbours.
+        weight_grid: its weight lies on one grid for the tensor, where only kernels of products have
+            one otherwise.
         per_channel: False where weights must have one grid for all channels.
         only: argument or property -> values for which the rule holds.
         limits: argument or property -> smallest and largest number for which it holds; for several
@@ -51,6 +53,7 @@ class OperatorRule(BaseModel):
     kernel: Literal["integer", "float"] = "integer"
     second: Literal["symmetric"] | None = None
     elementwise: bool = False
+    weight_grid: bool = False
     per_channel: bool = True
     only: dict[str, list[Any]] = Field(default_factory=dict)
     limits: dict[str, tuple[float, float]] = Field(default_factory=dict)

@@ -152,6 +152,11 @@ class Target(_Frozen):
         """Whether every step is a power of two."""
         return self.scale == "power_of_two"
 
+    @property
+    def bitwidths(self) -> tuple[int, int]:
+        """Bits of activations and of weights where nothing else is asked for."""
+        return self.activation.bitwidth, self.weight.bitwidth
+
     def followers(self, chain: tuple[str, ...]) -> frozenset[str]:
         """Names of operators that continue a chain of rows inside one kernel."""
         size = len(chain)

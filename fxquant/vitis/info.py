@@ -162,9 +162,12 @@ def load_info(gm: fx.GraphModule, info: dict[str, Any]) -> None:
             "the calibration is of another network, target or strategy",
             fix="calibrate this network, or pass the arguments that it was calibrated with",
         )
+    own = own if isinstance(own, dict) else None
     places = dict(slots(gm))
     entries = _mapped(info, places)
-    ranges = own.get("ranges", {}) if isinstance(own, dict) else {}
+    ranges = own.get("ranges", {}) if own is not None else {}
+    if not isinstance(ranges, dict):
+        raise CheckpointError("FXQ621", "fxquant.ranges is no mapping", fix=_CALIBRATE)
     checked: list[tuple[Any, tuple[Any, Any]]] = []
     for slot, quantizer in places.items():
         if isinstance(quantizer, BiasQuantizeDequantize | FloatQuantizeDequantize):
@@ -219,17 +222,47 @@ def _range(slot: Slot, entry: Any, quantizer: Any, exact: Any) -> tuple[Any, Any
         raise CheckpointError("FXQ624", f"{slot[1]} was never calibrated", fix=_CALIBRATE)
     shape, grid = quantizer.shape, quantizer.grid
     try:
-        scale = torch.tensor(entry[1], dtype=torch.float32)
-        if len(entry) == 2:
-            scale = torch.exp2(-scale)
-        zero = torch.tensor(entry[2] if len(entry) == 4 else grid.middle, dtype=torch.float32)
+        numbers = [torch.tensor(_numeric(n), dtype=torch.float32) for n in entry[1:]]
+        scale = numbers[0] if len(entry) == 4 else torch.exp2(-_whole(numbers[0]))
+        zero = _whole(numbers[1]) if len(entry) == 4 else torch.tensor(float(grid.middle))
         scale, zero = scale.reshape(shape), zero.expand(scale.shape).reshape(shape)
+        low, high = (grid.qmin - zero) * scale, (grid.qmax - zero) * scale
+        _check_numbers(scale, low, high)
         if exact is not None:
-            low, high = (torch.tensor(end, dtype=torch.float32).reshape(shape) for end in exact)
-            found = grid.scale(low, high) if len(entry) == 4 else quantizer._scale(low, high)
-            if torch.equal(found, scale) and torch.equal(grid.zero_point(low, found), zero):
-                return low, high
+            first, last = (
+                torch.tensor(_numeric(end), dtype=torch.float32).reshape(shape) for end in exact
+            )
+            _check_numbers(scale, first, last)
+            found = grid.scale(first, last) if len(entry) == 4 else quantizer._scale(first, last)
+            if torch.equal(found, scale) and torch.equal(grid.zero_point(first, found), zero):
+                return first, last  # else the entry was edited, and counts
     except (RuntimeError, TypeError, ValueError, OverflowError) as error:
         what = f"{slot[1]}: {entry} does not fit a tensor with ranges of shape {shape}: {error}"
         raise CheckpointError("FXQ624", what, fix=_CALIBRATE) from error
-    return (grid.qmin - zero) * scale, (grid.qmax - zero) * scale
+    return low, high
+
+
+def _numeric(value: Any) -> Any:
+    """Numbers, or nested lists of them; JSON's true is none, PyTorch would take it for 1."""
+    if isinstance(value, list):
+        return [_numeric(v) for v in value]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        msg = f"{value!r} is no number"
+        raise TypeError(msg)
+    return value
+
+
+def _whole(x: torch.Tensor) -> torch.Tensor:
+    if not torch.equal(x, x.round()):
+        msg = f"{x.tolist()} is not whole"
+        raise ValueError(msg)
+    return x
+
+
+def _check_numbers(scale: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> None:
+    if not bool((scale.isfinite() & (scale > 0)).all()):
+        msg = f"a step of {scale.tolist()} is not positive and finite"
+        raise ValueError(msg)
+    if not bool((low.isfinite() & high.isfinite() & (low < high)).all()):
+        msg = f"there is no range from {low.tolist()} to {high.tolist()}"
+        raise ValueError(msg)

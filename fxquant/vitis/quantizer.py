@@ -328,9 +328,10 @@ def _target(given: str | Target | None, strategy: Strategy | None) -> Target:
     if given is None:
         given = _OF_DEVICE[strategy.target_device] if strategy else DEFAULT_TARGET
     target = load_target(given)
-    if strategy and strategy.target_device == "DPU" and not target.powers_of_two:
-        what = f"target_device=DPU needs powers of two, which {target.name} does not have"
-        raise ConfigError("FXQ275", what, fix="set target_device to CPU, or take another target")
+    if strategy and (strategy.target_device == "DPU") is not target.powers_of_two:
+        has = "only has" if target.powers_of_two else "does not have"
+        what = f"target_device={strategy.target_device}, but {target.name} {has} powers of two"
+        raise ConfigError("FXQ275", what, fix="change target_device, or take another target")
     return target
 
 

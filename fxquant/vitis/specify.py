@@ -23,7 +23,7 @@ from fxquant.quantization.float import FloatQuantizeDequantize
 from fxquant.quantization.pof2 import PowerOfTwo, PowerOfTwoQuantizeDequantize
 from fxquant.quantization.pof2_rounding import OF_ONNX, RoundingQuantizeDequantize
 from fxquant.vitis.entropy import Entropy
-from fxquant.vitis.strategy import Kind, Strategy, TensorRule
+from fxquant.vitis.strategy import KINDS, Kind, Strategy, TensorRule
 
 if TYPE_CHECKING:
     from fxquant.targets import Target
@@ -45,12 +45,13 @@ def specify(gm: fx.GraphModule, strategy: Strategy, target: Target) -> dict[nn.M
 
     Raises:
         ConfigError: FXQ272 contradicting rules, FXQ273 a rule that matches nothing, FXQ274 a
-            property that the target does not offer.
+            property that the target does not offer, FXQ285 a rule that changes nothing.
     """
     work = _Work(gm, strategy, target)
     strategy.check_names([work.layer(n) for n in work.called])
     work.activations()
     work.parameters()
+    work.check_used()
     return work.statistics
 
 
@@ -62,6 +63,7 @@ class _Work:
     new: dict[int, QuantizerBase | None] = field(default_factory=dict)
     rules: dict[int, tuple[TensorRule | None, Layer]] = field(default_factory=dict)
     statistics: dict[nn.Module, str] = field(default_factory=dict)
+    seen: set[tuple[Kind, Layer]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.called = [n for n in self.gm.graph.nodes if n.op == "call_module"]
@@ -87,6 +89,7 @@ class _Work:
     def _activation(self, node: fx.Node, old: QuantizerBase) -> QuantizerBase | None:
         layers = [self.layer(n) for n in self._group(node)]
         kind: Kind = "input" if layers[-1][2] == "QuantStub" else "activation"
+        self.seen |= {(kind, layer) for layer in layers}
         rule = self._rule_of_group(kind, layers, node)
         key = id(old)
         if key in self.rules and self.rules[key][0] != rule:
@@ -138,6 +141,7 @@ class _Work:
                     module.param_quantizers["bias"] = self._bias(node, module, old["bias"])
 
     def _weight(self, node: fx.Node, old: QuantizerBase) -> QuantizerBase | None:
+        self.seen.add(("weights", self.layer(node)))
         if id(old) not in self.new:
             rule = self.strategy.rule("weights", [self.layer(node)])
             made = None if rule is None else self._derived(old, rule, "weights", node)
@@ -148,6 +152,7 @@ class _Work:
         self, node: fx.Node, module: QuantizationMixin, old: QuantizerBase
     ) -> QuantizerBase | None:
         layers = [self.layer(node)]
+        self.seen.add(("bias", layers[0]))
         rule = self.strategy.rule("bias", layers)
         if rule is None:
             return None
@@ -164,6 +169,25 @@ class _Work:
         bias = BiasQuantizeDequantize(source, weight)
         bias.where = old.where
         return bias
+
+    def check_used(self) -> None:
+        """Refuse rules of layers for tensors that have no grid there.
+
+        Raises:
+            ConfigError: FXQ285, the rule and the kind of tensor are named.
+        """
+        for i, rule in enumerate(self.strategy.layer_quantize_config):
+            there = {kind for kind, layer in self.seen if rule.matches(*layer)}
+            where = f"layer_quantize_config.{i}"
+            named = [k for k in KINDS if getattr(rule.tensor_quantize_config, k) is not None]
+            for kind in (k for k in named if k not in there):
+                what = f"{where}.tensor_quantize_config.{kind} changes nothing: "
+                what += f"no {kind} of {rule.layer_name or rule.layer_type} has a grid"
+                fix = "take it out, or write it for the layer that makes the values"
+                raise ConfigError("FXQ285", what, fix=fix)
+            if rule.overall_quantize_config.said and not there:
+                what = f"{where}.overall_quantize_config changes nothing: no tensor has a grid"
+                raise ConfigError("FXQ285", what, fix="take it out")
 
     # one quantizer ---------------------------------------------------------------------------
 

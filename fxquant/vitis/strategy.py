@@ -14,7 +14,7 @@ from __future__ import annotations
 import fnmatch
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, model_validator
 
 from fxquant.errors import ConfigError, nearest
 from fxquant.files import as_path
@@ -52,14 +52,14 @@ class TensorRule(_Strict):
     """
 
     datatype: Literal["int", "bfloat16", "float16", "float32"] | None = None
-    bit_width: int | None = Field(None, ge=2, le=32)
+    bit_width: int | None = Field(None, ge=2, le=32, strict=True)
     method: Method | None = None
-    percentage: float | None = Field(None, gt=0, le=100)
+    percentage: float | None = Field(None, gt=0, le=100, strict=True)
     round_mode: RoundMode | None = None
-    symmetry: bool | None = None
-    per_channel: bool | None = None
-    signed: bool | None = None
-    narrow_range: bool | None = None
+    symmetry: StrictBool | None = None
+    per_channel: StrictBool | None = None
+    signed: StrictBool | None = None
+    narrow_range: StrictBool | None = None
     scale_type: Literal["float", "poweroftwo"] | None = None
     calib_statistic_method: Statistic | None = None
 
@@ -105,7 +105,7 @@ class TensorRules(_Strict):
 
     @model_validator(mode="after")
     def _fits(self) -> TensorRules:
-        for kind in ("input", "activation"):
+        for kind in ("input", "activation", "bias"):
             rule = getattr(self, kind)
             if rule is not None and rule.per_channel:
                 msg = f"{kind}.per_channel=True: only weights have a range for each channel"
@@ -156,16 +156,16 @@ class Strategy(_Strict):
 
     target_device: Literal["DPU", "CPU", "GPU"] = "DPU"
     quantizable_data_type: tuple[Kind, ...] = KINDS
-    convert_relu6_to_relu: bool = False
-    convert_silu_to_hswish: bool = False
-    include_cle: bool = False
-    include_bias_corr: bool = False
-    change_concat_input_fix: bool = False
-    change_pool_input_fix: bool = False
-    change_add_input_fix: bool = False
-    keep_first_last_layer_accuracy: bool = False
-    keep_add_layer_accuracy: bool = False
-    onnx_opset_version: int | None = Field(None, ge=13, le=23)
+    convert_relu6_to_relu: StrictBool = False
+    convert_silu_to_hswish: StrictBool = False
+    include_cle: StrictBool = False
+    include_bias_corr: StrictBool = False
+    change_concat_input_fix: StrictBool = False
+    change_pool_input_fix: StrictBool = False
+    change_add_input_fix: StrictBool = False
+    keep_first_last_layer_accuracy: StrictBool = False
+    keep_add_layer_accuracy: StrictBool = False
+    onnx_opset_version: int | None = Field(None, ge=13, le=23, strict=True)
     overall_quantize_config: TensorRule = TensorRule()
     tensor_quantize_config: TensorRules = TensorRules()
     layer_quantize_config: tuple[LayerRule, ...] = ()
@@ -176,9 +176,18 @@ class Strategy(_Strict):
             if getattr(self, key):
                 msg = f"{key}=True is not done here: set it to false"
                 raise ValueError(msg)
+        methods = {rule.method for _, rule in self._all_rules()}
         for name, rule in self._all_rules():
             said = rule.said
+            known = methods if rule.method is None else {rule.method}
+            if rule.percentage is not None and "percentile" not in known:
+                msg = f"{name}.percentage={rule.percentage} is only for method=percentile"
+                raise ValueError(msg)
             if said.get("datatype", "int") != "int":
+                bits = 32 if said["datatype"] == "float32" else 16
+                if said.get("bit_width", bits) != bits:
+                    msg = f"{name}.bit_width={said['bit_width']}: {said['datatype']} has {bits}"
+                    raise ValueError(msg)
                 continue
             if self.target_device == "DPU":
                 _check_dpu(name, said)

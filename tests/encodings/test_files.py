@@ -219,6 +219,24 @@ def changed(**changes: Any) -> Callable[[Any], None]:
     return change
 
 
+def only_scale(**changes: Any) -> Callable[[Any], None]:
+    def change(given: Any) -> None:
+        for ranges in given["param_encodings"]["fc.weight"]:
+            del ranges["min"], ranges["max"]
+            ranges.update(changes)
+
+    return change
+
+
+def only_ends(**changes: Any) -> Callable[[Any], None]:
+    def change(given: Any) -> None:
+        for ranges in given["param_encodings"]["fc.weight"]:
+            del ranges["scale"], ranges["offset"]
+            ranges.update(changes)
+
+    return change
+
+
 def renamed(given: Any) -> None:
     given["param_encodings"]["fc.weigth"] = given["param_encodings"].pop("fc.weight")
 
@@ -234,7 +252,7 @@ def conflicting(given: Any) -> None:
 
 BROKEN: list[tuple[str, Callable[[Any], Any]]] = [
     ("FXQ631", lambda g: g.update(version="0.5.0")),
-    ("FXQ631", lambda g: g.pop("version")),
+    ("FXQ631", lambda g: (g.pop("version"), g.update(param_encodings=[]))),
     ("FXQ632", changed(bitwidth=1)),
     ("FXQ632", changed(bitwidth="8")),
     ("FXQ632", changed(scale=0.0)),
@@ -254,7 +272,24 @@ BROKEN: list[tuple[str, Callable[[Any], Any]]] = [
         lambda g: g["param_encodings"].update({"up.bias": g["param_encodings"]["fc.weight"]}),
     ),
     ("FXQ634", cut),
-    ("FXQ635", changed(offset=-300)),
+    ("FXQ632", changed(offset=-300)),
+    ("FXQ635", only_scale(offset=-300)),
+    ("FXQ632", changed(min=-9.0)),
+    ("FXQ632", changed(max=9.0)),
+    ("FXQ632", changed(min=float("nan"))),
+    ("FXQ632", changed(max=True)),
+    ("FXQ632", changed(scale=True)),
+    ("FXQ632", changed(scale="0.1")),
+    ("FXQ632", changed(scale=1e39)),
+    ("FXQ632", changed(offset=False)),
+    ("FXQ632", changed(offset=1e30)),
+    ("FXQ632", changed(bitwidth=True)),
+    ("FXQ632", changed(bitwidth=float("inf"))),
+    ("FXQ632", changed(qmin=7, qmax=-7)),
+    ("FXQ632", only_ends(min=1.0, max=-1.0)),
+    ("FXQ632", only_ends(min=0.0, max=0.0)),
+    ("FXQ632", only_ends(min=-1.0, max=True)),
+    ("FXQ632", only_ends(min=-1.0, max=float("inf"))),
 ]
 
 
@@ -308,7 +343,8 @@ def test_shared_quantizers_need_one_encoding() -> None:
     sim.compute_encodings([X])
     given = content(sim, TORCH)
     sim.load_encodings(given)
-    given["activation_encodings"]["tanh"]["output"]["0"]["scale"] *= 2
+    for key in ("scale", "min", "max"):
+        given["activation_encodings"]["tanh"]["output"]["0"][key] *= 2
     with pytest.raises(FxQuantError, match="FXQ636"):
         sim.load_encodings(given)
 
@@ -316,7 +352,7 @@ def test_shared_quantizers_need_one_encoding() -> None:
 def test_ranges_without_a_scale_are_understood() -> None:
     given, sim = content(calibrated(), TORCH), simulation()
     for module in given["activation_encodings"].values():
-        for entry in module["output"].values():
+        for entry in (e for side in module.values() for e in side.values()):
             del entry["scale"], entry["offset"]
     sim.load_encodings(given)
     want = dict(calibrated().named_quantizers())
@@ -347,6 +383,11 @@ def test_differences(tmp_path: Path) -> None:
     a = content(calibrated(), TORCH)
     b = copy.deepcopy(a)
     assert diff(read(a), read(b)) == ()
+    for entry in (
+        *b["param_encodings"]["fc.weight"],
+        b["activation_encodings"]["relu"]["output"]["0"],
+    ):
+        del entry["min"], entry["max"]
     b["param_encodings"]["fc.weight"][2]["scale"] *= 1.5
     b["param_encodings"]["new"] = b["param_encodings"]["fc.weight"]
     b["activation_encodings"]["relu"]["output"]["0"]["bitwidth"] = 4
@@ -398,3 +439,84 @@ def test_scales_that_no_quotient_of_floats_has_are_loaded_to_the_last_bit(offset
     written = content(sim, "1.0.0")["activation_encodings"]
     assert {e["scale"][0] for e in written} == {scale}
     assert {e["offset"][0] for e in written} == {offset}
+
+
+class Foreign(nn.Module):
+    """As an AIMET user writes it: every operation is a module with a name of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.relu1 = nn.Conv2d(3, 4, 3), nn.ReLU()
+        self.side, self.flatten, self.fc = nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.relu1(self.conv1(x)) + self.side(x)
+        return self.fc(self.flatten(y))  # type: ignore[no-any-return]
+
+
+def of_aimet() -> dict[str, Any]:
+    """0.6.1 by module, without a version: the input's encoding stands at its first consumer."""
+
+    def entry(low: float, high: float) -> dict[str, Any]:
+        scale = (high - low) / 255
+        ends = {"min": round(low / scale) * scale, "max": high, "scale": scale}
+        kind = {"bitwidth": 8, "dtype": "int", "is_symmetric": "False"}
+        return {**ends, "offset": round(low / scale), **kind}
+
+    return {
+        "activation_encodings": {
+            "conv1": {"input": {"0": entry(-2.0, 3.1)}},
+            "relu1": {"output": {"0": entry(0.0, 2.55)}},
+            "flatten": {"output": {"0": entry(-1.0, 4.1)}},
+        },
+        "param_encodings": {"fc.weight": [entry(-0.5, 0.5)]},
+    }
+
+
+def test_encodings_at_consumers_are_those_of_producers() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    sim = QuantizationSimModel(Foreign().eval(), x, config={"per_channel": False})
+    given = of_aimet()
+    given["param_encodings"] = {}
+    loaded = sim.load_encodings(given)
+    assert loaded.loaded == ("conv1.input.0", "relu1.output.0", "flatten.output.0")
+    modules = dict(sim.named_qmodules())
+    stub = modules["x_stub"].output_quantizers[0]
+    assert (stub.get_scale().item(), stub.get_offset().item()) == (pytest.approx(0.02), -100)
+    added = modules["add"].output_quantizers[0]  # flatten moves its values
+    assert added.get_scale().item() == pytest.approx(0.02)
+    # the same network without that place: nothing is loaded in part
+    given["activation_encodings"]["side"] = {
+        "input": {"0": dict(of_aimet()["activation_encodings"]["relu1"]["output"]["0"])}
+    }
+    with pytest.raises(FxQuantError, match="FXQ636"):  # one input, two encodings
+        sim.load_encodings(given)
+
+
+def test_encodings_of_inputs_are_written_where_other_tools_look() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    sim, other = (QuantizationSimModel(Foreign().eval(), x) for _ in range(2))
+    sim.compute_encodings([x])
+    other.compute_encodings([2 * x])
+    written = sim.get_encodings()["activation_encodings"]
+    assert written["conv1"]["input"] == written["side"]["input"]
+    assert "x_stub" not in written
+    assert not other.load_encodings(sim.get_encodings(), partial=False).missing
+    assert torch.equal(
+        *(dict(s.named_qmodules())["x_stub"].output_quantizers[0].get_scale() for s in (sim, other))
+    )
+    # files that name the stub are taken as well
+    old = sim.get_encodings()
+    entries = old["activation_encodings"]
+    entries["x_stub"] = {"output": {"0": entries["conv1"].pop("input")["0"]}}
+    del entries["side"]["input"], entries["conv1"]
+    assert not other.load_encodings(old, partial=False).missing
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_files_without_a_version_are_told_by_their_form(flavour: str) -> None:
+    given = content(calibrated(), flavour)
+    version = given.pop("version")
+    found = read(given)
+    assert found.version == (version if version != "2.0.0" else "2.1.0")
+    assert not simulation().load_encodings(given).missing

@@ -8,14 +8,22 @@ import threading
 import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import FunctionMeta
 
 from fxquant.graph.meta import TensorSpec, module_path, source, spec
 from fxquant.graph.trace import Recording, record
-from fxquant.graph.verify_replay import check_constants, other_batch, other_values, replay_equal
+from fxquant.graph.verify_replay import (
+    check_constants,
+    difference,
+    other_batch,
+    other_values,
+    replay_equal,
+)
 from fxquant.models.difficult import NETWORKS, rows
 from fxquant.models.difficult.values import Answer, Pair
 
@@ -241,9 +249,74 @@ def test_no_grad_of_the_model_holds() -> None:
     assert gm.get_parameter("head.weight").grad is not None
 
 
+class _Kept(torch.autograd.Function):
+    """Computes with numpy; hands its input back as well."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Any:
+        ctx.factor = factor
+        return x, torch.from_numpy(np.tanh(x.detach().numpy()))
+
+    @staticmethod
+    def backward(ctx: Any, first: Tensor, second: Tensor) -> Any:
+        return ctx.factor * first + second, None
+
+
+class _Prepared(torch.autograd.Function):
+    """As functions are written that know `torch.func`; sets its context up with torch."""
+
+    @staticmethod
+    def forward(x: Tensor, rows: int) -> Tensor:
+        return torch.from_numpy(np.cos(x.detach().numpy() * rows))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(inputs[0] * inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        return g * ctx.saved_tensors[0], None
+
+
+_kept: Any = _Kept.apply
+_prepared: Any = _Prepared.apply
+
+
+class Applied(nn.Module):
+    """Functions under names that were taken before anybody recorded, as models have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.first(x)
+        same, bent = _kept(x, 3.0)
+        with torch.no_grad():
+            still = _prepared(x, 2)
+        return self.last(same + bent) + _prepared(bent, x.shape[0]) * still
+
+
+def test_autograd_functions_are_one_call_however_they_are_called() -> None:
+    model = Applied()
+    recording = recorded(model, rows(2, 4))
+    assert recording.constants == ()
+    called = [n.name for n in recording.graph_module.graph.nodes if n.op == "call_function"]
+    assert [n for n in called if n.startswith("_")] == ["_kept", "_prepared", "_prepared_1"]
+    assert "__getattribute__" not in vars(FunctionMeta)
+    found = replay_equal(recording, model, (rows(3, 4),), {})
+    assert found, found.why
+    gradients = []
+    for net in (model, recording.graph_module):
+        net(rows(3, 4)).square().sum().backward()
+        gradients.append({n: p.grad for n, p in net.named_parameters()})
+    assert difference(*gradients) == ""
+
+
 def test_scripted_parts_stay_whole() -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        for kind in (DeprecationWarning, FutureWarning):  # by the release of torch
+            warnings.simplefilter("ignore", kind)
         scripted = torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.ReLU()))
         function = torch.jit.script(_swish)
 

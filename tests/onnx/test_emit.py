@@ -67,6 +67,10 @@ def module_cases() -> dict[str, tuple[nn.Module, tuple[Any, ...]]]:
         "lstm-state": (nn.LSTM(6, 4, batch_first=False),
                        (steps, (torch.zeros(1, 5, 4), torch.ones(1, 5, 4)))),
         "lstm-no-bias": (nn.LSTM(6, 4, bias=False), (steps,)),
+        "lstm-projected": (nn.LSTM(6, 4, proj_size=3, batch_first=True), (steps,)),
+        "lstm-projected-deep": (nn.LSTM(6, 4, 2, proj_size=1, bidirectional=True), (steps,)),
+        "lstm-projected-state": (nn.LSTM(6, 4, 2, proj_size=2, bidirectional=True), (
+            steps, (torch.randn(4, 5, 2), torch.randn(4, 5, 4)))),
         "gru": (nn.GRU(6, 4, 2, batch_first=True), (steps,)),
         "gru-both": (nn.GRU(6, 4, batch_first=True, bidirectional=True), (steps,)),
         "rnn-relu": (nn.RNN(6, 4, 2, nonlinearity="relu", batch_first=True), (steps,)),
@@ -81,6 +85,7 @@ def module_cases() -> dict[str, tuple[nn.Module, tuple[Any, ...]]]:
 _MODULES = module_cases()
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
 @pytest.mark.parametrize("name", list(_MODULES))
 def test_module(name: str) -> None:
     module, inputs = _MODULES[name]

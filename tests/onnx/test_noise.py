@@ -6,7 +6,15 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from fxquant.onnx.noise import ISLAND_SLACK, UNIT, WIDEST, Tolerance, tolerances
+from fxquant.onnx.noise import (
+    ISLAND_SLACK,
+    UNIT,
+    WIDEST,
+    Bound,
+    Tolerance,
+    bounds_of,
+    tolerances,
+)
 from tests.onnx.qdq import Graph
 
 
@@ -76,3 +84,47 @@ def test_masks_are_no_magnitudes() -> None:
     mask = g.constant("mask", np.array([0, -np.inf, -1e9, -3.4e38] * 2, np.float32))
     y = g.op("Softmax", "softmax", g.op("Add", "add", x, mask))
     assert tolerance_of(g, g.quantized("softmax", y, 1 / 255, 0), "softmax_q").tie < 5e-3
+
+
+def bounds_by_node(g: Graph, last: ir.Value) -> dict[str, Bound]:
+    names = [f"{node.name}.out" for node in g.nodes]
+    found = bounds_of(g.model(last), names, {"x": 3.0})
+    return {name.removesuffix(".out"): bound for name, bound in found.items()}
+
+
+def test_sums_and_products_carry_the_noise_of_both_operands() -> None:
+    g = Graph(x=("batch", 8))
+    four, half = g.constant("four", np.float32(4)), g.constant("half", np.float32(0.5))
+    a = g.op("Add", "a", g["x"], four)
+    b = g.op("Mul", "b", a, half)
+    g.op("Mul", "c", half, a)
+    g.op("Sub", "d", a, b)
+    found = bounds_by_node(g, g.op("Mul", "e", a, b))
+    assert found["a"] == Bound(7.0, 2 * UNIT * 7)
+    assert found["b"] == Bound(3.5, 2 * UNIT * 7 * 0.5 + 2 * UNIT * 3.5)
+    assert found["c"] == found["b"]
+    assert found["d"] == Bound(10.5, 2 * UNIT * (7 + 3.5 + 3.5 + 10.5))
+    assert found["e"].error == pytest.approx(2 * UNIT * (7 * 3.5 + 7 * 7 + 24.5))
+
+
+def test_moves_averages_and_functions_carry_noise() -> None:
+    g = Graph(x=("batch", 8))
+    a = g.op("Add", "a", g["x"], g.constant("four", np.float32(4)))
+    g.op("Relu", "relu", a)
+    g.op("Concat", "cat", g["x"], a, axis=1)
+    g.op("ReduceMean", "mean", a)
+    g.op("Sigmoid", "sigmoid", a)
+    g.op("Gelu", "gelu", a)
+    found, noise = bounds_by_node(g, g.op("Exp", "exp", a)), 2 * UNIT * 7
+    assert found["relu"] == found["cat"] == Bound(7.0, noise)
+    assert found["mean"] == Bound(7.0, noise + 4 * UNIT * 7)
+    assert found["sigmoid"] == Bound(1.0, noise / 4 + 8 * UNIT, island=True)
+    assert found["gelu"].error == pytest.approx(1.13 * noise + 8 * UNIT * 7)
+    assert found["gelu"].island
+    assert found["exp"].island
+
+
+def test_products_of_two_computed_operands_count_their_terms() -> None:
+    g = Graph(x=("batch", 8, 8))
+    found = bounds_by_node(g, g.op("MatMul", "m", g["x"], g["x"]))["m"]
+    assert found == Bound(72.0, 2 * UNIT * 72)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import warnings
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import fxquant.quantization as Q
+from fxquant import QuantizationSimModel
 from fxquant.errors import ExportError
 from fxquant.nn import QuantizationMixin, QuantStub
 from fxquant.nn import functional as fn
@@ -18,6 +20,9 @@ from fxquant.nn.calibrate import compute_encodings
 from fxquant.onnx import Lowered, lower
 from fxquant.onnx.verify import verify_model
 from tests.onnx.lowering import graph_of, run
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def affine(bits: int = 8, *, shape: tuple[int, ...] = (), signed: bool = False, **kw: Any) -> Any:
@@ -247,3 +252,40 @@ def test_multiple_outputs_each_on_its_grid() -> None:
         y, (h, cell) = gm(x)
     for got, want in zip(run(lowered, [x]), (y, h, cell), strict=True):
         assert np.abs(got - want.numpy()).max() <= 1.01 * 2 / 255
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}])
+def test_a_projected_lstm_is_exported_and_proven(options: dict[str, Any], tmp_path: Path) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.LSTM(6, 8, proj_size=3, batch_first=True, **options)
+            self.fc = nn.Linear(3 * (1 + self.rnn.bidirectional), 2)
+
+        def forward(self, x: Tensor) -> Any:
+            y, (h, c) = self.rnn(x)
+            return self.fc(y), h, c
+
+    x = torch.randn(4, 7, 6)
+    sim = QuantizationSimModel(Net().eval(), x)
+    sim.compute_encodings([x])
+    assert sim.export(tmp_path, "net")
+    assert not lower(sim.model, ((x,), {})).fallbacks
+
+
+def test_the_weights_of_a_projected_lstm_may_be_quantized() -> None:
+    x = torch.randn(2, 3, 4)
+    lstm = QuantizationMixin.from_module(nn.LSTM(4, 5, proj_size=3, batch_first=True))
+    for name, rows in (("weight_hh_l0", 20), ("weight_hr_l0", 3)):
+        lstm.param_quantizers[name] = affine(shape=(rows, 1))
+    gm = graph_of(lstm, x)
+    for q in gm.modules():
+        if isinstance(q, Q.QuantizerBase):
+            q.set_range(-0.5, 0.5)  # type: ignore[operator]
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        y, (h, cell) = gm(x)
+        lowered = lower(gm, ((x,), {}))
+    for got, want in zip(run(lowered, [x]), (y, h, cell), strict=True):
+        assert np.abs(got - want.numpy()).max() < 1e-5  # float sums in another order

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fxquant.onnx.record import Dim, Shaped, at_batch, batch_size, record
+from fxquant.onnx.record import Dim, Shaped, record
 from tests.onnx.nets import Residual, image, prepared
 
 
@@ -32,14 +32,6 @@ def test_sizes_that_follow_the_batch() -> None:
     assert found["mul"] == Dim(3, 0)
 
 
-def test_rows_are_taken_in_turn_from_tensors_that_have_the_batch() -> None:
-    x, other = torch.arange(6.0).reshape(2, 3), torch.ones(4)
-    values = at_batch(([x], {"other": other, "n": 2}), 2, 3)
-    assert torch.equal(values[0][0], x[[0, 1, 0]])
-    assert values[1]["other"] is other
-    assert batch_size([None, torch.tensor(1.0), x]) == 2
-
-
 def test_constants_are_what_depends_on_no_value() -> None:
     net = type("Net", (nn.Module,), {"forward": staticmethod(
         lambda x: x + torch.arange(x.shape[1]) + torch.zeros(x.shape[0], 1))})()  # fmt: skip
@@ -54,8 +46,8 @@ def test_constants_are_what_depends_on_no_value() -> None:
 def test_a_model_that_refuses_another_batch_is_run_once() -> None:
     net = type("Net", (nn.Module,), {"forward": staticmethod(lambda x: x.reshape(2, 6))})()
     found = record(prepared(net, torch.randn(2, 3, 2)), ((torch.randn(2, 3, 2),), {}))
-    assert not found.batch
-    assert "batch size of its example" in found.reason
+    assert not found.varying.dynamic
+    assert "batch size of its example" in found.varying.reason
 
 
 def test_flags_and_statistics_are_as_before() -> None:

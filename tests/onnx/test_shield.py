@@ -164,3 +164,13 @@ def test_a_softmax_between_integers_stays_float(width: int, tmp_path: Path) -> N
     sim = QuantizationSimModel(net, x, "tf")
     sim.compute_encodings([x])
     assert sim.export(tmp_path, "model").max_steps <= 1
+
+
+def test_words_times_bytes_keep_their_sixteen_bits(tmp_path: Path) -> None:
+    # from 1.32 on onnxruntime would round the activation to 8 bits: differences of 128 steps
+    net = nn.Sequential(nn.Linear(16, 16, bias=False), nn.ReLU(), nn.Linear(16, 8, bias=False))
+    x = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
+    sim = QuantizationSimModel(net.eval(), x, config={"activation_bitwidth": 16})
+    sim.compute_encodings([x])
+    assert sim.export(tmp_path, "net").max_steps <= 1
+    assert "MatMulNBits" not in kernels(tmp_path)

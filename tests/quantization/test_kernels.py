@@ -255,6 +255,60 @@ def test_gradients_of_quantize_alone(
         torch.testing.assert_close(a, b)
 
 
+def at_the_ends(p: kernels.Affine, dtype: torch.dtype) -> Tensor:
+    """The outermost grid points, the ties half a step further, and their neighbours."""
+    ends = torch.tensor([p.qmin, p.qmin - 0.5, p.qmin - 1, p.qmax, p.qmax + 0.5, p.qmax + 1])
+    x = ((ends[:, None] - p.zero_point.reshape(1, -1)) * p.scale.reshape(1, -1)).to(dtype)
+    inf = torch.tensor(torch.inf, dtype=dtype)
+    below, above = torch.nextafter(x, -inf), torch.nextafter(x, inf)
+    beyond = torch.nextafter(below, -inf), torch.nextafter(above, inf)
+    return torch.cat([x, below, above, *beyond])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("grid", [(0, 255), (-128, 127), (-7, 7), (0, 65535)])
+@pytest.mark.parametrize("form", ["one step", "steps", "integers", "compiled", "compiled integers"])
+def test_the_gradient_passes_where_a_value_is_rounded_to_the_grid(
+    form: str, grid: tuple[int, int], dtype: torch.dtype
+) -> None:
+    steps = 1 if form == "one step" else 9
+    scale = torch.rand(steps, generator=torch.Generator().manual_seed(0)) * 0.1 + 1e-3
+    zero = torch.arange(float(steps)) + sum(grid) // 2 - 3
+    p = kernels.affine(scale, zero, *grid, single=form == "one step")
+    x = at_the_ends(p, dtype)
+    # the definition, in numpy: neither end of the grid clips, ties fall as the rounding says
+    integers = np.rint(x.numpy() / scale.to(dtype).numpy()) + zero.to(dtype).numpy()
+    want = ((integers >= grid[0]) & (integers <= grid[1])).astype(np.float64)
+    x.requires_grad_()
+    factors: Factors = AffineGrid(*grid).factors(-scale, scale, scale)
+    if form.startswith("compiled"):
+        run = traced.quantize if form.endswith("integers") else traced.quantize_dequantize
+        y = run(x, scale, zero, *grid)
+    else:
+        step = kernels.apply_quantize if form == "integers" else kernels.apply
+        y = step(x, scale, scale, p, lambda: factors)
+    y.sum().backward()
+    assert x.grad is not None
+    factor = scale.double().numpy() if form.endswith("integers") else 1.0
+    np.testing.assert_allclose(x.grad.numpy() * factor, want, rtol=1e-6)
+    assert 0 < want.sum() < want.size
+
+
+def test_a_range_that_begins_at_zero_learns_in_every_form() -> None:
+    q = affine.QuantizeDequantize((), 8)
+    q.set_range(0.0, 2.0)
+    x = torch.tensor([-1.0, 0.3, 5.0])
+    slopes = []
+    for run in (q, q._traced):
+        q.zero_grad()
+        (run(x) * torch.tensor([1.0, 2.0, 3.0])).sum().backward()
+        slopes.append((q.min.grad, q.max.grad))
+    for eager, compiled in zip(*slopes, strict=True):
+        torch.testing.assert_close(eager, compiled, rtol=1e-5, atol=1e-5)
+    assert slopes[0][0] is not None
+    assert slopes[0][0].item() != 0
+
+
 def test_functional_form_has_gradients_for_scale_and_offset() -> None:
     x = torch.randn(50).double().requires_grad_()
     scale = torch.tensor(0.02, dtype=torch.float64, requires_grad=True)

@@ -243,7 +243,7 @@ def _learnable(result: Any) -> Iterator[Tensor]:
 
 def _simulate(prepared: fx.GraphModule, inputs: Any) -> QuantizationSimModel:
     prepared.zero_grad()
-    sim = QuantizationSimModel(prepared, inputs, "tf", in_place=True)
+    sim = QuantizationSimModel(prepared, inputs, "tf")
     args, kwargs = call_arguments(inputs)
     call: Callable[[nn.Module, Any], Any] = lambda net, _: net(*args, **kwargs)  # noqa: E731
     sim.compute_encodings(call, None)

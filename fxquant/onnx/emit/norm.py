@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from fxquant.onnx.call import Call, Emitted, UnsupportedError, static_sizes
 from fxquant.onnx.emit.registry import emits
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 @emits("batch_norm")
 def _batch_norm(c: Call) -> ir.Value:
-    if c["running_mean"] is None or (c.module is None and c.static("training")):
+    if c["running_mean"] is None or (not _holds_mode(c) and c.static("training")):
         msg = "it normalizes with the statistics of the batch"
         raise UnsupportedError(msg)
     count = c.spec("running_mean").shape[0]
@@ -28,6 +29,11 @@ def _batch_norm(c: Call) -> ir.Value:
         return c.op("BatchNormalization", x, scale, bias, mean, var, epsilon=float(c.static("eps")))
     msg = "its input has no channels"
     raise UnsupportedError(msg)
+
+
+def _holds_mode(c: Call) -> bool:
+    """Whether the flag is that of a module, which evaluates, and not an argument of the call."""
+    return isinstance(c.module, nn.modules.batchnorm._NormBase)
 
 
 def _vector(c: Call, name: str, count: Any, fill: float) -> ir.Value:

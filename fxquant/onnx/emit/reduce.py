@@ -207,12 +207,15 @@ def _sorted(c: Call) -> tuple[ir.Value, ir.Value]:
 
 @emits("one_hot")
 def _one_hot(c: Call) -> ir.Value:
-    depth = c.out.shape[-1]
-    if not isinstance(depth, int):
+    depth, values = c.out.shape[-1], c.builder.constant(torch.tensor([0, 1]))
+    if isinstance(depth, int):
+        return c.op("OneHot", c.tensor(), [depth], values, axis=-1)
+    if c.static("num_classes") != -1:
         msg = "the number of classes is dynamic"
         raise UnsupportedError(msg)
-    values = c.builder.constant(torch.tensor([0, 1]))
-    return c.op("OneHot", c.tensor(), [depth], values, axis=-1)
+    # left open: up to the largest value
+    count = c.op("Add", c.reduce("ReduceMax", c.tensor(), None), c.number(1, torch.int64))
+    return c.op("OneHot", c.tensor(), count, values, axis=-1)
 
 
 @emits("bucketize")

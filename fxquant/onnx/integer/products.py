@@ -103,7 +103,8 @@ def padding(
 
 
 def _tensor(x: Array) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(x))
+    # arrays of the file are read-only, which torch warns of
+    return torch.from_numpy(np.require(x, requirements=("C", "W")))
 
 
 def _sums(c: KernelCall, a: Array, b: Array, zeros: tuple[Array, Array]) -> Array:

@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from fxquant.graph.evaluation import evaluating
 from fxquant.graph.structure import map_leaves, tensors
+from fxquant.nn.modes import evaluating
 from fxquant.onnx.data import Feeds, feeds_of
 from fxquant.onnx.integer.arithmetic import Array
 from fxquant.onnx.integer.model import IntegerModel, Placed
 from fxquant.onnx.lower import lower
+from fxquant.onnx.randomness import check_modes
 from fxquant.onnx.record import bound_example
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class IntegerSimulation(nn.Module):
         contrib: bool = False, deploy: Deploy = "any", islands: str = "own",
     ) -> None:  # fmt: skip
         super().__init__()
+        check_modes(gm, bound_example(gm, example))
         with evaluating(gm), torch.no_grad():
             self.lowered = lower(gm, example, opset=opset, contrib=contrib, deploy=deploy)
             template = gm(*bound_example(gm, example))

@@ -17,7 +17,7 @@ from fxquant.quantization.affine.known import Known
 from fxquant.quantization.affine.options import analyzer_of, grid_of, layout_of, options_of
 from fxquant.quantization.base import QuantizerBase, float32
 from fxquant.quantization.encodings import AffineEncoding
-from fxquant.quantization.grid import AffineGrid
+from fxquant.quantization.grid import AffineGrid, not_above_zero
 from fxquant.quantization.ranges import range_of
 from fxquant.quantization.tensor import DequantizedTensor, adopt, plain
 
@@ -290,8 +290,9 @@ class AffineQuantizer(QuantizerBase):
         if grid.symmetric:
             zero = torch.full_like(scale, grid.middle)
         else:
-            low = self.min.clamp(max=0.0) / scale
-            zero = (grid.qmin - traced.straight_through_round(low)).clamp(grid.qmin, grid.qmax)
+            low = not_above_zero(self.min) / scale
+            zero = grid.qmin - traced.straight_through_round(low)
+            zero = traced.clipped(zero, grid.qmin, grid.qmax)
         scale, zero = (traced.computed_once(v) for v in (scale, zero))
         y = self._traced_step(layout.split(float32(x)), layout.spread(scale), layout.spread(zero))
         return y.reshape(x.shape).to(x.dtype)

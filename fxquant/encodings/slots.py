@@ -1,0 +1,71 @@
+"""Places of other tools for our places: the input of a consumer, the output of what moves values.
+
+A grid belongs to the module that makes the values here, and a stub stands for the inputs of the
+graph. AIMET keeps the encoding of such an input at the modules that read it, and files of other
+configurations name what only moves values. Both are names for the same grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from torch import fx, nn
+
+from fxquant.graph.grids import is_sequence, resolve_grids
+from fxquant.nn import QuantizationMixin
+
+if TYPE_CHECKING:
+    from fxquant.quantization import QuantizerBase
+
+
+def aliases(gm: fx.GraphModule) -> dict[str, QuantizerBase]:
+    """Name of a place that has no quantizer of its own -> the quantizer on whose grid it lies."""
+    grids = resolve_grids(gm)
+    found: dict[str, QuantizerBase] = {}
+    for name, operand in _inputs(gm):
+        above = grids[operand]
+        if len(above) == 1 and above[0] is not None:
+            found[name] = above[0]
+    for node, module in _quantized(gm):
+        for i, quantizer in enumerate(grids[node]):
+            if quantizer is not None and not _holds(module.output_quantizers, i):
+                found[f"{node.target}.output.{i}"] = quantizer
+    return found
+
+
+def names_at_readers(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Place of a stub that the placement put in -> names of the inputs that read it."""
+    if not isinstance(model, fx.GraphModule):
+        return {}
+    stubs = {n: n.target for n, module in _quantized(model) if getattr(module, "placed", False)}
+    found: dict[str, tuple[str, ...]] = {}
+    for name, operand in _inputs(model):
+        if operand in stubs:
+            key = f"{stubs[operand]}.output.0"
+            found[key] = (*found.get(key, ()), name)
+    return found
+
+
+def _quantized(gm: fx.GraphModule) -> Iterator[tuple[fx.Node, QuantizationMixin]]:
+    for node in gm.graph.nodes:
+        module = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, QuantizationMixin):
+            yield node, module
+
+
+def _inputs(gm: fx.GraphModule) -> Iterator[tuple[str, fx.Node]]:
+    """(name, value) of every input without a quantizer of its own, numbered as the module does."""
+    for node, module in _quantized(gm):
+        given: list[fx.Node] = []
+        fx.node.map_arg((node.args, node.kwargs), given.append)
+        index = 0
+        for operand in given:
+            spec = operand.meta.get("spec")
+            if hasattr(spec, "dtype") and not _holds(module.input_quantizers, index):
+                yield f"{node.target}.input.{index}", operand
+            index += len(spec) if is_sequence(spec) and spec else int(hasattr(spec, "dtype"))
+
+
+def _holds(quantizers: nn.ModuleList, index: int) -> bool:
+    return quantizers._modules.get(str(index)) is not None

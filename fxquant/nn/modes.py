@@ -1,0 +1,50 @@
+"""Evaluation for a while, whatever the model's own `train()` does.
+
+Why not `model.eval()`: a model may override `train()` to keep parts frozen, or to keep its dropout
+alive, and the flags that it had would not come back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from fxquant.nn.mixin import QuantizationMixin
+
+
+@contextmanager
+def evaluating(model: nn.Module, *, kept: bool = False) -> Iterator[dict[str, bool]]:
+    """Every module evaluates; yields the training flags by path and puts them back.
+
+    Args:
+        model: the model.
+        kept: quantized modules may go on using the quantized weights that they computed before.
+            Otherwise they compute them again, which sees writes to `weight.data`, too.
+
+    >>> net = nn.Dropout().train()
+    >>> with evaluating(net) as flags:
+    ...     print(net.training, flags)
+    False {'': True}
+    >>> net.training
+    True
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    flags = {path: module.training for path, module in modules.items()}
+    try:
+        for module in modules.values():
+            module.training = False
+            if not kept and isinstance(module, QuantizationMixin):
+                module.drop_kept()
+        yield flags
+    finally:
+        for path, module in modules.items():
+            module.training = flags[path]
+
+
+def restore_flags(model: nn.Module, flags: dict[str, bool]) -> None:
+    """Give a copy of a model the training flags of the original, by path."""
+    for path, module in model.named_modules(remove_duplicate=False):
+        if path in flags:
+            module.training = flags[path]
