@@ -243,7 +243,7 @@ def inspect(
     else:
         plan = inspect_model(model, example, target=target, **settings)
     if picture and isinstance(plan, InspectorReport):
-        write_text(picture, plan.to_svg())
+        write_text(picture, plan.to_svg(), error=ConfigError)
     click.echo(plan.to_json() if as_json else str(plan))
     return 0
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# generous for what quantization tools write; a program may set others
+# generous for what quantization tools write; a program that must read more sets others here
 JSON_BYTES = 64 << 20  # encodings of a network with two million channels
 JSON_DEPTH = 64
 JSON_CONTAINERS = 2_000_000  # lists and objects, each of which takes a hundred bytes of memory
@@ -30,7 +30,7 @@ ARCHIVE_MEMBERS = 100_000
 
 ONNX_BYTES = 2 << 30  # the largest message of protobuf; weights beside the file do not count
 ONNX_NODES = 100_000  # that functions may expand to
-ONNX_DEPTH = 64  # of functions that call functions, and of graphs in graphs
+ONNX_DEPTH = 64  # of functions that call functions; protobuf itself limits graphs in graphs
 # what a file computes from constants alone may have so many elements, or so many times those held
 CONSTANT_ELEMENTS = 64 << 20
 CONSTANT_RATIO = 16
@@ -76,19 +76,15 @@ def require_file(path: Path, most: int | None = None) -> int:
 # --- JSON ----------------------------------------------------------------------------------------
 
 
-def read_json(path: str | os.PathLike[str], *, most: int | None = None) -> Any:
+def read_json(path: str | os.PathLike[str]) -> Any:
     """What a JSON file holds.
-
-    Args:
-        path: the file.
-        most: bytes that are read; default: `JSON_BYTES`.
 
     Raises:
         OSError: it cannot be opened.
         ValueError: it is no JSON, or breaks one of the limits.
     """
     file = Path(path)
-    require_file(file, JSON_BYTES if most is None else most)
+    require_file(file, JSON_BYTES)
     content = file.read_bytes()
     containers = content.count(b"[") + content.count(b"{")
     if containers > JSON_CONTAINERS:

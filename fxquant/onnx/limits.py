@@ -12,13 +12,8 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from fxquant.reading import (
-    CONSTANT_ELEMENTS,
-    CONSTANT_RATIO,
-    ONNX_DEPTH,
-    ONNX_NODES,
-    Refused,
-)
+from fxquant import reading
+from fxquant.reading import Refused
 
 _SMALL = 1 << 16  # bytes of a constant that may say a shape
 # what these compute has as many elements as what they take
@@ -42,8 +37,9 @@ def _expanded(
     graph: ir.Graph | ir.Function, model: ir.Model, sizes: dict[Any, int], depth: int
 ) -> int:
     """Nodes of a graph once its functions are written out; `sizes` keeps those of functions."""
-    if depth > ONNX_DEPTH:
-        msg = f"its functions are nested too deep, or in a circle; {ONNX_DEPTH} levels are read"
+    most = reading.ONNX_DEPTH
+    if depth > most:
+        msg = f"its functions are nested too deep, or in a circle; {most} levels are read"
         raise Refused(msg)
     total = 0
     for node in ir.traversal.RecursiveGraphIterator(graph):
@@ -51,8 +47,8 @@ def _expanded(
         if called in model.functions and called not in sizes:
             sizes[called] = _expanded(model.functions[called], model, sizes, depth + 1)
         total += sizes.get(called, 1)
-        if total > ONNX_NODES:
-            msg = f"its functions expand to more than {ONNX_NODES} nodes"
+        if total > reading.ONNX_NODES:
+            msg = f"its functions expand to more than {reading.ONNX_NODES} nodes"
             raise Refused(msg)
     return total
 
@@ -88,7 +84,7 @@ def require_small_constants(model: ir.Model) -> None:
     if all(node.op_type in _KEEP_SIZE for node in _on_constants(model.graph, set(stored))):
         return
     held = sum(_elements(v.shape) for v in model.graph.initializers.values())
-    most = max(CONSTANT_ELEMENTS, CONSTANT_RATIO * held)
+    most = max(reading.CONSTANT_ELEMENTS, reading.CONSTANT_RATIO * held)
     try:
         # without `data_prop`, which computes the constants
         proto = onnx.shape_inference.infer_shapes(ir.to_proto(without_weights(model)))

@@ -13,10 +13,11 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
 
+from fxquant import reading
 from fxquant.errors import ExportError, FxQuantError
 from fxquant.files import as_path, require_whole
 from fxquant.onnx.limits import require_content, require_expandable, require_small_constants
-from fxquant.reading import ONNX_BYTES, Refused, require_file
+from fxquant.reading import Refused, require_file
 
 
 def read_model(path: str | Path) -> ir.Model:
@@ -29,7 +30,7 @@ def read_model(path: str | Path) -> ir.Model:
     path = as_path(path)
     require_whole(path)
     with readable(path):
-        require_file(path, ONNX_BYTES)
+        require_file(path, reading.ONNX_BYTES)
         model = ir.load(path)
         if not model.opset_imports:  # protobuf reads an empty file, and many others, as no content
             msg = "it names no version of the operators"
