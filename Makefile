@@ -2,6 +2,7 @@
 # make test   the tests                make test-full   the slow ones too
 # make lint   ruff, ruff format, mypy  make bench       the measurements behind the README
 # make test-versions   the tests on each combination of requirements/versions, hours and gigabytes
+# make test-emulated   exported files on CPUs that this machine lacks: x86 without VNNI, SSE, ARM64
 # make zoo    foreign models through the whole pipeline, in an environment of its own
 PYTHON ?= python3
 VENV   ?= .venv
@@ -13,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # one thread per process: what the numbers in the README were taken with, and `-n` fills the cores
 ONE := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: demo test test-full test-versions lint types bench zoo clean
+.PHONY: demo test test-full test-emulated test-versions lint types bench zoo clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -63,6 +64,10 @@ $(VENV)-zoo/.installed: requirements/zoo.txt $(VENV)/.installed
 	  > "$$($(VENV)-zoo/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth"
 	$(VENV)-zoo/bin/python -m pip --disable-pip-version-check --quiet install --no-deps -r $<
 	@touch $@
+
+# installs Debian's emulators where they are missing, which takes root
+test-emulated: $(VENV)/.installed
+	$(ONE) $(BIN)/python -m tests.emulated $(ARGS)
 
 zoo: $(VENV)-zoo/.installed
 	$(ONE) $(VENV)-zoo/bin/python -m tests.zoo --jobs $(JOBS) --out out/zoo --table docs/support.md $(ARGS)

@@ -7,6 +7,7 @@ were; a process that is killed leaves the old files or the new ones, or what rea
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,12 +93,14 @@ def _write_all(
     file: Mapping[str, str],
 ) -> ParityReport:
     from fxquant.onnx.encodings_file import write_encodings
+    from fxquant.onnx.fidelity import fidelity
     from fxquant.onnx.lower import lower
     from fxquant.onnx.parity import notes_of
     from fxquant.onnx.parity import prove as compare
     from fxquant.onnx.verify import verify
     from fxquant.onnx.write import write_model
 
+    found = fidelity(sim_model, example)
     lowered = lower(sim_model, example, **lowering)
     verify(lowered.model)
     encodings = write_encodings(sim_model, lowered, work / f"{prefix}.encodings", **file)
@@ -107,6 +110,9 @@ def _write_all(
     if prove:
         report = compare(sim_model, lowered, example, work / f"{prefix}.onnx")
         report.raise_unless_proven()
+    report = dataclasses.replace(
+        report, samples=found.samples, fidelity=found.outputs, warnings=found.warnings
+    )
     (work / f"{prefix}.report.json").write_text(report.to_json(), encoding="utf-8")
     return report
 

@@ -87,7 +87,7 @@ class ExportMethods(EncodingsMethods):
 
     def integer_model(
         self, dummy_input: Any = None, *, opset: int = 21, islands: str = "own",
-        deploy: Deploy | None = None,
+        deploy: Deploy | None = None, cpu: str = "exact",
     ) -> IntegerSimulation:  # fmt: skip
         """The model as onnxruntime's default CPU run computes it, integer for integer.
 
@@ -100,6 +100,8 @@ class ExportMethods(EncodingsMethods):
             islands: who computes what stays in floating point: "own", or "onnxruntime" where the
                 last bits of float convolutions and matrix products matter.
             deploy: as in `export`.
+            cpu: whose arithmetic: "exact"; "avx2", integer products that saturate as on x86 CPUs
+                without VNNI; or "here", that of this CPU.
 
         Raises:
             UncalibratedError: a quantizer has no range.
@@ -110,7 +112,7 @@ class ExportMethods(EncodingsMethods):
         example = self._example if dummy_input is None else self._taken(dummy_input)
         return IntegerSimulation(
             self.model, example, opset=opset, contrib=self.target.contrib,
-            deploy=deploy or self._deploy, islands=islands,
+            deploy=deploy or self._deploy, islands=islands, cpu=cpu,
         )  # fmt: skip
 
     def _taken(self, dummy_input: Any) -> Inputs:

@@ -10,9 +10,11 @@ import hashlib
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fxquant.quantization import QuantizerBase
+
+CALIBRATED = "calibrated"  # key of `GraphModule.meta`
 
 
 def fingerprints(model: nn.Module) -> dict[str, str]:
@@ -25,9 +27,33 @@ def fingerprints(model: nn.Module) -> dict[str, str]:
     return {n: _hash(p) for n, p in model.named_parameters() if id(p) not in inner}
 
 
-def changed(model: nn.Module, before: Mapping[str, str]) -> list[str]:
-    """Names of parameters that are not what they were, in the order of the model."""
-    return [name for name, digest in fingerprints(model).items() if before.get(name) != digest]
+def mark_calibrated(model: fx.GraphModule) -> None:
+    """Remember the weights and the ranges of a model that was just calibrated, in its `meta`."""
+    model.meta[CALIBRATED] = fingerprints(model), _ranges(model)
+
+
+def changed_since(model: nn.Module, before: tuple[Mapping[str, str], str] | None) -> list[str]:
+    """Names of weights that changed while the ranges did not, in the order of the model.
+
+    Training that learns ranges moves both, which is legitimate.
+
+    Args:
+        model: a simulated model.
+        before: what `mark_calibrated` put into its `meta`; None if it was never called.
+    """
+    if before is None or _ranges(model) != before[1]:
+        return []
+    return [name for name, found in fingerprints(model).items() if before[0].get(name) != found]
+
+
+def _ranges(model: nn.Module) -> str:
+    """A hash of all ranges."""
+    digest = hashlib.blake2b(digest_size=16)
+    for module in model.modules():
+        if isinstance(module, QuantizerBase):
+            for value in module.parameters(recurse=False):
+                digest.update(_hash(value).encode())
+    return digest.hexdigest()
 
 
 def _hash(value: Tensor) -> str:

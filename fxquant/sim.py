@@ -12,6 +12,7 @@ from fxquant import calibrate, editing
 from fxquant.config import QuantConfig
 from fxquant.errors import ConfigError, ModelError, SelectorError, nearest
 from fxquant.export_methods import ExportMethods
+from fxquant.fingerprint import mark_calibrated
 from fxquant.graph.passes import state_of
 from fxquant.graph.select import path_matches
 from fxquant.nn import QuantizationMixin
@@ -123,6 +124,7 @@ class QuantizationSimModel(ExportMethods):
         editing.refresh_biases(self.model)  # quantizers may have been assigned by hand
         data = forward_pass_callback, forward_pass_callback_args
         calibrate.calibrate(self.model, *data, progress=progress, threads=threads)
+        mark_calibrated(self.model)
 
     # --- looking -------------------------------------------------------------------------------
 

@@ -51,7 +51,15 @@ def moves_values(node: fx.Node, root: fx.GraphModule) -> fx.Node | None:
     if row.grid_for(given) is not ops.Grid.SAME:
         return None
     operand = given.get(row.inputs[0])
-    return operand if isinstance(operand, fx.Node) else None
+    if not isinstance(operand, fx.Node) or _changes_float_type(operand, node):
+        return None
+    return operand
+
+
+def _changes_float_type(operand: fx.Node, node: fx.Node) -> bool:
+    """Whether a cast rounds or widens the values: a grid's values have no form in every type."""
+    given, made = operand.meta.get("spec"), node.meta.get("spec")
+    return is_float_spec(given) and is_float_spec(made) and given.dtype != made.dtype
 
 
 def takes_item(node: fx.Node) -> tuple[fx.Node, Any] | None:

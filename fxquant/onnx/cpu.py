@@ -51,13 +51,14 @@ def this_cpu() -> Cpu:
     """
     # four products of 255 and 127 are 129540; two by two in 16 bits they are 2 · 32767
     a, b = np.full((1, 4), 255, np.uint8), np.full((4, 1), 127, np.int8)
-    with packed(_product()) as source:
+    with packed(probe_model()) as source:
         found = open_session(source, Level.ALL).run({"a": a, "b": b})["y"]
     exact = int(found[0, 0]) == 4 * 255 * 127
     return Cpu(platform.machine(), "exact" if exact else "saturating")
 
 
-def _product() -> ir.Model:
+def probe_model() -> ir.Model:
+    """A product of u8 [1, 4] and s8 [4, 1] in one node."""
     kinds = {"a": ir.DataType.UINT8, "b": ir.DataType.INT8}
     a, b = (ir.Value(name=n, type=ir.TensorType(t)) for n, t in kinds.items())
     a.shape, b.shape = ir.Shape([1, 4]), ir.Shape([4, 1])

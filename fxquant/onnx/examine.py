@@ -27,6 +27,7 @@ from fxquant.onnx.default_kernels import KernelRun, default_kernels
 from fxquant.onnx.integer import IntegerModel
 from fxquant.onnx.integer.saturation import Saturation, describe
 from fxquant.onnx.noise import Tolerance, magnitude, tolerances
+from fxquant.onnx.outputs import OutputExam, compared, unlike
 from fxquant.onnx.read import first_line, read_model
 from fxquant.onnx.report import OperatorRow
 from fxquant.onnx.runtime import Level, open_session, packed, show
@@ -69,25 +70,6 @@ class TensorExam:
     defect: int
     max_steps: int
     executor: int
-
-
-@dataclass(frozen=True)
-class OutputExam:
-    """One output of whole runs, compared with the default run.
-
-    Attributes:
-        name: name of the output.
-        against: "off" (without optimizations) or "executor".
-        difference: largest absolute difference.
-        peak: largest magnitude in the default run.
-        labels: share of rows with the largest element at the same place, for outputs [N, C].
-    """
-
-    name: str
-    against: str
-    difference: float
-    peak: float
-    labels: float | None
 
 
 @dataclass(frozen=True)
@@ -230,11 +212,12 @@ def examine(path: str | Path, data: Data) -> Examination:
     # with the runtime's own float operators, so that a difference belongs to an integer kernel
     executor = IntegerModel(path, islands="onnxruntime", cpu="here")
     samples = next((len(x) for x in feeds.values() if x.ndim), 0)
+    tensors, wrong = _tensors(path, feeds)
     return Examination(
-        lint=lint,
+        lint=VerifyReport((*lint.findings, *wrong)),
         operators=coverage(path),
-        tensors=tuple(_tensors(path, feeds)),
-        outputs=tuple(_outputs(path, executor, feeds)),
+        tensors=tuple(tensors),
+        outputs=tuple(compared(path, executor, feeds)),
         risks=executor.saturations(),
         cpu=str(this_cpu()),
         kernels=default_kernels(path, feeds),
@@ -260,8 +243,10 @@ def _refused(path: str | Path) -> Finding | None:
 # --- segments ------------------------------------------------------------------------------------
 
 
-def _tensors(path: str | Path, feeds: Feeds) -> list[TensorExam]:
+def _tensors(path: str | Path, feeds: Feeds) -> tuple[list[TensorExam], list[Finding]]:
     """Rows of every quantized tensor that can be looked at without changing what runs.
+
+    And errors: outputs that the executor computes otherwise from the same integers.
 
     They are about exact integer kernels; what those of this CPU lose has rows of its own.
     """
@@ -269,16 +254,15 @@ def _tensors(path: str | Path, feeds: Feeds) -> list[TensorExam]:
     executor = IntegerModel(model, islands="onnxruntime", cpu="here")
     makers = {v.name: node for node in model.graph for v in node.outputs}
     names = [n for n in executor.visible_names if _is_quantized(makers[n])]
-    if not names:
-        return []
     peaks = {n: magnitude(x) for n, x in feeds.items()}
     allowed = tolerances(model, names, peaks)
     given = _shown(path, names, feeds)
     segments = _cut(model, names)
     fed = feeds | {n + _FORCED: given[n] for n in names}
     with packed(segments) as source:
-        fused = open_session(source, Level.ALL).run(fed, names)
-    ours = IntegerModel(segments, islands="onnxruntime", cpu="here").run(fed, names)
+        fused = open_session(source, Level.ALL).run(fed)
+    ours = IntegerModel(segments, islands="onnxruntime", cpu="here").run(fed)
+    wrong = [unlike(n, fused[n], ours[n]) for n in executor.output_names]
     real = _with_real_values(segments, names)
     with packed(real) as source:
         plain = open_session(source, Level.OFF).run(fed)
@@ -287,7 +271,7 @@ def _tensors(path: str | Path, feeds: Feeds) -> list[TensorExam]:
         boundary = _distance(makers[name], plain[name + _REAL])
         same = int((ours[name] == fused[name]).sum())
         rows.append(_row(makers[name], (fused[name], plain[name]), boundary, allowed[name], same))
-    return rows
+    return rows, [found for found in wrong if found is not None]
 
 
 def _is_quantized(node: ir.Node) -> bool:
@@ -368,28 +352,3 @@ def _row(
         max_steps=int(steps.max(initial=0)),
         executor=executor,
     )
-
-
-# --- whole runs ----------------------------------------------------------------------------------
-
-
-def _outputs(path: str | Path, executor: IntegerModel, feeds: Feeds) -> list[OutputExam]:
-    default = open_session(path, Level.ALL).run(feeds)
-    others = {
-        "off": open_session(path, Level.OFF).run(feeds),
-        "executor": executor.run(feeds),
-    }
-    return [
-        _output(name, against, default[name], found[name])
-        for name in executor.output_names
-        for against, found in others.items()
-    ]
-
-
-def _output(name: str, against: str, default: NDArray[Any], found: NDArray[Any]) -> OutputExam:
-    a, b = default.astype(np.float64), found.astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        apart = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b))
-    scores = a.ndim == 2 and a.shape[1] > 1 and len(a) > 0 and default.dtype.kind == "f"
-    labels = float((a.argmax(1) == b.argmax(1)).mean()) if scores else None
-    return OutputExam(name, against, float(apart.max(initial=0.0)), magnitude(default), labels)

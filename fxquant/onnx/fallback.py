@@ -32,6 +32,10 @@ _INT64_PLACES = frozenset({"ScatterND", "GatherND"})
 _LEAST_OPSET = 18  # the exporter writes nothing older
 
 
+class SizesNeededError(ExportError):
+    """What an operator makes depends on sizes that must be known when the file is written."""
+
+
 def export_node(call: Call, name: str, recorded: Recorded, reason: str) -> Any:
     """Values of a node, written by torch's exporter.
 
@@ -40,14 +44,14 @@ def export_node(call: Call, name: str, recorded: Recorded, reason: str) -> Any:
     """
     node = call.node
     what = f"{name} has no lowering ({reason})"
+    operands = _operands(call)
+    _check_operands(call, operands, what)
     if importlib.util.find_spec("onnxscript") is None:
         raise ExportError("FXQ508", f"{what}, and torch's exporter is not installed", at=node,
                           fix="pip install fxquant[exporter]")  # fmt: skip
     if call.opset < _LEAST_OPSET:
         raise ExportError("FXQ508", f"{what}, and torch's exporter writes no opset {call.opset}",
                           at=node, fix=f"export with opset {_LEAST_OPSET} or later")  # fmt: skip
-    operands = _operands(call)
-    _check_operands(call, operands, what)
     args, kwargs = inputs_of(call.around.gm, node, recorded)
     single = _SingleNode(call, args, kwargs)
     key = _key(call, single, operands)
@@ -132,7 +136,8 @@ def _check_operands(call: Call, operands: list[Held], what: str) -> None:
     fx.node.map_arg((call.node.args, call.node.kwargs), found.append)
     if not operands or any(isinstance(call.resolve(n), SizeValue) for n in found):
         what = f"{what}, and what it makes depends on sizes that are known at run time"
-        raise ExportError("FXQ508", what, at=call.node, fix="make the tensor outside of the model")
+        fix = "make the tensor outside of the model"
+        raise SizesNeededError("FXQ508", what, at=call.node, fix=fix)
 
 
 def _helds(value: Any) -> Iterator[Held]:

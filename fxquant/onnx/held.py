@@ -10,7 +10,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from fxquant.onnx.builder import Builder, describe
+from fxquant.onnx.builder import Builder, data_type, describe
 from fxquant.onnx.grid import IntegerGrid
 from fxquant.onnx.record import Dim, Shaped
 
@@ -78,6 +78,8 @@ class Held:
         if self.real is None:
             if self.integers is not None and self.grid is not None:
                 self.real = dequantize(builder, self.integers, self.grid, f"{self.name}_dq")
+                if self.spec.dtype is not torch.float32:
+                    self.real = builder.op("Cast", self.real, to=data_type(self.spec.dtype))
                 describe(self.real, self.spec)
             elif self.constant is not None:
                 self.real = builder.constant(self.constant, self.name)

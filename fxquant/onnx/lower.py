@@ -35,10 +35,11 @@ from fxquant.onnx.emit.registry import (
 )
 from fxquant.onnx.finish import assemble, bind_outputs
 from fxquant.onnx.held import Held
+from fxquant.onnx.int8_moves import move_int8
 from fxquant.onnx.lowered import Fallback, Lowered
 from fxquant.onnx.quantized import Quantized
 from fxquant.onnx.randomness import check_draws
-from fxquant.onnx.record import Example, Shaped, bound_example, record
+from fxquant.onnx.record import Example, Recorded, Shaped, bound_example, record
 from fxquant.onnx.scales import fold_scales
 from fxquant.onnx.shield import shield_float_layers
 from fxquant.onnx.varying import size_notes
@@ -97,20 +98,29 @@ def lower(
     if type(opset) is not int or opset not in OPSETS:
         fix = f"use one of {OPSETS.start} to {OPSETS.stop - 1}"
         raise ExportError("FXQ500", f"opset {opset} is not supported", fix=fix)
-    return _Lowering(gm, example, Builder(opset, contrib=contrib), deploy).run()
+    recorded = record(gm, example)
+    try:
+        return _Lowering(gm, example, Builder(opset, contrib=contrib), deploy, recorded).run()
+    except fallback.SizesNeededError as error:
+        if not recorded.varying.dynamic:
+            raise
+        # written for the batch of the example, an operator's sizes are plain numbers
+        fixed = record(gm, example, fixed=error.what)
+    return _Lowering(gm, example, Builder(opset, contrib=contrib), deploy, fixed).run()
 
 
 class _Lowering:
     def __init__(
-        self, gm: fx.GraphModule, example: Example, builder: Builder, deploy: Deploy
-    ) -> None:
+        self, gm: fx.GraphModule, example: Example, builder: Builder, deploy: Deploy,
+        recorded: Recorded,
+    ) -> None:  # fmt: skip
         self.deploy = deploy
         self.gm = gm
         self.example = example
         self.builder = builder
         self.weights = Weights(builder)
         self.quantized = Quantized(builder)
-        self.recorded = record(gm, example)
+        self.recorded = recorded
         self.grids = resolve_grids(gm) if _is_quantized(gm) else {}
         self.env: dict[fx.Node, Any] = {}
         self.inputs: list[ir.Value] = []
@@ -136,6 +146,8 @@ class _Lowering:
                 self.owners |= dict.fromkeys(self.builder.nodes[first:], node)
         output = next(n for n in self.gm.graph.nodes if n.op == "output")
         outputs = bind_outputs(self.builder, self.resolve(output.args[0]), self.inputs)
+        inserted = move_int8(self.builder, outputs)
+        self.owners |= {made: self.owners[by] for made, by in inserted.items() if by in self.owners}
         inserted = shield_float_layers(self.builder) | fold_scales(self.builder, outputs)
         self.owners |= {made: self.owners[by] for made, by in inserted.items() if by in self.owners}
         model, kept = assemble(self.builder, self.inputs, outputs)

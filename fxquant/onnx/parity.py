@@ -60,7 +60,7 @@ def prove(
         lowered: its lowering: which value of the file is which tensor of the simulation.
         example: positional and keyword inputs of the simulation.
         path: the file.
-        threads: of onnxruntime; results do not depend on it.
+        threads: of onnxruntime, see `fxquant.onnx.runtime.open_session`.
 
     Returns:
         The report; `raise_unless_proven` turns it into an error.

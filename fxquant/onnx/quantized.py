@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from fxquant.onnx.weights import StoredWeight
     from fxquant.quantization import QuantizerBase
 
+_WIDENED = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
+
 
 @dataclass(frozen=True)
 class Activation:
@@ -56,10 +58,12 @@ class Quantized:
         """A real value on the grid of a quantizer."""
         if isinstance(quantizer, FloatQuantizeDequantize):
             return Held(spec, name, real=narrowed(self.builder, real, quantizer, spec, name))
-        if spec.dtype is not torch.float32:
+        if spec.dtype not in _WIDENED:
             what = f"the quantized value {name} is {spec.dtype}: integer kernels take float32"
             fix = "build the simulation from model.float() and float32 inputs"
             raise ExportError("FXQ549", what, at=quantizer.where, fix=fix)
+        if spec.dtype is not torch.float32:  # the simulation computes with float32, too
+            real = self.builder.op("Cast", real, to=ir.DataType.FLOAT)
         grid = self.grid(quantizer, spec, name)
         integers = quantize(self.builder, real, grid, f"{name}_q", cut=cut)
         return Held(spec, name, integers=integers, grid=grid)

@@ -102,12 +102,13 @@ class Recorded:
     drawing: set[fx.Node] = field(default_factory=set)
 
 
-def record(gm: fx.GraphModule, example: Example) -> Recorded:
+def record(gm: fx.GraphModule, example: Example, *, fixed: str = "") -> Recorded:
     """Run the graph on several inputs in evaluation mode and compare.
 
     Args:
         gm: graph; its training flags and buffers are as before afterwards.
         example: positional and keyword inputs.
+        fixed: why the batch has to be that of the example; it is found by trying otherwise.
 
     Raises:
         ExportError: FXQ501, the example lacks an input; FXQ535, values decide how many items a
@@ -115,7 +116,7 @@ def record(gm: fx.GraphModule, example: Example) -> Recorded:
     """
     values = bound_example(gm, example)
     with preserved(gm), evaluating(gm, kept=True), torch.no_grad():
-        return _Trials(gm, values).compared()
+        return _Trials(gm, values, fixed).compared()
 
 
 def bound_example(gm: fx.GraphModule, example: Example) -> list[Any]:
@@ -155,12 +156,12 @@ class _Trials:
             vary, the others at the first one with other values.
     """
 
-    def __init__(self, gm: fx.GraphModule, values: list[Any]) -> None:
+    def __init__(self, gm: fx.GraphModule, values: list[Any], fixed: str = "") -> None:
         self.gm = gm
         self.values = values
         self.tainted = following_values(gm)
         self.sources = size_sources(gm, self.tainted)
-        self.varying, self.runs = self._batch()
+        self.varying, self.runs = self._batch(fixed)
         self.first = self.runs[0]
         if self.sources or self.varying.batch is not None:
             self._values()
@@ -187,10 +188,10 @@ class _Trials:
         counted: dict[fx.Node, Callable[[Any], Any]] = {s.node: s.count for s in self.sources}
         return Recorder(self.gm, trial, spec=_spec, tainted=self.tainted, counted=counted)
 
-    def _batch(self) -> tuple[Varying, list[Recorder]]:
+    def _batch(self, fixed: str) -> tuple[Varying, list[Recorder]]:
         """Two runs whose batch sizes differ, or one on the example and why."""
-        reasons, silent = [], None
-        for varying in candidates(self.values, choosing=bool(self.sources)):
+        reasons, silent = [fixed] if fixed else [], None
+        for varying in () if fixed else candidates(self.values, choosing=bool(self.sources)):
             try:
                 runs = [self._run(Trial(varying.resized(self.values, n))) for n in varying.sizes]
             except REFUSALS as error:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fxquant.errors import ParityError
 from fxquant.onnx.default_kernels import KernelRun
+from fxquant.onnx.float_reference import Agreement
 from fxquant.onnx.integer.saturation import Saturation
 from fxquant.onnx.report_text import lines, severity
 
@@ -157,6 +159,10 @@ class ParityReport:
         tensors: one row a quantized tensor and level.
         outputs: one row a model output, level and kind of run.
         choices: one row an argmax, topk or sort and level.
+        samples: rows of the example.
+        fidelity: the simulation's outputs on the example compared with the float model's.
+        warnings: what a person should know before shipping: outputs far from the float model,
+            values off their grids, stale ranges.
         levels: the two whole runs.
         shipped: optimization levels at which the file as it is written was opened and run.
         others: further inputs on which it was proven: what differs from the example.
@@ -179,6 +185,9 @@ class ParityReport:
     levels: tuple[LevelInfo, ...] = ()
     shipped: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
+    samples: int = 0
+    fidelity: tuple[Agreement, ...] = ()
+    warnings: tuple[str, ...] = ()
     operators: tuple[OperatorRow, ...] = ()
     skipped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -253,8 +262,8 @@ class ParityReport:
         return plain
 
     def to_json(self) -> str:
-        """The report as JSON."""
-        return json.dumps(self.to_dict(), indent=1, default=str)
+        """The report as JSON; what is infinite is null there."""
+        return json.dumps(_finite(self.to_dict()), indent=1, default=str)
 
     def __str__(self) -> str:
         return "\n".join(lines(self))
@@ -309,3 +318,12 @@ def _choices_differ(rows: list[ChoiceRow]) -> str:
         for r in rows[:5]
     ]
     return "; ".join(parts)
+
+
+def _finite(value: Any) -> Any:
+    """Plain data without infinities and NaN, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,21 @@ _WORST = 12  # rows a printed report shows
 def lines(report: ParityReport) -> Iterable[str]:
     """The report for people."""
     yield from _proof_lines(report)
+    yield from (f"warning: {text}" for text in report.warnings)
+    yield from _float_lines(report)
     yield from (f"note: {note}" for note in report.notes)
+
+
+def _float_lines(report: ParityReport) -> Iterable[str]:
+    """How far the simulation is from the float model."""
+    for row in report.fidelity[:_WORST]:
+        if row.sqnr_db is None:
+            continue
+        # all zeros, or no difference at all
+        size = f"{row.sqnr_db:.1f} dB" if math.isfinite(row.sqnr_db) else "equal"
+        text = f"against the float model, {report.samples} row(s): {row.name} keeps {size}"
+        text += "" if row.cosine is None else f", cosine {row.cosine:.4f}"
+        yield text + ("" if row.labels is None else f", labels agree {row.labels:.1%}")
 
 
 def _proof_lines(report: ParityReport) -> Iterable[str]:

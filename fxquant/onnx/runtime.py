@@ -69,7 +69,8 @@ class Session:
             ExportError: onnxruntime refuses the feeds or fails while running.
         """
         names = list(self.outputs if wanted is None else wanted)
-        given = {name: feeds[name] for name in self.inputs if name in feeds}
+        # a number without dimensions is no array to numpy once it was computed with
+        given = {name: np.asarray(feeds[name]) for name in self.inputs if name in feeds}
         try:
             values = self.handle.run(names, given)
         except Exception as error:  # onnxruntime's errors share no base but Exception
@@ -88,7 +89,8 @@ def open_session(
     Args:
         source: path of a file, or what `packed` gives.
         level: how much onnxruntime may rewrite.
-        threads: threads within an operator; results do not depend on it.
+        threads: threads within an operator; up to two make no difference, more do in the last bits
+            of float sums over a middle axis (`fxquant.onnx.integer.reductions`).
         entries: session configuration, e.g. ``{"session.disable_quant_qdq": "1"}``.
 
     Raises:

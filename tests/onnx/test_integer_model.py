@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from fxquant.errors import ConfigError, ExportError
+from fxquant.onnx.cpu import this_cpu
 from fxquant.onnx.integer import IntegerModel
 from fxquant.onnx.integer.saturation import saturations
 from fxquant.sim import QuantizationSimModel
@@ -204,6 +205,22 @@ def test_an_integer_model_returns_the_containers_of_the_simulation() -> None:
     assert all(v.dtype == np.uint8 for v in model.tensors(x, shift).values())
     arrays = model(x.numpy(), shift=shift.numpy())
     assert torch.equal(arrays["map"], model(x, shift)["map"])
+
+
+def test_a_simulation_is_run_for_the_cpu_that_is_asked_for() -> None:
+    torch.manual_seed(0)
+    x = torch.rand(4, 64)
+    layer = nn.Linear(64, 8)
+    with torch.no_grad():
+        layer.weight.abs_()  # pairs of large products
+    sim = QuantizationSimModel(layer, x, "min_max")
+    sim.compute_encodings([x])
+    exact, avx2, here = (sim.integer_model(cpu=c)(x) for c in ("exact", "avx2", "here"))
+    assert torch.equal(exact, sim.integer_model()(x))
+    assert not torch.equal(exact, avx2)
+    assert torch.equal(here, exact if this_cpu().exact else avx2)
+    with pytest.raises(ExportError, match="FXQ582"):
+        sim.integer_model(cpu="386")
 
 
 @pytest.mark.parametrize(

@@ -337,12 +337,8 @@ def _embedding(c: Call) -> ir.Value:
         raise UnsupportedError(msg)
     rows = c.builder.main(c.op("Gather", stored, c.tensor(), axis=0))
     if grid.axis != 0:
-        # without a zero point onnxruntime leaves an int8 one signed: it would turn half of the pair
-        # unsigned that it puts around a reader's slice or reshape, and fail to load it
-        plain = grid.axis is None and grid.dtype is ir.DataType.INT8 and not grid.zero_point.any()
         axis = None if grid.axis is None else c.spec().rank
-        zero = None if plain else values.zero_point
-        return c.op("DequantizeLinear", rows, values.scale, zero, axis=axis)
+        return c.op("DequantizeLinear", rows, values.scale, values.zero_point, axis=axis)
     # one scale a row: DequantizeLinear has no form for it
     scale, zero = (c.op("Gather", v, c.tensor(), axis=0) for v in (values.scale, values.zero_point))
     centred = [c.op("Cast", v, to=ir.DataType.FLOAT) for v in (rows, c.unsqueeze(zero, [-1]))]

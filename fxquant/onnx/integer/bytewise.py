@@ -11,7 +11,6 @@ from fxquant.onnx.integer.arithmetic import (
     Array,
     byte_values,
     dequantize,
-    fma,
     look_up,
     quantize,
     round_with_zero,
@@ -19,6 +18,7 @@ from fxquant.onnx.integer.arithmetic import (
 )
 from fxquant.onnx.integer.call import KernelCall, UnsupportedError, kernel
 from fxquant.onnx.integer.functions import logistic
+from fxquant.onnx.integer.lanes import Lanes
 from fxquant.onnx.integer.products import padding
 
 # --- two operands --------------------------------------------------------------------------------
@@ -30,7 +30,7 @@ def _add(c: KernelCall) -> Array:
     scale, zero = c.array(6).reshape(()), c.array(7).reshape(())
     if _first_is_single(a.values.shape, b.values.shape):  # the kernel wants it second
         a, b = b, a
-    return _pairs(a, b, lambda x, y: _sum(x, y, a, b, scale, zero))
+    return _pairs(a, b, lambda x, y: _sum(x, y, (a, b), (scale, zero), c.lanes))
 
 
 @kernel("QLinearMul")
@@ -56,20 +56,23 @@ class _Operand:
         self.zero: Array = c.array(first + 2).reshape(()).astype(F32)
 
 
-def _sum(x: Array, y: Array, a: _Operand, b: _Operand, scale: Array, zero: Array) -> Array:
-    """`a·ra + (b·rb + base)` with the zero point inside of `base`, each step a fused multiply-add.
+def _sum(
+    x: Array, y: Array, operands: tuple[_Operand, _Operand], grid: tuple[Array, Array],
+    lanes: Lanes,
+) -> Array:  # fmt: skip
+    """`a·ra + (b·rb + base)` with the zero point inside of `base`, fused where the CPU can.
 
     Args:
         x: all bytes of the first operand, [256, 1].
         y: all bytes of the second, [1, 256].
-        a: the first operand.
-        b: the second operand.
-        scale: of the sum.
-        zero: of the sum.
+        operands: both.
+        grid: scale and zero point of the sum.
+        lanes: of the CPU.
     """
+    (a, b), (scale, zero), add = operands, grid, lanes.multiply_add
     ra, rb = (a.scale / scale).astype(F32), (b.scale / scale).astype(F32)
-    base = zero.astype(F32) - fma(ra, a.zero, (rb * b.zero).astype(F32))
-    return round_with_zero(fma(x, ra, fma(y, rb, base)), zero.dtype)
+    base = zero.astype(F32) - add(ra, a.zero, (rb * b.zero).astype(F32))
+    return round_with_zero(add(x, ra, add(y, rb, base)), zero.dtype)
 
 
 def _first_is_single(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
@@ -107,7 +110,7 @@ def _leaky_relu(c: KernelCall) -> Array:
 
 @kernel("QLinearSigmoid")
 def _sigmoid(c: KernelCall) -> Array:
-    return look_up(_table(c, logistic), c.array(0))
+    return look_up(_table(c, lambda x: logistic(x, c.lanes)), c.array(0))
 
 
 def _moved_to(x: Array, scale: Array, zero: Array, y_scale: Array, y_zero: Array) -> Array:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from fxquant.onnx.integer.arithmetic import Array
 from fxquant.onnx.integer.graph import attribute
+from fxquant.onnx.integer.lanes import Lanes
 
 Result: TypeAlias = "Array | Sequence[Array | None]"
 
@@ -26,12 +27,14 @@ class KernelCall:
         node: the node.
         operands: arrays; None where an optional one is omitted.
         opset: version of the ONNX operators.
+        lanes: how the CPU adds float32 numbers.
         saturates: whether products of an unsigned and a signed byte saturate two by two.
     """
 
     node: ir.Node
     operands: Sequence[Array | None]
     opset: int
+    lanes: Lanes
     saturates: bool = False
 
     @property

@@ -11,8 +11,10 @@ from fxquant.onnx.integer import functions
 from fxquant.onnx.integer.arithmetic import F32, Array, dequantize, quantize
 from fxquant.onnx.integer.call import KernelCall, UnsupportedError, kernel
 from fxquant.onnx.integer.graph import dtype_of
+from fxquant.onnx.integer.lanes import Lanes
 
 Unary = Callable[[Array], Array]
+Function = Callable[[Array, Lanes], Array]
 Binary = Callable[[Array, Array], Array]
 
 
@@ -33,6 +35,9 @@ def _integer_type(c: KernelCall) -> np.dtype[np.generic]:
     found = dtype_of(c.node.outputs[0])
     if found is not None and int(found.bitwidth) < 8:
         msg = "integers below a byte have no kernel here"
+        raise UnsupportedError(msg)
+    if found is not None and found.is_floating_point():
+        msg = f"{found.name} is no integer"
         raise UnsupportedError(msg)
     if zero is not None:
         return zero.dtype
@@ -60,13 +65,13 @@ def _spread(c: KernelCall, value: Array, x: Array) -> Array:
 # --- one operand ---------------------------------------------------------------------------------
 
 
-def _enter_float(name: str, function: Unary) -> None:
+def _enter_float(name: str, function: Function) -> None:
     def run(c: KernelCall) -> Array:
         x = c.array(0)
         if x.dtype != F32:
             msg = f"{x.dtype} has no kernel here"
             raise UnsupportedError(msg)
-        return np.asarray(function(x))
+        return np.asarray(function(x, c.lanes))
 
     kernel(name)(run)
 
@@ -89,13 +94,13 @@ def _enter_folded(name: str, function: Binary) -> None:
     kernel(name)(run)
 
 
-_FLOAT: dict[str, Unary] = {
+_FLOAT: dict[str, Function] = {
     "Sigmoid": functions.logistic,
     "Tanh": functions.tanh,
     "Erf": functions.erf,
     "Exp": functions.exp,
-    "Sqrt": np.sqrt,
-    "Reciprocal": lambda x: np.asarray(F32(1.0) / x),
+    "Sqrt": lambda x, _: np.asarray(np.sqrt(x)),
+    "Reciprocal": lambda x, _: np.asarray(F32(1.0) / x),
 }
 _UNARY: dict[str, Unary] = {
     "Relu": lambda x: np.asarray(np.maximum(x, x.dtype.type(0))),
@@ -124,8 +129,8 @@ _BINARY: dict[str, Binary] = {
 }
 _FOLDED: dict[str, Binary] = {"Sum": np.add, "Max": np.maximum, "Min": np.minimum}
 
-for _name, _unary in _FLOAT.items():
-    _enter_float(_name, _unary)
+for _name, _function in _FLOAT.items():
+    _enter_float(_name, _function)
 for _name, _unary in _UNARY.items():
     _enter_unary(_name, _unary)
 for _name, _binary in _BINARY.items():
@@ -140,7 +145,8 @@ def _gelu(c: KernelCall) -> Array:
     if c.text("approximate", "none") == "tanh":
         msg = "the approximation by tanh has no kernel here"
         raise UnsupportedError(msg)
-    bent = (functions.erf((x * F32(math.sqrt(0.5))).astype(F32)) + F32(1.0)).astype(F32)
+    root = (x * F32(math.sqrt(0.5))).astype(F32)
+    bent = (functions.erf(root, c.lanes) + F32(1.0)).astype(F32)
     return ((F32(0.5) * x).astype(F32) * bent).astype(F32)
 
 
@@ -148,7 +154,7 @@ def _gelu(c: KernelCall) -> Array:
 def _quick_gelu(c: KernelCall) -> Array:
     x, alpha = c.array(0), F32(c.number("alpha", 1.702))
     scaled = x if alpha == 1 else (x * alpha).astype(F32)
-    return (x * functions.logistic(scaled)).astype(F32)
+    return (x * functions.logistic(scaled, c.lanes)).astype(F32)
 
 
 @kernel("LeakyRelu")
@@ -191,7 +197,8 @@ def _cast(c: KernelCall) -> Array:
     import onnx_ir as ir
 
     x, target = c.array(0), ir.DataType(c.whole("to", 1))
-    if int(target.bitwidth) < 8 or target in (ir.DataType.BFLOAT16, ir.DataType.STRING):
+    narrow = target.is_floating_point() and int(target.bitwidth) == 8  # which may saturate
+    if int(target.bitwidth) < 8 or narrow or target is ir.DataType.STRING:
         msg = f"a cast to {target.name} has no kernel here"
         raise UnsupportedError(msg)
     dtype = target.numpy()

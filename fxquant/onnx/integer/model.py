@@ -15,7 +15,9 @@ from fxquant.onnx.cpu import this_cpu
 from fxquant.onnx.integer.arithmetic import Array
 from fxquant.onnx.integer.fuse import fuse
 from fxquant.onnx.integer.graph import Source, dtype_of, load
+from fxquant.onnx.integer.lanes import AVX2
 from fxquant.onnx.integer.normalize import normalize
+from fxquant.onnx.integer.probe import lanes_here
 from fxquant.onnx.integer.run import Interpreter, as_array
 from fxquant.onnx.integer.saturation import Saturation, saturations
 from fxquant.onnx.reasons import reason
@@ -55,18 +57,21 @@ class IntegerModel:
     own arithmetic: exact 32-bit sums, float32 multipliers, ties to even, the zero point added
     before or after rounding as each kernel does. Nothing of onnxruntime takes part in that.
 
-    What stays in floating point is computed here, too. Softmax, layer norm, GELU and the other
-    functions have the kernels' own steps and come out bit-equal as well. The last bits of float
-    convolutions and matrix products depend on the order of sums in the library; with
-    `islands="onnxruntime"` it runs these operators, one at a time, and nothing is left to differ.
-    It also runs the rare operators that have no kernel here; `placement()` names them.
+    What stays in floating point is computed here, too. Softmax, layer norm, GELU, pools, sums over
+    axes and the other functions have the steps of the kernels for the CPU and were equal bit for
+    bit on x86 CPUs with AVX-512, with AVX2 and with neither. The last bits of float convolutions,
+    matrix products and LogSoftmax depend on the library; with `islands="onnxruntime"` it runs these
+    operators, one at a time. It also runs the rare operators that have no kernel here;
+    `placement()` names them. Of a session with more than two threads, sums over a middle axis may
+    differ in the last bits (`reductions`).
 
     Args:
         source: `onnx_ir.Model`, `onnx.ModelProto` or path; it is not changed.
         islands: who computes floating-point operators whose last bits depend on the
             implementation: "own" or "onnxruntime".
-        cpu: whose integer products: "exact", as on x86 CPUs with VNNI and on ARM; "avx2", which
-            saturate as on x86 CPUs without VNNI; "here", those of this CPU.
+        cpu: whose arithmetic: "exact", integer products as on x86 CPUs with VNNI and on ARM, float
+            operators as on this CPU; "avx2", both as on x86 CPUs without VNNI, where products
+            saturate; "here", both as on this CPU.
 
     Raises:
         ExportError: FXQ580 an input is missing or unknown; FXQ582 `islands` or `cpu` is unknown.
@@ -94,6 +99,7 @@ class IntegerModel:
         self._operators = [n for n in model.clone().graph if n.op_type not in _PAIR]
         self._run = Interpreter(
             graph, model.opset_imports, runtime_islands=islands == "onnxruntime",
+            lanes=AVX2 if cpu == "avx2" else lanes_here(),
             saturates=cpu == "avx2" or (cpu == "here" and not this_cpu().exact),
         )  # fmt: skip
         self._merged = normalize(graph, self._run.compute)
@@ -225,12 +231,18 @@ def _holds_integers(value: ir.Value | None) -> bool:
     return value is not None and value.const_value is None and dtype_of(value) in _INTEGERS
 
 
+def _is_narrow(value: ir.Value) -> bool:
+    """Whether it holds the codes of narrow floats: a QuantizeLinear may make these, too."""
+    dtype = dtype_of(value)
+    return dtype is not None and dtype.is_floating_point()
+
+
 def _integer_values(graph: ir.Graph) -> list[str]:
     """Names of what nodes write as integers of a grid."""
     names = []
     for node in graph:
         quantizes = node.op_type == "QuantizeLinear" or node.op_type.startswith("QLinear")
         for value in node.outputs:
-            if value.name and (quantizes or value.dtype in _INTEGERS):
+            if value.name and (quantizes or value.dtype in _INTEGERS) and not _is_narrow(value):
                 names.append(value.name)
     return names

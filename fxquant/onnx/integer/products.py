@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ def _conv(c: KernelCall) -> Array:
     bias = c.optional(8)
     sums = convolve(c, centred(x, x_zero), centred(w, per_channel(w_zero, w.ndim)))
     if c.saturates:
-        sums = sums + _lost_in_convolution(c, x, x_zero, w)
+        sums = sums + _lost(c, saturating.lost_in_convolution, x, x_zero, w)
     column = (-1, *[1] * (x.ndim - 2))
     if bias is not None:
         sums = sums + bias.astype(np.float64).reshape(column)
@@ -31,14 +31,33 @@ def _conv(c: KernelCall) -> Array:
     return requantize(wrapped(sums), scale.reshape(column), y_zero.reshape(()), y_zero.dtype)
 
 
-def _lost_in_convolution(c: KernelCall, x: Array, x_zero: Array, w: Array) -> Array | float:
+def _lost(
+    c: KernelCall, function: Callable[..., Array | float], x: Array, x_zero: Array, w: Array
+) -> Array | float:
+    """What saturation adds to a convolution, by the function for its kernel."""
     n = w.ndim - 2
     strides, dilations = c.ints("strides", [1] * n), c.ints("dilations", [1] * n)
-    return saturating.lost_in_convolution(
+    return function(
         x, w, int(x_zero.reshape(())), strides=strides, dilations=dilations,
         pads=padding(c, x.shape[2:], list(w.shape[2:]), strides, dilations),
         group=c.whole("group", 1),
     )  # fmt: skip
+
+
+@kernel("ConvInteger")
+def _conv_integer(c: KernelCall) -> Array:
+    x, w = c.arrays[:2]
+    x_zero, w_zero = (_zero(c, i) for i in (2, 3))
+    sums = convolve(c, centred(x, x_zero.reshape(())), centred(w, per_channel(w_zero, w.ndim)))
+    if c.saturates:
+        sums = sums + _lost(c, saturating.lost_in_columns, x, x_zero, w)
+    return wrapped(sums)
+
+
+def _zero(c: KernelCall, index: int) -> Array:
+    """A zero point that may be omitted."""
+    given = c.optional(index)
+    return np.zeros((), np.int32) if given is None else given
 
 
 def per_channel(zero: Array, rank: int) -> Array:
@@ -144,6 +163,22 @@ def _matmul(c: KernelCall) -> Array:
 def _matmul_to_float(c: KernelCall) -> Array:
     a, b, a_scale, b_scale = c.arrays[:4]
     a_zero, b_zero, bias = (c.optional(i) for i in (4, 5, 6))
+    return scaled_product(c, (a, a_scale, a_zero), (b, b_scale, b_zero), bias)
+
+
+Grid = tuple[Array, Array, "Array | None"]
+
+
+def scaled_product(c: KernelCall, first: Grid, second: Grid, bias: Array | None) -> Array:
+    """A matrix product of integers in float32.
+
+    Args:
+        c: the node.
+        first: integers [..., M, K], scale and zero point, one of each.
+        second: integers [..., K, N], scale and zero point, one or one for each column.
+        bias: [N].
+    """
+    (a, a_scale, a_zero), (b, b_scale, b_zero) = first, second
     a_zero = np.zeros((), a.dtype) if a_zero is None else a_zero
     b_zero = np.zeros((), b.dtype) if b_zero is None else b_zero
     sums = _sums(c, a, b, (a_zero.reshape(()), _columns(b_zero, b.ndim)))
@@ -155,9 +190,7 @@ def _matmul_to_float(c: KernelCall) -> Array:
 @kernel("MatMulInteger")
 def _matmul_integer(c: KernelCall) -> Array:
     a, b = c.arrays[:2]
-    zeros = [c.optional(2), c.optional(3)]
-    a_zero = np.zeros((), np.int32) if zeros[0] is None else zeros[0]
-    b_zero = np.zeros((), np.int32) if zeros[1] is None else zeros[1]
+    a_zero, b_zero = (_zero(c, i) for i in (2, 3))
     a_zero = a_zero.reshape(()) if a_zero.size == 1 else a_zero.reshape(-1, 1)
     return wrapped(_sums(c, a, b, (a_zero, _columns(b_zero, b.ndim))))
 

@@ -9,14 +9,16 @@ import numpy as np
 import onnx_ir as ir
 
 from fxquant.errors import ExportError
-from fxquant.onnx.integer import bytewise, floats, moves, products, sums
+from fxquant.onnx.integer import bytewise, dynamic, floats, moves, products, reductions, sums
 from fxquant.onnx.integer.arithmetic import Array
 from fxquant.onnx.integer.call import KernelCall, UnsupportedError, kernels
 from fxquant.onnx.integer.graph import MICROSOFT, constant, present
+from fxquant.onnx.integer.lanes import Lanes
 from fxquant.onnx.integer.weight_only import KERNEL
 from fxquant.onnx.runtime import Level, Session, as_feed, open_session, packed
 
-_FAMILIES = (bytewise, floats, moves, products, sums)  # imported for the kernels they register
+# imported for the kernels they register
+_FAMILIES = (bytewise, dynamic, floats, moves, products, reductions, sums)
 
 # these round as every correct program does: onnxruntime would give the same bits
 _EXACT = frozenset((
@@ -27,7 +29,14 @@ _EXACT = frozenset((
     "Unsqueeze", "Concat", "Split", "Slice", "Gather", "GatherElements", "Expand", "Tile", "Pad",
     "Shape", "Size", "ConstantOfShape", "Range", "Trilu", "DepthToSpace", "ArgMax", "ReduceMax",
     "ReduceMin", "MaxPool", "GlobalMaxPool", "MatMulInteger", "MatMulIntegerToFloat",
-    "HardSigmoid"
+    "HardSigmoid", "ConvInteger", "DynamicQuantizeLinear", "DynamicQuantizeMatMul",
+    "GlobalAveragePool"  # alone it would not get the layout that it has in a whole model
+))  # fmt: skip
+
+# these only move values, of whatever type
+_MOVES = frozenset((
+    "Identity", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Concat", "Split",
+    "Slice", "Gather", "Expand", "Tile", "Shape", "Size", "Cast",
 ))  # fmt: skip
 
 
@@ -39,16 +48,18 @@ class Interpreter:
         opsets: versions of the operator domains.
         runtime_islands: run floating-point operators whose last bits depend on the implementation
             in onnxruntime, one at a time.
+        lanes: how the CPU adds float32 numbers.
         saturates: whether products of an unsigned and a signed byte saturate.
     """
 
     def __init__(
-        self, graph: ir.Graph, opsets: Mapping[str, int], *, runtime_islands: bool = False,
-        saturates: bool = False,
+        self, graph: ir.Graph, opsets: Mapping[str, int], *, lanes: Lanes,
+        runtime_islands: bool = False, saturates: bool = False,
     ) -> None:  # fmt: skip
         self.graph = graph
         self.opsets = dict(opsets)
         self.runtime_islands = runtime_islands
+        self.lanes = lanes
         self.saturates = saturates
         self.outside: dict[str, str] = {}  # node name -> why onnxruntime ran it
         self._sessions: dict[ir.Node, Session] = {}
@@ -120,14 +131,14 @@ class Interpreter:
         if function is None:
             return self._outside(node, operands, f"{node.op_type} has no kernel here")
         other = next((x.dtype for x in operands if x is not None and _is_other_float(x)), None)
-        if other is not None:
+        if other is not None and (node.op_type not in _MOVES or not _is_narrow(other)):
             return self._outside(node, operands, f"kernels here compute in float32, not {other}")
         if self.runtime_islands and node.op_type not in _EXACT and not _is_integer(node):
             return self._outside(node, operands, "asked for")
         try:
             with np.errstate(all="ignore"):
                 opset = self.opsets.get("", 13)
-                made = function(KernelCall(node, operands, opset, self.saturates))
+                made = function(KernelCall(node, operands, opset, self.lanes, self.saturates))
         except UnsupportedError as reason:
             return self._outside(node, operands, str(reason))
         return [np.asarray(made)] if isinstance(made, np.ndarray | np.generic) else list(made)
@@ -141,14 +152,37 @@ class Interpreter:
                 level = Level.ALL if "weight" in node.meta else Level.OFF
                 self._sessions[node] = open_session(source, level)
         session = self._sessions[node]
-        feeds = {f"x{i}": as_feed(x) for i, x in enumerate(operands) if x is not None}
+        feeds = {f"x{i}": _fed(as_feed(x)) for i, x in enumerate(operands) if x is not None}
         found = session.run(feeds)
-        return [found.get(f"y{i}") for i in range(len(node.outputs))]
+        results = [found.get(f"y{i}") for i in range(len(node.outputs))]
+        return [_narrowed(x, v) for x, v in zip(results, node.outputs, strict=True)]
 
 
 def _is_other_float(array: Array) -> bool:
-    """Whether it is float16 or float64; onnxruntime takes no arrays of narrower types."""
-    return array.dtype in (np.float16, np.float64)
+    """Whether it is a float of another width than float32."""
+    return array.dtype in (np.float16, np.float64) or _is_narrow(array.dtype)
+
+
+def _is_narrow(dtype: np.dtype[Any]) -> bool:
+    """Whether it is bfloat16 or a float of 8 or 4 bits, which numpy itself does not know."""
+    return dtype.isbuiltin != 1 and _is_narrow_type(ir.DataType.from_numpy(dtype))
+
+
+def _is_narrow_type(dtype: ir.DataType | None) -> bool:
+    if dtype is None or not dtype.is_floating_point():
+        return False
+    return dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
+
+
+def _narrowed(array: Array | None, value: ir.Value) -> Array | None:
+    if array is None or value.dtype is None or not _is_narrow_type(value.dtype):
+        return array
+    return array.astype(value.dtype.numpy())
+
+
+def _fed(array: Array) -> Array:
+    """What onnxruntime takes: narrow floats as float32, which holds each of them."""
+    return array.astype(np.float32) if _is_narrow(array.dtype) else array
 
 
 def _is_integer(node: ir.Node) -> bool:
@@ -164,16 +198,19 @@ def _alone(node: ir.Node, operands: Sequence[Array | None], opsets: Mapping[str,
             continue
         made = ir.Value(name=f"x{i}")
         made.type = ir.TensorType(_type_of(value, array))
-        made.shape = ir.Shape([None] * array.ndim)
+        # shape inference takes sizes of unknown number for none
+        sized = node.op_type == "Resize" and i > 0
+        made.shape = ir.Shape(array.shape if sized else [None] * array.ndim)
         inputs.append(made)
-    nodes: list[ir.Node] = []
+    given = present(inputs)
+    nodes = _casts(inputs)
     stored: list[ir.Value] = []
     if "weight" in node.meta:
         weight = _copy(node.meta["weight"], None)
         bias = [_constant_copy(v) for v in node.inputs[2:]]
         nodes, stored = [weight], [*present(weight.inputs), *present(bias)]
         inputs[1:] = [weight.outputs[0], *bias]
-    given = [v for v in inputs if v is not None and v.producer() is None and v not in stored]
+        given = [v for v in given if v in inputs]
     copy = _copy(node, inputs)
     nodes.append(copy)
     outputs = []
@@ -182,9 +219,34 @@ def _alone(node: ir.Node, operands: Sequence[Array | None], opsets: Mapping[str,
         made.type = ir.TensorType(value.dtype) if value.dtype is not None else None
         if value.name:
             outputs.append(made)
+    nodes += _casts(outputs, back=True)
     graph = ir.Graph(given, outputs, nodes=nodes, initializers=stored,
                      opset_imports={MICROSOFT: 1, **opsets}, name="alone")  # fmt: skip
     return ir.Model(graph, ir_version=10)
+
+
+def _casts(values: list[ir.Value | None], *, back: bool = False) -> list[ir.Node]:
+    """Casts between float32, in which narrow floats are handed over, and their types; in place.
+
+    Args:
+        values: inputs, which the results of the casts replace, or outputs.
+        back: the values are outputs: they keep their names outside.
+    """
+    nodes = []
+    for i, value in enumerate(values):
+        if value is None or value.dtype is None or not _is_narrow_type(value.dtype):
+            continue
+        cast = ir.node("Cast", [value], {"to": ir.DataType.FLOAT if back else value.dtype})
+        made = cast.outputs[0]
+        made.name = f"{value.name}.cast"
+        if back:
+            made.name, value.name = value.name, made.name
+            made.type = ir.TensorType(ir.DataType.FLOAT)
+        else:
+            value.type = ir.TensorType(ir.DataType.FLOAT)
+        values[i] = made
+        nodes.append(cast)
+    return nodes
 
 
 def _copy(node: ir.Node, inputs: list[ir.Value | None] | None) -> ir.Node:

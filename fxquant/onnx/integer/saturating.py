@@ -112,14 +112,7 @@ def lost_in_convolution(
     rows = weight_rows(w)
     if not can_saturate(halves(rows, 1)).any():
         return 0.0
-    ends = [(0, 0), (0, 0), *zip(pads[:n], pads[n:], strict=True)]
-    padded = np.pad(x, ends, constant_values=zero)
-    windows = np.lib.stride_tricks.sliding_window_view(
-        padded, [d * (k - 1) + 1 for d, k in zip(dilations, w.shape[2:], strict=True)],
-        axis=tuple(range(2, 2 + n)),
-    )  # fmt: skip
-    chosen = [slice(None, None, s) for s in strides] + [slice(None, None, d) for d in dilations]
-    windows = windows[(slice(None), slice(None), *chosen)]
+    windows = _windows(x, w, zero, pads, strides, dilations)
     sizes, width, out = windows.shape[2 : 2 + n], w.shape[1], len(w) // group
     result = np.zeros((len(x), len(w), *sizes))
     for i in range(len(x)):  # one image at a time: all windows of all images are many
@@ -130,6 +123,47 @@ def lost_in_convolution(
             own = slice(g * out, (g + 1) * out)
             result[i, own] = _lost(matrix, rows[own].T).T.reshape(out, *sizes)
     return result
+
+
+def lost_in_columns(
+    x: Array, w: Array, zero: int, *, pads: Sequence[int], strides: Sequence[int],
+    dilations: Sequence[int], group: int,
+) -> Array | float:  # fmt: skip
+    """The same for ConvInteger, where weights come first: a product of weights and windows.
+
+    So it saturates where weights are unsigned and `x` is signed, depthwise or not, and counts K by
+    the channel first and by the place in the kernel second.
+    """
+    if w.dtype != np.uint8 or x.dtype != np.int8:
+        return 0.0
+    n, width, out = w.ndim - 2, w.shape[1], len(w) // group
+    windows = _windows(x, w, zero, pads, strides, dilations)
+    sizes = windows.shape[2 : 2 + n]
+    result = np.zeros((len(x), len(w), *sizes))
+    for i in range(len(x)):
+        for g in range(group):
+            part = windows[i, g * width : (g + 1) * width]
+            order = [0, *range(1 + n, 1 + 2 * n), *range(1, 1 + n)]
+            matrix = part.transpose(order).reshape(-1, int(np.prod(sizes)))
+            own = slice(g * out, (g + 1) * out)
+            result[i, own] = _lost(w[own].reshape(out, -1), matrix).reshape(out, *sizes)
+    return result
+
+
+def _windows(
+    x: Array, w: Array, zero: int, pads: Sequence[int], strides: Sequence[int],
+    dilations: Sequence[int],
+) -> Array:  # fmt: skip
+    """What each place of a convolution reads: [N, C, sizes of the result ..., kernel ...]."""
+    n = w.ndim - 2
+    ends = [(0, 0), (0, 0), *zip(pads[:n], pads[n:], strict=True)]
+    padded = np.pad(x, ends, constant_values=zero)
+    windows = np.lib.stride_tricks.sliding_window_view(
+        padded, [d * (k - 1) + 1 for d, k in zip(dilations, w.shape[2:], strict=True)],
+        axis=tuple(range(2, 2 + n)),
+    )  # fmt: skip
+    chosen = [slice(None, None, s) for s in strides] + [slice(None, None, d) for d in dilations]
+    return np.asarray(windows[(slice(None), slice(None), *chosen)])
 
 
 def weight_rows(w: Array) -> Array:

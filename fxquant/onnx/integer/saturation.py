@@ -18,11 +18,11 @@ from fxquant.onnx.integer.graph import attribute, constant, dtype_of
 from fxquant.onnx.integer.saturating import bounds, can_saturate, halves, weight_rows
 
 _BYTE = 255
-# kernel -> places of its operands, and of their zero points
+# kernel -> places of its operands as they are multiplied, and of their zero points
 _PRODUCTS = {
     "QLinearConv": (0, 3, 2, 5), "QLinearMatMul": (0, 3, 2, 5), "QGemm": (0, 3, 2, 5),
     "MatMulIntegerToFloat": (0, 1, 4, 5), "MatMulInteger": (0, 1, 2, 3),
-    "ConvInteger": (0, 1, 2, 3), "DynamicQuantizeMatMul": (0, 1, 0, 3),
+    "ConvInteger": (1, 0, 3, 2), "DynamicQuantizeMatMul": (0, 1, 0, 3),
 }  # fmt: skip
 _UP_TO_ONE = frozenset(("Softmax", "Sigmoid", "HardSigmoid"))
 

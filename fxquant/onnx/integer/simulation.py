@@ -36,6 +36,7 @@ class IntegerSimulation(nn.Module):
         contrib: whether onnxruntime's own operators are used, as an export does.
         deploy: the CPUs that the file would be written for.
         islands: see `IntegerModel`.
+        cpu: see `IntegerModel`.
 
     Attributes:
         integers: the executor, with `tensors()` and `placement()`.
@@ -45,13 +46,14 @@ class IntegerSimulation(nn.Module):
     def __init__(
         self, gm: fx.GraphModule, example: Example, *, opset: int = 21,
         contrib: bool = False, deploy: Deploy = "any", islands: str = "own",
+        cpu: str = "exact",
     ) -> None:  # fmt: skip
         super().__init__()
         check_modes(gm, bound_example(gm, example))
         with evaluating(gm), torch.no_grad():
             self.lowered = lower(gm, example, opset=opset, contrib=contrib, deploy=deploy)
             template = gm(*bound_example(gm, example))
-        self.integers = IntegerModel(self.lowered.model, islands=islands)
+        self.integers = IntegerModel(self.lowered.model, islands=islands, cpu=cpu)
         self._template = map_leaves(template, _emptied)
         self._simulated = (gm,)  # in a tuple, so that it does not count as a part of this module
 

@@ -1,11 +1,12 @@
 """Operators in float32 that add many values: their last bits depend on the order of the sums.
 
-Softmax and layer norm add in the lanes of onnxruntime's AVX2 kernels, which it also takes on newer
-CPUs, and are equal bit for bit. Products of matrices and convolutions add in torch's order. Where
-bytes are read, as in pools of maxima, there is nothing to round.
+Softmax and layer norm add in the lanes of onnxruntime's kernels for the CPU and are equal bit for
+bit, as pools and batch norm are. Products of matrices and convolutions add in torch's order.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -16,9 +17,10 @@ from fxquant.onnx.integer import functions
 from fxquant.onnx.integer.arithmetic import F32, Array, fma
 from fxquant.onnx.integer.bytewise import average_pool, pooled_sizes
 from fxquant.onnx.integer.call import KernelCall, UnsupportedError, kernel
+from fxquant.onnx.integer.lanes import Lanes, folded, in_turn
 from fxquant.onnx.integer.products import as_tensor, padding
 
-_LANES = 8  # float32 numbers in a register of AVX
+_LANES = 8  # float32 numbers in a register of AVX: layer norm has no kernel for wider ones
 
 
 def _tensors(c: KernelCall) -> list[Tensor]:
@@ -86,42 +88,25 @@ def _einsum(c: KernelCall) -> Array:
 
 @kernel("Softmax")
 def _softmax(c: KernelCall) -> Array:
-    x, axis = c.array(0), c.whole("axis", -1 if c.opset >= 13 else 1)
-    if c.opset < 13:
-        shape = x.shape
-        flat = x.reshape(int(np.prod(shape[: axis % x.ndim], dtype=np.int64)), -1)
-        return _softmax_over(flat, 1).reshape(shape)
-    return _softmax_over(x, axis)
-
-
-def _softmax_over(x: Array, axis: int) -> Array:
-    parts = functions.exp_below_zero((x - x.max(axis=axis, keepdims=True)).astype(F32))
-    rows = np.moveaxis(parts, axis, -1)
-    total = np.moveaxis(_lane_sum(rows.reshape(-1, rows.shape[-1])).reshape(
-        *rows.shape[:-1], 1), -1, axis)  # fmt: skip
-    return np.asarray(parts * (F32(1.0) / total).astype(F32), F32)
-
-
-def _lane_sum(x: Array) -> Array:
-    """Sums of rows in two accumulators of eight lanes, what is left over in the first."""
-    vectors = -(-x.shape[1] // _LANES)
-    padded = np.zeros((len(x), vectors * _LANES), F32)
-    padded[:, : x.shape[1]] = x
-    parts = padded.reshape(len(x), vectors, _LANES)
-    sums = [np.zeros((len(x), _LANES), F32) for _ in range(2)]
-    for i in range(vectors):
-        which = 0 if i == vectors - 1 and vectors % 2 else i % 2
-        sums[which] = (sums[which] + parts[:, i]).astype(F32)
-    lanes = (sums[0] + sums[1]).astype(F32)
-    while lanes.shape[1] > 1:  # neighbours
-        lanes = (lanes[:, 0::2] + lanes[:, 1::2]).astype(F32)
-    return np.asarray(lanes)
+    return _by_rows(c, functions.softmax)
 
 
 @kernel("LogSoftmax")
 def _log_softmax(c: KernelCall) -> Array:
-    y: Tensor = F.log_softmax(as_tensor(c.array(0)), c.whole("axis", -1))
-    return y.numpy()
+    return _by_rows(c, functions.log_softmax)
+
+
+def _by_rows(c: KernelCall, function: Callable[[Array, Lanes], Array]) -> Array:
+    """A function of rows along the axis; before opset 13, along it and all that follow."""
+    x, axis = c.array(0), c.whole("axis", -1 if c.opset >= 13 else 1)
+    if not x.size:
+        return x
+    if c.opset < 13:
+        count = int(np.prod(x.shape[: axis % x.ndim], dtype=np.int64))
+        return function(x.reshape(count, -1), c.lanes).reshape(x.shape)
+    moved = np.moveaxis(x, axis, -1)
+    rows = function(moved.reshape(-1, moved.shape[-1]), c.lanes)
+    return np.moveaxis(rows.reshape(moved.shape), -1, axis)
 
 
 @kernel("LayerNormalization")
@@ -131,7 +116,7 @@ def _layer_norm(c: KernelCall) -> Array:
     rows = x.reshape(int(np.prod(x.shape[:axis], dtype=np.int64)), -1)
     epsilon = F32(c.number("epsilon", 1e-5))
     weight, bias = scale.reshape(-1), None if shift is None else shift.reshape(-1)
-    if rows.shape[1] < _LANES:
+    if rows.shape[1] < _LANES or not c.lanes.fused:
         return _normalized_one_by_one(rows, weight, bias, epsilon).reshape(x.shape)
     normal = _normalized(rows, epsilon)
     y = (normal * weight).astype(F32) if bias is None else fma(normal, weight, bias)
@@ -147,20 +132,23 @@ def _normalized(x: Array, epsilon: np.float32) -> Array:
     for start in range(0, whole, _LANES):
         part = centred[:, start : start + _LANES]
         lanes = fma(part, part, lanes)
-    while lanes.shape[1] > 1:  # halves
-        half = lanes.shape[1] // 2
-        lanes = (lanes[:, :half] + lanes[:, half:]).astype(F32)
-    for i in range(whole, x.shape[1]):
+    fours = whole + (x.shape[1] - whole) // 4 * 4
+    four = centred[:, whole:fours]
+    squares = in_turn(folded(lanes), (four * four).astype(F32))
+    for i in range(fours, x.shape[1]):  # where the compiler fuses what is left of its fours
         column = centred[:, i : i + 1]
-        lanes = (lanes + (column * column).astype(F32)).astype(F32)
-    variance = (lanes / F32(x.shape[1])).astype(F32)
+        squares = fma(column, column, squares)
+    variance = (squares / F32(x.shape[1])).astype(F32)
     return np.asarray(centred * (F32(1.0) / np.sqrt(variance + epsilon)).astype(F32), F32)
 
 
 def _normalized_one_by_one(
     x: Array, scale: Array, shift: Array | None, epsilon: np.float32
 ) -> Array:
-    """Rows of fewer than eight: Welford's running mean and squares, a division for each element."""
+    """Welford's running mean and squares, a division for each element.
+
+    So go rows of fewer than eight, and on CPUs without AVX2 all rows.
+    """
     mean, squares = np.zeros((2, len(x), 1), F32)
     for i in range(x.shape[1]):
         before = (x[:, i : i + 1] - mean).astype(F32)
@@ -173,20 +161,15 @@ def _normalized_one_by_one(
     return y if shift is None else np.asarray(y + shift, F32)
 
 
-@kernel("InstanceNormalization")
-def _instance_norm(c: KernelCall) -> Array:
-    x, scale, shift = _tensors(c)
-    y: Tensor = F.instance_norm(x, None, None, scale, shift, eps=c.number("epsilon", 1e-5))
-    return y.numpy()
-
-
 @kernel("BatchNormalization")
 def _batch_norm(c: KernelCall) -> Array:
     x, scale, shift, mean, variance = (c.array(i) for i in range(5))
-    factor = scale / np.sqrt(variance + F32(c.number("epsilon", 1e-5)))
-    offset = (shift - mean * factor).astype(F32)
+    deviation = np.sqrt((variance + F32(c.number("epsilon", 1e-5))).astype(F32))
+    factor = (scale * (F32(1.0) / deviation).astype(F32)).astype(F32)
+    offset = (shift - (mean * factor).astype(F32)).astype(F32)
     column = (-1, *[1] * (x.ndim - 2))
-    return (x * factor.astype(F32).reshape(column) + offset.reshape(column)).astype(F32)
+    y = (x * factor.reshape(column)).astype(F32) + offset.reshape(column)
+    return np.asarray(y, F32)
 
 
 @kernel("AveragePool")
@@ -197,29 +180,10 @@ def _average(c: KernelCall) -> Array:
     return average_pool(c, c.array(0))
 
 
-@kernel("GlobalAveragePool")
-def _global_average(c: KernelCall) -> Array:
-    x = c.array(0)
-    axes = tuple(range(2, x.ndim))
-    return np.asarray(x.mean(axis=axes, keepdims=True, dtype=np.float64), F32)
-
-
 @kernel("GlobalMaxPool")
 def _global_max(c: KernelCall) -> Array:
     x = c.array(0)
     return np.asarray(x.max(axis=tuple(range(2, x.ndim)), keepdims=True))
-
-
-@kernel("ReduceMean", "ReduceSum")
-def _reduce(c: KernelCall) -> Array:
-    x, axes = c.array(0), c.axes()
-    if not axes and c.whole("noop_with_empty_axes", 0):
-        return x
-    chosen = tuple(axes) if axes else None
-    keep = bool(c.whole("keepdims", 1))
-    wide = np.float64 if x.dtype.kind == "f" else x.dtype
-    function = np.mean if c.node.op_type == "ReduceMean" else np.sum
-    return np.asarray(function(x, axis=chosen, keepdims=keep, dtype=wide)).astype(x.dtype)
 
 
 @kernel("MaxPool")
