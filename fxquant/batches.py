@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fxquant.errors import ConfigError, FxQuantError, nearest
 from fxquant.loading import call, failed, load_function
+from fxquant.reading import read_arrays, reason
 
 _LABELS = frozenset({"label", "labels", "target", "targets", "y"})
 Batch = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
@@ -81,7 +82,7 @@ def load_data(spec: str, *, batch_size: int = 32, model: nn.Module | None = None
     path = Path(spec)
     if path.suffix not in (".npy", ".npz"):
         return _data_of_function(spec)
-    if not path.is_file():
+    if not path.exists():
         raise ConfigError("FXQ720", f"the data file {path} does not exist")
     arrays = {k: _tensor(v, f"{path}, array {k}") for k, v in _arrays(path).items()}
     lengths = {k: v.shape[0] if v.ndim else 0 for k, v in arrays.items()}
@@ -123,15 +124,12 @@ def _shape(text: str) -> list[int]:
 
 def _arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {"arr_0": loaded}
-        with loaded:
-            return {name: loaded[name] for name in loaded.files}
-    except (ValueError, OSError, EOFError) as error:
+        loaded = read_arrays(path)
+        return {"arr_0": loaded} if isinstance(loaded, np.ndarray) else loaded
+    except Exception as error:  # numpy and zipfile let through whatever damage makes of a file
         raise ConfigError(
             "FXQ722",
-            f"{path} cannot be read, or holds Python objects and was refused: {error}",
+            f"{path} cannot be read, or holds Python objects and was refused: {reason(error)}",
             fix="save numeric arrays with numpy.save or numpy.savez",
         ) from error
 

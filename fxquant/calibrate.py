@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxquant import nn as qnn
-from fxquant.errors import CalibrationError
+from fxquant.errors import CalibrationError, FxQuantError
+from fxquant.graph.given import mismatch
 from fxquant.nn.modes import evaluating
 
 log = logging.getLogger("fxquant")
@@ -46,10 +48,12 @@ def calibrate(
             cores.
 
     Raises:
-        CalibrationError: FXQ430 no data came, FXQ431 `data` is neither a callable nor iterable, or
-            a tensor held NaN or infinity: the tensor and the batch are named.
+        CalibrationError: FXQ430 no data came, FXQ431 `data` is neither a callable nor an iterable
+            of batches, FXQ433 `threads` is no number, FXQ435 the model does not take a batch, or a
+            tensor held NaN or infinity: the tensor and the batch are named.
     """
     run = _runner(model, data, args)
+    _check_threads(threads)
     counter = _Counter(progress, _length(data))
     try:
         with (
@@ -63,6 +67,20 @@ def calibrate(
             raise
         what = f"{error.what} (in calibration batch {counter.seen - 1})"
         raise CalibrationError(error.code, what, at=error.at, fix=error.fix) from error
+    except (FxQuantError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if counter.running is None:  # the user's loader or callback, not the model
+            raise
+        found = mismatch(model, *counter.running, error)
+        what = f"the model does not take calibration batch {counter.seen - 1}: {found.what}"
+        raise CalibrationError("FXQ435", what, at=found.at, fix=found.fix) from error
+
+
+def _check_threads(count: Any) -> None:
+    if count is not None and (type(count) is not int or count < 1):
+        what = f"threads is {count!r}"
+        raise CalibrationError("FXQ433", what, fix="pass a number from 1 on, or None")
 
 
 @contextmanager
@@ -76,11 +94,12 @@ def _threads(count: int | None) -> Iterator[None]:
 
 
 class _Counter:
-    """Counts calls of the model."""
+    """Counts calls of the model; `running` are the inputs of a call that has not returned."""
 
     def __init__(self, progress: Progress | None, total: int | None) -> None:
         self.seen, self.total, self.progress = 0, total, progress
         self.filled = False
+        self.running: tuple[tuple[Any, ...], dict[str, Any]] | None = None
 
     def check(self) -> None:
         """Refuse to have seen nothing."""
@@ -96,7 +115,7 @@ class _Counter:
 
     @contextmanager
     def watch(self, model: nn.Module) -> Iterator[None]:
-        before = model.register_forward_pre_hook(self._before)
+        before = model.register_forward_pre_hook(self._before, with_kwargs=True)
         after = model.register_forward_hook(self._after)
         try:
             yield
@@ -104,13 +123,15 @@ class _Counter:
             before.remove()
             after.remove()
 
-    def _before(self, _module: nn.Module, args: tuple[Any, ...]) -> None:
+    def _before(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.seen += 1
-        tensors = [a for a in args if isinstance(a, Tensor)]
+        self.running = args, kwargs
+        tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
         self.filled |= not tensors or any(t.numel() for t in tensors)
 
     def _after(self, *_: Any) -> None:
         log.debug("calibration batch %d", self.seen)
+        self.running = None
         if self.progress is not None:
             self.progress(self.seen, self.total)
 
@@ -124,31 +145,39 @@ def _length(data: Any) -> int | None:
 
 def _runner(model: fx.GraphModule, data: Any, args: Any) -> Callable[[], Any]:
     if callable(data) and not isinstance(data, nn.Module):
-        if args is not NOT_GIVEN:
-            return lambda: data(model, args)
-        return (lambda: data(model, None)) if _wants_two(data) else (lambda: data(model))
+        given = [(model,), (model, None)] if args is NOT_GIVEN else [(model, args)]
+        for values in given:
+            if _takes(data, values):
+                return functools.partial(data, *values)
+        what = f"the calibration callback does not take {len(given[-1])} arguments"
+        raise CalibrationError("FXQ431", what, fix=_DATA)
     if args is not NOT_GIVEN and args is not None:
         what = "arguments of a callback were given, but calibration data are no callback"
         raise CalibrationError("FXQ431", what, fix="leave them out, or pass callback(model, args)")
     if isinstance(data, Tensor):
         return lambda: model(data)
-    if isinstance(data, Iterable) and not isinstance(data, str):
+    if isinstance(data, Mapping):
+        what = "calibration data are a dict, which is one batch"
+        raise CalibrationError("FXQ431", what, fix="pass a list of batches: [batch]")
+    if type(data).__name__ == "ndarray":
+        what = "calibration data are a numpy array"
+        raise CalibrationError("FXQ431", what, fix="pass [torch.from_numpy(array)]")
+    if isinstance(data, Iterable) and not isinstance(data, str | bytes | nn.Module):
         return lambda: _feed(model, data)
-    raise CalibrationError(
-        "FXQ431",
-        f"calibration data are a {type(data).__name__}",
-        fix="pass a callback(model, args) or an iterable of batches",
-    )
+    raise CalibrationError("FXQ431", f"calibration data are a {type(data).__name__}", fix=_DATA)
 
 
-def _wants_two(callback: Callable[..., Any]) -> bool:
+_DATA = "pass a callback(model, args) or an iterable of batches"
+
+
+def _takes(callback: Callable[..., Any], values: tuple[Any, ...]) -> bool:
     try:
-        inspect.signature(callback).bind(None)
+        inspect.signature(callback).bind(*values)
     except TypeError:
-        return True
-    except ValueError:  # a builtin without a signature
         return False
-    return False
+    except ValueError:  # a builtin without a signature
+        return True
+    return True
 
 
 def _feed(model: fx.GraphModule, data: Iterable[Any]) -> None:

@@ -1,7 +1,9 @@
 """Checkpoints of simulated models: a folder with safetensors and JSON, never pickle.
 
 `model.safetensors` holds every parameter, buffer and range; tensors that share memory are written
-once. `checkpoint.json` says what they are: versions, the graph, the type of every quantizer.
+once. `checkpoint.json` says what they are: versions, the graph, the type of every quantizer. The
+same stands in the metadata of `model.safetensors`: an older checkpoint is replaced by two renames,
+and whoever is killed between them leaves new tensors, which then speak for themselves.
 Loading checks everything before it changes anything: a model is as it was or fully loaded.
 """
 
@@ -11,28 +13,26 @@ import hashlib
 import json
 import os
 import re
-import secrets
-import shutil
-import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fxquant._version import __version__
 from fxquant.editing import refresh_biases
 from fxquant.errors import CheckpointError
+from fxquant.files import as_path, flush, made_folder, stage
 from fxquant.graph.dump import dump
+from fxquant.reading import read_json, reason, require_file
+from fxquant.sim import QuantizationSimModel
 from fxquant.state_dicts import wrong_tensors
-
-if TYPE_CHECKING:
-    from fxquant.sim import QuantizationSimModel
 
 FORMAT = 1
 _TENSORS, _INDEX = "model.safetensors", "checkpoint.json"
+_EMBEDDED = "fxquant.checkpoint"  # key of the index in the metadata of the tensors
 
 
 def save_checkpoint(sim: QuantizationSimModel, path: str | Path) -> None:
@@ -43,34 +43,52 @@ def save_checkpoint(sim: QuantizationSimModel, path: str | Path) -> None:
         path: a folder that is made, or an older checkpoint that is replaced as a whole.
 
     Raises:
-        CheckpointError: FXQ601, the path is a file, or a folder that holds something else.
+        CheckpointError: FXQ601, the path is a file, or a folder that holds something else; FXQ542
+            to FXQ544, it cannot be written.
     """
-    target = Path(path)
+    _require_simulation(sim)
+    target = as_path(path)
     _refuse_foreign(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # beside the target, as renaming across file systems is a copy; mkdir heeds the user's umask
-    work = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
-    work.mkdir()
+    tensors, aliases = _unique(sim.model.state_dict())
+    index = {
+        "format": FORMAT,
+        "fxquant": __version__,
+        "torch": torch.__version__,
+        "graph": _digest(sim),
+        "config": sim.config.model_dump(mode="json"),
+        "target": sim.target.name,
+        "quantizers": _describe(sim),
+        "aliases": aliases,
+        "content_sha256": _digest_of(tensors),
+    }
+    # beside the target, as renaming across file systems is a copy
+    with (
+        made_folder(target.parent, error=CheckpointError) as parent,
+        stage(parent, target.name, error=CheckpointError) as work,
+    ):
+        folder = work / "new"
+        folder.mkdir()
+        write_tensors(tensors, folder / _TENSORS, {_EMBEDDED: json.dumps(index, sort_keys=True)})
+        index["tensors_sha256"] = _sha256(folder / _TENSORS)
+        (folder / _INDEX).write_text(json.dumps(index, indent=1, sort_keys=True), encoding="utf-8")
+        _publish(folder, target)
+
+
+def write_tensors(
+    tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file that has the permissions of any new file.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path.touch()  # safetensors lets only the owner read what it writes, whatever the umask says
+    mode = path.stat().st_mode
     try:
-        tensors, aliases = _unique(sim.model.state_dict())
-        save_file(tensors, work / _TENSORS)
-        index = {
-            "format": FORMAT,
-            "fxquant": __version__,
-            "torch": torch.__version__,
-            "graph": _digest(sim),
-            "config": sim.config.model_dump(mode="json"),
-            "target": sim.target.name,
-            "quantizers": _describe(sim),
-            "aliases": aliases,
-            "tensors_sha256": _sha256(work / _TENSORS),
-        }
-        (work / _INDEX).write_text(json.dumps(index, indent=1, sort_keys=True), encoding="utf-8")
-        # safetensors lets only the owner read what it writes, whatever the user's umask says
-        shutil.copymode(work / _INDEX, work / _TENSORS)
-        _swap(work, target)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        save_file(tensors, str(path), metadata=metadata)
+    except SafetensorError as error:  # which has no numbers of the system's errors
+        raise OSError(str(error)) from error
+    path.chmod(mode)
 
 
 def load_checkpoint(sim: QuantizationSimModel, path: str | Path) -> None:
@@ -86,20 +104,14 @@ def load_checkpoint(sim: QuantizationSimModel, path: str | Path) -> None:
             another graph or configuration, FXQ606 tensors do not fit, FXQ607 weights or ranges are
             NaN, infinite or empty.
     """
-    folder = Path(path)
+    _require_simulation(sim)
+    folder = as_path(path)
     index = _read_index(folder)
+    tensors = _read_tensors(folder / _TENSORS)
+    if _sha256(folder / _TENSORS) != index.get("tensors_sha256"):
+        index = _embedded_index(folder / _TENSORS, tensors)
     refresh_biases(sim.model)  # quantizers may have been assigned by hand
     _check_fits(sim, index)
-    if _sha256(folder / _TENSORS) != index["tensors_sha256"]:
-        raise CheckpointError(
-            "FXQ603", f"{folder / _TENSORS} is damaged: its checksum differs", fix=_AGAIN
-        )
-    try:
-        tensors = load_file(folder / _TENSORS)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            "FXQ603", f"cannot read {folder / _TENSORS}: {error}", fix=_AGAIN
-        ) from error
     tensors |= {n: tensors[str(of)] for n, of in index["aliases"].items() if str(of) in tensors}
     _check_tensors(sim.model.state_dict(), tensors)
     _check_values(sim, index["quantizers"], tensors)
@@ -108,6 +120,12 @@ def load_checkpoint(sim: QuantizationSimModel, path: str | Path) -> None:
 
 _AGAIN = "save the checkpoint again, or take another copy"
 _EDITS = "build the simulation in the same way, and edit it in the same way before loading"
+
+
+def _require_simulation(sim: Any) -> None:
+    if not isinstance(sim, QuantizationSimModel):
+        what = f"a checkpoint is of a QuantizationSimModel, not of a {type(sim).__name__}"
+        raise CheckpointError("FXQ600", what, fix="pass the simulation, then the path")
 
 
 def _refuse_foreign(target: Path) -> None:
@@ -121,15 +139,18 @@ def _refuse_foreign(target: Path) -> None:
         )
 
 
-def _swap(work: Path, target: Path) -> None:
-    """Give the finished folder its name; an older one is gone only when the new one is in place."""
-    if not target.exists():
-        os.replace(work, target)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-    os.replace(target, old / "old")
-    os.replace(work, target)
-    shutil.rmtree(old)
+def _publish(folder: Path, target: Path) -> None:
+    """Give the files their names; the tensors first, as they can do without the index."""
+    for name in (_TENSORS, _INDEX):
+        flush(folder / name)
+    flush(folder)
+    if target.exists():
+        for name in (_TENSORS, _INDEX):
+            os.replace(folder / name, target / name)
+        flush(target)
+    else:
+        os.replace(folder, target)
+    flush(target.parent)
 
 
 def _unique(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -174,21 +195,50 @@ def _digest(sim: QuantizationSimModel) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _sha256(path: Path) -> str:
+def _digest_of(tensors: dict[str, Tensor]) -> str:
+    """Digest of tensors, whatever file they are in."""
     digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise CheckpointError("FXQ602", f"cannot read {path}: {error.strerror}") from error
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        require_file(path)
+        return load_file(path)
+    except OSError as error:
+        raise CheckpointError("FXQ602", f"cannot read {path}: {reason(error)}") from error
+    except Exception as error:  # the parser's own, and those of tensors that do not fit its header
+        raise CheckpointError(
+            "FXQ603", f"cannot read {path}: {reason(error)}", fix=_AGAIN
+        ) from error
+
+
+def _embedded_index(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """What the tensors say of themselves: the index is that of an older checkpoint, or damaged."""
+    with safe_open(path, "pt") as file:
+        text = (file.metadata() or {}).get(_EMBEDDED, "")
+    try:
+        index = json.loads(text)
+        whole = index["content_sha256"] == _digest_of(tensors)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        whole = False
+    if not whole:
+        raise CheckpointError("FXQ603", f"{path} is damaged: its checksum differs", fix=_AGAIN)
+    return _checked_index(index, path)
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
     path = folder / _INDEX
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index = read_json(path)
     except OSError as error:
         raise CheckpointError(
             "FXQ602",
@@ -196,8 +246,14 @@ def _read_index(folder: Path) -> dict[str, Any]:
             fix="give the folder that save_checkpoint wrote",
         ) from error
     except ValueError as error:
-        raise CheckpointError("FXQ603", f"{path} is damaged: {error}", fix=_AGAIN) from error
-    known = {"format", "graph", "config", "target", "quantizers", "aliases", "tensors_sha256"}
+        raise CheckpointError(
+            "FXQ603", f"{path} is damaged: {reason(error)}", fix=_AGAIN
+        ) from error
+    return _checked_index(index, path)
+
+
+def _checked_index(index: Any, path: Path) -> dict[str, Any]:
+    known = {"format", "graph", "config", "target", "quantizers", "aliases"}
     if not isinstance(index, dict) or not known <= set(index):
         raise CheckpointError("FXQ603", f"{path} is not the index of a checkpoint", fix=_AGAIN)
     if index["format"] != FORMAT:

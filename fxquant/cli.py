@@ -33,6 +33,7 @@ from fxquant.batches import Data, load_data, random_data
 from fxquant.encodings import diff
 from fxquant.encodings import read as read_encodings
 from fxquant.errors import ConfigError, FxQuantError
+from fxquant.files import write_text
 from fxquant.loading import build_model
 from fxquant.progress import Progress
 from fxquant.targets import DEPLOYMENTS
@@ -242,7 +243,7 @@ def inspect(
     else:
         plan = inspect_model(model, example, target=target, **settings)
     if picture and isinstance(plan, InspectorReport):
-        Path(picture).write_text(plan.to_svg(), encoding="utf-8")
+        write_text(picture, plan.to_svg(), error=ConfigError)
     click.echo(plan.to_json() if as_json else str(plan))
     return 0
 

@@ -7,7 +7,6 @@ for named layers (`layers`) before both.
 
 from __future__ import annotations
 
-import json
 import logging
 import typing
 from pathlib import Path
@@ -23,7 +22,9 @@ from pydantic import (
     ValidationError,
 )
 
+from fxquant import reading
 from fxquant.errors import ConfigError, nearest
+from fxquant.files import as_path
 from fxquant.targets.schema import Deploy
 
 log = logging.getLogger("fxquant")
@@ -253,7 +254,7 @@ def _preset_or_file(source: str | Path) -> Path:
     """The file of a preset's name, or the path as it is."""
     preset = Path(__file__).parent / "presets" / f"{source}.json"
     is_name = isinstance(source, str) and source.isidentifier() and not Path(source).exists()
-    return preset if is_name and preset.is_file() else Path(source)
+    return preset if is_name and preset.is_file() else as_path(source, "the configuration")
 
 
 def read_json(path: Path) -> Any:
@@ -263,9 +264,10 @@ def read_json(path: Path) -> Any:
         ConfigError: FXQ220, it cannot be read.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return reading.read_json(path)
     except (OSError, ValueError) as error:
-        raise ConfigError("FXQ220", f"cannot read the configuration {path}: {error}") from error
+        what = f"cannot read the configuration {path}: {reading.reason(error)}"
+        raise ConfigError("FXQ220", what) from error
 
 
 def _from_aimet(data: dict[str, Any]) -> QuantConfig:

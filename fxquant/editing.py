@@ -270,9 +270,17 @@ def _tensor(module: nn.Module, name: str) -> Tensor:
     return torch.empty(0) if found is None else found
 
 
+def _require_sizes(size: Any) -> None:
+    parts = size if isinstance(size, list | tuple) else [size]
+    if not all(isinstance(part, int) for part in parts):
+        what = f"the size of blocks is {size!r}"
+        raise ConfigError("FXQ246", what, fix="pass a number, or one for every axis")
+
+
 def _blocks(path: str, module: nn.Module, size: int | Sequence[int]) -> tuple[int, ...]:
     """Block size along every axis of the weight."""
     shape = tuple(_tensor(module, "weight").shape)
+    _require_sizes(size)
     if isinstance(size, int):
         blocks = [-1] * len(shape)
         outputs = weight_axis(module)

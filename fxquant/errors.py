@@ -129,7 +129,7 @@ def place(at: Node | str | None) -> str | None:
 
 def nearest(name: str, known: Iterable[str], *, most: int = 3) -> str:
     """A hint for a name that matches nothing: the nearest known names, or an empty text."""
-    found = get_close_matches(name, list(known), n=most, cutoff=0.5)
+    found = get_close_matches(str(name), list(known), n=most, cutoff=0.5)
     return f"did you mean {', '.join(repr(f) for f in found)}?" if found else ""
 
 

@@ -7,8 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from fxquant import editing
 from fxquant.encodings.methods import EncodingsMethods
+from fxquant.errors import ConfigError, FxQuantError
+from fxquant.graph.given import mismatch
+from fxquant.nn.modes import evaluating
 from fxquant.prepare import call_arguments
 
 if TYPE_CHECKING:
@@ -17,6 +22,7 @@ if TYPE_CHECKING:
     from fxquant.config import QuantConfig
     from fxquant.onnx.integer import IntegerSimulation
     from fxquant.onnx.report import ParityReport
+    from fxquant.prepare import Inputs
     from fxquant.quantization import QuantScheme
     from fxquant.targets import Deploy, Target
 
@@ -71,7 +77,7 @@ class ExportMethods(EncodingsMethods):
         from fxquant.export import export_model
 
         editing.refresh_biases(self.model)
-        example = self._example if dummy_input is None else call_arguments(dummy_input)
+        example = self._example if dummy_input is None else self._taken(dummy_input)
         return export_model(
             self.model, path, filename_prefix, example, opset=opset, prove=prove,
             contrib=self.target.contrib if contrib is None else contrib,
@@ -103,11 +109,29 @@ class ExportMethods(EncodingsMethods):
         """
         from fxquant.onnx.integer import IntegerSimulation
 
-        example = self._example if dummy_input is None else call_arguments(dummy_input)
+        example = self._example if dummy_input is None else self._taken(dummy_input)
         return IntegerSimulation(
             self.model, example, opset=opset, contrib=self.target.contrib,
             deploy=deploy or self._deploy, islands=islands, cpu=cpu,
         )  # fmt: skip
+
+    def _taken(self, dummy_input: Any) -> Inputs:
+        """The arguments of a dummy input that the model takes.
+
+        Raises:
+            ConfigError: FXQ247, it does not.
+        """
+        args, kwargs = call_arguments(dummy_input)
+        try:
+            with evaluating(self.model), torch.no_grad():
+                self.model(*args, **kwargs)
+        except (FxQuantError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            found = mismatch(self.model, args, kwargs, error)
+            what = f"the model does not take the dummy input: {found.what}"
+            raise ConfigError("FXQ247", what, at=found.at, fix=found.fix) from error
+        return args, kwargs
 
     @property
     def _deploy(self) -> Deploy:

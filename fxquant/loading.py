@@ -9,16 +9,19 @@ import importlib
 import importlib.util
 import pickle
 import sys
-from collections.abc import Callable, Iterable
+import warnings
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fxquant.errors import ConfigError, FxQuantError, nearest
+from fxquant.files import as_path
+from fxquant.reading import Refused, reason, require_archive, require_file
 from fxquant.state_dicts import renamed, unwrapped, wrong_tensors
 
 _SHOWN = 4  # names listed in one message
@@ -150,8 +153,8 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
         ConfigError: FXQ710 no such file, FXQ711 another kind of file, FXQ712 damaged or unsafe,
             FXQ713 not a state dict.
     """
-    path = Path(path)
-    if not path.is_file():
+    path = as_path(path, "weights")
+    if not path.exists():
         raise ConfigError("FXQ710", f"the weights' file {path} does not exist")
     if path.suffix == ".safetensors":
         return _safetensors(path)
@@ -166,22 +169,43 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
     try:
+        require_file(path)
         return load_file(path)
-    except (SafetensorError, ValueError) as error:
-        raise ConfigError("FXQ712", f"{path} is not a safetensors file: {error}") from error
+    except Exception as error:  # the parser's own, and torch's of tensors that do not fit
+        what = f"{path} is not a safetensors file: {reason(error)}"
+        raise ConfigError("FXQ712", what) from error
 
 
 def _torch_file(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        require_file(path)
+        if zipfile.is_zipfile(path):  # what torch has written for years; older files are no zip
+            require_archive(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old formats, and of what damage looks like
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+        _require_stored(loaded)
     except pickle.UnpicklingError as error:
         raise ConfigError(
             "FXQ712",
             f"{path} is damaged, or holds more than tensors and was refused",
             fix="save the state dict alone: torch.save(model.state_dict(), 'model.pt')",
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise ConfigError("FXQ712", f"{path} cannot be read: {error}") from error
+    except Exception as error:  # torch lets through whatever damage makes of a pickle
+        raise ConfigError("FXQ712", f"{path} cannot be read: {reason(error)}") from error
+    return loaded
+
+
+def _require_stored(loaded: Any) -> None:
+    """Refuse tensors that repeat few bytes: whoever copied them would need all that they show."""
+    for value in loaded.values() if isinstance(loaded, Mapping) else ():
+        if isinstance(value, Mapping):
+            _require_stored(value)
+        elif isinstance(value, Tensor) and value.layout == torch.strided:
+            have = value.untyped_storage().nbytes()
+            if value.numel() * value.element_size() > have:
+                msg = f"a tensor of {list(value.shape)} is stored in {have} bytes"
+                raise Refused(msg)
 
 
 def _state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:

@@ -60,18 +60,20 @@ def call_arguments(dummy_input: Any) -> Inputs:
         dummy_input: a tensor, a tuple or list of positional inputs, or a dict of keyword inputs.
 
     Raises:
-        ConfigError: FXQ210, it is something else.
+        ConfigError: FXQ210, it is something else, or holds no element at all.
 
     Example:
         >>> call_arguments({"mask": None})
         ((), {'mask': None})
     """
-    if isinstance(dummy_input, Tensor):
-        return (dummy_input,), {}
-    if isinstance(dummy_input, tuple | list):
-        return tuple(dummy_input), {}
-    if isinstance(dummy_input, dict):
-        return (), dict(dummy_input)
+    if isinstance(dummy_input, Tensor | tuple | list | dict):
+        args = (dummy_input,) if isinstance(dummy_input, Tensor) else tuple(dummy_input)
+        kwargs = dict(dummy_input) if isinstance(dummy_input, dict) else {}
+        tensors = [v for v in (kwargs.values() if kwargs else args) if isinstance(v, Tensor)]
+        if tensors and not any(t.numel() for t in tensors):
+            fix = "pass a batch of at least one sample"
+            raise ConfigError("FXQ210", "the dummy input is an empty batch", fix=fix)
+        return (() if isinstance(dummy_input, dict) else args), kwargs
     raise ConfigError(
         "FXQ210",
         f"the dummy input is of type {type(dummy_input).__name__}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
@@ -64,7 +64,8 @@ def insert_stubs(
         raise ConfigError("FXQ253", "the model has stubs already", fix=fix)
     result = copy.deepcopy(prepared)
     given = regions if regions is not None else keep_float
-    selectors = [given] if isinstance(given, str) else list(given or ())
+    several = hasattr(given, "__iter__") and not isinstance(given, str)
+    selectors: list[Any] = list(given or ()) if several or given is None else [given]
     chosen = set(chosen_nodes(result, selectors))
     if keep_float is not None:
         chosen = set(computing_nodes(result)) - chosen

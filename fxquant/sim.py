@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from fxquant.errors import ConfigError, ModelError, SelectorError, nearest
 from fxquant.export_methods import ExportMethods
 from fxquant.fingerprint import mark_calibrated
 from fxquant.graph.passes import state_of
+from fxquant.graph.select import path_matches
 from fxquant.nn import QuantizationMixin
 from fxquant.passes import simulation_pipeline
 from fxquant.prepare import call_arguments, is_prepared, prepare_model
@@ -79,7 +79,7 @@ class QuantizationSimModel(ExportMethods):
         in_place: bool = False,
     ) -> None:
         _refuse_quantized(model)
-        self.target = load_target(target) if isinstance(target, str) else target
+        self.target = load_target(target)
         if config is not None and config_file is not None:
             raise ConfigError("FXQ231", "config and config_file are given", fix="leave one out")
         self.config = QuantConfig.load(config_file if config is None else config).with_bits(
@@ -155,7 +155,7 @@ class QuantizationSimModel(ExportMethods):
             SelectorError: FXQ240, nothing matches.
         """
         nodes = {_label(n): n for n in self.model.graph.nodes if n.op not in ("output", "get_attr")}
-        found = [k for k in nodes if k == name or fnmatch.fnmatchcase(k, name)]
+        found = [k for k in nodes if path_matches(name, k)]
         if not found:
             raise SelectorError("FXQ240", f"no module is called {name!r}", fix=nearest(name, nodes))
         return "\n".join(self._explain(nodes[k]) for k in found)

@@ -21,7 +21,7 @@ from fxquant.graph.passes import set_state, state_of
 from fxquant.graph.rewriter import computes_floats
 from fxquant.graph.select import Selector, select
 from fxquant.graph.structure import leaves
-from fxquant.graph.trace import record
+from fxquant.graph.trace import check_model, record
 from fxquant.nn.modes import evaluating
 from fxquant.nn.opaque import Opaque
 from fxquant.prepare import call_arguments, is_prepared
@@ -130,6 +130,8 @@ class ModelValidator:
         if is_prepared(model) and isinstance(model, fx.GraphModule):
             gm = model
         else:
+            if not isinstance(model, nn.Module):  # other faults of a model are findings
+                check_model(model)
             excluded = select(model, modules_to_exclude)
             try:
                 with evaluating(model):

@@ -16,7 +16,13 @@ ROOT = Path(__file__).parent.parent
 # the longest prefix that matches a module's name decides; what stands on the floor, and why, is
 # written down in CONTRIBUTING.md
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("fxquant.errors", "fxquant._version", "fxquant.text"),
+    (
+        "fxquant.errors",
+        "fxquant._version",
+        "fxquant.text",
+        "fxquant.files",
+        "fxquant.reading",
+    ),
     (
         "fxquant.quantization",
         "fxquant.ops",

@@ -15,6 +15,7 @@ from torch import fx
 
 from fxquant import ops
 from fxquant.config import QuantConfig
+from fxquant.files import as_path, write_text
 from fxquant.graph.choose import holds_tensors
 from fxquant.graph.plan import make_plan
 from fxquant.passes import simulation_pipeline
@@ -120,14 +121,11 @@ class InspectorReport:
         Returns:
             The files.
         """
-        from pathlib import Path
-
-        home = Path(folder)
-        home.mkdir(parents=True, exist_ok=True)
+        home = as_path(folder, "folder")
         texts = {"txt": str(self), "json": self.to_json(), "svg": self.to_svg()}
         files = [home / f"inspect_{self.target}.{kind}" for kind in texts]
         for file, text in zip(files, texts.values(), strict=True):
-            file.write_text(text, encoding="utf-8")
+            write_text(file, text)
         return files
 
     def __str__(self) -> str:
@@ -163,7 +161,7 @@ class Inspector:
     """
 
     def __init__(self, target: Target | str) -> None:
-        self.target = load_target(target) if isinstance(target, str) else target
+        self.target = load_target(target)
 
     def inspect(
         self,

@@ -43,7 +43,7 @@ class Fields:
         value = self.given.get(key)
         if value is None:
             return None
-        if not _is_number(value) or not math.isfinite(value) or value != int(value):
+        if not _is_number(value) or not abs(value) < 2**63 or value != int(value):
             raise malformed(self.name, f"{key} is {value!r}, not a whole number")
         return int(value)
 
@@ -111,7 +111,8 @@ class Fields:
 
 def _is_number(value: Any) -> TypeGuard[float]:
     """Whether it is a number; True and False are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    # integers of any length are JSON; those that no float holds say nothing about a grid
+    return isinstance(value, float) or (type(value) is int and abs(value) < 2**63)
 
 
 def _are_numbers(value: Any) -> bool:

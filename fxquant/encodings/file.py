@@ -12,6 +12,8 @@ from fxquant._version import __version__
 from fxquant.encodings import v0, v1, v2
 from fxquant.encodings.entry import Entry
 from fxquant.errors import CheckpointError
+from fxquant.files import as_path, require_whole
+from fxquant.reading import read_json, reason
 
 FORMATS = (*v0.VERSIONS, *v1.VERSIONS, *v2.VERSIONS)
 _SECTIONS = ("activation_encodings", "param_encodings")
@@ -51,7 +53,7 @@ def read(source: str | Path | Mapping[str, Any]) -> EncodingsFile:
     Raises:
         CheckpointError: FXQ630 it cannot be read, FXQ631 unknown version, FXQ632 malformed entry.
     """
-    content = source if isinstance(source, Mapping) else _parsed(Path(source))
+    content = source if isinstance(source, Mapping) else _parsed(as_path(source, "the encodings"))
     version = content.get("version", _guessed(content))
     if version not in FORMATS:
         what = f"encodings of version {version!r} are not known"
@@ -130,13 +132,12 @@ def _listed(section: Any) -> str:
 
 def _parsed(path: Path) -> Mapping[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        what = f"{path} cannot be read: {error.strerror or error}"
-        raise CheckpointError("FXQ630", what) from error
-    except ValueError as error:
+        require_whole(path, CheckpointError)
+        found = read_json(path)
+    except (OSError, ValueError) as error:
         fix = "write the file again, or take another copy"
-        raise CheckpointError("FXQ630", f"{path} is no JSON: {error}", fix=fix) from error
+        what = f"{path} cannot be read: {reason(error)}"
+        raise CheckpointError("FXQ630", what, fix=fix) from error
     if not isinstance(found, dict):
         raise CheckpointError("FXQ630", f"{path} holds no encodings, but a {type(found).__name__}")
     return found

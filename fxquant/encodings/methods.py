@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fxquant.encodings.collect import module_encodings
 from fxquant.encodings.file import as_text, read, write
 from fxquant.encodings.load import Loaded, load
+from fxquant.files import as_path, checked_prefix, write_text
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor, fx, nn
 
     from fxquant.quantization import QuantScheme
@@ -89,12 +91,12 @@ class EncodingsMethods:
 
         Returns:
             The file.
+
+        Raises:
+            ExportError: FXQ541 to FXQ545, a name or the folder cannot be used.
         """
-        folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
-        file = folder / f"{filename_prefix}.json"
-        file.write_text(as_text(self.get_encodings()), encoding="utf-8")
-        return file
+        name = f"{checked_prefix(filename_prefix)}.json"
+        return write_text(as_path(path) / name, as_text(self.get_encodings()))
 
     # --- the ranges ------------------------------------------------------------------------------
 

@@ -98,6 +98,8 @@ def read_entry(name: str, given: Any) -> Entry:
            for p in parts):  # fmt: skip
         raise malformed(name, "its ranges differ in bitwidth or symmetry")
     pairs = [_scale_and_steps(p, bits) for p in parts]
+    if any(abs(steps) >= 2**63 for _, steps in pairs):
+        raise malformed(name, "its zero lies far outside of the range")
     return Entry(
         name, bits, _array([s for s, _ in pairs]), np.array([o for _, o in pairs], np.int64),
         symmetric=first.flag("is_symmetric"), limits=first.limits(),

@@ -81,6 +81,8 @@ def hint(selector: Any, named: Mapping[str, nn.Module]) -> str:
 
 def path_matches(pattern: str, path: str, *, below: bool = False) -> bool:
     """Whether a path is the one that is written, or fits the glob."""
+    if not isinstance(pattern, str):
+        return False
     if path == pattern:
         return bool(path)
     if below and path.startswith(f"{pattern}."):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from fxquant.errors import ConfigError
 from fxquant.onnx.runtime import as_feed
+from fxquant.reading import read_arrays, reason
 
 Feeds = dict[str, NDArray[Any]]
 Data = str | Path | Mapping[str, Any] | Sequence[Any]
@@ -39,13 +39,10 @@ def _loaded(data: Data) -> Mapping[str, Any] | Sequence[Any]:
     if not isinstance(data, str | Path):
         return data
     try:
-        with Path(data).open("rb") as file:  # numpy leaves it open where it is no archive
-            content = np.load(file, allow_pickle=False)
-            if isinstance(content, np.ndarray):
-                return [content]
-            return {name: content[name] for name in content.files}
-    except (OSError, ValueError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-        what = f"the data {str(data)!r} cannot be read: {error}"
+        content = read_arrays(Path(data))
+        return [content] if isinstance(content, np.ndarray) else content
+    except Exception as error:  # numpy and zipfile let through whatever damage makes of a file
+        what = f"the data {str(data)!r} cannot be read: {reason(error)}"
         fix = "save it with numpy.savez(path, name_of_input=array, ...)"
         raise ConfigError("FXQ583", what, fix=fix) from error
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import fx
@@ -19,12 +18,15 @@ from fxquant import ops
 from fxquant.encodings.collect import entry_of, places, quantizer_arguments
 from fxquant.encodings.entry import Entry
 from fxquant.encodings.file import EncodingsFile, as_text, write
+from fxquant.files import write_text
 from fxquant.nn import QuantizationMixin
 from fxquant.onnx.lower import lower
 from fxquant.quantization.affine import BiasQuantizeDequantize, QuantizeDequantize
 from fxquant.quantization.affine.base import AffineQuantizer
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from fxquant.onnx.lowered import Lowered, LoweredTensor
 
 VERSION = "1.0.0"
@@ -79,7 +81,7 @@ def write_encodings(
         What was written.
     """
     encodings = encodings_of(gm, lowered, scheme=scheme, version=version)
-    Path(path).write_text(as_text(encodings), encoding="utf-8")
+    write_text(path, as_text(encodings))
     return encodings
 
 

@@ -95,7 +95,7 @@ def lower(
         >>> [node.op_type for node in lowered.model.graph]
         ['Gemm', 'Relu']
     """
-    if opset not in OPSETS:
+    if type(opset) is not int or opset not in OPSETS:
         fix = f"use one of {OPSETS.start} to {OPSETS.stop - 1}"
         raise ExportError("FXQ500", f"opset {opset} is not supported", fix=fix)
     recorded = record(gm, example)

@@ -6,33 +6,55 @@ is gone, as it is for onnxruntime.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
 
-from fxquant.errors import ExportError
+from fxquant import reading
+from fxquant.errors import ExportError, FxQuantError
+from fxquant.files import as_path, require_whole
+from fxquant.onnx.limits import require_content, require_expandable, require_small_constants
+from fxquant.reading import Refused, require_file
 
 
 def read_model(path: str | Path) -> ir.Model:
     """A model from a file, in the form of `tidy`.
 
     Raises:
-        ExportError: FXQ511 the file is no ONNX model; FXQ570 its weights are not where it says.
+        ExportError: FXQ511 the file is no ONNX model, or breaks a limit of `fxquant.reading`;
+            FXQ570 its weights are not where it says; FXQ751 it is of an export that was cut short.
+    """
+    path = as_path(path)
+    require_whole(path)
+    with readable(path):
+        require_file(path, reading.ONNX_BYTES)
+        model = ir.load(path)
+        if not model.opset_imports:  # protobuf reads an empty file, and many others, as no content
+            msg = "it names no version of the operators"
+            raise Refused(msg)
+        require_expandable(model)
+        _require_weights(model)
+        tidy(model)
+        require_content(model)
+        require_small_constants(model)
+    return model
+
+
+@contextlib.contextmanager
+def readable(path: str | Path) -> Iterator[None]:
+    """Whatever fails in the block is a fault of the file.
+
+    Raises:
+        ExportError: FXQ511.
     """
     try:
-        model = ir.load(path)
-        empty = not model.opset_imports
+        yield
+    except FxQuantError:
+        raise
     except Exception as error:  # protobuf, onnx_ir and the file system each have their own
-        what = f"{str(path)!r} cannot be read as ONNX: {first_line(error)}"
-        raise ExportError("FXQ511", what, fix="give the path of a whole .onnx file") from error
-    if empty:  # protobuf reads an empty file, and many others, as a model without content
-        what = f"{str(path)!r} cannot be read as ONNX: it names no version of the operators"
-        raise ExportError("FXQ511", what, fix="give the path of a whole .onnx file")
-    _require_weights(model)
-    try:
-        return tidy(model)
-    except ValueError as error:  # sorting finds a cycle
         what = f"{str(path)!r} cannot be read as ONNX: {first_line(error)}"
         raise ExportError("FXQ511", what, fix="give the path of a whole .onnx file") from error
 

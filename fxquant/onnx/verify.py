@@ -18,7 +18,8 @@ from fxquant.errors import ExportError
 from fxquant.onnx.cpu import this_cpu
 from fxquant.onnx.integer import IntegerModel
 from fxquant.onnx.integer.saturation import describe
-from fxquant.onnx.read import first_line, is_whole, read_model
+from fxquant.onnx.limits import without_weights
+from fxquant.onnx.read import first_line, is_whole, read_model, readable
 from fxquant.onnx.verify_groups import check_groups
 from fxquant.onnx.verify_rules import Finding, check_graph
 
@@ -26,7 +27,6 @@ from fxquant.onnx.verify_rules import Finding, check_graph
 _MOST_OPSET, _MOST_IR = 26, 13  # of onnxruntime 1.31, the oldest that is supported
 _LEAST_OPSET = 10  # the first with QuantizeLinear
 _WIDTH = 34
-_SMALL = 1 << 16  # bytes of a constant that may say a shape
 _ON_INTEGERS = re.compile(r"Q[A-Z]|.*(Quantize|Integer|NBits)")  # names of ONNX and onnxruntime
 REFUSED = "FXQ513"  # by onnx.checker
 
@@ -98,6 +98,11 @@ def verify_file(path: str | Path, *, risks: bool = True) -> VerifyReport:
         ExportError: FXQ511 the file is no ONNX model, FXQ570 its weights are missing.
     """
     model = read_model(path)
+    with readable(path):  # what is odd enough to break a check
+        return _verified(model, path, risks=risks)
+
+
+def _verified(model: ir.Model, path: str | Path, *, risks: bool) -> VerifyReport:
     refused = _checker(str(path))
     # what the reader mended, runtimes mend, too
     if refused and is_whole(model.graph) and not _checked(model):
@@ -142,22 +147,7 @@ def _version_findings(model: ir.Model) -> list[Finding]:
 
 
 def _checked(model: ir.Model) -> list[Finding]:
-    return _checker(ir.to_proto(_without_weights(model)))
-
-
-def _without_weights(model: ir.Model) -> ir.Model:
-    """A copy that takes its large weights as inputs: the checker looks at their type and shape.
-
-    It would copy them several times, and protobuf ends at 2 GB.
-    """
-    light = model.clone()
-    for name, value in list(light.graph.initializers.items()):
-        tensor = value.const_value
-        if tensor is not None and tensor.nbytes > _SMALL and not value.is_graph_input():
-            del light.graph.initializers[name]
-            value.const_value = None
-            light.graph.inputs.append(value)
-    return light
+    return _checker(ir.to_proto(without_weights(model)))
 
 
 def _checker(model: Any) -> list[Finding]:

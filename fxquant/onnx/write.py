@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import onnx_ir as ir
 
 from fxquant._version import __version__
 from fxquant.errors import ExportError
+from fxquant.files import as_path, publish, remove_unused, stage
 from fxquant.onnx.encodings_file import digest
 from fxquant.onnx.read import weight_bytes
 
@@ -27,33 +27,52 @@ def write_model(
     *,
     encodings: dict[str, Any] | None = None,
     external_from: int = EXTERNAL_FROM,
+    home: Path | None = None,
 ) -> list[Path]:
     """Write the ONNX file, with `<name>.data` beside it when the weights are large.
 
-    The file appears under its name only when it is complete. The version of the tool and the hash
-    of the encodings go into the model's metadata.
+    The file appears under its name only when it is complete. Weights beside an older file are not
+    written over, as that file still reads them: the new ones are called `<name>.<digest>.data`, and
+    the old ones go once the new file has its name. The version of the tool and the hash of the
+    encodings go into the model's metadata.
 
     Args:
         lowered: a lowering or its model.
         path: the file.
         encodings: content of the encodings file that belongs to the model.
         external_from: bytes of weights from which they are stored beside the model.
+        home: folder that the files are moved to later, with `remove_unused`; default: they stay.
 
     Returns:
         The files, weights first.
 
     Raises:
-        ExportError: FXQ509, the file cannot be written.
+        ExportError: FXQ509, FXQ543 or FXQ544, the file cannot be written.
     """
-    path = Path(path)
+    path = as_path(path)
     model = lowered if isinstance(lowered, ir.Model) else lowered.model
     model.metadata_props.update(metadata(encodings))
-    external = f"{path.name}.data" if weight_bytes(model) > external_from else None
-    try:
-        return _write(model, path, external)
-    except OSError as error:
-        what = f"{str(path)!r} cannot be written: {error.strerror or error}"
-        raise ExportError("FXQ509", what, fix="look at the free space and permissions") from error
+    large = weight_bytes(model) > external_from
+    external = _free_name(model, home or path.parent, path.name) if large else None
+    if not path.parent.is_dir() or path.is_dir():
+        what = f"{str(path)!r} cannot be written: "
+        what += "it is a folder" if path.is_dir() else "its folder does not exist"
+        raise ExportError("FXQ509", what, fix="choose a file in a folder that exists")
+    files = _write(model, path, external)
+    if home is None:
+        remove_unused(path, external)
+    return files
+
+
+def _free_name(model: ir.Model, home: Path, name: str) -> str:
+    plain = f"{name}.data"
+    if not (home / plain).exists():
+        return plain
+    digest = hashlib.sha256()
+    for value in model.graph.initializers.values():
+        if value.const_value is not None:
+            digest.update(value.const_value.tobytes())
+    return f"{name}.{digest.hexdigest()[:8]}.data"
 
 
 def metadata(encodings: dict[str, Any] | None) -> dict[str, str]:
@@ -65,16 +84,13 @@ def metadata(encodings: dict[str, Any] | None) -> dict[str, str]:
 
 
 def _write(model: ir.Model, path: Path, external: str | None) -> list[Path]:
-    # in the same folder: renaming across file systems is a copy, which can be cut short
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
+    with stage(path.parent, path.name) as work:
         if external:
-            ir.save(model, Path(folder) / path.name, external_data=external)
+            ir.save(model, work / path.name, external_data=external)
         else:
-            (Path(folder) / path.name).write_bytes(_serialized(model))
-        names = [*([external] if external else []), path.name]
-        for name in names:
-            os.replace(Path(folder) / name, path.parent / name)
-    return [path.parent / name for name in names]
+            (work / path.name).write_bytes(_serialized(model))
+        publish(work, path.parent)
+    return [*([path.parent / external] if external else []), path]
 
 
 def _serialized(model: ir.Model) -> bytes:

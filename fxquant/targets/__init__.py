@@ -50,9 +50,8 @@ def available() -> list[str]:
     return sorted(f.name.removesuffix(".json") for f in files if f.name.endswith(".json"))
 
 
-@functools.cache
-def load_target(name: str) -> Target:
-    """A shipped target by its name or one of its aliases.
+def load_target(name: str | Target) -> Target:
+    """A shipped target by its name or one of its aliases; a `Target` is returned as it is.
 
     Raises:
         SelectorError: FXQ260, there is no such target.
@@ -62,6 +61,16 @@ def load_target(name: str) -> Target:
         >>> load_target("AMD_AIE2_Nx4_Overlay_cfg0").name
         'amd_aie2'
     """
+    if isinstance(name, Target):
+        return name
+    if not isinstance(name, str):
+        what = f"a target is named by a text, not by a {type(name).__name__}"
+        raise SelectorError("FXQ260", what, fix=f"one of: {', '.join(available())}")
+    return _found(name)
+
+
+@functools.cache
+def _found(name: str) -> Target:
     if name in available():
         return _read(name)
     for known in available():

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,11 +21,13 @@ from torch import fx, nn
 
 from fxquant._version import __version__
 from fxquant.errors import CheckpointError, nearest
+from fxquant.files import write_text
 from fxquant.graph.dump import dump
 from fxquant.nn import QuantizationMixin
 from fxquant.quantization.affine import AffineQuantizer, BiasQuantizeDequantize
 from fxquant.quantization.float import FloatQuantizeDequantize
 from fxquant.quantization.pof2 import PowerOfTwoQuantizeDequantize, position_of
+from fxquant.reading import read_json, reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,10 +83,7 @@ def write_info(gm: fx.GraphModule, path: Path, extra: dict[str, Any]) -> None:
     if any(types.values()):
         info["dtype"] = types
     info["fxquant"] = {**extra, "ranges": ranges}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    work = path.with_name(f".{path.name}.{os.getpid()}")
-    work.write_text(json.dumps(info, indent=1), encoding="utf-8")
-    os.replace(work, path)
+    write_text(path, json.dumps(info, indent=1), error=CheckpointError)
 
 
 def _entry(quantizer: QuantizerBase) -> list[Any]:
@@ -116,17 +114,36 @@ def read_info(folder: Path) -> dict[str, Any]:
     """
     path = folder / NAME
     try:
-        info = json.loads(path.read_text(encoding="utf-8"))
+        info = read_json(path)
     except OSError as error:
         what = f"there is no result of a calibration at {path}"
         raise CheckpointError("FXQ620", what, fix=_CALIBRATE) from error
     except ValueError as error:
-        raise CheckpointError("FXQ621", f"{path} is damaged: {error}", fix=_CALIBRATE) from error
+        raise CheckpointError(
+            "FXQ621", f"{path} is damaged: {reason(error)}", fix=_CALIBRATE
+        ) from error
     sections = [info.get(s) for s in _SECTIONS] if isinstance(info, dict) else [None]
     if not all(isinstance(s, dict) for s in sections):
         what = f"{path} lacks one of the keys {', '.join(_SECTIONS)}"
         raise CheckpointError("FXQ621", what, fix=_CALIBRATE)
+    wrong = [name for s in _SECTIONS for name, v in info[s].items() if not isinstance(v, list)]
+    wrong += [] if _is_ours(info.get("fxquant", {})) else ["fxquant"]
+    if wrong:
+        what = f"{path} is damaged: {wrong[0]!r} is not what is written there"
+        raise CheckpointError("FXQ621", what, fix=_CALIBRATE)
     return info  # type: ignore[no-any-return]
+
+
+def _is_ours(own: Any) -> bool:
+    """Whether what is kept beside the entries has the types that `write_info` gives it."""
+    kinds = {"ranges": (dict,), "bitwidth": (int, type(None)), "approximate": (bool,),
+             "target": (str, type(None)), "strategy": (dict, type(None))}  # fmt: skip
+    if not isinstance(own, dict) or not all(
+        isinstance(value, kinds[key]) for key, value in own.items() if key in kinds
+    ):
+        return False
+    bits = own.get("bitwidth")
+    return bits is None or (not isinstance(bits, bool) and 2 <= bits <= 32)
 
 
 def load_info(gm: fx.GraphModule, info: dict[str, Any]) -> None:
@@ -219,7 +236,7 @@ def _range(slot: Slot, entry: Any, quantizer: Any, exact: Any) -> tuple[Any, Any
             found = grid.scale(first, last) if len(entry) == 4 else quantizer._scale(first, last)
             if torch.equal(found, scale) and torch.equal(grid.zero_point(first, found), zero):
                 return first, last  # else the entry was edited, and counts
-    except (RuntimeError, TypeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
         what = f"{slot[1]}: {entry} does not fit a tensor with ranges of shape {shape}: {error}"
         raise CheckpointError("FXQ624", what, fix=_CALIBRATE) from error
     return low, high

@@ -11,6 +11,7 @@ The two are joined by `quant_info.json` in `output_dir`; outputs agree bit for b
 from __future__ import annotations
 
 import copy
+import io
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from fxquant import ops
 from fxquant.analysis.shifts import ShiftReport, check_shifts
 from fxquant.config import QuantConfig
 from fxquant.errors import CalibrationError, ConfigError
+from fxquant.files import as_path, new_file
 from fxquant.nn import QuantizationMixin
 from fxquant.nn.calibrate import fit_biases
 from fxquant.passes import align_grids, approximate
@@ -104,7 +106,7 @@ class TorchQuantizer:
         if self.mode != "calib":
             raise ConfigError("FXQ281", "export_quant_config belongs to quant_mode='calib'")
         self._end_calibration()
-        path = Path(output_dir or self.folder) / NAME
+        path = as_path(output_dir or self.folder) / NAME
         write_info(self.quant_model, path, self._options)
         return path
 
@@ -170,14 +172,19 @@ class TorchQuantizer:
 
         Returns:
             The file.
+
+        Raises:
+            ExportError: FXQ542 to FXQ545, it cannot be written.
         """
         self._end_calibration()
         args, kwargs = self._sim._example
         with torch.no_grad():
             program = torch.export.export(_baked(self.quant_model), args, kwargs)
-        path = Path(output_dir or self.folder) / f"{self._name}_int.pt2"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.export.save(program, path)
+        path = as_path(output_dir or self.folder) / f"{self._name}_int.pt2"
+        content = io.BytesIO()
+        torch.export.save(program, content)
+        with new_file(path) as file:
+            file.write_bytes(content.getbuffer())
         return path
 
 
@@ -255,7 +262,7 @@ def torch_quantizer(
         "bitwidth": bitwidth, "approximate": approximate, "target": target,
         "strategy": quant_config_file,
     }  # fmt: skip
-    return TorchQuantizer(quant_mode, module, inputs, Path(output_dir), options)
+    return TorchQuantizer(quant_mode, module, inputs, as_path(output_dir, "output_dir"), options)
 
 
 def _inputs(args: Any, kwargs: Mapping[str, Any] | None) -> Any:
@@ -320,7 +327,7 @@ def _strategy(source: Any) -> Strategy | None:
 def _target(given: str | Target | None, strategy: Strategy | None) -> Target:
     if given is None:
         given = _OF_DEVICE[strategy.target_device] if strategy else DEFAULT_TARGET
-    target = load_target(given) if isinstance(given, str) else given
+    target = load_target(given)
     if strategy and (strategy.target_device == "DPU") is not target.powers_of_two:
         has = "only has" if target.powers_of_two else "does not have"
         what = f"target_device={strategy.target_device}, but {target.name} {has} powers of two"

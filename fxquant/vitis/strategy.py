@@ -12,14 +12,17 @@ Layer names are module paths or globs; layer types are operators ("conv2d", "add
 from __future__ import annotations
 
 import fnmatch
-import json
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, model_validator
 
 from fxquant.errors import ConfigError, nearest
+from fxquant.files import as_path
+from fxquant.reading import read_json, reason
 from fxquant.targets import RoundMode
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 Kind = Literal["input", "weights", "bias", "activation"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -303,9 +306,10 @@ def load_strategy(source: str | Path | dict[str, Any]) -> Strategy:
         data = source
     else:
         try:
-            data = json.loads(Path(source).read_text(encoding="utf-8"))
+            data = read_json(as_path(source, "the strategy"))
         except (OSError, ValueError) as error:
-            raise ConfigError("FXQ270", f"cannot read the strategy {source}: {error}") from error
+            what = f"cannot read the strategy {source}: {reason(error)}"
+            raise ConfigError("FXQ270", what) from error
     try:
         return Strategy.model_validate(data)
     except ValidationError as error:
