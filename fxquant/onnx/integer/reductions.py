@@ -13,9 +13,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import onnx_ir as ir
 
 from fxquant.onnx.integer.arithmetic import F32, Array
 from fxquant.onnx.integer.call import KernelCall, kernel
+from fxquant.onnx.integer.graph import sizes
 from fxquant.onnx.integer.lanes import Lanes, folded, in_lanes, in_turn, one_after_the_other
 
 _EIGEN = 4  # numbers in the registers that Eigen is built for
@@ -34,8 +36,8 @@ def _reduce(c: KernelCall) -> Array:
         function = np.mean if mean else np.sum
         total = np.asarray(function(x, axis=tuple(axes), keepdims=True)).astype(x.dtype)
     else:
-        sizes = [1 if a in axes else s for a, s in enumerate(x.shape)]
-        total = sums_over(x, axes, c.lanes).reshape(sizes)
+        kept = [1 if a in axes else s for a, s in enumerate(x.shape)]
+        total = sums_over(x, axes, c.lanes).reshape(kept)
         total = (total / F32(x.size // total.size)).astype(F32) if mean else total
     return total if c.whole("keepdims", 1) else total.squeeze(tuple(axes))
 
@@ -132,12 +134,33 @@ def _block(rows: int, columns: int) -> int:
 def _global_average(c: KernelCall) -> Array:
     x = c.array(0)
     rows = x.reshape(x.shape[0] * x.shape[1], -1)
-    # channels that fill blocks lie side by side in memory, and each adds its own one by one
-    blocked = x.ndim == 4 and x.shape[1] % c.lanes.block == 0
+    source = c.node.inputs[0]
+    blocked = source is not None and x.ndim == 4 and (
+        x.shape[1] % c.lanes.block == 0 if source.producer() is None
+        else _in_blocks(source, c.lanes.block)
+    )  # fmt: skip
     whole = 0 if blocked else rows.shape[1] // _EIGEN * _EIGEN
     total = in_turn(folded(in_lanes(rows[:, :whole], _EIGEN)), rows[:, whole:])
     means = (total / F32(rows.shape[1])).astype(F32)
     return means.reshape(*x.shape[:2], *[1] * (x.ndim - 2))
+
+
+_GIVE_BLOCKS = frozenset(("Conv", "MaxPool", "AveragePool"))
+_KEEP_BLOCKS = frozenset(("Concat", "Relu", "Sigmoid", "Tanh", "Add", "Sum"))
+
+
+def _in_blocks(value: ir.Value, block: int) -> bool:
+    """Whether channels lie side by side in memory, so that each adds its own numbers one by one.
+
+    Pools and convolutions write float images so where their channels fill blocks.
+    """
+    node, shape = value.producer(), sizes(value)
+    if node is None or shape is None or len(shape) != 4 or shape[1] is None or shape[1] % block:
+        return False
+    if node.op_type in _GIVE_BLOCKS:
+        return True
+    kept = node.op_type in _KEEP_BLOCKS
+    return kept and all(v is not None and _in_blocks(v, block) for v in node.inputs)
 
 
 @kernel("InstanceNormalization")
