@@ -13,6 +13,7 @@ import click
 from benchmarks.measure import cpu_seconds, one_thread, peak_bytes, write_json
 from benchmarks.networks import LARGE, build, inputs
 from fxquant import QuantizationSimModel, prepare_model
+from fxquant.onnx.cpu import this_cpu
 from fxquant.text import table
 
 DEFAULT = ("resnet18", "resnet50", "mobilenet_v2", "vit_tiny", "bert_6_layers", *LARGE)
@@ -58,6 +59,7 @@ def main(networks: tuple[str, ...], path: str | None) -> None:
     ]  # fmt: skip
     heads = ("network", *(f"{step} s" for step in STEPS), "export memory / model")
     click.echo(table(heads, cells))
+    click.echo(f"measured on {this_cpu()}")
     write_json(rows, path)
 
 

@@ -21,6 +21,7 @@ from fxquant import QuantizationSimModel
 from fxquant.models.mobilenet import mobilenet_v3_small
 from fxquant.models.squeezenet import SqueezeNet
 from fxquant.models.unet import UNet
+from fxquant.onnx.cpu import this_cpu
 from fxquant.onnx.integer import IntegerModel
 from fxquant.onnx.runtime import Level, open_session, packed
 from fxquant.text import table
@@ -120,6 +121,7 @@ def main(names: tuple[str, ...], path: str | None, size: int) -> None:
         for r in rows
     ]  # fmt: skip
     click.echo(table(heads, cells))
+    click.echo(f"measured on {this_cpu()}")
     write_json(rows, path)
 
 

@@ -11,6 +11,7 @@ import torch
 from benchmarks.measure import fastest, one_thread, write_json
 from benchmarks.networks import build, inputs
 from fxquant import QuantizationSimModel
+from fxquant.onnx.cpu import this_cpu
 from fxquant.text import table
 
 DEFAULT = ("resnet18", "mobilenet_v2", "vit_tiny", "bert_6_layers")
@@ -60,6 +61,7 @@ def main(networks: tuple[str, ...], rounds: int, path: str | None) -> None:
         for r in rows
     ]
     click.echo(table(heads, cells))
+    click.echo(f"measured on {this_cpu()}")
     write_json(rows, path)
 
 

@@ -120,7 +120,8 @@ class Examination:
 
     def __str__(self) -> str:
         parts = [str(self.lint), self._coverage_text(), self._tensor_text(), self._output_text()]
-        return "\n\n".join(p for p in [*parts, self._risk_text()] if p)
+        here = f"run on {self.cpu}" if self.cpu else ""
+        return "\n\n".join(p for p in [*parts, self._risk_text(), here] if p)
 
     def _coverage_text(self) -> str:
         integer = sum(row.integer for row in self.operators)
