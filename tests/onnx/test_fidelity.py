@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fxquant import QuantizationSimModel
-from fxquant.errors import ExportError
+from fxquant.errors import ConfigError, ExportError
 from fxquant.onnx.fidelity import fidelity
 from fxquant.onnx.report import ParityReport
 
@@ -90,9 +90,12 @@ def test_inputs_that_their_grid_does_not_resolve(
 
 def test_an_empty_example_proves_nothing(tmp_path: Path) -> None:
     x = data()
-    with pytest.raises(ExportError, match=r"FXQ589.*no sample"):
-        sim_of([x], x).export(tmp_path, "net", x[:0])
+    sim = sim_of([x], x)
+    with pytest.raises(ConfigError, match="FXQ210"):
+        sim.export(tmp_path, "net", x[:0])
     assert not list(tmp_path.iterdir())
+    with pytest.raises(ExportError, match=r"FXQ589.*no sample"):
+        fidelity(sim.model, ((x[:0],), {}))
 
 
 @pytest.mark.parametrize("name", ["0.bias", "2.weight"])
