@@ -20,6 +20,7 @@ from fxquant.onnx.builder import unique
 from fxquant.onnx.reasons import SUMS
 
 _Way: TypeAlias = tuple[ir.Node, ...]
+_Use: TypeAlias = tuple[ir.Node, int]  # a node and which of its inputs
 
 
 def unshare_weights(graph: ir.Graph) -> int:
@@ -47,17 +48,17 @@ def unshare_weights(graph: ir.Graph) -> int:
     return added
 
 
-def _products(node: ir.Node, way: _Way = ()) -> Iterator[tuple[_Way, ir.Usage]]:
+def _products(node: ir.Node, way: _Way = ()) -> Iterator[tuple[_Way, _Use]]:
     """Operands of products, and the nodes from the DequantizeLinear to each of them."""
     way = (*way, node)
     for use in node.outputs[0].uses():
         if use.node.op_type in SUMS:
-            yield way, use
+            yield way, (use.node, use.idx)
         elif use.node.op_type == "Transpose":
             yield from _products(use.node, way)
 
 
-def _unshare(graph: ir.Graph, way: _Way, use: ir.Usage, taken: set[str]) -> None:
+def _unshare(graph: ir.Graph, way: _Way, use: _Use, taken: set[str]) -> None:
     """A weight, a zero point and nodes of its own for one product, behind the given ones."""
     dequantizer, *moves = way
     scale = dequantizer.inputs[1]
@@ -65,7 +66,8 @@ def _unshare(graph: ir.Graph, way: _Way, use: ir.Usage, taken: set[str]) -> None
     copy = _copy(graph, dequantizer, inputs, taken)
     for move in moves:
         copy = _copy(graph, move, copy.outputs, taken)
-    use.node.replace_input_with(use.idx, copy.outputs[0])
+    product, position = use
+    product.replace_input_with(position, copy.outputs[0])
     for node in reversed(way):
         if not node.outputs[0].uses():
             graph.remove(node, safe=True)

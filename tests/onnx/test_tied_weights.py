@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fxquant.onnx.lower import lower
 from fxquant.prepare import prepare_model
 from fxquant.sim import QuantizationSimModel
+from tests.helpers.modules import quantized
 from tests.onnx.lowering import run
 
 ROWS, WIDTH = 30, 16
@@ -50,8 +51,10 @@ def simulation(**options: Any) -> QuantizationSimModel:
 
 def weight_shapes(sim: QuantizationSimModel) -> dict[str, tuple[int, ...]]:
     """Shape of the grid of table and head."""
-    parts = {name: sim.model.get_submodule(name) for name in ("table", "head")}
-    return {k: tuple(m.param_quantizers["weight"].shape) for k, m in parts.items()}  # type: ignore[index,union-attr]
+    return {
+        name: tuple(quantized(sim, name).param_quantizers["weight"].shape)
+        for name in ("table", "head")
+    }
 
 
 def tables(path: Path) -> dict[str, Any]:
@@ -68,10 +71,16 @@ def test_one_grid_per_row_serves_both(config: dict[str, Any], tmp_path: Path) ->
     assert list(tables(tmp_path / "net.onnx")) == ["table.weight"]
     # every row is exact to half a step of its own
     table = sim.model.get_parameter("table.weight").detach()
-    encoding = sim.model.get_submodule("table").param_quantizers["weight"]  # type: ignore[index,union-attr]
     got = run(lower(sim.model, ((TOKENS,), {}), contrib=True), [TOKENS])[0]
     error = np.abs(got - table[TOKENS].numpy())
-    half = encoding.get_scale().detach()[TOKENS][..., 0, None].numpy() / 2
+    half = (
+        quantized(sim, "table")
+        .param_quantizers["weight"]
+        .get_scale()
+        .detach()[TOKENS][..., 0, None]
+        .numpy()
+        / 2
+    )
     assert (error <= half * 1.001).all()
 
 
