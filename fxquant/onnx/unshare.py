@@ -59,18 +59,23 @@ def _products(node: ir.Node, way: _Way = ()) -> Iterator[tuple[_Way, _Use]]:
 
 
 def _unshare(graph: ir.Graph, way: _Way, use: _Use, taken: set[str]) -> None:
-    """A weight, a zero point and nodes of its own for one product, behind the given ones."""
+    """A weight and a zero point for one product, in nodes of its own."""
     dequantizer, *moves = way
     scale = dequantizer.inputs[1]
     inputs = [_copied(graph, v, taken) if v is not scale else v for v in dequantizer.inputs]
+    if all(_has_one_reader(node.outputs[0]) for node in way):
+        for i, value in enumerate(inputs):
+            dequantizer.replace_input_with(i, value)
+        return
     copy = _copy(graph, dequantizer, inputs, taken)
     for move in moves:
         copy = _copy(graph, move, copy.outputs, taken)
     product, position = use
     product.replace_input_with(position, copy.outputs[0])
-    for node in reversed(way):
-        if not node.outputs[0].uses():
-            graph.remove(node, safe=True)
+
+
+def _has_one_reader(value: ir.Value) -> bool:
+    return len(value.uses()) == 1 and not value.is_graph_output()
 
 
 def _copy(

@@ -193,7 +193,7 @@ def test_weights_are_stored_once_where_nobody_needs_copies() -> None:
 
 
 @pytest.mark.parametrize("name", ["tied", "tied twice"])
-def test_a_table_that_is_a_head_is_stored_once(name: str) -> None:
+def test_a_table_that_is_a_head_is_stored_once(name: str, tmp_path: Path) -> None:
     sim, x = sim_of(name)
     layers: list[Any] = [m for m in sim.model.modules() if hasattr(m, "param_quantizers")]
     readers = [
@@ -212,6 +212,7 @@ def test_a_table_that_is_a_head_is_stored_once(name: str) -> None:
         assert records["table.weight"] == "table.weight"
         assert set(records.values()) <= set(stored)
         assert records.get("head.weight", "table.weight") == "table.weight"
+        assert sim.export(tmp_path, deploy, x, deploy=deploy)
 
 
 def test_the_records_of_a_lowering_follow_its_integers(tmp_path: Path) -> None:

@@ -67,12 +67,16 @@ def tables(path: Path) -> dict[str, Any]:
 def test_one_grid_per_row_serves_both(config: dict[str, Any], tmp_path: Path) -> None:
     sim = simulation(config=config)
     assert weight_shapes(sim) == {"table": (ROWS, 1), "head": (ROWS, 1)}
-    assert sim.export(tmp_path, "net", TOKENS)
-    assert list(tables(tmp_path / "net.onnx")) == ["table.weight"]
+    for deploy in ("any", "avx2"):
+        assert sim.export(tmp_path, "net", TOKENS, deploy=deploy)
+        (table,) = tables(tmp_path / "net.onnx").items()
+        assert table[0] == "table.weight"
+        if config.get("weight_bitwidth") != 4:
+            assert table[1].dtype == (np.uint8 if deploy == "avx2" else np.int8)
     # every row is exact to half a step of its own
-    table = sim.model.get_parameter("table.weight").detach()
+    weight = sim.model.get_parameter("table.weight").detach()
     got = run(lower(sim.model, ((TOKENS,), {}), contrib=True), [TOKENS])[0]
-    error = np.abs(got - table[TOKENS].numpy())
+    error = np.abs(got - weight[TOKENS].numpy())
     half = (
         quantized(sim, "table")
         .param_quantizers["weight"]

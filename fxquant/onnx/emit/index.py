@@ -348,12 +348,13 @@ def _embedding(c: Call) -> ir.Value:
 def _centred(c: Call, rows: ir.Value, values: GridValues) -> ir.Value:
     """Gathered integers minus the zero points of their rows, as real numbers.
 
-    Where all zero points are zero a DequantizeLinear says so: then a table that becomes unsigned
-    for a product which reads it, too, can take its zero point along.
+    A DequantizeLinear of step one, not a Cast: a table that becomes unsigned for a product, too,
+    takes the zero point along.
     """
+    none = c.builder.initializer(ir.Tensor(np.zeros((), values.grid.dtype.numpy())),
+                                 f"{c.path}.rows_zero_point")  # fmt: skip
+    real = c.op("DequantizeLinear", rows, c.number(1.0, torch.float32), none)
     if not values.grid.zero_point.any():
-        zero = c.builder.initializer(ir.Tensor(np.zeros((), values.grid.dtype.numpy())),
-                                     f"{c.path}.rows_zero_point")  # fmt: skip
-        return c.op("DequantizeLinear", rows, c.number(1.0, torch.float32), zero)
+        return real
     zeros = c.unsqueeze(c.op("Gather", values.zero_point, c.tensor(), axis=0), [-1])
-    return c.op("Sub", *(c.op("Cast", v, to=ir.DataType.FLOAT) for v in (rows, zeros)))
+    return c.op("Sub", real, c.op("Cast", zeros, to=ir.DataType.FLOAT))
