@@ -121,7 +121,7 @@ class _Island:
         if not results:
             return
         first = min((u for n in results for u in readers[n]), key=order.__getitem__)
-        outer = {n for m in self.members for n in m.all_input_nodes if n not in self.inside}
+        outer = self._outer()
         for node in outer:
             if node.op == "get_attr" and order[node] > order[first]:
                 self.rw.move_before(first, node)
@@ -137,6 +137,20 @@ class _Island:
                 self._hand_out(call, number if len(results) > 1 else None, node, readers[node])
         for node in reversed(self.members):
             self.rw.erase(node)
+
+    def _outer(self) -> set[fx.Node]:
+        """What the members read from outside; sizes are computed again within the module."""
+        outer: set[fx.Node] = set()
+        pending = [n for m in self.members for n in m.all_input_nodes]
+        while pending:
+            node = pending.pop()
+            if node in self.inside or node in outer:
+                continue
+            if _is_size(node):
+                pending += node.all_input_nodes
+            else:
+                outer.add(node)
+        return outer
 
     def _build(self, results: list[fx.Node]) -> None:
         for node in self.members:
@@ -162,7 +176,8 @@ class _Island:
 
     def _operand(self, node: fx.Node) -> fx.Node:
         """An input of the module; complex values come in as pairs of real numbers."""
-        given = self.graph.placeholder(node.name)
+        # not called as outside: nodes of the body that came before may have that name
+        given = self.graph.placeholder(f"operand_{len(self.operands)}")
         if not _is_complex(spec(node)):
             self.operands.append(node)
             return given

@@ -15,7 +15,7 @@ The rules, in order:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,6 +29,7 @@ from fxquant.graph.grids import Slot, is_float_spec, operands, origin, slot_spec
 from fxquant.graph.planned import GridPlan, Plan, WeightPlan
 from fxquant.graph.regions import find_regions
 from fxquant.graph.settings import Settings, Wish, check_supergroups
+from fxquant.graph.shared_weights import shared_channels
 
 if TYPE_CHECKING:
     from fxquant.config import QuantConfig
@@ -303,6 +304,12 @@ class _Planner:
             else:
                 reason = wish.key or "quantize_weights"
                 self._note(node, f"its weight is stored in floating point: {reason}")
+        for node, other in shared_channels(self.gm, self.plan.weights, self.rules).items():
+            if self.settings.of(node, "weight.per_channel").value is None:
+                shape = self.plan.weights[other].shape
+                self.plan.weights[node] = replace(self.plan.weights[node], shape=shape)
+                self._note(node, f"its weight has the grid per channel of {other.name}, to be "
+                                 "stored once")  # fmt: skip
 
     def _weight_wish(self, node: fx.Node, key: str, default: Any) -> Wish:
         wish = self.settings.of(node, f"weight.{key}")

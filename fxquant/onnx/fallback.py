@@ -12,7 +12,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any
 
 import onnx_ir as ir
@@ -22,8 +22,9 @@ from torch import Tensor, fx, nn
 from fxquant.errors import ExportError, FxQuantError
 from fxquant.graph.structure import leaves, map_leaves
 from fxquant.nn import QuantizationMixin
-from fxquant.nn.opaque import Opaque
+from fxquant.nn.opaque import Complex, Opaque
 from fxquant.onnx.call import Call, path_of
+from fxquant.onnx.complex_pairs import OnPairs
 from fxquant.onnx.held import Held, SizeValue
 from fxquant.onnx.record import Dim, Recorded, Shaped, inputs_of
 
@@ -91,7 +92,8 @@ class _SingleNode(nn.Module):
         kwargs = map_leaves(self.kwargs, next_tensor)
         if self.is_method:
             return getattr(args[0], self.target)(*args[1:], **kwargs)
-        result = self.target(*args, **kwargs)
+        with OnPairs() if isinstance(self.target, Complex) else nullcontext():
+            result = self.target(*args, **kwargs)
         return (
             tuple(leaf for _, leaf in leaves(result)) if not isinstance(result, Tensor) else result
         )

@@ -146,7 +146,7 @@ class _Lowering:
                 self.owners |= dict.fromkeys(self.builder.nodes[first:], node)
         output = next(n for n in self.gm.graph.nodes if n.op == "output")
         outputs = bind_outputs(self.builder, self.resolve(output.args[0]), self.inputs)
-        inserted = move_int8(self.builder, outputs)
+        inserted = move_int8(self.builder, outputs) | self.weights.join()
         self.owners |= {made: self.owners[by] for made, by in inserted.items() if by in self.owners}
         inserted = shield_float_layers(self.builder) | fold_scales(self.builder, outputs)
         self.owners |= {made: self.owners[by] for made, by in inserted.items() if by in self.owners}

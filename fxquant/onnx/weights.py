@@ -74,9 +74,9 @@ PLAIN = Arrangement()
 TRANSPOSED = Arrangement(order=(1, 0))
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class StoredWeight:
-    """A quantized weight in ONNX.
+    """A quantized weight in ONNX; `Weights.join` may put another form of it in.
 
     Attributes:
         name: the float tensor's name, a state_dict key.
@@ -143,6 +143,59 @@ class Weights:
         integers, grid = self._integers_of(tensor, name, quantizer, PLAIN)
         self.stored.append(StoredWeight(name, integers, None, grid, False, quantizer))
         return integers, grid
+
+    def join(self) -> dict[ir.Node, ir.Node]:
+        """Let what is stored transposed read what is stored as it is, where both are.
+
+        Before: `Gather <- W [N, K]` and `MatMul <- DequantizeLinear <- W transposed [K, N]`.
+        After: `Gather <- W` and `MatMul <- Transpose <- DequantizeLinear <- W`.
+
+        Alone a weight stays transposed: runtimes that do not fold a Transpose into it are slow.
+
+        Returns:
+            New node -> the operator that it stands for.
+        """
+        made: dict[ir.Node, ir.Node] = {}
+        for (tensor, quantizer, arrangement), old in list(self._known.items()):
+            plain = (tensor, quantizer, PLAIN)
+            users = old.consumers()
+            if arrangement != TRANSPOSED or not users:
+                continue
+            if plain in self._integers:
+                real = self._read_again(old, *self._integers[plain])
+            elif plain in self._known and self._known[plain].const_value is not None:
+                real = [], self._known[plain]
+            else:
+                continue
+            first = next(i for i, node in enumerate(self.builder.nodes) if node in users)
+            made |= self._turned(old, *real, first)
+        return made
+
+    def _read_again(
+        self, old: ir.Value, integers: ir.Value, grid: GridValues
+    ) -> tuple[list[ir.Node], ir.Value]:
+        """A DequantizeLinear of its own for `old`: that of another reader may come later."""
+        real = dequantize(self.builder, integers, grid, f"{integers.name}_dq")
+        real.shape, real.type = integers.shape, ir.TensorType(ir.DataType.FLOAT)
+        for weight in self.stored:
+            if weight.real is old:
+                weight.integers, weight.real, weight.grid = integers, real, grid
+        return [self.builder.nodes.pop()], real
+
+    def _turned(
+        self, old: ir.Value, nodes: list[ir.Node], real: ir.Value, first: int
+    ) -> dict[ir.Node, ir.Node]:
+        """`Transpose(real)` in the place of `old`, in front of the node of this index."""
+        builder = self.builder
+        turned = builder.op("Transpose", real, perm=TRANSPOSED.order)
+        nodes = [*nodes, builder.nodes.pop()]
+        builder.name_node(nodes[-1], f"{real.name}_transposed")
+        turned.shape, turned.type = old.shape, old.type
+        by = builder.nodes[first]
+        for use in list(old.uses()):
+            use.node.replace_input_with(use.idx, turned)
+        builder.nodes[first:first] = nodes
+        return dict.fromkeys(nodes, by)
 
     def _integers_of(
         self, tensor: Tensor, name: str, quantizer: QuantizerBase, arrangement: Arrangement

@@ -40,6 +40,8 @@ class OperatorRule(BaseModel):
         weight_grid: its weight lies on one grid for the tensor, where only kernels of products have
             one otherwise.
         per_channel: False where weights must have one grid for all channels.
+        shares_channels: True where a weight takes one grid per channel all the same, if another
+            operator reads the same parameter so: it is stored once then.
         only: argument or property -> values for which the rule holds.
         limits: argument or property -> smallest and largest number for which it holds; for several
             numbers each of them.
@@ -55,6 +57,7 @@ class OperatorRule(BaseModel):
     elementwise: bool = False
     weight_grid: bool = False
     per_channel: bool = True
+    shares_channels: bool = False
     only: dict[str, list[Any]] = Field(default_factory=dict)
     limits: dict[str, tuple[float, float]] = Field(default_factory=dict)
     fixed: tuple[float, float] | None = None

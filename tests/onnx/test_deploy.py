@@ -54,6 +54,23 @@ class Tied(nn.Module):
         return self.head(torch.relu(self.body(self.table(tokens))))  # type: ignore[no-any-return]
 
 
+class TiedTwice(nn.Module):
+    """One table for an embedding, two heads on sequences and one on rows, which comes first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.norm = nn.Embedding(12, 16), nn.LayerNorm(16)
+        self.rows, self.first, self.second = (nn.Linear(16, 12, bias=False) for _ in range(3))
+        for head in (self.rows, self.first, self.second):
+            head.weight = self.table.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[N, L] -> [N, L, 12]."""
+        x = self.norm(self.table(tokens))
+        y = torch.relu(x)
+        return self.first(y) + self.second(x) + self.rows(y[:, 0])[:, None]  # type: ignore[no-any-return]
+
+
 class Depthwise(nn.Module):
     """A depthwise convolution between two dense ones, and one with two channels a group."""
 
@@ -74,6 +91,7 @@ NETS: dict[str, tuple[Any, Any]] = {
     "attention": (Attention, lambda: torch.randn(2, 6, 8)),
     "shared": (SharedWeight, lambda: torch.randn(4, 16)),
     "tied": (Tied, lambda: torch.randint(0, 12, (3, 5))),
+    "tied twice": (TiedTwice, lambda: torch.randint(0, 12, (3, 5))),
     "depthwise": (Depthwise, lambda: image(2)),
 }
 
@@ -172,6 +190,29 @@ def test_weights_are_stored_once_where_nobody_needs_copies() -> None:
         assert bool(lowered.notes) == (deploy == "any")
     # the third product reads the weight in another form
     assert sizes == {"any": 3, "vnni": 2, "avx2": 2, "arm": 2}
+
+
+@pytest.mark.parametrize("name", ["tied", "tied twice"])
+def test_a_table_that_is_a_head_is_stored_once(name: str, tmp_path: Path) -> None:
+    sim, x = sim_of(name)
+    layers: list[Any] = [m for m in sim.model.modules() if hasattr(m, "param_quantizers")]
+    readers = [
+        m for m in layers if getattr(m, "weight", None) is sim.model.get_parameter("table.weight")
+    ]
+    (quantizer,) = {m.param_quantizers["weight"] for m in readers}
+    assert quantizer.shape == (12, 1)
+    for deploy in ("any", "vnni", "avx2", "arm"):
+        lowered = lowered_for(sim, x, deploy)
+        stored = lowered.model.graph.initializers
+        tables = [k for k, v in stored.items() if v.const_value and v.const_value.size == 192]
+        copies = 2 if (name, deploy) == ("tied twice", "any") else 0  # its heads want their own
+        assert len(tables) == 1 + copies, tables
+        assert stored["table.weight"].dtype is ir.DataType["UINT8" if deploy == "avx2" else "INT8"]
+        records = {t.float_name: t.quantized_name for t in lowered.tensors if t.kind == "weight"}
+        assert records["table.weight"] == "table.weight"
+        assert set(records.values()) <= set(stored)
+        assert records.get("head.weight", "table.weight") == "table.weight"
+        assert sim.export(tmp_path, deploy, x, deploy=deploy)
 
 
 def test_the_records_of_a_lowering_follow_its_integers(tmp_path: Path) -> None:

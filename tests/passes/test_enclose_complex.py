@@ -70,6 +70,26 @@ def test_no_complex_value_is_left_and_none_has_a_grid() -> None:
     sim.compute_encodings(lambda model, _: model(X), None)
 
 
+def test_sizes_that_are_taken_late_are_taken_again_inside() -> None:
+    class Correlation(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            waves = torch.fft.rfft(x, dim=1)
+            loudest = waves.abs().mean(1)
+            return torch.fft.irfft(waves * waves.conj(), dim=1, n=x.size(1)), loudest.amax(-1)
+
+    net = Correlation()
+    gm = prepare_model(net, X)
+    assert not any(_is_complex(n) for n in gm.graph.nodes)
+    for x in (X, torch.randn(3, 4, 8)):
+        for got, wanted in zip(gm(x), net(x), strict=True):
+            assert torch.equal(got, wanted)
+
+
+def _is_complex(node: torch.fx.Node) -> bool:
+    found = spec(node)
+    return isinstance(found, TensorSpec) and found.dtype.is_complex
+
+
 def test_complex_results_are_refused_by_name() -> None:
     class Spectrum(nn.Module):
         def forward(self, x: Tensor) -> Any:

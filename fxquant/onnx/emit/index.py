@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
 
 from fxquant.onnx.call import Call, UnsupportedError, static_sizes
 from fxquant.onnx.emit.registry import emits
-from fxquant.onnx.held import Held, SizeValue
+from fxquant.onnx.held import GridValues, Held, SizeValue
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -340,6 +341,20 @@ def _embedding(c: Call) -> ir.Value:
         axis = None if grid.axis is None else c.spec().rank
         return c.op("DequantizeLinear", rows, values.scale, values.zero_point, axis=axis)
     # one scale a row: DequantizeLinear has no form for it
-    scale, zero = (c.op("Gather", v, c.tensor(), axis=0) for v in (values.scale, values.zero_point))
-    centred = [c.op("Cast", v, to=ir.DataType.FLOAT) for v in (rows, c.unsqueeze(zero, [-1]))]
-    return c.op("Mul", c.op("Sub", *centred), c.unsqueeze(scale, [-1]))
+    scale = c.unsqueeze(c.op("Gather", values.scale, c.tensor(), axis=0), [-1])
+    return c.op("Mul", _centred(c, rows, values), scale)
+
+
+def _centred(c: Call, rows: ir.Value, values: GridValues) -> ir.Value:
+    """Gathered integers minus the zero points of their rows, as real numbers.
+
+    A DequantizeLinear of step one, not a Cast: a table that becomes unsigned for a product, too,
+    takes the zero point along.
+    """
+    none = c.builder.initializer(ir.Tensor(np.zeros((), values.grid.dtype.numpy())),
+                                 f"{c.path}.rows_zero_point")  # fmt: skip
+    real = c.op("DequantizeLinear", rows, c.number(1.0, torch.float32), none)
+    if not values.grid.zero_point.any():
+        return real
+    zeros = c.unsqueeze(c.op("Gather", values.zero_point, c.tensor(), axis=0), [-1])
+    return c.op("Sub", real, c.op("Cast", zeros, to=ir.DataType.FLOAT))
