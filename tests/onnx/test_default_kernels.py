@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,7 +62,7 @@ def test_the_verify_command_says_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", [{"deploy": "avx2"}, {"config": "reduce_range"}])
-def test_nothing_is_said_where_nothing_can_saturate(how: dict[str, str], tmp_path: Path) -> None:
+def test_nothing_is_said_where_nothing_can_saturate(how: dict[str, Any], tmp_path: Path) -> None:
     torch.manual_seed(0)
     x = image(4)
     sim = simulated(Residual(), x, config=how.get("config"))
