@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 # several workers share the cores, and float sums must not depend on how a loop was split
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# torch begins with another seed in every process: also what is drawn on import must be the same
+torch.manual_seed(0)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
