@@ -57,7 +57,9 @@ def test_nothing_of_onnxruntime_is_needed_for_that(seed: int) -> None:
     case = network(seed)
     lowered = lower(_simulated(case, seed).model, (case.inputs(4), {}))
     feeds = {n: x.numpy() for n, x in zip(lowered.input_names, case.inputs(6), strict=True)}
-    assert compare(lowered.model, feeds, islands="own").share >= 0.9999
+    # sums of float convolutions are torch's: a 16-bit grid shows last bits 257 times as often
+    wide = CONFIGS[seed % 7] == {"activation_bitwidth": 16}
+    assert compare(lowered.model, feeds, islands="own").share >= (0.999 if wide else 0.9999)
 
 
 @pytest.mark.full
