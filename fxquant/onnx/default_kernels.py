@@ -17,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from fxquant.onnx.cpu import this_cpu
+from fxquant.onnx.float_reference import label_agreement
 from fxquant.onnx.integer import IntegerModel
 from fxquant.onnx.runtime import Level, open_session, packed, show
 
@@ -113,7 +114,7 @@ def _compared(
     ]
     outputs = [(exact[n], found[n]) for n in results if n not in other]
     noise = [_sqnr(a, b) for a, b in outputs if a.dtype.kind == "f"]
-    agree = [_labels(a, b) for a, b in outputs if _are_scores(a)]
+    agree = [share for a, b in outputs if (share := label_agreement(a, b)) is not None]
     worst = min(noise, default=math.inf)
     return KernelRun(
         cpu, explained is not None, rows, len(visible),
@@ -128,14 +129,6 @@ def _sqnr(signal: NDArray[Any], other: NDArray[Any]) -> float:
     noise = float(np.square(a - other.astype(np.float64)).sum())
     power = float(np.square(a).sum())
     return math.inf if not noise else 10 * math.log10(max(power, 1e-300) / noise)
-
-
-def _are_scores(value: NDArray[Any]) -> bool:
-    return value.dtype.kind == "f" and value.ndim == 2 and value.shape[1] > 1 and len(value) > 0
-
-
-def _labels(a: NDArray[Any], b: NDArray[Any]) -> float:
-    return float((a.argmax(1) == b.argmax(1)).mean())
 
 
 def _ran(path: str | Path, feeds: Feeds, names: tuple[str, ...]) -> Found:

@@ -80,7 +80,13 @@ def _agreement(name: str, real: NDArray[Any], other: NDArray[Any]) -> Agreement:
     peak, apart = float(np.abs(a).max()), float(np.abs(a - b).max())
     relative = apart / peak if peak else (math.inf if apart else 0.0)
     return Agreement(
-        name, real.size, _sqnr(a, b), _cosine(a, b), relative, equal, _labels(real, other)
+        name,
+        real.size,
+        _sqnr(a, b),
+        _cosine(a, b),
+        relative,
+        equal,
+        label_agreement(real, other),
     )
 
 
@@ -104,7 +110,8 @@ def _cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> float | None:
     return float(a @ b / math.sqrt(float(a @ a) * float(b @ b)))
 
 
-def _labels(real: NDArray[Any], other: NDArray[Any]) -> float | None:
-    if real.ndim != 2 or real.shape[1] < 2:
+def label_agreement(real: NDArray[Any], other: NDArray[Any]) -> float | None:
+    """Share of rows with the largest element at the same place; None for all but scores [N, C]."""
+    if real.dtype.kind != "f" or real.ndim != 2 or real.shape[1] < 2 or not len(real):
         return None
     return float((real.argmax(1) == other.argmax(1)).mean())

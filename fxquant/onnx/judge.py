@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fxquant.errors import ExportError
+from fxquant.onnx.float_reference import label_agreement
 from fxquant.onnx.report import OutputRow, TensorRow
 
 if TYPE_CHECKING:
@@ -124,7 +125,14 @@ def output_row(
     difference = _difference(ours, theirs)
     relative = difference / peak if peak else float(difference > 0)
     return OutputRow(
-        name, level.value, forced, peak, difference, relative, allowed, _labels(ours, theirs)
+        name,
+        level.value,
+        forced,
+        peak,
+        difference,
+        relative,
+        allowed,
+        label_agreement(ours, theirs),
     )
 
 
@@ -141,10 +149,3 @@ def _difference(ours: NDArray[Any], theirs: NDArray[Any]) -> float:
     if apart.size == 0:
         return 0.0
     return float("inf") if np.isnan(apart).any() else float(apart.max())
-
-
-def _labels(ours: NDArray[Any], theirs: NDArray[Any]) -> float | None:
-    """Share of rows with the largest element at the same place, for scores [N, C]."""
-    if ours.dtype.kind != "f" or ours.ndim != 2 or ours.shape[1] < 2 or not len(ours):
-        return None
-    return float((ours.argmax(1) == theirs.argmax(1)).mean())

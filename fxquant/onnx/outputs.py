@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fxquant.onnx.float_reference import label_agreement
 from fxquant.onnx.noise import FLOAT_ISLAND_SLACK, magnitude
 from fxquant.onnx.runtime import Level, open_session
 from fxquant.onnx.verify_rules import Finding
@@ -69,6 +70,5 @@ def _output(name: str, against: str, default: NDArray[Any], found: NDArray[Any])
     a, b = default.astype(np.float64), found.astype(np.float64)
     with np.errstate(invalid="ignore"):
         apart = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b))
-    scores = a.ndim == 2 and a.shape[1] > 1 and len(a) > 0 and default.dtype.kind == "f"
-    labels = float((a.argmax(1) == b.argmax(1)).mean()) if scores else None
+    labels = label_agreement(default, found)
     return OutputExam(name, against, float(apart.max(initial=0.0)), magnitude(default), labels)
