@@ -12,7 +12,7 @@ from fxquant.analysis.inspect import inspect_model
 from fxquant.checkpoint import load_checkpoint, save_checkpoint
 from fxquant.config import QuantConfig
 from fxquant.errors import FxQuantError
-from fxquant.graph.passes import Pass, Pipeline
+from fxquant.graph.pass_infra import Pass, Pipeline
 from fxquant.graph.rewriter import Rewriter
 from fxquant.ops import Op, register_op
 from fxquant.prepare import prepare_model

@@ -16,12 +16,12 @@ from torch import Tensor, fx, nn
 
 from fxquant import ops
 from fxquant.errors import ConfigError, SelectorError, nearest
-from fxquant.graph.grids import resolve_grids
-from fxquant.graph.passes import Fact, set_state, state_of
+from fxquant.graph.pass_infra import Fact, set_state, state_of
 from fxquant.graph.rewriter import Rewriter
-from fxquant.graph.select import path_matches, select_named, several
+from fxquant.graph.selectors import path_matches, select_named, several
 from fxquant.nn import QuantizationMixin
-from fxquant.nn.calibrate import weight_of
+from fxquant.nn.calibration import weight_of
+from fxquant.placement.dataflow import resolve_grids
 from fxquant.quantization import QuantizerBase, affine
 from fxquant.quantization.affine import AffineQuantizer
 from fxquant.quantization.analyzers import Percentile
@@ -31,7 +31,7 @@ from fxquant.quantization.float import FloatQuantizeDequantize
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from fxquant.graph.select import Selector
+    from fxquant.graph.selectors import Selector
     from fxquant.nn.containers import QuantizerList
 
     Make = Callable[[tuple[int, ...], tuple[int, ...]], AffineQuantizer]

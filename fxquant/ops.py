@@ -2,7 +2,7 @@
 
 Preparation, placement, validation, lowering, the support table of the documentation and the
 generated tests read it. To support a new operator, add one row (and, where the ONNX form is not a
-plain node, one emitter in `fxquant/onnx/emit`); `register_op` does the same from outside.
+plain node, one emitter in `fxquant/onnx/lowering/emit`); `register_op` does the same from outside.
 
 A row's `params` is the canonical signature. Spellings are found by name in `torch`,
 `torch.nn.functional`, `torch.Tensor`, `torch.special`, `torch.linalg` and `operator`, with their

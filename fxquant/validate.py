@@ -17,15 +17,15 @@ from torch import fx, nn
 from fxquant import ops
 from fxquant.errors import TraceError
 from fxquant.graph.meta import TensorSpec, module_path, source, spec
-from fxquant.graph.passes import set_state, state_of
+from fxquant.graph.pass_infra import set_state, state_of
+from fxquant.graph.pytree import leaves
 from fxquant.graph.rewriter import computes_floats
-from fxquant.graph.select import Selector, select
-from fxquant.graph.structure import leaves
-from fxquant.graph.trace import check_model, record
+from fxquant.graph.selectors import Selector, select
+from fxquant.io.text_tables import table
 from fxquant.nn.modes import evaluating
 from fxquant.nn.opaque import Opaque
 from fxquant.prepare import call_arguments, is_prepared
-from fxquant.text import table
+from fxquant.tracing.record import check_model, record
 
 Severity: TypeAlias = Literal["error", "warning", "note"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from fxquant.graph.passes import Fact, Pass
-from fxquant.graph.shifts import Shift, find_shifts, position
+from fxquant.graph.pass_infra import Fact, Pass
+from fxquant.placement.shift_constraints import Shift, find_shifts, position
 from fxquant.targets import Shifts
 
 if TYPE_CHECKING:

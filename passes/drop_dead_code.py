@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 from torch import nn
 
 from fxquant import ops
-from fxquant.graph.aliases import written
-from fxquant.graph.passes import Fact, Pass
+from fxquant.graph.alias_analysis import written
+from fxquant.graph.pass_infra import Fact, Pass
 from fxquant.nn.functional import Functional
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import fx, nn
 
-from fxquant.graph.aliases import written
+from fxquant.graph.alias_analysis import written
 from fxquant.graph.meta import Spec, TensorSpec, module_path, spec
-from fxquant.graph.module import RecordedModule
-from fxquant.graph.passes import Fact, Pass
+from fxquant.graph.pass_infra import Fact, Pass
+from fxquant.graph.recorded_module import RecordedModule
 from fxquant.nn.functional import Functional
 from fxquant.nn.opaque import Complex
 

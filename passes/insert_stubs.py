@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from fxquant.graph.grids import is_float_spec
-from fxquant.graph.passes import Fact, Pass
+from fxquant.graph.pass_infra import Fact, Pass
 from fxquant.nn import DeQuantStub, QuantStub
+from fxquant.placement.dataflow import is_float_spec
 
 if TYPE_CHECKING:
     from torch import fx

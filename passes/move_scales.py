@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from torch import fx
 
-from fxquant.graph.grids import is_float_spec, moves_values
-from fxquant.graph.passes import Fact, Pass
-from fxquant.graph.regions import find_regions
+from fxquant.graph.pass_infra import Fact, Pass
+from fxquant.placement.dataflow import is_float_spec, moves_values
+from fxquant.placement.regions import find_regions
 
 if TYPE_CHECKING:
     from fxquant.graph.rewriter import Rewriter

@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fxquant.graph.meta import TensorSpec, spec
-from fxquant.graph.passes import Fact, Pass
+from fxquant.graph.pass_infra import Fact, Pass
 from fxquant.nn.recurrent import padded
 
 if TYPE_CHECKING:

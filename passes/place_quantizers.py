@@ -10,15 +10,15 @@ from torch import fx, nn
 from fxquant import ops
 from fxquant.config import QuantConfig
 from fxquant.errors import place
-from fxquant.graph.grids import Slot, slot_spec
-from fxquant.graph.passes import Fact, Pass
-from fxquant.graph.plan import make_plan
-from fxquant.graph.planned import GridPlan, Plan, WeightPlan
+from fxquant.graph.pass_infra import Fact, Pass
 from fxquant.nn import QuantizationMixin, QuantStub
 from fxquant.nn.mixin import is_ignored
+from fxquant.placement.dataflow import Slot, slot_spec
+from fxquant.placement.plan import GridPlan, Plan, WeightPlan
+from fxquant.placement.planner import make_plan
 from fxquant.quantization import QuantizerBase, QuantScheme, affine
 from fxquant.targets import Target
-from fxquant.targets.quantizers import quantizer_for
+from fxquant.targets.quantizer_choice import quantizer_for
 
 if TYPE_CHECKING:
     from fxquant.graph.rewriter import Rewriter

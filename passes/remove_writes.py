@@ -5,10 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
-from fxquant.graph.aliases import aliases, disjoint, view_of, written
+from fxquant.graph.alias_analysis import (
+    aliases,
+    assigned,
+    changes_type,
+    disjoint,
+    plain_arguments,
+    plain_target,
+    view_of,
+    written,
+)
 from fxquant.graph.meta import TensorSpec, spec
-from fxquant.graph.passes import Fact, Pass
-from fxquant.graph.writes import assigned, changes_type, plain_arguments, plain_target
+from fxquant.graph.pass_infra import Fact, Pass
 from fxquant.nn.functional import SetItem, ViewAs
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from fxquant.graph.passes import Fact, Pass
-from fxquant.graph.share import twin
+from fxquant.graph.pass_infra import Fact, Pass
+from fxquant.graph.recorded_module import twin
 
 if TYPE_CHECKING:
     from fxquant.graph.rewriter import Rewriter

@@ -19,9 +19,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     (
         "fxquant.errors",
         "fxquant._version",
-        "fxquant.text",
-        "fxquant.files",
-        "fxquant.reading",
+        "fxquant.io.text_tables",
+        "fxquant.io.writing",
+        "fxquant.io.reading",
     ),
     (
         "fxquant.quantization",
@@ -46,7 +46,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "fxquant.encodings",
         "fxquant.editing",
         "fxquant.checkpoint",
-        "fxquant.state_dicts",
+        "fxquant.io.state_dicts",
     ),
     ("fxquant.ptq", "fxquant.qat", "fxquant.onnx", "fxquant.export"),
     ("fxquant.analysis",),
@@ -54,9 +54,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "fxquant",
         "fxquant.cli",
         "fxquant.__main__",
-        "fxquant.loading",
-        "fxquant.batches",
-        "fxquant.progress",
+        "fxquant.cli.loading",
+        "fxquant.cli.batches",
+        "fxquant.cli.progress",
     ),
 )
 # the table's rows name the modules that operators become; graph/ reads the rows
@@ -66,7 +66,7 @@ ALLOWED = {
     # imported in `sim.export()`: a simulation needs no ONNX
     ("fxquant.export_methods", "fxquant.export"),
     # imported in `sim.load_encodings()`: the names of ONNX tensors are those of a lowering
-    ("fxquant.encodings.methods", "fxquant.onnx.encodings_file"),
+    ("fxquant.encodings_methods", "fxquant.onnx.encodings_file"),
     (
         "fxquant.export_methods",
         "fxquant.onnx.integer",

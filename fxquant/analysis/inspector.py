@@ -15,14 +15,14 @@ from torch import fx
 
 from fxquant import ops
 from fxquant.config import QuantConfig
-from fxquant.files import as_path, write_text
-from fxquant.graph.choose import holds_tensors
-from fxquant.graph.plan import make_plan
+from fxquant.graph.selectors import holds_tensors
+from fxquant.io.text_tables import table
+from fxquant.io.writing import as_path, write_text
 from fxquant.passes import simulation_pipeline
+from fxquant.placement.planner import make_plan
 from fxquant.prepare import prepare_model
 from fxquant.quantization import QuantScheme
 from fxquant.targets import Target, load_target
-from fxquant.text import table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from fxquant.graph.planned import Plan
+    from fxquant.placement.plan import Plan
 
 TARGET, FLOAT = "target", "float"
 

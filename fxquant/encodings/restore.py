@@ -14,9 +14,9 @@ from fxquant.encodings.entry import FLOATS, Array, Entry
 from fxquant.errors import QuantizationError, ShapeMismatchError
 from fxquant.quantization import AffineEncoding, FloatEncoding
 from fxquant.quantization.affine import GroupedBlockQuantizeDequantize, QuantizeDequantize
-from fxquant.quantization.affine.base import AffineQuantizer
+from fxquant.quantization.affine.affine_quantizer import AffineQuantizer
 from fxquant.quantization.float import FloatQuantizeDequantize
-from fxquant.quantization.grid import AffineGrid
+from fxquant.quantization.range_to_qparams import AffineGrid
 from fxquant.quantization.ranges import product_for, range_of
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from torch import fx, nn
 
-from fxquant.graph.grids import is_sequence, resolve_grids
 from fxquant.nn import QuantizationMixin
+from fxquant.placement.dataflow import is_sequence, resolve_grids
 
 if TYPE_CHECKING:
     from fxquant.quantization import QuantizerBase

@@ -21,14 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from fxquant.errors import QuantizationError
-from fxquant.nn import calibrate, kernels
+from fxquant.nn import calibration, custom_kernels
 from fxquant.nn.containers import QuantizerDict, QuantizerList, Removed, remove
 from fxquant.nn.functional import Functional
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from fxquant.nn.kernels import Kernel
+    from fxquant.nn.custom_kernels import Kernel
     from fxquant.quantization import QuantizerBase
 
 _M = TypeVar("_M", bound=nn.Module)
@@ -113,8 +113,8 @@ class QuantizationMixin(nn.Module):
             kwargs = {name: walk.over(value) for name, value in kwargs.items()}
         swapped = self._quantized_parameters()
         kernel = self.__dict__.get("_kernel") or type(self).default_kernel
-        if kernel is not None and not kernels.observing(self):
-            return kernels.run(kernel, self, args, kwargs, swapped)
+        if kernel is not None and not custom_kernels.observing(self):
+            return custom_kernels.run(kernel, self, args, kwargs, swapped)
         if swapped:
             result = self._forward_with(swapped, args, kwargs)
         else:
@@ -163,7 +163,7 @@ class QuantizationMixin(nn.Module):
         """
         with torch.no_grad():
             for name, value in self._quantized_parameters().items():
-                parameter = calibrate.weight_of(self, name)
+                parameter = calibration.weight_of(self, name)
                 if parameter is not None:
                     parameter.copy_(value)
                 self.param_quantizers[name].allow_overwrite(False)
@@ -204,7 +204,7 @@ class QuantizationMixin(nn.Module):
         for name, quantizer in quantizers._modules.items():
             if quantizer is None:
                 continue
-            parameter = calibrate.weight_of(self, name)
+            parameter = calibration.weight_of(self, name)
             if parameter is not None and not quantizer._observing:
                 found[name] = self._quantized_parameter(name, parameter, quantizer)
         return found
@@ -247,7 +247,7 @@ class QuantizationMixin(nn.Module):
     @contextmanager
     def compute_encodings(self) -> Iterator[None]:
         """Observe what passes through and set the grids on leaving; see `compute_encodings`."""
-        with calibrate.compute_encodings(self):
+        with calibration.compute_encodings(self):
             yield
 
     # taking quantizers out -----------------------------------------------------------------------

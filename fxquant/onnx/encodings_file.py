@@ -8,7 +8,6 @@ the state_dict has them, also where ONNX stores another layout.
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -18,20 +17,20 @@ from fxquant import ops
 from fxquant.encodings.collect import entry_of, places, quantizer_arguments
 from fxquant.encodings.entry import Entry
 from fxquant.encodings.file import EncodingsFile, as_text, write
-from fxquant.files import write_text
+from fxquant.io.writing import write_text
 from fxquant.nn import QuantizationMixin
-from fxquant.onnx.lower import lower
+from fxquant.onnx.lowering.lower import lower
 from fxquant.quantization.affine import BiasQuantizeDequantize, QuantizeDequantize
-from fxquant.quantization.affine.base import AffineQuantizer
+from fxquant.quantization.affine.affine_quantizer import AffineQuantizer
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from fxquant.onnx.lowered import Lowered, LoweredTensor
+    from fxquant.onnx.lowering.result import Lowered, LoweredTensor
 
 VERSION = "1.0.0"
 
-__all__ = ["VERSION", "as_text", "digest", "encodings_of", "tensor_names", "write_encodings"]
+__all__ = ["VERSION", "as_text", "encodings_of", "tensor_names", "write_encodings"]
 
 
 def encodings_of(
@@ -83,11 +82,6 @@ def write_encodings(
     encodings = encodings_of(gm, lowered, scheme=scheme, version=version)
     write_text(path, as_text(encodings))
     return encodings
-
-
-def digest(encodings: dict[str, Any]) -> str:
-    """SHA-256 of the file's text."""
-    return hashlib.sha256(as_text(encodings).encode()).hexdigest()
 
 
 def tensor_names(gm: fx.GraphModule, example: Any) -> Mapping[str, tuple[str, ...]]:

@@ -20,21 +20,20 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from fxquant.errors import ExportError
-from fxquant.onnx.coverage import coverage
-from fxquant.onnx.cpu import this_cpu
-from fxquant.onnx.data import Data, Feeds, feeds_of, with_nan
-from fxquant.onnx.default_kernels import KernelRun, default_kernels
+from fxquant.io.text_tables import table
 from fxquant.onnx.integer import IntegerModel
 from fxquant.onnx.integer.saturation import Saturation, describe
-from fxquant.onnx.noise import Tolerance, magnitude, tolerances
-from fxquant.onnx.outputs import OutputExam, compared, unlike
-from fxquant.onnx.read import first_line, read_model
-from fxquant.onnx.report import OperatorRow
-from fxquant.onnx.runtime import Level, open_session, packed, show
-from fxquant.onnx.unsigned import exact_model
-from fxquant.onnx.verify import REFUSED, VerifyReport, verify_file
-from fxquant.onnx.verify_rules import SCALES, SHAPES, UNLOADED, Finding
-from fxquant.text import table
+from fxquant.onnx.io.reader import first_line, read_model
+from fxquant.onnx.lint.structure import SCALES, SHAPES, UNLOADED, Finding
+from fxquant.onnx.lint.verify import REFUSED, VerifyReport, verify_file
+from fxquant.onnx.lowering.unsigned_products import exact_model
+from fxquant.onnx.ort.coverage import OperatorRow, coverage
+from fxquant.onnx.ort.cpu import this_cpu
+from fxquant.onnx.ort.feeds import Data, Feeds, feeds_of, with_nan
+from fxquant.onnx.ort.session import Level, open_session, packed, show
+from fxquant.onnx.parity.default_kernels import KernelRun, default_kernels
+from fxquant.onnx.parity.error_bounds import Tolerance, magnitude, tolerances
+from fxquant.onnx.parity.file_outputs import OutputExam, compared, unlike
 
 _FORCED = ".given"
 _REAL = ".real"

@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 
 from fxquant.errors import QuantizationError
-from fxquant.quantization.pof2_rounding import RoundingQuantizeDequantize
+from fxquant.quantization.affine.pof2_rounding import RoundingQuantizeDequantize
 
 if TYPE_CHECKING:
     from fxquant.quantization.analyzers import Statistics
-    from fxquant.quantization.grid import AffineGrid
     from fxquant.quantization.layout import Layout
+    from fxquant.quantization.range_to_qparams import AffineGrid
 
 OF_ZEROS = 18  # position of a tensor of zeros, before the cap
 _LOWEST, _HIGHEST = -40, 40

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fxquant.quantization.grid import wide
+from fxquant.quantization.range_to_qparams import wide
 
 if TYPE_CHECKING:
-    from fxquant.quantization.grid import AffineGrid
+    from fxquant.quantization.range_to_qparams import AffineGrid
 
 _FARTHEST = 3  # neighbours that are looked at; rounding twice is off by two at most
 
@@ -33,7 +33,7 @@ def range_of(grid: AffineGrid, scale: Tensor, zero_point: Tensor) -> tuple[Tenso
     has; compare where it must be exact.
 
     Example:
-        >>> from fxquant.quantization.grid import AffineGrid
+        >>> from fxquant.quantization.range_to_qparams import AffineGrid
         >>> grid, scale = AffineGrid(0, 255), torch.tensor(0.1)
         >>> low, high = range_of(grid, scale, torch.tensor(3.0))
         >>> bool(grid.scale(low, high) == scale), grid.zero_point(low, scale)

@@ -124,7 +124,7 @@ class Target(_Frozen):
         shifts: ranges that `check_shifts` compares with.
         contrib: it is onnxruntime: exported files use its own operators and the forms of others
             that it runs fastest.
-        deploy: the CPUs that files are written for, see `fxquant.onnx.deploy`.
+        deploy: the CPUs that files are written for, see `fxquant.onnx.lowering.deployment`.
         operators: row name -> rule; what is not listed is computed in floating point.
     """
 

@@ -10,19 +10,19 @@ from torch import fx, nn
 
 from fxquant import ops
 from fxquant.errors import ConfigError, place
-from fxquant.graph.grids import operands
 from fxquant.nn import QuantizationMixin
+from fxquant.placement.dataflow import operands
 from fxquant.quantization import QuantizerBase
 from fxquant.quantization.affine import (
     AffineQuantizer,
     BiasQuantizeDequantize,
     QuantizeDequantize,
 )
+from fxquant.quantization.affine.pof2_rounding import OF_ONNX, RoundingQuantizeDequantize
 from fxquant.quantization.analyzers import EncodingAnalyzer, MinMax, Percentile, Sqnr
 from fxquant.quantization.float import FloatQuantizeDequantize
 from fxquant.quantization.pof2 import PowerOfTwo, PowerOfTwoQuantizeDequantize
-from fxquant.quantization.pof2_rounding import OF_ONNX, RoundingQuantizeDequantize
-from fxquant.vitis.entropy import Entropy
+from fxquant.vitis.relative_entropy import Entropy
 from fxquant.vitis.strategy import KINDS, Kind, Strategy, TensorRule
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxquant.graph.passes import Fact
-from fxquant.graph.share import twin
+from fxquant.graph.pass_infra import Fact
+from fxquant.graph.recorded_module import twin
 from fxquant.passes import UniqueModules
 from tests.helpers.golden import assert_rewrites, ready
 

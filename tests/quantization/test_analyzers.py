@@ -27,8 +27,8 @@ from fxquant.quantization.analyzers import (
     Sqnr,
 )
 from fxquant.quantization.analyzers.entropy import divergence
-from fxquant.quantization.grid import AffineGrid
 from fxquant.quantization.layout import Layout
+from fxquant.quantization.range_to_qparams import AffineGrid
 
 ANALYZERS: list[EncodingAnalyzer] = [
     MinMax(),

@@ -13,7 +13,7 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 
 from fxquant.quantization import affine, kernels, pieces, traced
-from fxquant.quantization.grid import AffineGrid, Factors
+from fxquant.quantization.range_to_qparams import AffineGrid, Factors
 from tests.quantization import runtime
 
 GRIDS = sorted(runtime.TYPES)

@@ -13,7 +13,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fxquant.errors import QuantizationError
-from fxquant.quantization.grid import AffineGrid
+from fxquant.quantization.affine.pof2_rounding import (
+    ROUND_MODES,
+    RoundedEncoding,
+    RoundingQuantizeDequantize,
+    round_by,
+)
 from fxquant.quantization.pof2 import (
     PowerOfTwo,
     PowerOfTwoQuantizeDequantize,
@@ -21,12 +26,7 @@ from fxquant.quantization.pof2 import (
     position_of,
     range_at,
 )
-from fxquant.quantization.pof2_rounding import (
-    ROUND_MODES,
-    RoundedEncoding,
-    RoundingQuantizeDequantize,
-    round_by,
-)
+from fxquant.quantization.range_to_qparams import AffineGrid
 
 _TIES = torch.tensor([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5])
 

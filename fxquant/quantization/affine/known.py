@@ -17,8 +17,8 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from fxquant.quantization.encodings import AffineEncoding
-    from fxquant.quantization.grid import AffineGrid, Factors
     from fxquant.quantization.kernels import Affine
+    from fxquant.quantization.range_to_qparams import AffineGrid, Factors
 
 Stamp = tuple[int, int, int, int]
 

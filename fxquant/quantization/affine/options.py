@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from fxquant.errors import QuantizationError
 from fxquant.quantization.analyzers import EncodingAnalyzer, MinMax
-from fxquant.quantization.grid import AffineGrid
 from fxquant.quantization.layout import Layout
+from fxquant.quantization.range_to_qparams import AffineGrid
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -18,8 +18,8 @@ from torch import Tensor
 from fxquant.quantization.analyzers.histogram import Histogram, OverHistogram
 
 if TYPE_CHECKING:
-    from fxquant.quantization.analyzers.base import Statistics
-    from fxquant.quantization.grid import AffineGrid
+    from fxquant.quantization.analyzers.min_max import Statistics
+    from fxquant.quantization.range_to_qparams import AffineGrid
 
 _LITTLE = 1e-10  # probability of what should be impossible: bins that the grid leaves empty
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from fxquant.errors import QuantizationError
 
 if TYPE_CHECKING:
-    from fxquant.quantization.analyzers.base import Statistics
-    from fxquant.quantization.grid import AffineGrid
+    from fxquant.quantization.analyzers.min_max import Statistics
     from fxquant.quantization.layout import Layout
+    from fxquant.quantization.range_to_qparams import AffineGrid
 
 
 class MovingAverageStatistics:

@@ -12,9 +12,9 @@ from fxquant.errors import QuantizationError
 from fxquant.quantization.analyzers.histogram import Histogram
 
 if TYPE_CHECKING:
-    from fxquant.quantization.analyzers.base import Statistics
-    from fxquant.quantization.grid import AffineGrid
+    from fxquant.quantization.analyzers.min_max import Statistics
     from fxquant.quantization.layout import Layout
+    from fxquant.quantization.range_to_qparams import AffineGrid
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from torch import Tensor
 from fxquant.quantization.analyzers.histogram import Histogram, OverHistogram
 
 if TYPE_CHECKING:
-    from fxquant.quantization.analyzers.base import Statistics
-    from fxquant.quantization.grid import AffineGrid
+    from fxquant.quantization.analyzers.min_max import Statistics
+    from fxquant.quantization.range_to_qparams import AffineGrid
 
 _AT_ONCE = 1 << 16  # numbers of the table candidates x bins at a time: they stay in the cache
 
