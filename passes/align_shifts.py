@@ -11,7 +11,7 @@ from fxquant.targets import Shifts
 
 if TYPE_CHECKING:
     from fxquant.graph.rewriter import Rewriter
-    from fxquant.quantization.pof2 import PowerOfTwoQuantizeDequantize
+    from fxquant.quantization.affine.pof2 import PowerOfTwoQuantizeDequantize
 
 _ROUNDS = 5  # a moved position is an operand of other operators
 

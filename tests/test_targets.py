@@ -17,7 +17,7 @@ from fxquant.errors import ConfigError, ExportError, SelectorError
 from fxquant.passes.align_grids import AlignGrids
 from fxquant.passes.align_shifts import AlignShifts
 from fxquant.passes.approximate import Approximate, listed
-from fxquant.quantization.pof2 import PowerOfTwoQuantizeDequantize
+from fxquant.quantization.affine.pof2 import PowerOfTwoQuantizeDequantize
 from fxquant.targets import OperatorRule, Shifts, available, load_target
 from tests.helpers.grids import output_of, param_of
 

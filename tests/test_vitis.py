@@ -24,9 +24,9 @@ from fxquant.errors import (
 )
 from fxquant.graph.pass_infra import state_of
 from fxquant.onnx.ort.session import Level, open_session
+from fxquant.quantization.affine.pof2 import PowerOfTwoQuantizeDequantize
 from fxquant.quantization.analyzers import MinMax, Percentile
 from fxquant.quantization.float import FloatQuantizeDequantize
-from fxquant.quantization.pof2 import PowerOfTwoQuantizeDequantize
 from fxquant.vitis import Strategy, TorchQuantizer, load_strategy, torch_quantizer
 from fxquant.vitis.relative_entropy import Entropy
 from tests.helpers.grids import output_of, param_of

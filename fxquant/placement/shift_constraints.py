@@ -25,7 +25,7 @@ from torch import fx
 from fxquant import ops
 from fxquant.placement.dataflow import operands, resolve_grids
 from fxquant.quantization.affine import BiasQuantizeDequantize
-from fxquant.quantization.pof2 import PowerOfTwoQuantizeDequantize
+from fxquant.quantization.affine.pof2 import PowerOfTwoQuantizeDequantize
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from fxquant.quantization import QuantScheme, affine
+from fxquant.quantization.affine.pof2 import PowerOfTwo, PowerOfTwoQuantizeDequantize
 from fxquant.quantization.affine.pof2_rounding import OF_ONNX, RoundingQuantizeDequantize
-from fxquant.quantization.pof2 import PowerOfTwo, PowerOfTwoQuantizeDequantize
 
 if TYPE_CHECKING:
     from fxquant.quantization.analyzers import EncodingAnalyzer

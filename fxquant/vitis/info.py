@@ -26,8 +26,8 @@ from fxquant.io.reading import read_json, reason
 from fxquant.io.writing import write_text
 from fxquant.nn import QuantizationMixin
 from fxquant.quantization.affine import AffineQuantizer, BiasQuantizeDequantize
+from fxquant.quantization.affine.pof2 import PowerOfTwoQuantizeDequantize, position_of
 from fxquant.quantization.float import FloatQuantizeDequantize
-from fxquant.quantization.pof2 import PowerOfTwoQuantizeDequantize, position_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

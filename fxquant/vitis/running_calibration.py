@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fxquant.nn.calibration import compute_param_encodings, fit_biases
 from fxquant.quantization.affine import AffineQuantizer
-from fxquant.quantization.pof2 import PositionCounts, PowerOfTwoQuantizeDequantize
+from fxquant.quantization.affine.pof2 import PositionCounts, PowerOfTwoQuantizeDequantize
 from fxquant.quantization.quantizer_base import float32
 
 if TYPE_CHECKING:

@@ -18,10 +18,10 @@ from fxquant.quantization.affine import (
     BiasQuantizeDequantize,
     QuantizeDequantize,
 )
+from fxquant.quantization.affine.pof2 import PowerOfTwo, PowerOfTwoQuantizeDequantize
 from fxquant.quantization.affine.pof2_rounding import OF_ONNX, RoundingQuantizeDequantize
 from fxquant.quantization.analyzers import EncodingAnalyzer, MinMax, Percentile, Sqnr
 from fxquant.quantization.float import FloatQuantizeDequantize
-from fxquant.quantization.pof2 import PowerOfTwo, PowerOfTwoQuantizeDequantize
 from fxquant.vitis.relative_entropy import Entropy
 from fxquant.vitis.strategy import KINDS, Kind, Strategy, TensorRule
 

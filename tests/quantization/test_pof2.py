@@ -13,18 +13,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fxquant.errors import QuantizationError
-from fxquant.quantization.affine.pof2_rounding import (
-    ROUND_MODES,
-    RoundedEncoding,
-    RoundingQuantizeDequantize,
-    round_by,
-)
-from fxquant.quantization.pof2 import (
+from fxquant.quantization.affine.pof2 import (
     PowerOfTwo,
     PowerOfTwoQuantizeDequantize,
     coarsest_position,
     position_of,
     range_at,
+)
+from fxquant.quantization.affine.pof2_rounding import (
+    ROUND_MODES,
+    RoundedEncoding,
+    RoundingQuantizeDequantize,
+    round_by,
 )
 from fxquant.quantization.range_to_qparams import AffineGrid
 

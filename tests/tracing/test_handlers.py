@@ -59,7 +59,7 @@ def test_a_branch_is_a_decision_on_a_value() -> None:
 def test_a_loop_on_values_is_refused_with_its_line() -> None:
     with pytest.raises(TraceError, match="FXQ122") as caught:
         prepare_model(Loop(), X)
-    assert "test_control.py" in str(caught.value)
+    assert "test_handlers.py" in str(caught.value)
 
 
 def test_a_mapped_function_holds_for_one_batch_and_says_so() -> None:

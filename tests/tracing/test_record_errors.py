@@ -92,7 +92,7 @@ def test_a_failing_forward_names_line_and_last_call() -> None:
     with pytest.raises(TraceError) as caught:
         record(Failing(), (rows(2, 4),), {})
     assert isinstance(caught.value.__cause__, RuntimeError)
-    assert "tests/graph/test_trace_errors.py:" in str(caught.value.at)
+    assert "tests/tracing/test_record_errors.py:" in str(caught.value.at)
     assert "linear" in str(caught.value.at)
     assert "(2, 4) float32" in str(caught.value.fix)
 
@@ -115,7 +115,7 @@ def test_constants_computed_from_the_input_are_refused() -> None:
     check_constants(recording, model, (x,), {})
     with pytest.raises(TraceError, match="FXQ109") as caught:
         check_constants(recording, model, (x + 1,), {})
-    assert "tests/graph/test_trace_errors.py:" in str(caught.value.at)
+    assert "tests/tracing/test_record_errors.py:" in str(caught.value.at)
 
 
 def test_a_model_that_runs_without_gradients_only() -> None:

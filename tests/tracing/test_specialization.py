@@ -73,7 +73,7 @@ def test_a_look_names_line_module_and_decision() -> None:
     assert isinstance(one, Specialisation)
     assert one.source is not None
     assert one.source.text == "return x * 2 if x.sum() > 0 else x"
-    assert str(one.source).startswith("tests/graph/test_trace_looks.py:")
+    assert str(one.source).startswith("tests/tracing/test_specialization.py:")
     assert (one.module_path, one.value) == ("inner", (True, True))
 
 

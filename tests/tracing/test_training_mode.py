@@ -107,7 +107,7 @@ class Flagged(nn.Module):
 
 @pytest.mark.parametrize("kind", [Branch, Scaled, Averaged])
 def test_a_training_branch_beside_parameters_is_told_once_with_its_place(kind: Any) -> None:
-    with pytest.warns(SpecialisationWarning, match=r"test_training\.py:\d+ in 1") as told:
+    with pytest.warns(SpecialisationWarning, match=r"test_training_mode\.py:\d+ in 1") as told:
         gm = prepare_model(nn.Sequential(nn.Linear(4, 4), kind()), torch.randn(3, 4))
     assert len(told) == 1
     (found,) = (f for f in validate_model(gm, torch.randn(3, 4)).findings if f.code == "FXQ138")
@@ -115,7 +115,7 @@ def test_a_training_branch_beside_parameters_is_told_once_with_its_place(kind: A
 
 
 @pytest.mark.parametrize(
-    ("net", "message"), [(Auxiliary(), r"test_training\.py:\d+\n"), (Demanding(), "give a target")]
+    ("net", "message"), [(Auxiliary(), r"test_training_mode\.py:\d+\n"), (Demanding(), "give a target")]
 )
 def test_so_is_one_of_the_whole_model(net: nn.Module, message: str) -> None:
     with pytest.warns(SpecialisationWarning, match=message):

@@ -9,7 +9,6 @@ import numpy as np
 import onnx_ir as ir
 
 from fxquant.errors import ExportError
-from fxquant.onnx.integer.kernel_graph import MICROSOFT, constant, present
 from fxquant.onnx.integer.kernels import (
     data_movement,
     dynamic_quantization,
@@ -19,6 +18,7 @@ from fxquant.onnx.integer.kernels import (
     reductions,
 )
 from fxquant.onnx.integer.kernels.arithmetic import Array
+from fxquant.onnx.integer.kernels.kernel_graph import MICROSOFT, constant, present
 from fxquant.onnx.integer.kernels.lanes import Lanes
 from fxquant.onnx.integer.kernels.registry import KernelCall, UnsupportedError, kernels
 from fxquant.onnx.integer.rewrite.weight_only import KERNEL

@@ -12,8 +12,8 @@ import torch
 
 from fxquant.errors import ExportError
 from fxquant.onnx.integer.interpreter import Interpreter, as_array
-from fxquant.onnx.integer.kernel_graph import Source, dtype_of, load
 from fxquant.onnx.integer.kernels.arithmetic import Array
+from fxquant.onnx.integer.kernels.kernel_graph import Source, dtype_of, load
 from fxquant.onnx.integer.kernels.lane_probe import lanes_here
 from fxquant.onnx.integer.kernels.lanes import AVX2
 from fxquant.onnx.integer.rewrite.canonicalize import normalize

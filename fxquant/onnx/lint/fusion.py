@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import onnx_ir as ir
 
-from fxquant.onnx.integer.kernel_graph import MOVES_BYTES
+from fxquant.onnx.integer.kernels.kernel_graph import MOVES_BYTES
 from fxquant.onnx.lint.structure import (
     Finding,
     array,

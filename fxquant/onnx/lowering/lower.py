@@ -27,7 +27,7 @@ from fxquant.onnx.lowering.assemble import assemble, bind_outputs
 from fxquant.onnx.lowering.builder import Builder, describe
 from fxquant.onnx.lowering.context import Call, Table, UnsupportedError, path_of
 from fxquant.onnx.lowering.deployment import written_for
-from fxquant.onnx.lowering.emit.registry import (
+from fxquant.onnx.lowering.emitters import (
     Emitter,
     emitter_of_class,
     emitter_of_function,

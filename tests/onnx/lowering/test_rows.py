@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fxquant import ops
-from fxquant.onnx.lowering.emit.registry import emitter_of_row
+from fxquant.onnx.lowering.emitters import emitter_of_row
 from tests.helpers.lowering import check, row_graph
 
 _SAMPLES = [

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fxquant.onnx.integer.kernel_graph import dtype_of
 from fxquant.onnx.integer.kernels import float_functions
 from fxquant.onnx.integer.kernels.arithmetic import F32, Array, dequantize, quantize
+from fxquant.onnx.integer.kernels.kernel_graph import dtype_of
 from fxquant.onnx.integer.kernels.lanes import Lanes
 from fxquant.onnx.integer.kernels.registry import KernelCall, UnsupportedError, kernel
 

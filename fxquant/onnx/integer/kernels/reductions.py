@@ -22,10 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fxquant.onnx.integer.kernel_graph import sizes
 from fxquant.onnx.integer.kernels import float_functions
 from fxquant.onnx.integer.kernels.arithmetic import F32, Array, fma
 from fxquant.onnx.integer.kernels.gemm import as_tensor, padding
+from fxquant.onnx.integer.kernels.kernel_graph import sizes
 from fxquant.onnx.integer.kernels.lanes import Lanes, folded, in_lanes, in_turn, one_after_the_other
 from fxquant.onnx.integer.kernels.lookup import average_pool, pooled_sizes
 from fxquant.onnx.integer.kernels.registry import KernelCall, UnsupportedError, kernel

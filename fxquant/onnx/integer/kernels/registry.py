@@ -8,8 +8,8 @@ from typing import TypeAlias
 
 import onnx_ir as ir
 
-from fxquant.onnx.integer.kernel_graph import attribute
 from fxquant.onnx.integer.kernels.arithmetic import Array
+from fxquant.onnx.integer.kernels.kernel_graph import attribute
 from fxquant.onnx.integer.kernels.lanes import Lanes
 
 Result: TypeAlias = "Array | Sequence[Array | None]"

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from fxquant.errors import ExportError
-from fxquant.onnx.integer.kernel_graph import (
+from fxquant.onnx.integer.kernels.kernel_graph import (
     add_constant,
     attribute,
     bypass,

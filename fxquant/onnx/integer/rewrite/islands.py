@@ -7,7 +7,7 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from fxquant.onnx.integer.kernel_graph import (
+from fxquant.onnx.integer.kernels.kernel_graph import (
     MICROSOFT,
     constant,
     describe,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from fxquant.onnx.integer.kernel_graph import (
+from fxquant.onnx.integer.kernels.kernel_graph import (
     BYTES,
     CHOOSES_BYTES,
     MOVES_WORDS,

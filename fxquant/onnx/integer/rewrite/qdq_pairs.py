@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fxquant.onnx.integer.kernel_graph import (
+from fxquant.onnx.integer.kernels.kernel_graph import (
     Grid,
     add_constant,
     constant,

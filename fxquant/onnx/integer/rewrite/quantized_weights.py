@@ -8,7 +8,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fxquant.onnx.integer.kernel_graph import (
+from fxquant.onnx.integer.kernels.arithmetic import quantize
+from fxquant.onnx.integer.kernels.kernel_graph import (
     add_constant,
     attribute,
     constant,
@@ -20,7 +21,6 @@ from fxquant.onnx.integer.kernel_graph import (
     ordered,
     sizes,
 )
-from fxquant.onnx.integer.kernels.arithmetic import quantize
 
 
 def quantize_weights(graph: ir.Graph) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from fxquant.onnx.integer.kernel_graph import (
+from fxquant.onnx.integer.kernels.kernel_graph import (
     Grid,
     attribute,
     constant,

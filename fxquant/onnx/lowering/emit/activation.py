@@ -10,7 +10,7 @@ import torch
 from fxquant.nn import DeQuantStub, QuantStub
 from fxquant.onnx.lowering.builder import data_type
 from fxquant.onnx.lowering.context import Call, Emitted, UnsupportedError
-from fxquant.onnx.lowering.emit.registry import emits, emits_class
+from fxquant.onnx.lowering.emitters import emits, emits_class
 from fxquant.ops import DROPOUTS
 
 if TYPE_CHECKING:

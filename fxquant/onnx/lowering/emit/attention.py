@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fxquant.onnx.lowering.context import Call, UnsupportedError
-from fxquant.onnx.lowering.emit.registry import emits
+from fxquant.onnx.lowering.emitters import emits
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from fxquant.onnx.lowering.context import Call, static_sizes
 from fxquant.onnx.lowering.emit import phases
-from fxquant.onnx.lowering.emit.registry import emits
 from fxquant.onnx.lowering.emit.spatial import pad_value
+from fxquant.onnx.lowering.emitters import emits
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fxquant.onnx.lowering.context import Call, UnsupportedError
-from fxquant.onnx.lowering.emit.registry import Emitter, emits_function
+from fxquant.onnx.lowering.emitters import Emitter, emits_function
 from fxquant.onnx.lowering.values import Held
 from fxquant.onnx.runs.observed import Dim
 

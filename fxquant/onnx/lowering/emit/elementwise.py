@@ -9,7 +9,7 @@ import onnx_ir as ir
 import torch
 
 from fxquant.onnx.lowering.context import Call, UnsupportedError
-from fxquant.onnx.lowering.emit.registry import Emitter, emits
+from fxquant.onnx.lowering.emitters import Emitter, emits
 
 if TYPE_CHECKING:
     from collections.abc import Callable

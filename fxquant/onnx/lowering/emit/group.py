@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from fxquant.onnx.lowering.context import Call, UnsupportedError
-from fxquant.onnx.lowering.emit.registry import emits_function
+from fxquant.onnx.lowering.emitters import emits_function
 from fxquant.onnx.runs.observed import Shaped
 
 if TYPE_CHECKING:

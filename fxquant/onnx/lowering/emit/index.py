@@ -9,7 +9,7 @@ import onnx_ir as ir
 import torch
 
 from fxquant.onnx.lowering.context import Call, UnsupportedError, static_sizes
-from fxquant.onnx.lowering.emit.registry import emits
+from fxquant.onnx.lowering.emitters import emits
 from fxquant.onnx.lowering.values import GridValues, Held, SizeValue
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from fxquant.nn import QuantizationMixin
 from fxquant.onnx.lowering.context import Call, UnsupportedError
-from fxquant.onnx.lowering.emit.registry import emits
+from fxquant.onnx.lowering.emitters import emits
 from fxquant.onnx.lowering.stored_weights import TRANSPOSED
 from fxquant.onnx.runs.observed import Dim
 from fxquant.quantization.affine import AffineQuantizer, BiasQuantizeDequantize

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from fxquant.onnx.lowering.context import Call, Emitted, UnsupportedError, static_sizes
-from fxquant.onnx.lowering.emit.registry import emits, emits_function
+from fxquant.onnx.lowering.emitters import emits, emits_function
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

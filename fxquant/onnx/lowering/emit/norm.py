@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fxquant.onnx.lowering.context import Call, Emitted, UnsupportedError, static_sizes
-from fxquant.onnx.lowering.emit.registry import emits
+from fxquant.onnx.lowering.emitters import emits
 
 if TYPE_CHECKING:
     import onnx_ir as ir

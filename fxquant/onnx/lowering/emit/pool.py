@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from fxquant.onnx.lowering.context import Call, UnsupportedError, static_sizes
-from fxquant.onnx.lowering.emit.registry import emits
 from fxquant.onnx.lowering.emit.spatial import pad_value
+from fxquant.onnx.lowering.emitters import emits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

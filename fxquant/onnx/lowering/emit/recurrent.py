@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from fxquant.onnx.lowering.context import Call, UnsupportedError
-from fxquant.onnx.lowering.emit.registry import emits
+from fxquant.onnx.lowering.emitters import emits
 from fxquant.onnx.lowering.stored_weights import Arrangement
 
 

@@ -10,7 +10,7 @@ import torch
 
 from fxquant.onnx.lowering.builder import data_type
 from fxquant.onnx.lowering.context import Call, UnsupportedError, static_sizes
-from fxquant.onnx.lowering.emit.registry import Emitter, emits
+from fxquant.onnx.lowering.emitters import Emitter, emits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from fxquant.onnx.lowering.context import Call, UnsupportedError, static_sizes
-from fxquant.onnx.lowering.emit.registry import emits
+from fxquant.onnx.lowering.emitters import emits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
