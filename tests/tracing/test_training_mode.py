@@ -115,7 +115,8 @@ def test_a_training_branch_beside_parameters_is_told_once_with_its_place(kind: A
 
 
 @pytest.mark.parametrize(
-    ("net", "message"), [(Auxiliary(), r"test_training_mode\.py:\d+\n"), (Demanding(), "give a target")]
+    ("net", "message"),
+    [(Auxiliary(), r"test_training_mode\.py:\d+\n"), (Demanding(), "give a target")],
 )
 def test_so_is_one_of_the_whole_model(net: nn.Module, message: str) -> None:
     with pytest.warns(SpecialisationWarning, match=message):
