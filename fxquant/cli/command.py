@@ -3,6 +3,9 @@
 Exit codes: 0 all is well; 1 the model breaks guidelines, cannot be quantized, or the proof failed;
 2 the command line, or a file it names, cannot be used.
 
+This file is what a command line may say; `fxquant.cli.actions` is what is done then. It is imported
+by the commands, because torch is, and `--help` and mistakes in a command line need neither.
+
 With ``--json`` the result, or the error, is the only thing on standard output. Progress and tables
 of progress go to standard error.
 """
@@ -18,36 +21,23 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from fxquant import (
-    QuantizationSimModel,
-    QuantScheme,
-    insert_stubs,
-    inspect_model,
-    prepare_model,
-    validate_model,
-)
 from fxquant._version import __version__
-from fxquant.analysis.inspector import Inspector, InspectorReport
-from fxquant.analysis.inspector_regions import inspect_regions
-from fxquant.cli.batches import Data, load_data, random_data
-from fxquant.cli.loading import build_model
 from fxquant.cli.progress import Progress
-from fxquant.encodings import diff
-from fxquant.encodings import read as read_encodings
 from fxquant.errors import ConfigError, FxQuantError
-from fxquant.io.writing import write_text
-from fxquant.targets import DEPLOYMENTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from torch import nn
 
     Command = TypeVar("Command", bound=Callable[..., Any])
 
 FINDINGS, USAGE = 1, 2
 
-_SCHEMES = (*(scheme.value for scheme in QuantScheme), "tf")
+# written out: what knows them imports torch, which `--help` does without
+SCHEMES = (
+    "min_max", "tf_enhanced", "percentile", "mse", "entropy", "moving_average",
+    "range_learning_tf", "range_learning_tf_enhanced", "tf",
+)  # fmt: skip
+DEPLOYMENTS = ("any", "vnni", "avx2", "arm")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -127,7 +117,7 @@ def _sim_options(command: Command) -> Command:
 )
 @click.option("--out", required=True, metavar="DIR", help="Folder of the results.")
 @click.option("--prefix", metavar="NAME", help="Name of the files; default: the function's name.")
-@click.option("--scheme", default="tf_enhanced", show_default=True, type=click.Choice(_SCHEMES))
+@click.option("--scheme", default="tf_enhanced", show_default=True, type=click.Choice(SCHEMES))
 @click.option("--param-bw", type=int, help="Bits of weights; default: --config's or --target's.")
 @click.option("--activation-bw", type=int, help="Bits of activations; default: in the same way.")
 @click.option("--batch-size", default=32, show_default=True, type=click.IntRange(1))
@@ -159,29 +149,13 @@ def quantize(
     when the proof fails.
     """
     _check_batch_size(calibration)
-    progress.step("building the network")
-    model = build_model(factory, options["weights"])
-    data = load_data(calibration, batch_size=batch_size, model=model).take(max_batches)
-    example = data.first()
-    progress.step("preparing and placing quantizers")
-    sim = QuantizationSimModel(
-        model,
-        example,
-        quant_scheme=options["scheme"],
-        default_param_bw=options["param_bw"],
-        default_output_bw=options["activation_bw"],
-        config=options["config"],
-        target=options["target"],
-    )
-    with progress.bar("calibrating", data.count) as advance:
-        sim.compute_encodings(data, progress=lambda done, _: advance(done))
-    progress.step("exporting" if options["no_proof"] else "exporting and proving")
-    prefix = options["prefix"] or factory.rpartition(":")[2]
-    report = sim.export(
-        options["out"], prefix, example, opset=options["opset"], prove=not options["no_proof"],
-        contrib=False if options["standard"] else None, deploy=options["deploy"],
+    from fxquant.cli import actions
+
+    options["prefix"] = options["prefix"] or factory.rpartition(":")[2]
+    report, files = actions.quantize(
+        factory, calibration, batch_size=batch_size, max_batches=max_batches, progress=progress,
+        **options,
     )  # fmt: skip
-    files = sorted(str(p) for p in Path(options["out"]).glob(f"{prefix}.*"))
     if as_json:
         click.echo(json.dumps({"files": files, "report": json.loads(report.to_json())}, indent=1))
     else:
@@ -194,9 +168,10 @@ def quantize(
 @_common
 def validate(factory: str, *, as_json: bool, progress: Progress, **options: Any) -> int:
     """Check a network against the guidelines; exit code 1 when it breaks one."""
-    model, data = _model_and_data(factory, progress, **options)
-    progress.step("validating")
-    report = validate_model(model, data.first())
+    _check_example(options)
+    from fxquant.cli import actions
+
+    report = actions.validate(factory, progress=progress, **options)
     click.echo(report.to_json() if as_json else str(report))
     return 0 if report else FINDINGS
 
@@ -209,41 +184,19 @@ def validate(factory: str, *, as_json: bool, progress: Progress, **options: Any)
 @_model_options
 @_sim_options
 @_common
-def inspect(
-    factory: str,
-    *,
-    config: str | None,
-    target: str,
-    as_json: bool,
-    progress: Progress,
-    **options: Any,
-) -> int:
+def inspect(factory: str, *, target: str, as_json: bool, progress: Progress, **options: Any) -> int:
     """Show what would be quantized and why, operator by operator, without calibrating.
 
     With --target: which operators the target takes, which not and why, and in how many parts.
     """
-    regions, chosen, kept, picture = (
-        options.pop(name) for name in ("regions", "chosen", "kept", "picture")
-    )
-    parts = regions or chosen or kept
-    if picture and parts:
+    parts = options["regions"] or options["chosen"] or options["kept"]
+    if options["picture"] and parts:
         raise ConfigError("FXQ735", "--picture shows a target, not regions", fix="leave one out")
-    model, data = _model_and_data(factory, progress, **options)
-    example = data.first()
-    progress.step("preparing and placing quantizers")
-    if chosen or kept:
-        prepared = prepare_model(model, example)
-        model = insert_stubs(prepared, chosen or None, keep_float=kept or None)
-    settings: dict[str, Any] = {"config": config}
-    plan: Any
-    if parts:
-        plan = inspect_regions(model, example, target=target, **settings)
-    elif picture or _is_given("target"):
-        plan = Inspector(target).inspect(model, example, **settings)
-    else:
-        plan = inspect_model(model, example, target=target, **settings)
-    if picture and isinstance(plan, InspectorReport):
-        write_text(picture, plan.to_svg(), error=ConfigError)
+    _check_example(options)
+    from fxquant.cli import actions
+
+    named = _is_given("target")
+    plan = actions.inspect(factory, target=target, named=named, progress=progress, **options)
     click.echo(plan.to_json() if as_json else str(plan))
     return 0
 
@@ -267,20 +220,13 @@ def verify(file: str, data: str | None, *, as_json: bool, progress: Progress) ->
     With --data every node is run on the runtime's own integers, with and without optimizations,
     and the table tells which operators run in integer kernels and why the others do not.
     """
-    from fxquant.onnx.lint.verify import (
-        verify_file,  # loads onnx, which no other command's start needs
-    )
-
     for given in (file, data):
         if given is not None and not Path(given).is_file():
             raise ConfigError("FXQ740", f"the file {given} does not exist")
     progress.step("verifying")
-    if data is None:
-        report: Any = verify_file(file)
-    else:
-        from fxquant.onnx.examine import examine
+    from fxquant.cli import actions
 
-        report = examine(file, data)
+    report = actions.verify(file, data)
     click.echo(report.to_json() if as_json else str(report))
     return 0 if report else FINDINGS
 
@@ -313,13 +259,13 @@ def profile_file(
     For deciding what to leave in floating point: slowest operators first, with the conversions
     around them, their time in the model without grids, and the error of the quantized tensor.
     """
-    from fxquant.analysis.profile import profile  # loads onnx, which no other command needs
-
     for given in (file, data, reference):
         if given is not None and not Path(given).is_file():
             raise ConfigError("FXQ741", f"the file {given} does not exist")
     progress.step("measuring")
-    found = profile(file, data, reference=reference, rounds=rounds, threads=threads)
+    from fxquant.cli import actions
+
+    found = actions.profile(file, data, reference=reference, rounds=rounds, threads=threads)
     click.echo(found.to_json() if as_json else found.text(top or None))
     return 0
 
@@ -339,33 +285,21 @@ def diff_encodings(first: str, second: str, *, as_json: bool, progress: Progress
     The files may be of different versions; what one of them cannot say is not compared.
     """
     progress.step("comparing")
-    a, b = read_encodings(first), read_encodings(second)
-    found = diff(a, b)
+    from fxquant.cli import actions
+
+    found, count = actions.compare_encodings(first, second)
     if as_json:
         click.echo(json.dumps({"differences": [d.to_dict() for d in found]}, indent=1))
     else:
-        count = len({e.name for e in (*a.entries, *b.entries)})
         click.echo("\n".join([*map(str, found), f"{len(found)} of {count} tensors differ"]))
     return FINDINGS if found else 0
 
 
-def _model_and_data(
-    factory: str,
-    progress: Progress,
-    *,
-    weights: str | None,
-    data: str | None,
-    shapes: tuple[str, ...],
-    batch_size: int,
-) -> tuple[nn.Module, Data]:
-    if (data is None) == (not shapes):
+def _check_example(options: dict[str, Any]) -> None:
+    """Example inputs come from one place."""
+    if (options["data"] is None) == (not options["shapes"]):
         raise ConfigError("FXQ731", "give example inputs: either --data or --input-shape")
-    _check_batch_size(data)
-    progress.step("building the network")
-    model = build_model(factory, weights)
-    if data is None:
-        return model, random_data(shapes)
-    return model, load_data(data, batch_size=batch_size, model=model)
+    _check_batch_size(options["data"])
 
 
 def _check_batch_size(data: str | None) -> None:

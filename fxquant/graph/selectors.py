@@ -12,7 +12,6 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import networkx as nx
 from torch import fx, nn
 
 from fxquant import ops
@@ -186,6 +185,8 @@ def _between(
     gm: fx.GraphModule, named: dict[str, nn.Module], at: dict[str, fx.Node], bounds: tuple[str, str]
 ) -> set[fx.Node]:
     first, last = ({at[p] for p in select_named(end, named, below=True)} for end in bounds)
+    import networkx as nx  # slow to import, and needed by ranges only
+
     flow = nx.DiGraph((i, n) for n in gm.graph.nodes for i in n.all_input_nodes)
     after = first.union(*(nx.descendants(flow, n) for n in first if n in flow))
     before = last.union(*(nx.ancestors(flow, n) for n in last if n in flow))

@@ -1,5 +1,7 @@
 """Quantized regions: what lies on the paths from a `QuantStub` call to a `DeQuantStub`.
 
+networkx is imported where it is needed: it is slow to import, and most models have no stubs.
+
 Each call of a stub is a border of its own, whether or not the object is used again. What is wrong
 with the borders is found here, on the graph, before anything is placed.
 
@@ -12,7 +14,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import networkx as nx
 from torch import fx
 
 from fxquant.errors import RegionError, place
@@ -21,6 +22,7 @@ from fxquant.placement.dataflow import is_float_spec
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    import networkx as nx
     from torch import nn
 
 
@@ -87,6 +89,8 @@ def _is(gm: fx.GraphModule, node: fx.Node, kind: str) -> bool:
 
 def _flow(gm: fx.GraphModule) -> Flow:
     """Edges from makers to readers of floating-point tensors; constants are no part of it."""
+    import networkx as nx
+
     flow: Flow = nx.DiGraph()
     flow.add_nodes_from(gm.graph.nodes)
     for node in gm.graph.nodes:
@@ -113,6 +117,8 @@ def _without(
     flow: Flow, *, after: frozenset[fx.Node], into: frozenset[fx.Node] = frozenset()
 ) -> Flow:
     """The graph without the edges that leave some nodes or enter others."""
+    import networkx as nx
+
     kept: Flow = nx.DiGraph()
     kept.add_nodes_from(flow)
     kept.add_edges_from((a, b) for a, b in flow.edges if a not in after and b not in into)
@@ -189,6 +195,8 @@ def _numbers(
     order: dict[fx.Node, int],
 ) -> dict[fx.Node, int]:  # fmt: skip
     """Regions are what hangs together without passing an end."""
+    import networkx as nx
+
     part = _without(flow, after=ends, into=begins).subgraph(begins | ends | inside)
     groups = sorted(
         nx.weakly_connected_components(part), key=lambda group: min(order[n] for n in group)
@@ -201,6 +209,8 @@ def _check_skips(gm: fx.GraphModule, flow: Flow, regions: Regions) -> None:
 
     Regions that `insert_stubs` made are what was asked for: there a value may skip.
     """
+    import networkx as nx
+
     number = regions.number
     # every region as one node, border joins left out: a cycle is a region behind itself
     whole = nx.DiGraph()
