@@ -189,7 +189,8 @@ def functionals(gm: fx.GraphModule) -> Iterator[Finding]:
             reasons = [s.reason for s in state_of(gm).skips if s.node == node.name]
             if reasons:  # preparation left it so
                 fix = "write the result to a new tensor, or keep the module whole"
-                yield _finding("FXQ137", "warning", node, f"{what}: {reasons[-1]}", fix)
+                why = f"{row.name} could not become a module: {reasons[-1]}"
+                yield _finding("FXQ137", "warning", node, why, fix)
             else:
                 yield _finding("FXQ130", "error", node, what, _PREPARE)
 

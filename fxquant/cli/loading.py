@@ -138,7 +138,8 @@ def call(function: Callable[..., Any], spec: str) -> Any:
 def failed(error: BaseException, what: str) -> ConfigError:
     """An error of the user's code, as an error of ours that quotes it."""
     fix = "the traceback is shown with --debug"
-    return ConfigError("FXQ705", f"{what}: {type(error).__name__}: {error}", fix=fix)
+    what = f"{what}, the code there raised {type(error).__name__}: {error}"
+    return ConfigError("FXQ705", what, fix=fix)
 
 
 # --- weights -------------------------------------------------------------------------------------

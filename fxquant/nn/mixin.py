@@ -329,7 +329,7 @@ def implements(
         if not issubclass(quantized, cls):
             raise QuantizationError(
                 "FXQ420",
-                f"{quantized.__name__} is no {cls.__name__}",
+                f"{quantized.__name__} is no subclass of {cls.__name__}",
                 fix=f"write class {quantized.__name__}(QuantizationMixin, {cls.__name__})",
             )
         quantized.float_class = cls
