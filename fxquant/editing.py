@@ -182,8 +182,8 @@ def set_blocks(
 
 def original_model(gm: fx.GraphModule, *, qdq_weights: bool) -> fx.GraphModule:
     """A copy without quantizers; with the weights on their grids if that is wanted."""
-    twin = copy.deepcopy(gm)
-    rw = Rewriter(twin, "original_model")
+    copied = copy.deepcopy(gm)
+    rw = Rewriter(copied, "original_model")
     rounded: dict[int, nn.Parameter] = {}
     for node in rw.nodes:
         module = rw.module(node)
@@ -191,7 +191,7 @@ def original_model(gm: fx.GraphModule, *, qdq_weights: bool) -> fx.GraphModule:
             continue
         if getattr(module, "placed", False):
             rw.replace(node, node.all_input_nodes[0])
-            twin.delete_submodule(str(node.target))
+            copied.delete_submodule(str(node.target))
             continue
         plain = module.get_original_module()
         if qdq_weights:
@@ -205,8 +205,8 @@ def original_model(gm: fx.GraphModule, *, qdq_weights: bool) -> fx.GraphModule:
                         plain.register_parameter(name, kept)
         rw.set_module(str(node.target), plain)
     rw.finish()
-    set_state(twin, facts=state_of(twin).facts - {Fact.PLACED}, why={})
-    return twin
+    set_state(copied, facts=state_of(copied).facts - {Fact.PLACED}, why={})
+    return copied
 
 
 def refresh_biases(gm: fx.GraphModule) -> None:
@@ -247,8 +247,8 @@ def _input_quantizer(
     own = module.input_quantizers._modules.get("0")
     if isinstance(own, QuantizerBase):
         return own
-    maker = ops.arguments(node, gm).get("input")
-    found = grids.get(maker, (None,)) if isinstance(maker, fx.Node) else (None,)
+    producer = ops.arguments(node, gm).get("input")
+    found = grids.get(producer, (None,)) if isinstance(producer, fx.Node) else (None,)
     return found[0] if found else None
 
 

@@ -114,7 +114,7 @@ class Op:
         classes: further module classes that are this operator.
         dynamic: functional module used when `module` cannot hold the arguments (sizes known at run
             time, computed weights).
-        inputs: parameters that are activations in the twin's forward, in order.
+        inputs: parameters that are activations in the quantized class's forward, in order.
         build: makes `module` from bound arguments; None: its constructor's parameters by name.
         read: reads arguments from a `torch.nn` module whose attributes are named differently.
         fixed: (low, high) of a FIXED grid.
@@ -1387,7 +1387,7 @@ def _moves() -> tuple[Op, ...]:
         Op(
             "affine_grid",
             "theta, size, align_corners=None",
-            fn.AffineGrid,
+            fn.IntegerRange,
             _FLOAT,
             inputs=("theta",),
             names="F.affine_grid",

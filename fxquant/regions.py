@@ -27,7 +27,7 @@ def insert_stubs(
 ) -> fx.GraphModule:
     """Put QuantStub and DeQuantStub around parts of a prepared graph.
 
-    Neighbours that are both chosen have no border between them.
+    Neighbours that are both chosen have no boundary between them.
 
     Args:
         prepared: result of `prepare_model`; it is not changed.

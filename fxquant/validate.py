@@ -1,4 +1,4 @@
-"""validate_model: the guidelines of a quantizable network, each breach with its place and its fix.
+"""validate_model: the guidelines of a quantizable network, violations with place and fix.
 
 A check only looks at the recorded graph. The network itself runs once, to be recorded; a prepared
 network does not even do that.
@@ -35,7 +35,7 @@ _SHOWN = 60
 
 @dataclass(frozen=True)
 class Finding:
-    """One breach of a guideline, or one thing worth knowing.
+    """One violation of a guideline, or one thing worth knowing.
 
     Attributes:
         code: stable identifier of the guideline.

@@ -24,7 +24,7 @@ _EFFECTS = ops.DROPOUTS | {"rrelu", "batch_norm", "instance_norm"}
 
 @dataclass(frozen=True)
 class DropDeadCode(Pass):
-    """Operations without readers go, unless they have an effect.
+    """Operations without consumers go, unless they have an effect.
 
     Before::
 

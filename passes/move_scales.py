@@ -72,10 +72,10 @@ def _number(rw: Rewriter, node: fx.Node) -> tuple[fx.Node, float] | None:
 
 def _move(rw: Rewriter, product: fx.Node, scaled: fx.Node, number: float) -> None:
     rw.redirect(scaled, rw.arguments(scaled)["input"], list(scaled.users))
-    readers = list(product.users)
+    consumers = list(product.users)
     with rw.after(product):
         moved = rw.call_module(str(scaled.target), product, number, like=scaled)
     moved.meta["spec"] = product.meta["spec"]
-    rw.redirect(product, moved, readers)
+    rw.redirect(product, moved, consumers)
     rw.erase(scaled)
     rw.explain(moved, f"it scaled an operand of {product.name} before: see MoveScales")

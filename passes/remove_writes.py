@@ -83,7 +83,7 @@ class _Write:
         self.bases = self._bases()
 
     def _late(self, of: fx.Node) -> list[fx.Node]:
-        """The readers of a node after the write."""
+        """The consumers of a node after the write."""
         return [user for user in of.users if self.order.get(user, -1) > self.now]
 
     def _base(self, view: fx.Node) -> fx.Node | None:
@@ -150,7 +150,7 @@ class _Write:
         return chain
 
     def remove(self) -> None:
-        """Rewrite the operation and let later readers read its result."""
+        """Rewrite the operation and let later consumers read its result."""
         later = self._late(self.target)
         self._become_plain()
         self.rw.redirect(self.target, self.node, later)

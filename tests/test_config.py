@@ -190,9 +190,9 @@ def test_targets_and_shared_grids_limit_rules() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.last(torch.cat((self.a(x), self.b(x), self.c(x)), 1))  # type: ignore[no-any-return]
 
-    wishes = {"layers": {n: {"output": {"bitwidth": b}} for n, b in (("a", 16), ("b", 8))}}
+    settings = {"layers": {n: {"output": {"bitwidth": b}} for n, b in (("a", 16), ("b", 8))}}
     with pytest.raises(ConfigError, match=r"FXQ225: layers.a.output.bitwidth asks for 16"):
-        QuantizationSimModel(Cat().eval(), x, config=wishes)
+        QuantizationSimModel(Cat().eval(), x, config=settings)
 
 
 def test_rules_are_what_the_runtime_computes(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def aliases(gm: fx.GraphModule) -> dict[str, QuantizerBase]:
     return found
 
 
-def names_at_readers(model: nn.Module) -> dict[str, tuple[str, ...]]:
+def names_at_consumers(model: nn.Module) -> dict[str, tuple[str, ...]]:
     """Place of a stub that the placement put in -> names of the inputs that read it."""
     if not isinstance(model, fx.GraphModule):
         return {}

@@ -29,10 +29,10 @@ class Fact(enum.Enum):
     UNIQUE_MODULES = "every module is called once"
     NO_WRITES = "no operation writes into a tensor that something else reads"
     MODULES_ONLY = "every tensor operation that has a row is a module"
-    NO_DEAD_CODE = "every operation has a reader or an effect"
+    NO_DEAD_CODE = "every operation has a consumer or an effect"
     ATTENTION_DECOMPOSED = "attention is matrix products and a softmax"
     BATCH_NORMS_FOLDED = "no batch norm follows a convolution that could take it in"
-    STUBBED = "stubs mark the borders of quantized regions"
+    STUBBED = "stubs mark the boundaries of quantized regions"
     PLACED = "every tensor's grid has its one owner"
 
 

@@ -280,11 +280,11 @@ def _alike(a: Tensor, b: Tensor) -> bool:
 M = TypeVar("M", bound=nn.Module)
 
 # the dictionaries themselves are shared, not only the tensors in them: `.to(dtype)` replaces the
-# buffers of a module, and twins must still have the same ones afterwards
+# buffers of a module, and copies must still have the same ones afterwards
 _SHARED = ("_parameters", "_buffers", "_non_persistent_buffers_set")
 
 
-def twin(module: M) -> M:
+def shared_copy(module: M) -> M:
     """A module that computes the same with the same parameters and buffers.
 
     Training flag, hooks (the same callables) and plain attributes are taken over; submodules become
@@ -295,6 +295,6 @@ def twin(module: M) -> M:
     for key, value in module.__dict__.items():
         copied = isinstance(value, dict | list | set) and key not in _SHARED
         state[key] = value.copy() if copied else value
-    state["_modules"] = {k: m and twin(m) for k, m in module._modules.items()}
+    state["_modules"] = {k: m and shared_copy(m) for k, m in module._modules.items()}
     made.__dict__.update(state)
     return made

@@ -35,7 +35,7 @@ class Keeper(Protocol):
     def arithmetic(self, op: Callable[..., Any], operands: tuple[Any, ...], value: Any) -> Node:
         """A node that computes ``op(*operands)``."""
 
-    def look(self, change: Change, what: str, value: object) -> None:
+    def read_data(self, change: Change, what: str, value: object) -> None:
         """Python decided on a number: remember where."""
 
 
@@ -126,11 +126,11 @@ def _combine(op: Callable[..., Any], *operands: Any) -> Any:
     return tracked(value, Trail(keeper, change, lambda: keeper.arithmetic(op, operands, value)))
 
 
-def look(number: Any, what: str, value: object) -> Any:
+def read_data(number: Any, what: str, value: object) -> Any:
     """Report that Python decided on a tracked number; returns ``value``."""
     keeper = number.trail.keeper
     if not keeper.closed:
-        keeper.look(number.trail.change, what, value)
+        keeper.read_data(number.trail.change, what, value)
     return value
 
 
@@ -139,7 +139,7 @@ def _binary(op: Callable[..., Any], *, swapped: bool = False) -> Callable[[Any, 
         if isinstance(other, bool) or not isinstance(other, int | float):
             if isinstance(other, list | tuple | str):
                 # [x] * n repeats a list: the number of repetitions is frozen
-                look(self, "repetition", plain(self))
+                read_data(self, "repetition", plain(self))
             return NotImplemented
         return _combine(op, other, self) if swapped else _combine(op, self, other)
 
@@ -154,13 +154,13 @@ def _compare(op: Callable[..., Any]) -> Callable[[Any, Any], Any]:
     def method(self: Any, other: Any) -> Any:
         if not isinstance(other, int | float):
             return NotImplemented
-        return look(self, "comparison", op(plain(self), plain(other)))
+        return read_data(self, "comparison", op(plain(self), plain(other)))
 
     return method
 
 
 def _convert(kind: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda self: look(self, f"{kind.__name__}()", kind(plain(self)))
+    return lambda self: read_data(self, f"{kind.__name__}()", kind(plain(self)))
 
 
 def _fit(kind: type, name: str, method: Callable[..., Any]) -> None:

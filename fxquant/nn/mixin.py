@@ -1,13 +1,13 @@
-"""`QuantizationMixin`: what turns a module class into its quantized twin.
+"""`QuantizationMixin`: what turns a module class into its quantized counterpart.
 
 Around the user's own `forward` a quantized module does three things: it quantizes the tensors that
 come in, lets the module see quantized parameters under the names of its own, and quantizes what
 goes out. Parameters are swapped in the instance's `__dict__`, where Python looks before it asks
 `nn.Module` for its parameters: no copy, no hook, and the autograd graph goes through.
 
-The twins are generated: a quantized class differs from its float class in nothing but its bases, so
-writing them by hand gives a hundred classes and one forgotten one. `QuantizedConv2d` is an
-`nn.Conv2d`.
+The quantized classes are generated: they differ from their float classes in nothing but their
+bases, so writing them by hand gives a hundred classes and one forgotten one. `QuantizedConv2d` is
+an `nn.Conv2d`.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class QuantizationMixin(nn.Module):
 
     @staticmethod
     def from_module(module: nn.Module) -> QuantizationMixin:
-        """The quantized twin of a module: it shares parameters, buffers, submodules and hooks.
+        """The quantized counterpart of a module: it shares parameters, buffers, children and hooks.
 
         The module itself is not changed; a module that is quantized already is returned as it is.
         """
@@ -296,7 +296,7 @@ class QuantizationMixin(nn.Module):
 
 
 def quantized_class(cls: type[nn.Module]) -> type[QuantizationMixin]:
-    """The quantized twin of a module class; the same object for the same class.
+    """The quantized counterpart of a module class; the same object for the same class.
 
     Example:
         >>> quantized_class(nn.Conv2d).__name__
@@ -320,7 +320,7 @@ def quantized_class(cls: type[nn.Module]) -> type[QuantizationMixin]:
 def implements(
     cls: type[nn.Module],
 ) -> Callable[[type[QuantizationMixin]], type[QuantizationMixin]]:
-    """Class decorator: use the decorated class as the quantized twin of `cls`.
+    """Class decorator: use the decorated class as the quantized counterpart of `cls`.
 
     For modules whose inner results need quantizers of their own; everything else is generated.
     """
@@ -379,7 +379,7 @@ class _Walk:
 
 
 def _blank(cls: type[nn.Module]) -> QuantizationMixin:
-    """An instance of the quantized twin of a class, before its state is filled in."""
+    """An instance of the quantized counterpart of a class, before its state is filled in."""
     quantized = quantized_class(cls)
     return quantized.__new__(quantized)
 

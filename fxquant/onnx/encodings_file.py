@@ -93,10 +93,10 @@ def tensor_names(gm: fx.GraphModule, example: Any) -> Mapping[str, tuple[str, ..
         gm: the model of a simulation; it is not changed.
         example: positional and keyword inputs.
     """
-    twin = copy.deepcopy(gm)
+    copied = copy.deepcopy(gm)
     homes: dict[int, list[str]] = {}
     stand_ins: dict[int, QuantizeDequantize] = {}
-    for place in list(places(twin)):
+    for place in list(places(copied)):
         quantizer = place.quantizer
         if quantizer is None or place.is_param:
             continue
@@ -106,11 +106,11 @@ def tensor_names(gm: fx.GraphModule, example: Any) -> Mapping[str, tuple[str, ..
         if not quantizer.is_initialized():
             quantizer.set_range(-1.0, 1.0)
         homes.setdefault(id(quantizer), []).append(place.name)
-    for place in list(places(twin)):
+    for place in list(places(copied)):
         if place.is_param:
             place.home[place.key] = None
     found: dict[str, tuple[str, ...]] = {}
-    for tensor in lower(twin, example).tensors:
+    for tensor in lower(copied, example).tensors:
         for name in (tensor.float_name, tensor.quantized_name, tensor.dequantized_name):
             if name and id(tensor.quantizer) in homes:
                 found.setdefault(name, tuple(homes[id(tensor.quantizer)]))

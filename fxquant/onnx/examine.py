@@ -252,8 +252,8 @@ def _tensors(path: str | Path, feeds: Feeds) -> tuple[list[TensorExam], list[Fin
     """
     model = exact_model(path)
     executor = IntegerModel(model, islands="onnxruntime", cpu="here")
-    makers = {v.name: node for node in model.graph for v in node.outputs}
-    names = [n for n in executor.visible_names if _is_quantized(makers[n])]
+    producers = {v.name: node for node in model.graph for v in node.outputs}
+    names = [n for n in executor.visible_names if _is_quantized(producers[n])]
     peaks = {n: magnitude(x) for n, x in feeds.items()}
     allowed = tolerances(model, names, peaks)
     given = _shown(path, names, feeds)
@@ -268,9 +268,11 @@ def _tensors(path: str | Path, feeds: Feeds) -> tuple[list[TensorExam], list[Fin
         plain = open_session(source, Level.OFF).run(fed)
     rows = []
     for name in names:
-        boundary = _distance(makers[name], plain[name + _REAL])
+        boundary = _distance(producers[name], plain[name + _REAL])
         same = int((ours[name] == fused[name]).sum())
-        rows.append(_row(makers[name], (fused[name], plain[name]), boundary, allowed[name], same))
+        rows.append(
+            _row(producers[name], (fused[name], plain[name]), boundary, allowed[name], same)
+        )
     return rows, [found for found in wrong if found is not None]
 
 
@@ -289,7 +291,7 @@ def _shown(path: str | Path, names: Sequence[str], feeds: Feeds) -> Feeds:
 
 
 def _cut(model: ir.Model, names: Sequence[str]) -> ir.Model:
-    """The model with a graph input in front of every reader of these tensors; in place."""
+    """The model with a graph input in front of every consumer of these tensors; in place."""
     graph = model.graph
     values = {v.name: v for node in graph for v in node.outputs}
     for name in names:

@@ -29,7 +29,7 @@ _TYPES = {
 
 
 @dataclass(frozen=True)
-class IntegerGrid:
+class QuantParams:
     """Scale and zero point of QuantizeLinear and DequantizeLinear.
 
     Attributes:
@@ -61,7 +61,7 @@ class IntegerGrid:
         zero, scale = int(self.zero_point), np.float32(self.scale)
         return float((self.low - zero) * scale), float((self.high - zero) * scale)
 
-    def permuted(self, order: tuple[int, ...]) -> IntegerGrid:
+    def permuted(self, order: tuple[int, ...]) -> QuantParams:
         """The grid of the transposed tensor."""
         if self.axis is None:
             return self
@@ -76,7 +76,7 @@ class IntegerGrid:
             axis=axis,
         )
 
-    def rows(self, order: NDArray[np.int64]) -> IntegerGrid:
+    def rows(self, order: NDArray[np.int64]) -> QuantParams:
         """The grid of the tensor whose rows are taken in another order."""
         if self.axis != 0 or self.block is not None:
             return self
@@ -112,7 +112,7 @@ def encoding_of(quantizer: QuantizerBase) -> AffineEncoding:
 
 def integer_grid(
     quantizer: QuantizerBase, shape: tuple[Any, ...], opset: int, *, least_bits: int = 4
-) -> IntegerGrid:
+) -> QuantParams:
     """The grid of a tensor of this shape.
 
     Args:
@@ -136,13 +136,13 @@ def integer_grid(
         scale, zero = scale.reshape(-1), zero.reshape(-1)
     else:
         scale, zero = scale.reshape(()), zero.reshape(())
-    return IntegerGrid(
+    return QuantParams(
         scale, zero.astype(np.int64).astype(dtype.numpy()), dtype, axis, block,
         encoding.qmin, encoding.qmax,
     )  # fmt: skip
 
 
-def stored_integers(quantizer: QuantizerBase, tensor: Tensor, grid: IntegerGrid) -> NDArray[Any]:
+def stored_integers(quantizer: QuantizerBase, tensor: Tensor, grid: QuantParams) -> NDArray[Any]:
     """The integers of a constant, as the quantizer itself computes them."""
     integers = encoding_of(quantizer).quantize(tensor.detach().float()).cpu().numpy()
     wide = np.int32 if grid.dtype in (Type.INT4, Type.UINT4) else grid.dtype.numpy()

@@ -35,7 +35,7 @@ _MONOTONE = frozenset({"relu", "relu6", "hardtanh"})
 _EXACT = 2  # rank of a rule that names a layer by its path
 
 
-class Wish(NamedTuple):
+class Setting(NamedTuple):
     """What is asked of a node.
 
     Attributes:
@@ -63,24 +63,24 @@ class Settings:
 
     def __init__(self, gm: fx.GraphModule, config: QuantConfig, target: Target) -> None:
         self.config = config
-        self._wishes: dict[fx.Node, dict[str, Wish]] = {}
+        self._settings: dict[fx.Node, dict[str, Setting]] = {}
         self._rank: dict[tuple[fx.Node, str], int] = {}
         self._gm, self._target = gm, target
         if config.operators or config.layers:
             self._read()
 
-    def of(self, node: fx.Node, key: str) -> Wish:
+    def of(self, node: fx.Node, key: str) -> Setting:
         """What is asked of a node: key "output.bitwidth" and so on."""
-        return self._wishes.get(node, {}).get(key, Wish())
+        return self._settings.get(node, {}).get(key, Setting())
 
-    def given(self) -> Iterator[tuple[fx.Node, str, Wish]]:
+    def given(self) -> Iterator[tuple[fx.Node, str, Setting]]:
         """(node, key, what is asked) of all rules, without what a stronger one replaces."""
-        for node, wishes in self._wishes.items():
-            yield from ((node, key, wish) for key, wish in wishes.items())
+        for node, settings in self._settings.items():
+            yield from ((node, key, setting) for key, setting in settings.items())
 
-    def is_layer(self, wish: Wish) -> bool:
+    def is_layer(self, setting: Setting) -> bool:
         """Whether the rule is for a named layer."""
-        return wish.key.startswith("layers.")
+        return setting.key.startswith("layers.")
 
     def _read(self) -> None:
         for rank, prefix, nodes, rule in self._rules():
@@ -92,7 +92,7 @@ class Settings:
                 for key, value in asked.items():
                     impossible = self._impossible(node, f"{prefix}.{key}", key)
                     if impossible is None:
-                        self._add(node, key, Wish(value, f"{prefix}.{key}"), rank)
+                        self._add(node, key, Setting(value, f"{prefix}.{key}"), rank)
                     elif not self.config.is_foreign:
                         raise impossible
                     elif value is not False:
@@ -100,8 +100,8 @@ class Settings:
         self._check_ranges()
 
     def _check_ranges(self) -> None:
-        for node, wishes in self._wishes.items():
-            low, high = (wishes.get(f"output.{end}", Wish()) for end in ("min", "max"))
+        for node, settings in self._settings.items():
+            low, high = (settings.get(f"output.{end}", Setting()) for end in ("min", "max"))
             if _is_empty(low, high):
                 what = f"{low.key or high.key}: a range holds zero, and max is larger than min"
                 fix = "give min <= 0 and max >= 0, or one of them"
@@ -131,27 +131,27 @@ class Settings:
                 own = self.of(chain[i], "output.quantized")
                 if own.value and self.is_layer(own):
                     break
-                for key in [k for k in self._wishes.get(chain[i], ()) if k.startswith("output.")]:
-                    wish = self._move(chain[i], key, chain[i + 1 :])
-                    text = f"{wish.key} counts for {tail.name}: one kernel computes both"
+                for key in [k for k in self._settings.get(chain[i], ()) if k.startswith("output.")]:
+                    setting = self._move(chain[i], key, chain[i + 1 :])
+                    text = f"{setting.key} counts for {tail.name}: one kernel computes both"
                     notes.setdefault(chain[i], []).append(text)
         self._check_ranges()
         return notes
 
-    def _move(self, node: fx.Node, key: str, after: list[fx.Node]) -> Wish:
-        wish, rank = self._wishes[node].pop(key), self._rank.pop((node, key))
-        value = wish.value
+    def _move(self, node: fx.Node, key: str, after: list[fx.Node]) -> Setting:
+        setting, rank = self._settings[node].pop(key), self._rank.pop((node, key))
+        value = setting.value
         if key in ("output.min", "output.max"):
             for activation in after:
                 row = ops.row_of(activation, self._gm)
                 if row is None or row.name not in _MONOTONE:
-                    what = f"{wish.key}: the values of {_label(node)} go on into "
+                    what = f"{setting.key}: the values of {_label(node)} go on into "
                     what += f"{_label(activation)} inside one kernel and have no grid"
                     fix = f"write the rule for {_label(after[-1])!r}"
                     raise ConfigError("FXQ224", what, at=node, fix=fix)
                 value = float(_module_at(self._gm, activation)(torch.tensor(value)))
-        self._add(after[-1], key, Wish(value, wish.key), rank)
-        return wish
+        self._add(after[-1], key, Setting(value, setting.key), rank)
+        return setting
 
     def _rules(self) -> Iterator[tuple[int, str, list[fx.Node], Rule]]:
         nodes = computing_nodes(self._gm)
@@ -172,17 +172,17 @@ class Settings:
             rank = _EXACT if pattern in at else 1
             yield rank, f"layers.{pattern}", [at[p] for p in found], rule
 
-    def _add(self, node: fx.Node, key: str, wish: Wish, rank: int) -> None:
-        wishes = self._wishes.setdefault(node, {})
-        before, rank_before = wishes.get(key), self._rank.get((node, key), -1)
-        if before is not None and rank == rank_before and before.value != wish.value:
-            what = f"{before.key} asks for {before.value}, {wish.key} for {wish.value}"
+    def _add(self, node: fx.Node, key: str, setting: Setting, rank: int) -> None:
+        settings = self._settings.setdefault(node, {})
+        before, rank_before = settings.get(key), self._rank.get((node, key), -1)
+        if before is not None and rank == rank_before and before.value != setting.value:
+            what = f"{before.key} asks for {before.value}, {setting.key} for {setting.value}"
             fix = f"write a rule for the layer {_label(node)!r} itself, or change one of the two"
             if rank == _EXACT:
                 fix = "one kernel computes both and writes one grid: ask for the same, or for one"
             raise ConfigError("FXQ223", what, at=node, fix=fix)
         if rank >= rank_before:
-            wishes[key], self._rank[node, key] = wish, rank
+            settings[key], self._rank[node, key] = setting, rank
 
     def _impossible(self, node: fx.Node, where: str, key: str) -> ConfigError | None:
         """The error of a rule that this operator cannot keep, or None."""
@@ -238,7 +238,7 @@ def check_supergroups(config: QuantConfig) -> None:
             _check_operator(name, f"supergroups.{i}")
 
 
-def _is_empty(low: Wish, high: Wish) -> bool:
+def _is_empty(low: Setting, high: Setting) -> bool:
     first, last = low.value or 0.0, high.value or 0.0
     given = low.value is not None and high.value is not None
     return bool(first > 0.0 or last < 0.0 or (given and first == last))

@@ -1,8 +1,8 @@
 """Which integer grid each value of a graph lies on.
 
 A value's grid belongs to the module that makes the value. Operators whose row says `Grid.SAME` move
-values and own nothing: the walk goes through them to the maker. The answer is recomputed from the
-graph and its modules whenever it is needed, so there is no second copy of it to disagree with.
+values and own nothing: the walk goes through them to the producer. The answer is recomputed from
+the graph and its modules whenever it is needed, so there is no second copy of it to disagree with.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fxquant.quantization import QuantizerBase
 
 Slot = tuple[fx.Node, int]
-"""One output of a node: (maker, index)."""
+"""One output of a node: (producer, index)."""
 
 
 def is_float_spec(spec: Any) -> bool:

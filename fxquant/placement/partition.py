@@ -20,7 +20,7 @@ from fxquant.placement.dataflow import constant_of, is_float_spec, moves_values,
 if TYPE_CHECKING:
     from fxquant.placement.config_rules import Settings
     from fxquant.placement.regions import Regions
-    from fxquant.targets import Breach, OperatorRule, Target
+    from fxquant.targets import OperatorRule, Target, Violation
 
 _SOFTMAX = frozenset({"softmax", "log_softmax", "softmin"})
 
@@ -32,15 +32,15 @@ class Classes:
     Attributes:
         kernels: operators that it computes, with their rules.
         absorbed: operators that are computed inside the kernel of another one.
-        tails: kernels that take in others -> the operator with whose values they end.
-        breaches: constraints of the target that operators do not keep.
+        kernel_ends: kernels that take in others -> the operator with whose values they end.
+        violations: constraints of the target that operators do not keep.
         why: reasons by node.
     """
 
     kernels: dict[fx.Node, OperatorRule] = field(default_factory=dict)
     absorbed: dict[fx.Node, fx.Node] = field(default_factory=dict)
-    tails: dict[fx.Node, fx.Node] = field(default_factory=dict)
-    breaches: dict[fx.Node, Breach] = field(default_factory=dict)
+    kernel_ends: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    violations: dict[fx.Node, Violation] = field(default_factory=dict)
     why: dict[fx.Node, list[str]] = field(default_factory=dict)
 
     def note(self, node: fx.Node, text: str) -> None:
@@ -71,7 +71,7 @@ class _Classifier:
         self.kept = chosen_nodes(gm, settings.config.keep_float)
         self.classes = Classes()
         self.rules, self.absorbed = self.classes.kernels, self.classes.absorbed
-        self.tails = self.classes.tails
+        self.kernel_ends = self.classes.kernel_ends
 
     def run(self) -> Classes:
         for node in reversed(self.gm.graph.nodes):
@@ -110,14 +110,14 @@ class _Classifier:
             return
         if listed and after.name in absorbs:
             self.absorbed[user] = node
-            self.tails[node] = user
+            self.kernel_ends[node] = user
 
     def _extend_kernel(self, node: fx.Node, row: ops.Op) -> None:
         """Let a kernel take in what follows it in a supergroup of the target."""
         chain: tuple[str, ...] = (row.name,)
         tail = node
-        if node in self.tails:
-            self.rules.pop(self.tails[node], None)
+        if node in self.kernel_ends:
+            self.rules.pop(self.kernel_ends[node], None)
         while len(tail.users) == 1:
             user = next(iter(tail.users))
             after = self.rows.get(user)
@@ -125,7 +125,7 @@ class _Classifier:
             if after is None or not follows or self._is_kept(user):
                 return
             chain, tail = (*chain, after.name), user
-            self.absorbed[user], self.tails[node] = node, user
+            self.absorbed[user], self.kernel_ends[node] = node, user
             self.rules.pop(user, None)
 
     def _refusal(self, node: fx.Node, row: ops.Op) -> str | None:
@@ -141,16 +141,16 @@ class _Classifier:
         spec = node.meta.get("spec")
         if not is_float_spec(spec):
             return f"{row.name} does not make floating-point values here"
-        breach = rule.breach(ops.arguments(node, self.gm))
-        if breach is not None:
-            self.classes.breaches[node] = breach
-            return str(breach)
+        violation = rule.violation(ops.arguments(node, self.gm))
+        if violation is not None:
+            self.classes.violations[node] = violation
+            return str(violation)
         return self._elementwise_refusal(node) if rule.elementwise else None
 
     def _is_kept(self, node: fx.Node) -> bool:
         """Whether the configuration keeps it in floating point; a rule decides before the list."""
-        wish = self.settings.of(node, "keep_float")
-        return node in self.kept if wish.value is None else bool(wish.value)
+        setting = self.settings.of(node, "keep_float")
+        return node in self.kept if setting.value is None else bool(setting.value)
 
     def _elementwise_refusal(self, node: fx.Node) -> str | None:
         found = list(operands(node, self.gm))
@@ -166,7 +166,7 @@ class _Classifier:
     def _demote(self, node: fx.Node) -> None:
         """Take back a sum or product none of whose operands comes from integers.
 
-        Makers come before readers here, so what is taken back counts for the nodes after it.
+        Producers come before consumers here, so what is taken back counts for the nodes after it.
         """
         rule = self.rules.get(node)
         if rule is None or not rule.elementwise:
@@ -177,7 +177,7 @@ class _Classifier:
             self.classes.why[node] = [reason]
 
     def _feeds_softmax_only(self, node: fx.Node) -> bool:
-        """All readers, through moves and floating-point arithmetic, are softmaxes."""
+        """All consumers, through moves and floating-point arithmetic, are softmaxes."""
         users = list(node.users)
         return bool(users) and all(self._leads_to_softmax(u) for u in users)
 
@@ -192,22 +192,22 @@ class _Classifier:
         return passes and user not in self.rules and self._feeds_softmax_only(user)
 
     def _is_unbounded(self, node: fx.Node) -> bool:
-        maker = origin(node, self.gm)[0]
-        constant = constant_of(maker, self.gm)
+        producer = origin(node, self.gm)[0]
+        constant = constant_of(producer, self.gm)
         if constant is not None:
             return not bool(torch.isfinite(constant).all())
-        row = self.rows.get(maker)
+        row = self.rows.get(producer)
         return row is not None and row.grid is ops.Grid.FLOAT
 
     def _is_near_integer(self, node: fx.Node) -> bool:
         """Made by an integer kernel, or by one function of such a value."""
-        maker = origin(node, self.gm)[0]
-        if self._is_integer(maker):
+        producer = origin(node, self.gm)[0]
+        if self._is_integer(producer):
             return True
-        row = self.rows.get(maker)
+        row = self.rows.get(producer)
         if row is None or len(row.inputs) != 1:
             return False
-        return any(self._is_integer(origin(n, self.gm)[0]) for _, n in operands(maker, self.gm))
+        return any(self._is_integer(origin(n, self.gm)[0]) for _, n in operands(producer, self.gm))
 
     def _is_integer(self, node: fx.Node) -> bool:
         """Whether a kernel makes the value from integers; a table look-up does not."""

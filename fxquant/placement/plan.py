@@ -9,11 +9,11 @@ if TYPE_CHECKING:
     from torch import fx
 
     from fxquant.placement.dataflow import Slot
-    from fxquant.targets import Breach, OperatorRule
+    from fxquant.targets import OperatorRule, Violation
 
 
 @dataclass
-class GridPlan:
+class PlannedQuantizer:
     """One grid: the slots that lie on it and its type."""
 
     slots: list[Slot]
@@ -42,17 +42,17 @@ class Plan:
 
     Attributes:
         inside: nodes that may read integers; None where the whole graph may.
-        borders: slots outside of the regions whose values get a grid for readers inside only.
+        boundaries: slots outside of the regions whose values get a grid for consumers inside only.
         kernels: operators that the target computes, with their rules.
         absorbed: operators that are computed inside the kernel of another one.
-        breaches: constraints of the target that operators do not keep.
+        violations: constraints of the target that operators do not keep.
     """
 
     inside: frozenset[fx.Node] | None = None
-    borders: set[Slot] = field(default_factory=set)
-    grids: list[GridPlan] = field(default_factory=list)
+    boundaries: set[Slot] = field(default_factory=set)
+    grids: list[PlannedQuantizer] = field(default_factory=list)
     weights: dict[fx.Node, WeightPlan] = field(default_factory=dict)
     kernels: dict[fx.Node, OperatorRule] = field(default_factory=dict)
     absorbed: dict[fx.Node, fx.Node] = field(default_factory=dict)
-    breaches: dict[fx.Node, Breach] = field(default_factory=dict)
+    violations: dict[fx.Node, Violation] = field(default_factory=dict)
     why: dict[fx.Node, list[str]] = field(default_factory=dict)

@@ -23,10 +23,10 @@ from torch import fx
 
 from fxquant import ops
 from fxquant.errors import ConfigError
-from fxquant.placement.config_rules import Settings, Wish, check_supergroups
+from fxquant.placement.config_rules import Setting, Settings, check_supergroups
 from fxquant.placement.dataflow import Slot, is_float_spec, operands, origin, slot_spec
 from fxquant.placement.partition import classify
-from fxquant.placement.plan import GridPlan, Plan, WeightPlan
+from fxquant.placement.plan import Plan, PlannedQuantizer, WeightPlan
 from fxquant.placement.regions import find_regions
 from fxquant.placement.rule_effects import check_effects
 from fxquant.placement.shared_weights import shared_channels
@@ -79,19 +79,23 @@ class _Planner:
         self.regions = find_regions(gm)
         self.settings = Settings(gm, config, target)
         classes = classify(gm, self.settings, target, self.regions)
-        self.rules, self.absorbed, self.tails = classes.kernels, classes.absorbed, classes.tails
+        self.rules, self.absorbed, self.kernel_ends = (
+            classes.kernels,
+            classes.absorbed,
+            classes.kernel_ends,
+        )
         self.plan = Plan(
             inside=self.regions.inside if self.regions else None,
             kernels=self.rules,
             absorbed={a: n for a, n in self.absorbed.items() if n in self.rules},
-            breaches=classes.breaches,
+            violations=classes.violations,
             why=classes.why,
         )
         chains: dict[fx.Node, list[fx.Node]] = {}
         for node in gm.graph.nodes:
             head = self.absorbed.get(node, node)
-            if head in self.tails and head in self.rules:
-                chains.setdefault(self.tails[head], []).append(node)
+            if head in self.kernel_ends and head in self.rules:
+                chains.setdefault(self.kernel_ends[head], []).append(node)
         for node, reasons in self.settings.join(chains).items():
             self.plan.why.setdefault(node, []).extend(reasons)
         self.needs: dict[Slot, _Need] = {}
@@ -118,9 +122,9 @@ class _Planner:
             return
         for name, operand in operands(node, self.gm):
             second = rule.second == "symmetric" and name == row.inputs[1]
-            self._need(operand, second=second, reader=node)
+            self._need(operand, second=second, consumer=node)
         if rule.output == "required":
-            owner = self.tails.get(node, node)
+            owner = self.kernel_ends.get(node, node)
             slot = (owner, 0)
             self.needs.setdefault(slot, _Need()).others += 1
             self._note(owner, f"its output has a grid: {row.name} writes integers")
@@ -133,20 +137,20 @@ class _Planner:
         return self.regions is not None and not self.regions.holds(node)
 
     def _origin(self, operand: fx.Node) -> Slot:
-        """Where a value was made; for one that enters a region, the border."""
+        """Where a value was made; for one that enters a region, the boundary."""
         slot = origin(operand, self.gm, self._is_outside)
         if self.regions is not None and slot[0] not in self.regions.inside | self.regions.begins:
-            self.plan.borders.add(slot)
+            self.plan.boundaries.add(slot)
         return slot
 
-    def _need(self, operand: fx.Node, *, second: bool, reader: fx.Node) -> None:
+    def _need(self, operand: fx.Node, *, second: bool, consumer: fx.Node) -> None:
         slot = self._origin(operand)
         need = self.needs.setdefault(slot, _Need())
         if second:
             need.seconds += 1
         else:
             need.others += 1
-        self._note(slot[0], f"its output has a grid: {reader.name} reads it in integers")
+        self._note(slot[0], f"its output has a grid: {consumer.name} reads it in integers")
 
     def _ask_ends(self) -> None:
         """What leaves a region, and on request the graph, is an integer."""
@@ -156,7 +160,7 @@ class _Planner:
         for end in ends:
             for node in end.all_input_nodes:
                 if is_float_spec(node.meta.get("spec")):
-                    self._need(node, second=False, reader=end)
+                    self._need(node, second=False, consumer=end)
 
     # grids -----------------------------------------------------------------------------------
 
@@ -192,20 +196,20 @@ class _Planner:
     def _ask_rules(self) -> None:
         """Grids that the configuration asks for beside those that are needed."""
         for node in self.gm.graph.nodes:
-            wish = self.settings.of(node, "output.quantized")
-            if not wish.value or self._is_outside(node):
+            setting = self.settings.of(node, "output.quantized")
+            if not setting.value or self._is_outside(node):
                 continue
-            tail = self.tails.get(node, node) if node in self.rules else node
-            if tail is not node and not self.settings.is_layer(wish):
+            tail = self.kernel_ends.get(node, node) if node in self.rules else node
+            if tail is not node and not self.settings.is_layer(setting):
                 continue  # of another tool's file: see `Settings.join`
             self.needs.setdefault((node, 0), _Need()).others += 1
-            self._note(node, f"its output has a grid: {wish.key} asks for it")
+            self._note(node, f"its output has a grid: {setting.key} asks for it")
 
     def _refused(self, slot: Slot) -> str | None:
         """The key of the configuration that takes a slot's grid away, or None."""
-        wish = self.settings.of(slot[0], "output.quantized")
-        if wish.value is not None:
-            return None if wish.value else wish.key
+        setting = self.settings.of(slot[0], "output.quantized")
+        if setting.value is not None:
+            return None if setting.value else setting.key
         if slot[0].op == "placeholder":
             return None if self.config.quantize_inputs else "quantize_inputs"
         return None if self.config.quantize_activations else "quantize_activations"
@@ -222,7 +226,7 @@ class _Planner:
                 groups.setdefault(self._find(slot), []).append(slot)
         self.plan.grids = [self._grid(slots) for slots in groups.values()]
 
-    def _grid(self, slots: list[Slot]) -> GridPlan:
+    def _grid(self, slots: list[Slot]) -> PlannedQuantizer:
         grid, config = self.target.activation, self.config
         bits = self._asked(slots, "bitwidth")
         bitwidth = bits.value or config.activation_bitwidth or grid.bitwidth
@@ -231,31 +235,33 @@ class _Planner:
         fixed = self._fixed(slots)
         if self._only_second(slots) and wanted is None:
             self._note(slots[0][0], "symmetric: only second operands of products read it")
-            return GridPlan(slots, bitwidth, signed=True, symmetric=True)
+            return PlannedQuantizer(slots, bitwidth, signed=True, symmetric=True)
         wanted = config.activation_symmetric if wanted is None else wanted
         symmetric = grid.symmetric if wanted is None else bool(wanted)
         signed = grid.signed or symmetric
-        return GridPlan(
+        return PlannedQuantizer(
             slots, bitwidth, signed=signed, symmetric=symmetric, fixed=fixed, entry=entry
         )
 
-    def _asked(self, slots: list[Slot], key: str) -> Wish:
+    def _asked(self, slots: list[Slot], key: str) -> Setting:
         """What the rules ask of a grid; the slots that lie on it must not disagree."""
         found = [w for s in slots if (w := self.settings.of(s[0], f"output.{key}")).key]
-        for wish in found:
-            if wish.value != found[0].value:
-                what = f"{found[0].key} asks for {found[0].value}, {wish.key} for {wish.value}"
+        for setting in found:
+            if setting.value != found[0].value:
+                what = (
+                    f"{found[0].key} asks for {found[0].value}, {setting.key} for {setting.value}"
+                )
                 raise ConfigError("FXQ225", f"{what}: they share one grid", at=slots[0][0],
                                   fix="ask for the same in both, or leave one out")  # fmt: skip
         if not found:
-            return Wish()
+            return Setting()
         for slot in slots:
             self._note(slot[0], f"{key} {found[0].value} of its grid: {found[0].key}")
         return found[0]
 
     def _is_entry(self, slot: Slot) -> bool:
         begins = self.regions.begins if self.regions else frozenset()
-        return slot[0].op == "placeholder" or slot[0] in begins or slot in self.plan.borders
+        return slot[0].op == "placeholder" or slot[0] in begins or slot in self.plan.boundaries
 
     def _only_second(self, slots: list[Slot]) -> bool:
         needs = [self.needs[s] for s in slots]
@@ -279,14 +285,14 @@ class _Planner:
     def _end(self, slots: list[Slot], key: str) -> float | None:
         """An end of the range that a rule asks for."""
         free = [s[0].name for s in slots if self.settings.of(s[0], f"output.{key}").value is None]
-        wish = self._asked(slots, key)
-        if wish.value is None:
+        setting = self._asked(slots, key)
+        if setting.value is None:
             return None
-        if free and not self.settings.is_layer(wish):
+        if free and not self.settings.is_layer(setting):
             # a rule for an operator's values says nothing about those of another one
             self._note(slots[0][0], f"{key} is calibrated all the same: {free[0]} shares the grid")
             return None
-        return float(wish.value)
+        return float(setting.value)
 
     # weights ---------------------------------------------------------------------------------
 
@@ -298,11 +304,11 @@ class _Planner:
             weight = ops.arguments(node, self.gm).get("weight")
             if not isinstance(weight, torch.Tensor) or row.name in _WITHOUT_WEIGHT_GRID:
                 continue
-            wish = self._weight_wish(node, "quantized", self.config.quantize_weights)
-            if wish.value:
+            setting = self._weight_setting(node, "quantized", self.config.quantize_weights)
+            if setting.value:
                 self.plan.weights[node] = self._weight(node, row, rule, weight)
             else:
-                reason = wish.key or "quantize_weights"
+                reason = setting.key or "quantize_weights"
                 self._note(node, f"its weight is stored in floating point: {reason}")
         for node, other in shared_channels(self.gm, self.plan.weights, self.rules).items():
             if self.settings.of(node, "weight.per_channel").value is None:
@@ -311,24 +317,24 @@ class _Planner:
                 self._note(node, f"its weight has the grid per channel of {other.name}, to be "
                                  "stored once")  # fmt: skip
 
-    def _weight_wish(self, node: fx.Node, key: str, default: Any) -> Wish:
-        wish = self.settings.of(node, f"weight.{key}")
-        if wish.value is None:
-            return Wish(default)
+    def _weight_setting(self, node: fx.Node, key: str, default: Any) -> Setting:
+        setting = self.settings.of(node, f"weight.{key}")
+        if setting.value is None:
+            return Setting(default)
         if key != "quantized":
-            self._note(node, f"{key} {wish.value} of its weight: {wish.key}")
-        return wish
+            self._note(node, f"{key} {setting.value} of its weight: {setting.key}")
+        return setting
 
     def _weight(
         self, node: fx.Node, row: ops.Op, rule: OperatorRule, weight: torch.Tensor
     ) -> WeightPlan:
         config, grid = self.config, self.target.weight
         default = grid.per_channel if config.per_channel is None else config.per_channel
-        wish = self._weight_wish(node, "per_channel", default)
-        if wish.key and wish.value and not rule.per_channel:
-            what = f"{wish.key}: {row.name} takes one grid for its weight on {self.target.name}"
+        setting = self._weight_setting(node, "per_channel", default)
+        if setting.key and setting.value and not rule.per_channel:
+            what = f"{setting.key}: {row.name} takes one grid for its weight on {self.target.name}"
             raise ConfigError("FXQ226", what, at=node, fix="take the key out")
-        axis = row.weight_axis if wish.value and rule.per_channel else None
+        axis = row.weight_axis if setting.value and rule.per_channel else None
         shape = () if axis is None else tuple(
             n if i == axis else 1 for i, n in enumerate(weight.shape)
         )  # fmt: skip
@@ -341,9 +347,9 @@ class _Planner:
         bitwidth = config.weight_bitwidth or grid.bitwidth
         return WeightPlan(
             shape=shape,
-            bitwidth=self._weight_wish(node, "bitwidth", bitwidth).value,
+            bitwidth=self._weight_setting(node, "bitwidth", bitwidth).value,
             signed=grid.signed,
-            symmetric=self._weight_wish(node, "symmetric", symmetric).value,
+            symmetric=self._weight_setting(node, "symmetric", symmetric).value,
             bias_input=None if own_bias else bias_input,
             own_bias=own_bias and bias_input is not None,
         )
@@ -354,8 +360,10 @@ class _Planner:
         first = given.get("input")
         if not isinstance(given.get("bias"), torch.Tensor) or not isinstance(first, fx.Node):
             return None
-        wish = self.settings.of(node, "bias.quantized")
-        if wish.key:
-            self._note(node, f"its bias is {'an integer' if wish.value else 'float'}: {wish.key}")
-        wanted = self.config.quantize_bias if wish.value is None else wish.value
+        setting = self.settings.of(node, "bias.quantized")
+        if setting.key:
+            self._note(
+                node, f"its bias is {'an integer' if setting.value else 'float'}: {setting.key}"
+            )
+        wanted = self.config.quantize_bias if setting.value is None else setting.value
         return self._origin(first) if wanted else None

@@ -2,8 +2,8 @@
 
 networkx is imported where it is needed: it is slow to import, and most models have no stubs.
 
-Each call of a stub is a border of its own, whether or not the object is used again. What is wrong
-with the borders is found here, on the graph, before anything is placed.
+Each call of a stub is a boundary of its own, whether or not the object is used again. What is wrong
+with the boundaries is found here, on the graph, before anything is placed.
 
     x ─ QuantStub ─ conv ─ relu ─ DeQuantStub ─ y        conv and relu are inside
                        └──────── conv2 ─ z              a leak: conv2 reads integers, no end follows
@@ -33,7 +33,7 @@ _BEGIN, _END = "QuantStub", "DeQuantStub"
 
 @dataclass(frozen=True)
 class Regions:
-    """Borders and insides.
+    """Boundaries and insides.
 
     Attributes:
         begins: stub calls where values become integers.
@@ -88,7 +88,7 @@ def _is(gm: fx.GraphModule, node: fx.Node, kind: str) -> bool:
 
 
 def _flow(gm: fx.GraphModule) -> Flow:
-    """Edges from makers to readers of floating-point tensors; constants are no part of it."""
+    """Edges from producers to consumers of floating-point tensors; constants are no part of it."""
     import networkx as nx
 
     flow: Flow = nx.DiGraph()
@@ -179,12 +179,13 @@ def _check_leaks(
     for node in reached:
         if node in inside or not (node.op == "output" or _carries_floats(node)):
             continue
-        makers = [i for i in node.all_input_nodes if i in inside or i in begins]
-        if makers:
+        producers = [i for i in node.all_input_nodes if i in inside or i in begins]
+        if producers:
             where = "the graph returns it" if node.op == "output" else f"{place(node)} reads it"
             raise RegionError(
                 "FXQ163",
-                f"the quantized value of {place(makers[0])} leaks past its region's end: {where}",
+                f"the quantized value of {place(producers[0])} leaks past the end of its "
+                f"region: {where}",
                 at=node,
                 fix="let it be read through a DeQuantStub",
             )
@@ -212,7 +213,7 @@ def _check_skips(gm: fx.GraphModule, flow: Flow, regions: Regions) -> None:
     import networkx as nx
 
     number = regions.number
-    # every region as one node, border joins left out: a cycle is a region behind itself
+    # every region as one node, boundary joins left out: a cycle is a region behind itself
     whole = nx.DiGraph()
     for a, b in flow.edges:
         ends_at = number.get(b, b)
@@ -224,13 +225,13 @@ def _check_skips(gm: fx.GraphModule, flow: Flow, regions: Regions) -> None:
         if len(again) < 2 or any(_is_inserted(gm, b) for b in again):
             continue
         last = max(again, key=list(gm.graph.nodes).index)
-        maker, reader = _skip(flow, regions, last)
+        producer, consumer = _skip(flow, regions, last)
         raise RegionError(
             "FXQ164",
-            f"the quantized value of {place(maker)} skips over the end of its region into the one "
-            f"that begins at {place(last)}",
-            at=reader,
-            fix="let the skip pass through a DeQuantStub: it is quantized again at the border",
+            f"the quantized value of {place(producer)} skips over the end of its region into the "
+            f"one that begins at {place(last)}",
+            at=consumer,
+            fix="let the skip pass through a DeQuantStub: it is quantized again at the boundary",
         )
 
 
@@ -244,7 +245,7 @@ def _skip(flow: Flow, regions: Regions, begin: fx.Node) -> tuple[fx.Node, fx.Nod
     inner = regions.inside | regions.begins
     order = {node: i for i, node in enumerate(flow)}
     for node in sorted(behind - {begin}, key=order.__getitem__):
-        for maker in node.all_input_nodes:
-            if maker in inner and maker not in behind:
-                return maker, node
+        for producer in node.all_input_nodes:
+            if producer in inner and producer not in behind:
+                return producer, node
     return begin, begin

@@ -20,7 +20,7 @@ from fxquant.placement.dataflow import moves_values
 
 if TYPE_CHECKING:
     from fxquant.placement.config_rules import Settings
-    from fxquant.placement.plan import GridPlan, Plan
+    from fxquant.placement.plan import Plan, PlannedQuantizer
 
 log = logging.getLogger("fxquant")
 
@@ -40,9 +40,9 @@ def check_effects(gm: fx.GraphModule, settings: Settings, plan: Plan) -> None:
     work = _Effects(gm, settings, plan)
     kept: dict[str, bool] = {}
     first: dict[str, tuple[fx.Node, str]] = {}
-    for node, key, wish in settings.given():
-        kept[wish.key] = kept.get(wish.key, False) or work.keeps(node, key, wish.value)
-        first.setdefault(wish.key, (node, key))
+    for node, key, setting in settings.given():
+        kept[setting.key] = kept.get(setting.key, False) or work.keeps(node, key, setting.value)
+        first.setdefault(setting.key, (node, key))
     for where in (w for w, good in kept.items() if not good):
         node, key = first[where]
         _tell(settings, where, node, *work.reason(node, key))
@@ -87,7 +87,7 @@ def _check_groups(gm: fx.GraphModule, settings: Settings, plan: Plan) -> None:
 class _Effects:
     def __init__(self, gm: fx.GraphModule, settings: Settings, plan: Plan) -> None:
         self.gm, self.settings, self.plan = gm, settings, plan
-        self.grids: dict[fx.Node, GridPlan] = {}
+        self.grids: dict[fx.Node, PlannedQuantizer] = {}
         self.slots = {slot for grid in plan.grids for slot in grid.slots}
         for grid in plan.grids:
             for node, _ in grid.slots:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def shared_channels(
     gm: fx.GraphModule, weights: Mapping[fx.Node, WeightPlan], rules: Mapping[fx.Node, OperatorRule]
 ) -> dict[fx.Node, fx.Node]:
-    """Readers with one grid for a tensor that can take the grid per channel of another reader.
+    """Consumers with one grid for a tensor that can take the grid per channel of another consumer.
 
     A parameter on two grids is stored twice, and is two different weights. On the finer one it
     loses the least.
@@ -28,8 +28,8 @@ def shared_channels(
         rules: how the target computes the operators.
 
     Returns:
-        Reader -> the reader whose grid it takes. Grids that differ in more than the channels, and
-        readers whose rule does not allow it, stay as they are.
+        Consumer -> the consumer whose grid it takes. Grids that differ in more than the channels,
+        and consumers whose rule does not allow it, stay as they are.
     """
     fine: dict[tuple[object, ...], fx.Node] = {}
     for node, plan in weights.items():

@@ -22,7 +22,7 @@ EMPTY_RANGE_SCALE = 2.0**-16
 
 
 @dataclass(frozen=True)
-class AffineGrid:
+class IntegerRange:
     """Integers `qmin .. qmax`; symmetric grids pin the zero point to their middle.
 
     Args:
@@ -50,7 +50,7 @@ class AffineGrid:
             )
 
     @classmethod
-    def of_bits(cls, bits: int, *, signed: bool, symmetric: bool) -> AffineGrid:
+    def of_bits(cls, bits: int, *, signed: bool, symmetric: bool) -> IntegerRange:
         """The grid with all `2 ** bits` integers."""
         low = -(2 ** (bits - 1)) if signed else 0
         return cls(low, low + 2**bits - 1, symmetric)
@@ -81,7 +81,7 @@ class AffineGrid:
         Never zero and never denormal; not-a-number where the range is.
 
         Example:
-            >>> AffineGrid(0, 255).scale(torch.tensor(0.0), torch.tensor(2.55))
+            >>> IntegerRange(0, 255).scale(torch.tensor(0.0), torch.tensor(2.55))
             tensor(0.0100)
         """
         low, high = not_above_zero(low), torch.where(high < 0.0, 0.0, high)

@@ -48,7 +48,7 @@ def plain_call(function: Callable[..., Any], args: Any, kwargs: Any = None) -> A
 def _cond(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
     predicate, first, second, operands = args
     taken = bool(predicate)
-    recorder.look(recorder.depends(predicate), "torch.cond()", taken)
+    recorder.read_data(recorder.depends(predicate), "torch.cond()", taken)
     with recorder:
         return (first if taken else second)(*operands)
 
@@ -60,7 +60,7 @@ def _while_loop(recorder: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
         with recorder:
             predicate = goes_on(*carried, *others)
         turn = bool(predicate)
-        recorder.look(recorder.depends(predicate), "torch.while_loop()", turn, loop=True)
+        recorder.read_data(recorder.depends(predicate), "torch.while_loop()", turn, loop=True)
         if not turn:
             return tuple(carried)
         with recorder:
@@ -182,11 +182,11 @@ def _just_run(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict
     return func(*args, **kwargs)
 
 
-def _look(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _data_read(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     value = func(*args, **kwargs)
     seen = value if isinstance(value, bool | int | float | complex) else None
     name = func.__name__.strip("_")
-    recorder.look(recorder.depends((args, kwargs)), f"{name}()", seen)
+    recorder.read_data(recorder.depends((args, kwargs)), f"{name}()", seen)
     return value
 
 
@@ -199,7 +199,7 @@ def _unpack(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[s
         return value
     origin = recorder.origins.find(tensor)
     change = origin.dims[dim] if origin and origin.dims else Change.NEVER
-    recorder.look(change, "number of items", len(value))
+    recorder.read_data(change, "number of items", len(value))
     return value
 
 
@@ -264,7 +264,7 @@ _METADATA = [
     torch.result_type, torch.promote_types, torch.can_cast,
     *_setters("requires_grad", "grad"),
 ]  # fmt: skip
-_LOOKS = [
+_DATA_READS = [
     *_methods(
         "item", "tolist", "__bool__", "__int__", "__float__", "__index__", "__complex__", "numpy",
         "__array__", "equal", "allclose", "__contains__", "is_nonzero", "is_same_size",
@@ -277,7 +277,7 @@ _UNPACKS = [torch.unbind, Tensor.unbind, torch.split, Tensor.split]
 _ANSWERS: dict[Any, Answer] = {}
 for _functions, _answer in (
     (_METADATA, _just_run),
-    (_LOOKS, _look),
+    (_DATA_READS, _data_read),
     (_UNPACKS, _unpack),
     (_DIVISIONS, _divide),
     ([torch.where], _where),

@@ -31,7 +31,7 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from fxquant.errors import TraceError
 from fxquant.graph.meta import user_source
-from fxquant.graph.symbolic_ints import Tracked, look, plain
+from fxquant.graph.symbolic_ints import Tracked, plain, read_data
 from fxquant.tracing.autograd_functions import Applied
 from fxquant.tracing.canonical_calls import named, script_call
 from fxquant.tracing.handlers import plain_call
@@ -274,7 +274,7 @@ def _range_of(before: type[range]) -> Any:
         def __call__(cls, *args: Any) -> Any:
             for value in args:
                 if isinstance(value, Tracked):
-                    look(value, "range()", plain(value))
+                    read_data(value, "range()", plain(value))
             return before(*map(plain, args))
 
         def __instancecheck__(cls, value: Any) -> bool:

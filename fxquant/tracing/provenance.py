@@ -75,7 +75,7 @@ class Origins:
         self.removable: list[Node] = []
         self.after_inputs: Node | None = None
         self._table: dict[int, Origin] = {}
-        self._tails: dict[Node, Node] = {}
+        self._last_inserted: dict[Node, Node] = {}
 
     def find(self, tensor: Tensor) -> Origin | None:
         """The origin of a live tensor, or None if no recorded call made it."""
@@ -132,10 +132,10 @@ class Origins:
         if after.op == "placeholder" and self.after_inputs is not None:
             behind = self.after_inputs
         # behind those put there before, so that parts and sizes keep the order of their use
-        with self.graph.inserting_after(self._tails.get(behind, behind)):
+        with self.graph.inserting_after(self._last_inserted.get(behind, behind)):
             op = "call_method" if isinstance(target, str) else "call_function"
             node = self.graph.create_node(op, target, args)
-        self._tails[behind] = node
+        self._last_inserted[behind] = node
         for key in ("source", "module_path", "nn_module_stack"):
             if key in after.meta:
                 node.meta[key] = after.meta[key]

@@ -90,7 +90,7 @@ def record(
     _sweep(recorder)
     return Recording(
         RecordedModule(run.copied, recorder.graph, type(model).__name__),
-        recorder.looks.specialisations(),
+        recorder.reads.specialisations(),
         tuple(recorder.writer.constants),
         run.dropped,
     )

@@ -28,7 +28,7 @@ from fxquant.tracing.handlers import control_flow
 from fxquant.tracing.provenance import Origin, Origins
 from fxquant.tracing.recorded_call import Inputs, Written, has_tensor, plain_all
 from fxquant.tracing.shape_rules import Call, Dims
-from fxquant.tracing.specialization import Looks, ends_loop
+from fxquant.tracing.specialization import DataDependentReads, ends_loop
 
 if TYPE_CHECKING:
     from types import CodeType
@@ -64,7 +64,7 @@ class Recorder(TorchFunctionMode):
         self.state = State(root)
         self.writer = Writer(self.origins, self.state)
         self.leaves = leaves
-        self.looks = Looks()
+        self.reads = DataDependentReads()
         self.closed = False
         self._cast = _casting()
         self.quiet = 0
@@ -303,7 +303,7 @@ class Recorder(TorchFunctionMode):
 
     # ---- looks
 
-    def look(self, change: Change, what: str, value: object, *, loop: bool = False) -> None:
+    def read_data(self, change: Change, what: str, value: object, *, loop: bool = False) -> None:
         """Python decided on something (`sizes.Keeper`); what can never change is no decision."""
         if self.quiet or self.closed or change is Change.NEVER:
             return
@@ -311,7 +311,7 @@ class Recorder(TorchFunctionMode):
         if frame is not None and change is Change.VALUE:
             loop = loop or ends_loop(frame.f_code.co_filename, frame.f_lineno)
         source = None if frame is None else source_of(frame)
-        self.looks.add(source, self._scopes[-1].path, change, what, plain(value), loop=loop)
+        self.reads.add(source, self._scopes[-1].path, change, what, plain(value), loop=loop)
 
     def depends(self, value: Any) -> Change:
         """What can make the tensors inside a value differ in another run."""

@@ -36,7 +36,7 @@ class Specialisation:
     loop: bool = False
 
 
-class Looks:
+class DataDependentReads:
     """All looks of one recording, gathered by line, kind and way of looking."""
 
     def __init__(self) -> None:

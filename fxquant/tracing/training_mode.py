@@ -127,10 +127,10 @@ def mark_modes(gm: fx.GraphModule, trained: fx.GraphModule) -> None:
     """
     there = _numbered(trained)
     for key, node in _numbered(gm).items():
-        row, twin = ops.row_of(node, gm), there.get(key)
-        if row is None or twin is None or ops.row_of(twin, trained) is not row:
+        row, other = ops.row_of(node, gm), there.get(key)
+        if row is None or other is None or ops.row_of(other, trained) is not row:
             continue
-        old, new = _arguments(node, gm), _arguments(twin, trained)
+        old, new = _arguments(node, gm), _arguments(other, trained)
         known = [n for n in row.mode if all(type(a.get(n)) in _PLAIN for a in (old, new))]
         node.meta[IN_TRAINING] = {n: new[n] for n in known if old[n] != new[n]}
 

@@ -18,7 +18,7 @@ from fxquant.quantization.analyzers.histogram import Histogram
 if TYPE_CHECKING:
     from fxquant.quantization.analyzers import Statistics
     from fxquant.quantization.layout import Layout
-    from fxquant.quantization.range_to_qparams import AffineGrid
+    from fxquant.quantization.range_to_qparams import IntegerRange
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Entropy:
         """Statistics of nothing."""
         return Histogram(layout, self.bins)
 
-    def range(self, statistics: Statistics, grid: AffineGrid) -> tuple[Tensor, Tensor] | None:
+    def range(self, statistics: Statistics, grid: IntegerRange) -> tuple[Tensor, Tensor] | None:
         """The best threshold for every range, on both sides of zero."""
         if not isinstance(statistics, Histogram) or statistics.empty:
             return None

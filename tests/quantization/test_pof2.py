@@ -26,7 +26,7 @@ from fxquant.quantization.affine.pof2_rounding import (
     RoundingQuantizeDequantize,
     round_by,
 )
-from fxquant.quantization.range_to_qparams import AffineGrid
+from fxquant.quantization.range_to_qparams import IntegerRange
 
 _TIES = torch.tensor([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5])
 
@@ -88,7 +88,7 @@ def test_tiny_values_are_capped() -> None:
 
 @given(st.floats(1e-6, 1e6), st.integers(2, 16))
 def test_the_position_is_that_of_the_formula(largest: float, bits: int) -> None:
-    grid = AffineGrid.of_bits(bits, signed=True, symmetric=True)
+    grid = IntegerRange.of_bits(bits, signed=True, symmetric=True)
     x = torch.tensor([largest], dtype=torch.float64)
     found = int(coarsest_position(-x, x, grid))
     half = 2 ** (bits - 1)

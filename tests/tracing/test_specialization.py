@@ -179,7 +179,7 @@ class Keeper:
     def arithmetic(self, op: Any, operands: Any, value: Any) -> Any:
         raise NotImplementedError
 
-    def look(self, change: Change, what: str, value: object) -> None:
+    def read_data(self, change: Change, what: str, value: object) -> None:
         self.seen.append((what, value))
 
 

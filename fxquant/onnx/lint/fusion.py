@@ -15,10 +15,10 @@ from fxquant.onnx.integer.kernels.kernel_graph import MOVES_BYTES
 from fxquant.onnx.lint.structure import (
     Finding,
     array,
+    consumers_of,
     name_of,
     operand,
     producer,
-    readers_of,
     same_grid,
 )
 from fxquant.onnx.qdq import grid_range
@@ -38,7 +38,7 @@ def _unquantized_outputs(nodes: list[ir.Node]) -> Iterator[Finding]:
         if node.op_type != "Conv" or not all(producer(operand(node, i), _DQ) for i in (0, 1)):
             continue
         last = _behind_activations(node)
-        if any(r.op_type == _Q for r in readers_of(last)):
+        if any(r.op_type == _Q for r in consumers_of(last)):
             continue
         severity = "note" if last.outputs[0].is_graph_output() else "warning"
         what = "its output is not quantized: it runs in floating point"
@@ -47,7 +47,7 @@ def _unquantized_outputs(nodes: list[ir.Node]) -> Iterator[Finding]:
 
 def _behind_activations(node: ir.Node) -> ir.Node:
     """The Relu or Clip that alone reads the node, and so on."""
-    while len(users := readers_of(node)) == 1 and users[0].op_type in ("Relu", "Clip"):
+    while len(users := consumers_of(node)) == 1 and users[0].op_type in ("Relu", "Clip"):
         node = users[0]
     return node
 
@@ -57,7 +57,7 @@ def _float_biases(nodes: list[ir.Node]) -> Iterator[Finding]:
         layer = _layer_of_bias(node)
         if layer is None or not all(producer(operand(layer, i), _DQ) for i in (0, 1)):
             continue
-        quantized = any(r.op_type == _Q for r in readers_of(_behind_activations(node)))
+        quantized = any(r.op_type == _Q for r in consumers_of(_behind_activations(node)))
         if quantized:
             what = "its bias is floating point: the optimized run rounds it to the int32 grid"
         elif node.op_type == "Conv":
@@ -85,7 +85,7 @@ def _is_float(value: ir.Value | None) -> bool:
 
 def _softmax_ranges(nodes: list[ir.Node]) -> Iterator[Finding]:
     for node in nodes:
-        quantize = next((r for r in readers_of(node) if r.op_type == _Q), None)
+        quantize = next((r for r in consumers_of(node) if r.op_type == _Q), None)
         step = _step(quantize) if node.op_type == "Softmax" else None
         if quantize is None or step is None:
             continue
@@ -119,10 +119,10 @@ def _grids_of_moves(nodes: list[ir.Node]) -> Iterator[Finding]:
         if node.op_type not in MOVES_BYTES:
             continue
         before = producer(operand(node, 0), _DQ)
-        after = [r for r in readers_of(node) if r.op_type == _Q]
+        after = [r for r in consumers_of(node) if r.op_type == _Q]
         if before is None or len(after) != 1 or array(operand(before, 0)) is not None:
             continue
-        if not same_grid(before, after[0]) and len(readers_of(node)) == 1:
+        if not same_grid(before, after[0]) and len(consumers_of(node)) == 1:
             what = "its output has another grid than its input: it runs in floating point"
             fix = "values only move here: use one scale and zero point on both sides"
             yield Finding("FXQ575", "warning", name_of(node), what, fix)
@@ -131,7 +131,7 @@ def _grids_of_moves(nodes: list[ir.Node]) -> Iterator[Finding]:
 def _grids_of_concats(nodes: list[ir.Node]) -> Iterator[Finding]:
     for node in nodes:
         sources = [producer(v, _DQ) for v in node.inputs]
-        after = next((r for r in readers_of(node) if r.op_type == _Q), None)
+        after = next((r for r in consumers_of(node) if r.op_type == _Q), None)
         if node.op_type != "Concat" or after is None:
             continue
         if None in sources and any(sources):

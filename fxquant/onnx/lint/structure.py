@@ -60,7 +60,7 @@ def operand(node: ir.Node, index: int) -> ir.Value | None:
     return node.inputs[index] if index < len(node.inputs) else None
 
 
-def readers_of(node: ir.Node) -> list[ir.Node]:
+def consumers_of(node: ir.Node) -> list[ir.Node]:
     """The node behind each use of its outputs."""
     return [use.node for output in node.outputs for use in output.uses()]
 
@@ -251,12 +251,14 @@ def _several_quantizers(nodes: list[ir.Node]) -> Iterator[Finding]:
         if node.op_type in (_Q, _DQ):
             continue
         for output in node.outputs:
-            readers = [use.node for use in output.uses()]
-            quantizers = [r for r in readers if r.op_type == _Q]
+            consumers = [use.node for use in output.uses()]
+            quantizers = [r for r in consumers if r.op_type == _Q]
             if len(quantizers) > 1 or (
-                quantizers and len(readers) > 1 and node.op_type in _WEIGHTED
+                quantizers and len(consumers) > 1 and node.op_type in _WEIGHTED
             ):
-                what = f"{len(quantizers)} of the {len(readers)} readers of its output quantize it"
+                what = (
+                    f"{len(quantizers)} of the {len(consumers)} consumers of its output quantize it"
+                )
                 fix = "branch behind the QuantizeLinear: this way it runs in floating point"
                 yield Finding("FXQ522", "warning", name_of(node), what, fix)
 
@@ -288,8 +290,8 @@ def _activations(nodes: list[ir.Node]) -> Iterator[Finding]:
         before = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
         if node.op_type != "Relu" or before is None or before.op_type not in _ABSORBING:
             continue
-        for reader in readers_of(node):
-            zero = operand(reader, 2) if reader.op_type == _Q else None
+        for consumer in consumers_of(node):
+            zero = operand(consumer, 2) if consumer.op_type == _Q else None
             content = array(zero)
             if (
                 content is not None
@@ -309,7 +311,7 @@ def _least(value: ir.Value) -> int:
 
 def _signed(nodes: list[ir.Node]) -> Iterator[Finding]:
     signed = [n for n in nodes if n.op_type == _Q and _is_int8(n)]
-    plain = [n for n in signed if any(r.op_type == _DQ for r in readers_of(n))]
+    plain = [n for n in signed if any(r.op_type == _DQ for r in consumers_of(n))]
     for node in plain:
         what = "signed activations: onnxruntime has no fast kernel for them on x86"
         fix = "use unsigned activations for this target"
@@ -329,7 +331,9 @@ def _partly_quantized(nodes: list[ir.Node]) -> Iterator[Finding]:
     for node in nodes:
         if node.op_type not in ("Conv", "Gemm") or not producer(operand(node, 0), _DQ):
             continue
-        if _is_float_constant(operand(node, 1)) and any(r.op_type == _Q for r in readers_of(node)):
+        if _is_float_constant(operand(node, 1)) and any(
+            r.op_type == _Q for r in consumers_of(node)
+        ):
             what = (
                 "float weights between integers: onnxruntime quantizes them by itself, per tensor"
             )
@@ -349,7 +353,7 @@ def _weight_only(nodes: list[ir.Node]) -> Iterator[Finding]:
         if weight is None or array(operand(weight, 0)) is None:
             continue
         if not producer(operand(node, 0), _DQ) and not any(
-            r.op_type == _Q for r in readers_of(node)
+            r.op_type == _Q for r in consumers_of(node)
         ):
             what = "integer weights, float activations: onnxruntime quantizes these while it runs"
             fix = "set session.qdq_matmulnbits_accuracy_level to 0 for exact results"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fxquant._version import __version__
 from fxquant.onnx.lowering.builder import Builder, describe
-from fxquant.onnx.lowering.values import Held, SizeValue
+from fxquant.onnx.lowering.values import LoweredValue, SizeValue
 from fxquant.onnx.runs.observed import Shaped
 
 PRODUCER = "fxquant"
@@ -81,12 +81,12 @@ def _is_leaf(value: Any) -> bool:
 
 def _is_record(value: Any) -> bool:
     """Whether it is a dataclass of the user's."""
-    ours = isinstance(value, Held | SizeValue | type)
+    ours = isinstance(value, LoweredValue | SizeValue | type)
     return is_dataclass(value) and not ours
 
 
 def _value(builder: Builder, part: Any) -> tuple[ir.Value, Shaped]:
-    if isinstance(part, Held):
+    if isinstance(part, LoweredValue):
         return part.value(builder), part.spec
     if isinstance(part, SizeValue):
         return builder.op("Squeeze", part.value, [0]), Shaped((), part.dtype)

@@ -11,14 +11,20 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxquant.onnx.lowering.builder import Builder, Operand, data_type
-from fxquant.onnx.lowering.values import GridValues, Held, SizeValue, dequantize, quantize
+from fxquant.onnx.lowering.values import (
+    LoweredValue,
+    QuantParamValues,
+    SizeValue,
+    dequantize,
+    quantize,
+)
 from fxquant.onnx.runs.observed import Dim, Shaped
 
 if TYPE_CHECKING:
     from fxquant.onnx.lowering.stored_weights import Arrangement
 
-Table: TypeAlias = tuple[ir.Value, GridValues]
-Emitted: TypeAlias = "ir.Value | Held | Sequence[ir.Value | Held | None]"
+Table: TypeAlias = tuple[ir.Value, QuantParamValues]
+Emitted: TypeAlias = "ir.Value | LoweredValue | Sequence[ir.Value | LoweredValue | None]"
 
 
 class UnsupportedError(Exception):
@@ -33,7 +39,7 @@ class Surroundings(Protocol):
     exported: dict[Any, ir.Model]
 
     def resolve(self, value: Any) -> Any:
-        """fx nodes inside a value -> `Held`, `SizeValue` or plain values."""
+        """fx nodes inside a value -> `LoweredValue`, `SizeValue` or plain values."""
 
     def parameter(self, tensor: Tensor, name: str, module: nn.Module | None,
                   arrangement: Arrangement) -> ir.Value:  # fmt: skip
@@ -42,7 +48,7 @@ class Surroundings(Protocol):
     def table(self, tensor: Tensor, name: str, module: nn.Module | None) -> Table | None:
         """The integers of a weight that is read row by row; None where it is not quantized."""
 
-    def reshaped_output(self, call: Call, made: ir.Value) -> Held | None:
+    def reshaped_output(self, call: Call, made: ir.Value) -> LoweredValue | None:
         """A result that was made in another shape, on its grid; None where it has no grid."""
 
 
@@ -70,7 +76,7 @@ class Call:
         self.integer = False
         self.inherits = False
         self.primary = "input"
-        self.replaced: dict[fx.Node, Held] = {}
+        self.replaced: dict[fx.Node, LoweredValue] = {}
 
     def __getitem__(self, name: str) -> Any:
         return self.arguments[name]
@@ -89,20 +95,20 @@ class Call:
 
     # --- operands ------------------------------------------------------------------------------
 
-    def held(self, name: str) -> Held:
+    def held(self, name: str) -> LoweredValue:
         """A tensor operand in all its forms.
 
         Raises:
             UnsupportedError: it is no tensor.
         """
         value = self.resolve(self.arguments[name])
-        if not isinstance(value, Held):
+        if not isinstance(value, LoweredValue):
             msg = f"argument {name!r} is {type(value).__name__}, not a tensor"
             raise UnsupportedError(msg)
         return value
 
     def resolve(self, value: Any) -> Any:
-        """fx nodes inside a value -> `Held`, `SizeValue` or plain values."""
+        """fx nodes inside a value -> `LoweredValue`, `SizeValue` or plain values."""
         if isinstance(value, fx.Node) and value in self.replaced:
             return self.replaced[value]
         if isinstance(value, (tuple, list)):
@@ -123,7 +129,7 @@ class Call:
     def value(self, x: Any, name: str = "", dtype: torch.dtype | None = None) -> ir.Value:
         """Any argument as a tensor: a node, a parameter, a number."""
         found = self.resolve(x)
-        if isinstance(found, Held):
+        if isinstance(found, LoweredValue):
             return self.cast(found.value(self.builder), found.spec.dtype, dtype)
         if isinstance(found, SizeValue):
             scalar = self.op("Squeeze", found.value, [0])
@@ -148,7 +154,7 @@ class Call:
     def spec_of(self, x: Any, name: str = "") -> Shaped:
         """Shape and dtype of a node or tensor."""
         found = self.resolve(x)
-        if isinstance(found, Held):
+        if isinstance(found, LoweredValue):
             return found.spec
         if isinstance(found, Tensor):
             return Shaped(tuple(found.shape), found.dtype)
@@ -157,12 +163,12 @@ class Call:
 
     def is_tensor(self, name: str) -> bool:
         """Whether an argument is a tensor."""
-        return isinstance(self.resolve(self.arguments.get(name)), (Held, Tensor))
+        return isinstance(self.resolve(self.arguments.get(name)), (LoweredValue, Tensor))
 
     def constant(self, name: str) -> Tensor | None:
         """The value of a tensor argument where no input can change it."""
         found = self.resolve(self.arguments[name])
-        if isinstance(found, Held):
+        if isinstance(found, LoweredValue):
             return found.constant
         return found if isinstance(found, Tensor) else None
 
@@ -201,7 +207,11 @@ class Call:
         if x is None:
             return None
         found = self.resolve(x)
-        if isinstance(found, Held) and found.constant is not None and arrangement is not None:
+        if (
+            isinstance(found, LoweredValue)
+            and found.constant is not None
+            and arrangement is not None
+        ):
             return self.parameter_of(found.constant, name, arrangement, found.name)
         if isinstance(found, Tensor):
             return self.parameter_of(found, name, arrangement)
@@ -245,9 +255,13 @@ class Call:
     def plain(self, value: Any, name: str = "") -> Any:
         """A plain value, with constants read out."""
         found = self.resolve(value)
-        if isinstance(found, Held) and found.constant is not None and not found.constant.dim():
+        if (
+            isinstance(found, LoweredValue)
+            and found.constant is not None
+            and not found.constant.dim()
+        ):
             return found.constant.item()
-        if isinstance(found, (SizeValue, Held)):
+        if isinstance(found, (SizeValue, LoweredValue)):
             msg = f"argument {name!r} is known at run time only"
             raise UnsupportedError(msg)
         if isinstance(found, list):
@@ -281,7 +295,9 @@ class Call:
         """A scalar constant, of the first operand's dtype if none is given."""
         return self.builder.number(x, dtype or self.spec(self.primary).dtype)
 
-    def reshape(self, x: ir.Value, shape: Sequence[Any], like: Held | None = None) -> ir.Value:
+    def reshape(
+        self, x: ir.Value, shape: Sequence[Any], like: LoweredValue | None = None
+    ) -> ir.Value:
         """A Reshape to sizes of which some may be dynamic.
 
         Args:
@@ -298,7 +314,7 @@ class Call:
     def _allow_zero(self, shape: Sequence[Any]) -> int | None:
         return 1 if 0 in shape and self.opset >= 14 else None
 
-    def _size_at(self, size: Any, index: int, like: Held | None) -> int | ir.Value:
+    def _size_at(self, size: Any, index: int, like: LoweredValue | None) -> int | ir.Value:
         if isinstance(size, Dim):
             found = self.find_size(size, like, index)
             if found is None:
@@ -307,7 +323,7 @@ class Call:
             return found
         return size if isinstance(size, ir.Value) else int(size)
 
-    def find_size(self, size: Dim, like: Held | None, index: int = 0) -> ir.Value | None:
+    def find_size(self, size: Dim, like: LoweredValue | None, index: int = 0) -> ir.Value | None:
         """A dynamic size, read from an axis of a tensor that has it."""
         if like is None:
             return None
@@ -316,7 +332,7 @@ class Call:
         axis = next(same, None)
         return None if axis is None else like.size(self.builder, axis)
 
-    def on_grid(self, x: ir.Value, grid: GridValues, name: str) -> ir.Value:
+    def on_grid(self, x: ir.Value, grid: QuantParamValues, name: str) -> ir.Value:
         """A value that an inner step left on a grid, behind a pair that says so."""
         integers = quantize(self.builder, x, grid, f"{name}_q")
         return dequantize(self.builder, integers, grid, f"{name}_dq")

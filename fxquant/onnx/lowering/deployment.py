@@ -134,7 +134,7 @@ def _unshare(graph: ir.Graph, way: _Way, use: _Use, taken: set[str]) -> None:
     dequantizer, *moves = way
     scale = dequantizer.inputs[1]
     inputs = [_copied(graph, v, taken) if v is not scale else v for v in dequantizer.inputs]
-    if all(_has_one_reader(node.outputs[0]) for node in way):
+    if all(_has_one_consumer(node.outputs[0]) for node in way):
         for i, value in enumerate(inputs):
             dequantizer.replace_input_with(i, value)
         return
@@ -145,7 +145,7 @@ def _unshare(graph: ir.Graph, way: _Way, use: _Use, taken: set[str]) -> None:
     product.replace_input_with(position, copy.outputs[0])
 
 
-def _has_one_reader(value: ir.Value) -> bool:
+def _has_one_consumer(value: ir.Value) -> bool:
     return len(value.uses()) == 1 and not value.is_graph_output()
 
 

@@ -25,7 +25,7 @@ from fxquant.nn import QuantizationMixin
 from fxquant.nn.opaque import Complex, Opaque
 from fxquant.onnx.lowering.complex_pairs import OnPairs
 from fxquant.onnx.lowering.context import Call, path_of
-from fxquant.onnx.lowering.values import Held, SizeValue
+from fxquant.onnx.lowering.values import LoweredValue, SizeValue
 from fxquant.onnx.runs.observed import Dim, Recorded, Shaped, inputs_of
 
 # the exporter gives them int32 now and then, which ONNX does not allow
@@ -99,7 +99,7 @@ class _SingleNode(nn.Module):
         )
 
 
-def _key(call: Call, single: _SingleNode, operands: list[Held]) -> Any:
+def _key(call: Call, single: _SingleNode, operands: list[LoweredValue]) -> Any:
     """What makes two calls alike; None for modules, which hold weights of their own."""
     if call.module is not None and not isinstance(call.module, Opaque):
         return None
@@ -125,14 +125,14 @@ def _plain_module(module: nn.Module) -> nn.Module:
     return plain
 
 
-def _operands(call: Call) -> list[Held]:
+def _operands(call: Call) -> list[LoweredValue]:
     """Tensor operands in the order in which the arguments hold them."""
     found: list[fx.Node] = []
     fx.node.map_arg((call.node.args, call.node.kwargs), found.append)
     return [held for node in found for held in _helds(call.resolve(node))]
 
 
-def _check_operands(call: Call, operands: list[Held], what: str) -> None:
+def _check_operands(call: Call, operands: list[LoweredValue], what: str) -> None:
     """Refuse a call that the exporter would see with fixed sizes, or with no input at all."""
     found: list[fx.Node] = []
     fx.node.map_arg((call.node.args, call.node.kwargs), found.append)
@@ -142,8 +142,8 @@ def _check_operands(call: Call, operands: list[Held], what: str) -> None:
         raise SizesNeededError("FXQ508", what, at=call.node, fix=fix)
 
 
-def _helds(value: Any) -> Iterator[Held]:
-    if isinstance(value, Held):
+def _helds(value: Any) -> Iterator[LoweredValue]:
+    if isinstance(value, LoweredValue):
         yield value
     elif isinstance(value, (list, tuple)):
         for part in value:
@@ -152,7 +152,7 @@ def _helds(value: Any) -> Iterator[Held]:
         yield from _helds(list(value.values()))
 
 
-def _exported(single: _SingleNode, operands: list[Held], opset: int) -> ir.Model:
+def _exported(single: _SingleNode, operands: list[LoweredValue], opset: int) -> ir.Model:
     batch = torch.export.Dim("batch", min=1)
     dynamic = tuple(_dynamic(h.spec, batch) for h in operands)
     with _quiet():

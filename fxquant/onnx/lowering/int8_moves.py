@@ -4,9 +4,9 @@ Before: `DequantizeLinear (int8) -> Unsqueeze -> MatMul`.
 After:  `Unsqueeze (of int8) -> DequantizeLinear (int8) -> MatMul`.
 
 onnxruntime moves a DequantizeLinear forward through such an operator: it adds a QuantizeLinear and
-a DequantizeLinear behind it, and then turns int8 pairs with one reader unsigned. From opset 21 on
+a DequantizeLinear behind it, and then turns int8 pairs with one consumer unsigned. From opset 21 on
 its new QuantizeLinear keeps the attribute that says int8, and the session cannot be created. Where
-the integers themselves are moved there is nothing to add. An operator whose only readers are
+the integers themselves are moved there is nothing to add. An operator whose only consumers are
 QuantizeLinear stays as it is: onnxruntime drops both sides of it.
 """
 

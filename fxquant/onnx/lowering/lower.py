@@ -49,7 +49,7 @@ from fxquant.onnx.lowering.ort_workarounds import fold_scales, shield_float_laye
 from fxquant.onnx.lowering.quantize import Quantized
 from fxquant.onnx.lowering.result import Fallback, Lowered
 from fxquant.onnx.lowering.stored_weights import Arrangement, Weights
-from fxquant.onnx.lowering.values import Held
+from fxquant.onnx.lowering.values import LoweredValue
 from fxquant.onnx.runs.observed import Example, Recorded, Shaped, bound_example, record
 from fxquant.onnx.runs.randomness import check_draws
 from fxquant.onnx.runs.varying import size_notes
@@ -176,7 +176,7 @@ class _Lowering:
             self.builder.name_value(made, name)
             describe(made, spec)
             self.inputs.append(made)
-            return Held(spec, name, real=made)
+            return LoweredValue(spec, name, real=made)
         found = pytree.parts(value)
         if found is None:
             return value
@@ -188,7 +188,7 @@ class _Lowering:
             return self._constant(node)
         if node.target in (operator.getitem, "__getitem__", getattr):
             whole, key = (self.resolve(a) for a in node.args)
-            if not isinstance(whole, Held):
+            if not isinstance(whole, LoweredValue):
                 return whole[key]
         if is_container(node):
             return container(node, self.resolve)
@@ -200,7 +200,7 @@ class _Lowering:
         value, spec = self.recorded.constants[node], self.recorded.specs[node]
         if not isinstance(value, Tensor):
             return constant_parts(value, spec, path_of(node))
-        held = Held(spec, path_of(node), constant=value)
+        held = LoweredValue(spec, path_of(node), constant=value)
         if node.op == "get_attr":
             # the parameter itself, so that it is stored once whoever reads it
             held.constant = attribute(self.gm, str(node.target))
@@ -272,10 +272,10 @@ class _Lowering:
             return
         found: list[fx.Node] = []
         fx.node.map_arg((call.node.args, call.node.kwargs), found.append)
-        operands = [n for n in found if isinstance(self.resolve(n), Held)]
+        operands = [n for n in found if isinstance(self.resolve(n), LoweredValue)]
         for i, (operand, quantizer) in enumerate(zip(operands, given, strict=False)):
             if quantizer is not None:
-                held: Held = self.resolve(operand)
+                held: LoweredValue = self.resolve(operand)
                 name = f"{path_of(call.node)}.input_{i}"
                 real = held.value(self.builder)
                 call.replaced[operand] = self.quantized.value(real, held.spec, quantizer, name)
@@ -317,12 +317,12 @@ class _Lowering:
         spec, name = held_as
         if value is None:
             return None
-        if isinstance(value, Held):
+        if isinstance(value, LoweredValue):
             if quantizer is None or quantizer is self.quantized.quantizer_of(value):
                 return value
             value = value.value(self.builder)
         if quantizer is None or not spec.dtype.is_floating_point:
-            return Held(spec, name, real=self._described(value, spec, name))
+            return LoweredValue(spec, name, real=self._described(value, spec, name))
         if call.integer:
             source = call.held(call.primary)
             return self.quantized.moved(call.node, index, value, source, held_as, quantizer)
@@ -342,7 +342,7 @@ class _Lowering:
     # --- what calls need (`Surroundings`) ------------------------------------------------------
 
     def resolve(self, value: Any) -> Any:
-        """fx nodes inside a value -> `Held`, `SizeValue` or plain values."""
+        """fx nodes inside a value -> `LoweredValue`, `SizeValue` or plain values."""
         return fx.node.map_arg(value, self._value_of)
 
     def _value_of(self, node: fx.Node) -> Any:
@@ -350,7 +350,7 @@ class _Lowering:
             self.env[node] = self._constant(node)
         return self.env[node]
 
-    def reshaped_output(self, call: Call, made: ir.Value) -> Held | None:
+    def reshaped_output(self, call: Call, made: ir.Value) -> LoweredValue | None:
         """A result that was made in another shape, on its grid; None where it has no grid.
 
         It is quantized where it is made and reshaped as integers: between an operator and its

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from fxquant.errors import ExportError
 from fxquant.nn.opaque import Opaque
 from fxquant.onnx.lowering.context import Call
-from fxquant.onnx.lowering.values import Held
+from fxquant.onnx.lowering.values import LoweredValue
 from fxquant.onnx.runs.observed import Shaped
 
 # written as several nodes: the runtime sees through one move between DQ and Q, not through a chain
@@ -61,7 +61,7 @@ def check_real(wanted: set[fx.Node], constants: Mapping[fx.Node, Any], specs: An
 
 def moves_integers(row: str, value: Any) -> bool:
     """Whether an operator shall move integers instead of real values between DQ and Q."""
-    if not isinstance(value, Held) or value.integers is None or value.grid is None:
+    if not isinstance(value, LoweredValue) or value.integers is None or value.grid is None:
         return False
     if value.grid.grid.axis is not None:
         return False
@@ -89,9 +89,9 @@ def attribute(root: nn.Module, target: str) -> Tensor:
 
 
 def constant_parts(value: Any, spec: Any, name: str) -> Any:
-    """Tensors inside a constant container, as `Held`."""
+    """Tensors inside a constant container, as `LoweredValue`."""
     if isinstance(value, Tensor):
-        return Held(spec, name, constant=value)
+        return LoweredValue(spec, name, constant=value)
     if isinstance(value, Mapping):
         return {k: constant_parts(v, spec[k], f"{name}_{k}") for k, v in value.items()}
     if isinstance(value, (tuple, list)):

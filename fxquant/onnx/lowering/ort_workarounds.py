@@ -110,7 +110,7 @@ def _makes_layer_integer(quantize: ir.Node) -> bool:
 
 
 def _walk(value: ir.Value | None, through: Iterable[str], to: Iterable[str]) -> ir.Node | None:
-    """The maker of a value of one of the kinds, seen through others."""
+    """The producer of a value of one of the kinds, seen through others."""
     through, to = frozenset(through), frozenset(to)
     while value is not None:
         node = value.producer()
@@ -128,15 +128,15 @@ def _is_dequantized(value: ir.Value | None) -> bool:
     return _walk(value, _MOVES, {"DequantizeLinear"}) is not None
 
 
-def _shield(builder: Builder, reader: ir.Node, index: int) -> ir.Node:
-    given = reader.inputs[index]
+def _shield(builder: Builder, consumer: ir.Node, index: int) -> ir.Node:
+    given = consumer.inputs[index]
     value = builder.op("Max", given)
     node = value.producer()
     if node is None or given is None:  # cannot be: it was just made from a value
-        return reader
-    builder.name_node(node, f"{reader.name}.float")
+        return consumer
+    builder.name_node(node, f"{consumer.name}.float")
     value.shape, value.type = given.shape, given.type
-    reader.replace_input_with(index, value)
+    consumer.replace_input_with(index, value)
     return node
 
 
@@ -174,12 +174,12 @@ def _product(node: ir.Node) -> ir.Node | None:
     if node.op_type not in ("Mul", "Div"):
         return None
     value = node.inputs[0]
-    maker = value.producer() if value is not None else None
-    if maker is None or maker.op_type != "MatMul" or len(maker.outputs[0].uses()) > 1:
+    producer = value.producer() if value is not None else None
+    if producer is None or producer.op_type != "MatMul" or len(producer.outputs[0].uses()) > 1:
         return None
     # what is quantized keeps the name of its float value
     quantized = any(use.op_type == "QuantizeLinear" for use in node.outputs[0].consumers())
-    return None if quantized else maker
+    return None if quantized else producer
 
 
 def _factor(node: ir.Node) -> float | None:

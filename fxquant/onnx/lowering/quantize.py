@@ -1,4 +1,4 @@
-"""Quantized values: QuantizeLinear behind their maker, one scale and zero point per quantizer."""
+"""Quantized values: QuantizeLinear behind the producer, one scale and zero point a quantizer."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from fxquant.errors import ExportError
 from fxquant.onnx.lowering.builder import Builder
 from fxquant.onnx.lowering.float_casts import narrowed
 from fxquant.onnx.lowering.result import LoweredTensor
-from fxquant.onnx.lowering.values import GridValues, Held, quantize
-from fxquant.onnx.qparams import IntegerGrid, encoding_of, integer_grid, stored_integers
+from fxquant.onnx.lowering.values import LoweredValue, QuantParamValues, quantize
+from fxquant.onnx.qparams import QuantParams, encoding_of, integer_grid, stored_integers
 from fxquant.onnx.runs.observed import Shaped
 from fxquant.quantization.float import FloatQuantizeDequantize
 
@@ -33,7 +33,7 @@ class Activation:
     node: fx.Node
     index: int
     real: ir.Value | None
-    held: Held
+    held: LoweredValue
     quantizer: QuantizerBase
 
 
@@ -50,14 +50,16 @@ class Quantized:
     builder: Builder
     found: list[Activation | tuple[fx.Node, StoredWeight]] = field(default_factory=list)
     narrow: list[tuple[ir.Value, QuantizerBase]] = field(default_factory=list)
-    _grids: dict[tuple[int, int | None], GridValues] = field(default_factory=dict)
+    _grids: dict[tuple[int, int | None], QuantParamValues] = field(default_factory=dict)
 
     def value(
         self, real: ir.Value, spec: Shaped, quantizer: QuantizerBase, name: str, *, cut: bool = True
-    ) -> Held:
+    ) -> LoweredValue:
         """A real value on the grid of a quantizer."""
         if isinstance(quantizer, FloatQuantizeDequantize):
-            return Held(spec, name, real=narrowed(self.builder, real, quantizer, spec, name))
+            return LoweredValue(
+                spec, name, real=narrowed(self.builder, real, quantizer, spec, name)
+            )
         if spec.dtype not in _WIDENED:
             what = f"the quantized value {name} is {spec.dtype}: integer kernels take float32"
             fix = "build the simulation from model.float() and float32 inputs"
@@ -66,12 +68,12 @@ class Quantized:
             real = self.builder.op("Cast", real, to=ir.DataType.FLOAT)
         grid = self.grid(quantizer, spec, name)
         integers = quantize(self.builder, real, grid, f"{name}_q", cut=cut)
-        return Held(spec, name, integers=integers, grid=grid)
+        return LoweredValue(spec, name, integers=integers, grid=grid)
 
     def output(
         self, node: fx.Node, index: int, real: ir.Value, held_as: tuple[Shaped, str],
         quantizer: QuantizerBase, *, cut: bool = True,
-    ) -> Held:  # fmt: skip
+    ) -> LoweredValue:  # fmt: skip
         """An output of a node on its grid; `cut` off what the grid does not hold."""
         spec, name = held_as
         held = self.value(real, spec, quantizer, name, cut=cut)
@@ -82,9 +84,9 @@ class Quantized:
         return held
 
     def moved(
-        self, node: fx.Node, index: int, integers: ir.Value, source: Held,
+        self, node: fx.Node, index: int, integers: ir.Value, source: LoweredValue,
         held_as: tuple[Shaped, str], quantizer: QuantizerBase, *, made: ir.Value | None = None,
-    ) -> Held:  # fmt: skip
+    ) -> LoweredValue:  # fmt: skip
         """Integers that an operator moved without leaving their grid.
 
         `made` is the real value that they were quantized from, if this node made it.
@@ -92,11 +94,13 @@ class Quantized:
         spec, name = held_as
         if integers.name is None:
             self.builder.name_value(integers, f"{name}_q")
-        held = Held(spec, name, integers=integers, grid=source.grid)
+        held = LoweredValue(spec, name, integers=integers, grid=source.grid)
         self.found.append(Activation(node, index, made, held, quantizer))
         return held
 
-    def constant(self, node: fx.Node, held: Held, value: Tensor, quantizer: QuantizerBase) -> None:
+    def constant(
+        self, node: fx.Node, held: LoweredValue, value: Tensor, quantizer: QuantizerBase
+    ) -> None:
         """A constant on a grid: integers are stored, there is no QuantizeLinear."""
         if isinstance(quantizer, FloatQuantizeDequantize):
             return
@@ -107,12 +111,12 @@ class Quantized:
         held.integers = self.builder.initializer(data, f"{held.name}_q")
         self.found.append(Activation(node, 0, None, held, quantizer))
 
-    def quantizer_of(self, held: Held) -> QuantizerBase | None:
+    def quantizer_of(self, held: LoweredValue) -> QuantizerBase | None:
         """The quantizer on whose grid a value lies."""
         made = (a for a in self.found if isinstance(a, Activation) and a.held is held)
         return next((a.quantizer for a in made), None)
 
-    def grid(self, quantizer: QuantizerBase, spec: Shaped, name: str) -> GridValues:
+    def grid(self, quantizer: QuantizerBase, spec: Shaped, name: str) -> QuantParamValues:
         """Scale and zero point; the same initializers for all tensors that share the quantizer."""
         # onnxruntime has no activations of less than a byte: its fused kernels refuse to load
         grid = integer_grid(quantizer, spec.shape, self.builder.opset, least_bits=8)
@@ -120,7 +124,9 @@ class Quantized:
         if key not in self._grids:
             scale = self.builder.initializer(ir.Tensor(grid.scale), f"{name}_scale")
             zero = ir.Tensor(grid.zero_point, grid.dtype)
-            values = GridValues(grid, scale, self.builder.initializer(zero, f"{name}_zero_point"))
+            values = QuantParamValues(
+                grid, scale, self.builder.initializer(zero, f"{name}_zero_point")
+            )
             self._grids[key] = values
         return self._grids[key]
 
@@ -161,7 +167,7 @@ def _weight(node: fx.Node, weight: StoredWeight) -> LoweredTensor:
     )  # fmt: skip
 
 
-def _grid_fields(grid: IntegerGrid | None, quantizer: QuantizerBase) -> dict[str, Any]:
+def _grid_fields(grid: QuantParams | None, quantizer: QuantizerBase) -> dict[str, Any]:
     if grid is None:
         msg = "a quantized value lost its grid"
         raise RuntimeError(msg)

@@ -14,7 +14,7 @@ from torch import fx
 from fxquant.errors import ExportError
 from fxquant.onnx.lowering.builder import Builder, data_type
 from fxquant.onnx.lowering.context import path_of
-from fxquant.onnx.lowering.values import Held, SizeValue
+from fxquant.onnx.lowering.values import LoweredValue, SizeValue
 
 # sizes are never negative, so the truncating Div of ONNX is Python's floor division
 _BINARY: dict[Any, str] = {
@@ -55,7 +55,9 @@ def emit(node: fx.Node, resolve: Callable[[Any], Any], builder: Builder) -> Any:
             found = _arithmetic(node.target, args, builder)
             if found is not None:
                 return found
-    if node.op == "call_function" and not any(isinstance(a, (Held, SizeValue)) for a in args):
+    if node.op == "call_function" and not any(
+        isinstance(a, (LoweredValue, SizeValue)) for a in args
+    ):
         return node.target(*args, **kwargs)  # type: ignore[operator]
     raise ExportError(
         "FXQ507", f"the value of {node.target} depends on an input and is no tensor", at=node,
@@ -66,7 +68,7 @@ def emit(node: fx.Node, resolve: Callable[[Any], Any], builder: Builder) -> Any:
 def _shape_reading(node: fx.Node, args: list[Any], kwargs: dict[str, Any], builder: Builder) -> Any:
     """Sizes read from a tensor; None if the node does something else."""
     held = args[0] if args else None
-    if not isinstance(held, Held):
+    if not isinstance(held, LoweredValue):
         return None
     if node.target is getattr:
         return {"shape": _all_sizes(held, builder), "ndim": held.spec.rank,
@@ -82,16 +84,16 @@ def _shape_reading(node: fx.Node, args: list[Any], kwargs: dict[str, Any], build
     return _size(held, 0, builder) if node.target is len else None
 
 
-def _all_sizes(held: Held, builder: Builder) -> list[int | SizeValue]:
+def _all_sizes(held: LoweredValue, builder: Builder) -> list[int | SizeValue]:
     return [_size(held, i, builder) for i in range(held.spec.rank)]
 
 
-def _size(held: Held, axis: int, builder: Builder) -> int | SizeValue:
+def _size(held: LoweredValue, axis: int, builder: Builder) -> int | SizeValue:
     size = held.spec.shape[axis]
     return size if isinstance(size, int) else SizeValue(held.size(builder, axis))
 
 
-def _count(held: Held, builder: Builder) -> int | SizeValue:
+def _count(held: LoweredValue, builder: Builder) -> int | SizeValue:
     sizes = _all_sizes(held, builder)
     static = math.prod(s for s in sizes if isinstance(s, int))
     total: int | SizeValue = static

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from fxquant.onnx.lowering.builder import Builder
 from fxquant.onnx.lowering.float_casts import narrow_weight
-from fxquant.onnx.lowering.values import GridValues, dequantize
-from fxquant.onnx.qparams import IntegerGrid, encoding_of, integer_grid, stored_integers
+from fxquant.onnx.lowering.values import QuantParamValues, dequantize
+from fxquant.onnx.qparams import QuantParams, encoding_of, integer_grid, stored_integers
 from fxquant.quantization.affine import BiasQuantizeDequantize
 from fxquant.quantization.float import FloatQuantizeDequantize
 
@@ -63,7 +63,7 @@ class Arrangement:
         x = x.reshape(out, channels, height // 2, 2, width // 2, 2).transpose(0, 3, 5, 1, 2, 4)
         return np.ascontiguousarray(x.reshape(out, 4 * channels, height // 2, width // 2))
 
-    def grid(self, grid: IntegerGrid) -> IntegerGrid:
+    def grid(self, grid: QuantParams) -> QuantParams:
         """The grid of the stored integers."""
         if self.rows is not None:
             grid = grid.rows(np.array(self.rows))
@@ -90,7 +90,7 @@ class StoredWeight:
     name: str
     integers: ir.Value
     real: ir.Value | None
-    grid: GridValues
+    grid: QuantParamValues
     bias: bool
     quantizer: QuantizerBase
 
@@ -103,7 +103,7 @@ class Weights:
         self.stored: list[StoredWeight] = []
         self._known: dict[tuple[Any, ...], ir.Value] = {}
         self._zeros: dict[tuple[Any, ...], ir.Value] = {}
-        self._integers: dict[tuple[Any, ...], tuple[ir.Value, GridValues]] = {}
+        self._integers: dict[tuple[Any, ...], tuple[ir.Value, QuantParamValues]] = {}
 
     def value(
         self, tensor: Tensor, name: str, quantizer: QuantizerBase | None, arrangement: Arrangement
@@ -138,7 +138,7 @@ class Weights:
 
     def table(
         self, tensor: Tensor, name: str, quantizer: QuantizerBase
-    ) -> tuple[ir.Value, GridValues]:
+    ) -> tuple[ir.Value, QuantParamValues]:
         """The stored integers of a weight that is read row by row."""
         integers, grid = self._integers_of(tensor, name, quantizer, PLAIN)
         self.stored.append(StoredWeight(name, integers, None, grid, False, quantizer))
@@ -172,9 +172,9 @@ class Weights:
         return made
 
     def _read_again(
-        self, old: ir.Value, integers: ir.Value, grid: GridValues
+        self, old: ir.Value, integers: ir.Value, grid: QuantParamValues
     ) -> tuple[list[ir.Node], ir.Value]:
-        """A DequantizeLinear of its own for `old`: that of another reader may come later."""
+        """A DequantizeLinear of its own for `old`: that of another consumer may come later."""
         real = dequantize(self.builder, integers, grid, f"{integers.name}_dq")
         real.shape, real.type = integers.shape, ir.TensorType(ir.DataType.FLOAT)
         for weight in self.stored:
@@ -199,7 +199,7 @@ class Weights:
 
     def _integers_of(
         self, tensor: Tensor, name: str, quantizer: QuantizerBase, arrangement: Arrangement
-    ) -> tuple[ir.Value, GridValues]:
+    ) -> tuple[ir.Value, QuantParamValues]:
         """The stored integers and their grid, without a DequantizeLinear."""
         key = (id(tensor), id(quantizer), arrangement)
         if key not in self._integers:
@@ -208,15 +208,15 @@ class Weights:
 
     def _store(
         self, tensor: Tensor, name: str, quantizer: QuantizerBase, arrangement: Arrangement
-    ) -> tuple[ir.Value, GridValues]:
+    ) -> tuple[ir.Value, QuantParamValues]:
         grid, integers = _integers(tensor, quantizer, self.builder.opset)
         grid, label = arrangement.grid(grid), f"{name}{arrangement.label}"
         data = ir.Tensor(arrangement.array(integers), grid.dtype)
         value = self.builder.initializer(data, label)
         scale = self.builder.constant(grid.scale, f"{label}_scale")
-        return value, GridValues(grid, scale, self._zero_point(grid, label))
+        return value, QuantParamValues(grid, scale, self._zero_point(grid, label))
 
-    def _zero_point(self, grid: IntegerGrid, label: str) -> ir.Value:
+    def _zero_point(self, grid: QuantParams, label: str) -> ir.Value:
         """The zero point; one of zeros is shared, but for int8.
 
         Two int8 weights never share one: onnxruntime's `session.x64quantprecision` replaces it
@@ -235,7 +235,7 @@ class Weights:
 
 def _integers(
     tensor: Tensor, quantizer: QuantizerBase, opset: int
-) -> tuple[IntegerGrid, NDArray[Any]]:
+) -> tuple[QuantParams, NDArray[Any]]:
     if isinstance(quantizer, BiasQuantizeDequantize):
         return _bias_integers(tensor, quantizer)
     grid = integer_grid(quantizer, tuple(tensor.shape), opset)
@@ -244,7 +244,7 @@ def _integers(
 
 def _bias_integers(
     bias: Tensor, quantizer: BiasQuantizeDequantize
-) -> tuple[IntegerGrid, NDArray[Any]]:
+) -> tuple[QuantParams, NDArray[Any]]:
     encoding_of(quantizer)  # the typed error where it has none
     with torch.no_grad():
         encoding = quantizer(bias.detach()).encoding
@@ -254,4 +254,4 @@ def _bias_integers(
     scale = scale.reshape(()) if axis is None else scale.reshape(-1)
     zero = np.zeros(scale.shape, np.int32)
     low, high = -(2**31), 2**31 - 1
-    return IntegerGrid(scale, zero, ir.DataType.INT32, axis, None, low, high), integers
+    return QuantParams(scale, zero, ir.DataType.INT32, axis, None, low, high), integers

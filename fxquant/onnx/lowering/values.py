@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fxquant.onnx.lowering.builder import Builder, data_type, describe
-from fxquant.onnx.qparams import IntegerGrid
+from fxquant.onnx.qparams import QuantParams
 from fxquant.onnx.runs.observed import Dim, Shaped
 
 
@@ -29,16 +29,16 @@ class SizeValue:
 
 
 @dataclass(frozen=True)
-class GridValues:
+class QuantParamValues:
     """A grid with the initializers that hold its scale and zero point."""
 
-    grid: IntegerGrid
+    grid: QuantParams
     scale: ir.Value
     zero_point: ir.Value
 
 
 @dataclass
-class Held:
+class LoweredValue:
     """A tensor, in the forms that were asked for so far.
 
     Attributes:
@@ -55,12 +55,12 @@ class Held:
     name: str
     real: ir.Value | None = None
     integers: ir.Value | None = None
-    grid: GridValues | None = None
+    grid: QuantParamValues | None = None
     constant: Tensor | None = None
     sizes: dict[int, ir.Value] = field(default_factory=dict)
-    rows: Held | None = None
+    rows: LoweredValue | None = None
 
-    def on_rows(self, builder: Builder) -> Held:
+    def on_rows(self, builder: Builder) -> LoweredValue:
         """The integers with all axes but the last in one: `[..., K] -> [rows, K]`."""
         if self.rows is None:
             *outer, last = self.spec.shape
@@ -70,7 +70,7 @@ class Held:
             producer = integers.producer()
             if producer is not None:
                 builder.name_node(producer, f"{self.name}_rows")
-            self.rows = Held(spec, f"{self.name}_rows", integers=integers, grid=self.grid)
+            self.rows = LoweredValue(spec, f"{self.name}_rows", integers=integers, grid=self.grid)
         return self.rows
 
     def value(self, builder: Builder) -> ir.Value:
@@ -115,7 +115,7 @@ def _product(sizes: Sequence[int | Dim]) -> int | Dim:
 
 
 def quantize(
-    builder: Builder, real: ir.Value, grid: GridValues, name: str, *, cut: bool = True
+    builder: Builder, real: ir.Value, grid: QuantParamValues, name: str, *, cut: bool = True
 ) -> ir.Value:
     """A QuantizeLinear; integers outside the grid are cut off first where the type has some."""
     if grid.grid.clipped and cut:
@@ -128,12 +128,14 @@ def quantize(
     return _linear(builder, "QuantizeLinear", real, grid, name)
 
 
-def dequantize(builder: Builder, integers: ir.Value, grid: GridValues, name: str) -> ir.Value:
+def dequantize(builder: Builder, integers: ir.Value, grid: QuantParamValues, name: str) -> ir.Value:
     """A DequantizeLinear."""
     return _linear(builder, "DequantizeLinear", integers, grid, name)
 
 
-def _linear(builder: Builder, kind: str, x: ir.Value, grid: GridValues, name: str) -> ir.Value:
+def _linear(
+    builder: Builder, kind: str, x: ir.Value, grid: QuantParamValues, name: str
+) -> ir.Value:
     value = builder.op(
         kind, x, grid.scale, grid.zero_point, axis=grid.grid.axis, block_size=grid.grid.block
     )

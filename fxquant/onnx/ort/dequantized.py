@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 _FLOAT = ir.TensorType(ir.DataType.FLOAT)
-_CLIPPED = SUMS | {"Add", "BatchNormalization", "ConvTranspose"}  # makers that a ReLU follows
+_CLIPPED = SUMS | {"Add", "BatchNormalization", "ConvTranspose"}  # producers that a ReLU follows
 
 
 def without_pairs(model: ir.Model) -> ir.Model:
@@ -77,10 +77,10 @@ class _Pairs:
         ]
 
     def _can(self, value: ir.Value) -> bool:
-        maker = value.producer()
-        if value in self.outputs or maker is None:
+        producer = value.producer()
+        if value in self.outputs or producer is None:
             return False
-        if maker.op_type != _QUANTIZE and not all(v in self.grids for v in _data(maker)):
+        if producer.op_type != _QUANTIZE and not all(v in self.grids for v in _data(producer)):
             return False
         return all(self._reads_floats(use.node, value) for use in value.uses())
 
@@ -126,9 +126,15 @@ def _pass(old: ir.Value, new: ir.Value | None) -> None:
 def _clipped(graph: ir.Graph, quantize: ir.Node) -> ir.Value | None:
     """What goes into a grid, cut off at its ends if a ReLU may have been left out for it."""
     value = quantize.inputs[0]
-    maker = value.producer() if value is not None else None
+    producer = value.producer() if value is not None else None
     ends = _ends(quantize)
-    if value is None or maker is None or maker.op_type not in _CLIPPED or ends is None or ends[0]:
+    if (
+        value is None
+        or producer is None
+        or producer.op_type not in _CLIPPED
+        or ends is None
+        or ends[0]
+    ):
         return value
     name = f"{quantize.name}.clip"
     low, high = (

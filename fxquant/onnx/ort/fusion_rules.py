@@ -36,7 +36,7 @@ _WORDS = frozenset((ir.DataType.INT16, ir.DataType.UINT16))
 _BYTES_ONLY = frozenset(
     ("MaxPool", "ReduceMax", "ReduceMin", "Resize", "DepthToSpace", "SpaceToDepth", "Concat")
 )
-_FOLLOW = 8  # nodes between a weight's DequantizeLinear and its reader
+_FOLLOW = 8  # nodes between a weight's DequantizeLinear and its consumer
 
 
 def reason(node: ir.Node) -> str:

@@ -77,9 +77,9 @@ def tolerances(
         peaks: largest magnitudes of the float graph inputs.
     """
     bounds = _Walk(peaks).over(model.graph)
-    makers = {v.name: node for node in model.graph for v in node.outputs}
+    producers = {v.name: node for node in model.graph for v in node.outputs}
     starts = set(quantized)
-    return {name: _tolerance(_quantizing(makers[name], starts), bounds) for name in starts}
+    return {name: _tolerance(_quantizing(producers[name], starts), bounds) for name in starts}
 
 
 def _quantizing(node: ir.Node, starts: Container[str | None]) -> ir.Node:

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from fxquant.onnx.ort.session import Level
     from fxquant.onnx.parity.error_analysis import Rounding
     from fxquant.onnx.parity.error_bounds import Tolerance
-    from fxquant.onnx.parity.teacher_forcing import Taught
+    from fxquant.onnx.parity.teacher_forcing import Reference
 
 
-def classify(taught: Taught, runtime: NDArray[Any], allowed: Tolerance) -> dict[str, Any]:
+def classify(reference: Reference, runtime: NDArray[Any], allowed: Tolerance) -> dict[str, Any]:
     """Sort the elements of one tensor into exact, tie, drift and defect.
 
     Args:
-        taught: the simulation's integers.
+        reference: the simulation's integers.
         runtime: onnxruntime's.
         allowed: what is a tie, and what drift passes.
 
@@ -34,11 +34,11 @@ def classify(taught: Taught, runtime: NDArray[Any], allowed: Tolerance) -> dict[
     Raises:
         ExportError: FXQ565 the shapes differ.
     """
-    ours = taught.integers
+    ours = reference.integers
     if ours.shape != runtime.shape:
-        name = taught.tensor.quantized_name
+        name = reference.tensor.quantized_name
         what = f"{name!r} has shape {runtime.shape}, in the simulation {ours.shape}"
-        raise ExportError("FXQ565", what, at=taught.tensor.node)
+        raise ExportError("FXQ565", what, at=reference.tensor.node)
     tally: dict[str, Any] = dict.fromkeys(("tie", "drift", "defect", "unexplained", "max_steps"), 0)
     tally |= {"elements": ours.size, "exact": ours.size, "distance": 0.0, "tolerance": allowed.tie}
     flat = np.flatnonzero(ours.reshape(-1) != runtime.reshape(-1))
@@ -47,7 +47,7 @@ def classify(taught: Taught, runtime: NDArray[Any], allowed: Tolerance) -> dict[
     theirs = runtime.reshape(-1)[flat].astype(np.int64)
     steps = np.abs(theirs - ours.reshape(-1)[flat].astype(np.int64))
     one = steps == 1
-    distances = taught.distances(flat[one], theirs[one])
+    distances = reference.distances(flat[one], theirs[one])
     ties = distances <= allowed.tie
     defect = int((~one).sum())
     return tally | {
@@ -62,13 +62,13 @@ def classify(taught: Taught, runtime: NDArray[Any], allowed: Tolerance) -> dict[
 
 
 def without_noise(
-    row: TensorRow, rounding: Rounding, taught: Taught, theirs: NDArray[Any]
+    row: TensorRow, rounding: Rounding, reference: Reference, theirs: NDArray[Any]
 ) -> TensorRow:
     """Take back what the float64 value shows to be rounding on both sides."""
     if not row.unexplained:
         return row
-    ours = taught.integers
-    noise = rounding.of_integers(taught.tensor.quantized_name, ours, theirs)
+    ours = reference.integers
+    noise = rounding.of_integers(reference.tensor.quantized_name, ours, theirs)
     if noise is None:
         return row
     steps = np.abs(theirs.astype(np.int64) - ours.astype(np.int64))

@@ -43,7 +43,7 @@ from fxquant.onnx.parity.judge import output_row
 from fxquant.onnx.parity.report import LevelInfo, OutputRow, ParityReport
 from fxquant.onnx.parity.segments import Example, forced, graph_feeds, runs
 from fxquant.onnx.parity.shipped_file import Shipped, check_same, run_shipped
-from fxquant.onnx.parity.teacher_forcing import Lesson, Taught
+from fxquant.onnx.parity.teacher_forcing import Reference, ReferenceRun
 from fxquant.onnx.runs.observed import bound_example
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def prove(
     found = forced(gm, lowered, example, path, threads=threads)
     model = exact_model(path)
     operators = coverage(path, model=model)
-    levels, drift = _whole_runs(model, found.lesson, threads, shipped)
+    levels, drift = _whole_runs(model, found.reference_run, threads, shipped)
     others = _prove_others(gm, lowered, example, path, threads) if found.proven else ()
     return ParityReport(
         proven=found.proven,
@@ -88,7 +88,7 @@ def prove(
         choices=found.choices,
         levels=levels,
         operators=operators,
-        skipped=tuple(found.lesson.missed),
+        skipped=tuple(found.reference_run.missed),
         notes=notes_of(lowered),
         risks=IntegerModel(path).saturations(),
         cpu=str(this_cpu()),
@@ -160,26 +160,26 @@ def _rounding_notes(lowered: Lowered) -> list[str]:
 
 
 def _whole_runs(
-    model: ir.Model, lesson: Lesson, threads: int, shipped: Shipped
+    model: ir.Model, reference_run: ReferenceRun, threads: int, shipped: Shipped
 ) -> tuple[tuple[LevelInfo, ...], list[OutputRow]]:
     """Run the model from its inputs at both levels; its integers become outputs."""
-    show(model, [t.tensor.quantized_name for t in lesson.tensors])
+    show(model, [t.tensor.quantized_name for t in reference_run.tensors])
     levels, outputs = [], []
-    for level, found in runs(model, lesson.feeds, threads):
+    for level, found in runs(model, reference_run.feeds, threads):
         # where default kernels saturate, the exact form gives other integers than the file
         if level is Level.OFF or this_cpu().exact:
-            check_same(shipped[level], found, lesson.outputs, level)
-        levels.append(_level_info(level, lesson.tensors, found))
-        for name, ours in lesson.outputs.items():
+            check_same(shipped[level], found, reference_run.outputs, level)
+        levels.append(_level_info(level, reference_run.tensors, found))
+        for name, ours in reference_run.outputs.items():
             outputs.append(output_row(name, ours, found[name], level, None))
     return tuple(levels), outputs
 
 
 def _level_info(
-    level: Level, taught: Sequence[Taught], found: Mapping[str, NDArray[Any]]
+    level: Level, reference: Sequence[Reference], found: Mapping[str, NDArray[Any]]
 ) -> LevelInfo:
     total = equal = most = 0
-    for item in taught:
+    for item in reference:
         theirs = found[item.tensor.quantized_name]
         total += item.integers.size
         if theirs.shape != item.integers.shape:

@@ -34,7 +34,7 @@ from fxquant.onnx.parity.index_choices import choosers
 from fxquant.onnx.parity.index_choices import rows as choice_rows
 from fxquant.onnx.parity.judge import classify, output_row, with_noise, without_noise
 from fxquant.onnx.parity.report import ChoiceRow, OutputRow, TensorRow, verdict
-from fxquant.onnx.parity.teacher_forcing import Lesson, Taught, cut, teach
+from fxquant.onnx.parity.teacher_forcing import Reference, ReferenceRun, cut, teach
 from fxquant.onnx.qdq import constant
 from fxquant.onnx.runs.observed import bound_example
 
@@ -51,13 +51,13 @@ class Forced:
     """What was found on one input.
 
     Attributes:
-        lesson: what the simulation computed.
+        reference_run: what the simulation computed.
         tensors: one row a quantized tensor and level.
         choices: one row an argmax, topk or sort and level.
         outputs: one row an output and level.
     """
 
-    lesson: Lesson
+    reference_run: ReferenceRun
     tensors: tuple[TensorRow, ...]
     choices: tuple[ChoiceRow, ...]
     outputs: tuple[OutputRow, ...]
@@ -94,14 +94,16 @@ def forced(
     feeds = graph_feeds(gm, lowered, example)
     peaks = {name: magnitude(value) for name, value in feeds.items()}
     allowed = tolerances(model, [t.quantized_name for t in wanted], peaks)
-    lesson = teach(gm, example, wanted, allowed, choosers(model, lowered))
-    lesson.feeds = feeds
-    lesson.outputs = _named_outputs(lowered, lesson)
-    scores = bounds_of(model, [c.chooser.scores for c in lesson.choices], peaks)
-    bounds = _output_tolerances(model, lesson, peaks)
+    reference_run = teach(gm, example, wanted, allowed, choosers(model, lowered))
+    reference_run.feeds = feeds
+    reference_run.outputs = _named_outputs(lowered, reference_run)
+    scores = bounds_of(model, [c.chooser.scores for c in reference_run.choices], peaks)
+    bounds = _output_tolerances(model, reference_run, peaks)
     # an output that is a choice is judged as one
-    bounds |= {c.chooser.places: math.inf for c in lesson.choices if c.chooser.places in bounds}
-    return _Judges(gm, lesson, allowed, bounds, scores).compare(model, threads)
+    bounds |= {
+        c.chooser.places: math.inf for c in reference_run.choices if c.chooser.places in bounds
+    }
+    return _Judges(gm, reference_run, allowed, bounds, scores).compare(model, threads)
 
 
 def graph_feeds(gm: fx.GraphModule, lowered: Lowered, example: Example) -> dict[str, NDArray[Any]]:
@@ -117,8 +119,8 @@ def graph_feeds(gm: fx.GraphModule, lowered: Lowered, example: Example) -> dict[
     return {name: as_feed(t) for name, t in zip(lowered.input_names, given, strict=True)}
 
 
-def _named_outputs(lowered: Lowered, lesson: Lesson) -> dict[str, NDArray[Any]]:
-    values, names = list(lesson.outputs.values()), lowered.output_names
+def _named_outputs(lowered: Lowered, reference_run: ReferenceRun) -> dict[str, NDArray[Any]]:
+    values, names = list(reference_run.outputs.values()), lowered.output_names
     if len(values) != len(names):
         what = f"the file has {len(names)} outputs, the simulation {len(values)}"
         raise ExportError("FXQ567", what)
@@ -164,12 +166,12 @@ def _input_tensor(node: ir.Node, fx_name: str, index: int) -> LoweredTensor:
 
 
 def _output_tolerances(
-    model: ir.Model, lesson: Lesson, peaks: Mapping[str, float]
+    model: ir.Model, reference_run: ReferenceRun, peaks: Mapping[str, float]
 ) -> dict[str, float]:
     """Relative difference that each float output may have when its segment is forced."""
     bounds = bounds_of(model, [v.name for v in model.graph.outputs], peaks)
     result = {}
-    for name, value in lesson.outputs.items():
+    for name, value in reference_run.outputs.items():
         peak, bound = magnitude(value), bounds.get(name)
         if bound is None or bound.island:
             result[name] = FLOAT_ISLAND_SLACK
@@ -183,34 +185,38 @@ class _Judges:
     """What the differences of one input are judged by."""
 
     gm: fx.GraphModule
-    lesson: Lesson
+    reference_run: ReferenceRun
     allowed: Mapping[str, Tolerance]
     outputs: Mapping[str, float]
     scores: Mapping[str, Bound]
 
     def compare(self, model: ir.Model, threads: int) -> Forced:
         """Rows of every tensor, choice and output at both levels; the model is cut."""
-        feeds = cut(model, self.lesson)
+        feeds = cut(model, self.reference_run)
         rounding = Rounding(model, feeds)
         nodes = {n.name: n for n in self.gm.graph.nodes}
         rows, choices, outputs = [], list[ChoiceRow](), []
         for level, found in runs(model, feeds, threads):
-            for taught in self.lesson.tensors:
-                theirs = found[taught.tensor.quantized_name]
-                row = self._row(taught, theirs, level, nodes)
-                rows.append(without_noise(row, rounding, taught, theirs))
-            choices += choice_rows(self.lesson.choices, found, level.value, self.scores)
-            for name, ours in self.lesson.outputs.items():
+            for reference in self.reference_run.tensors:
+                theirs = found[reference.tensor.quantized_name]
+                row = self._row(reference, theirs, level, nodes)
+                rows.append(without_noise(row, rounding, reference, theirs))
+            choices += choice_rows(self.reference_run.choices, found, level.value, self.scores)
+            for name, ours in self.reference_run.outputs.items():
                 one = output_row(name, ours, found[name], level, self.outputs[name])
                 outputs.append(with_noise(one, rounding, ours, found[name]))
-        return Forced(self.lesson, tuple(rows), tuple(choices), tuple(outputs))
+        return Forced(self.reference_run, tuple(rows), tuple(choices), tuple(outputs))
 
     def _row(
-        self, taught: Taught, runtime: NDArray[Any], level: Level, nodes: Mapping[str, fx.Node]
+        self,
+        reference: Reference,
+        runtime: NDArray[Any],
+        level: Level,
+        nodes: Mapping[str, fx.Node],
     ) -> TensorRow:
-        tensor = taught.tensor
+        tensor = reference.tensor
         source = nodes[tensor.node].meta.get("source")
-        tally = classify(taught, runtime, self.allowed[tensor.quantized_name])
+        tally = classify(reference, runtime, self.allowed[tensor.quantized_name])
         return TensorRow(
             tensor.node, tensor.module, str(source) if source else "", level.value, **tally
         )

@@ -1,7 +1,7 @@
 """Teacher forcing: what the simulation computes, and a graph whose every segment starts from it.
 
 Before: `conv1 → Q → DQ → conv2 → Q → DQ → ...`, where one bit early disturbs all that follows.
-After:  each Q is a graph output, and its readers take a new graph input of the same integer type.
+After:  each Q is a graph output, and its consumers take a new graph input of the same integer type.
 
 One onnxruntime session then checks all segments at once, each fed with the simulation's integers.
 The cut lies at the integers, not at floats, so that onnxruntime fuses the same integer kernels.
@@ -41,7 +41,7 @@ FORCED = ".simulated"  # suffix of the graph inputs that replace integer tensors
 
 
 @dataclass(frozen=True)
-class Taught:
+class Reference:
     """A quantized tensor of the simulation.
 
     Attributes:
@@ -77,7 +77,7 @@ class Taught:
 
 
 @dataclass
-class Lesson:
+class ReferenceRun:
     """What the simulation computed on the example.
 
     Attributes:
@@ -89,7 +89,7 @@ class Lesson:
     """
 
     feeds: dict[str, NDArray[Any]] = field(default_factory=dict)
-    tensors: list[Taught] = field(default_factory=list)
+    tensors: list[Reference] = field(default_factory=list)
     choices: list[Choice] = field(default_factory=list)
     outputs: dict[str, NDArray[Any]] = field(default_factory=dict)
     missed: list[str] = field(default_factory=list)
@@ -101,7 +101,7 @@ def teach(
     wanted: Sequence[LoweredTensor],
     tolerances: Mapping[str, Tolerance],
     choosers: Sequence[Chooser] = (),
-) -> Lesson:
+) -> ReferenceRun:
     """Run the simulation node by node and keep its integers.
 
     Args:
@@ -114,16 +114,16 @@ def teach(
     Raises:
         ExportError: FXQ562 a tensor holds NaN or infinity, FXQ563 it is not on its grid.
     """
-    lesson = Lesson()
-    recorder = _Recorder(gm, wanted, tolerances, lesson)
+    reference_run = ReferenceRun()
+    recorder = _Recorder(gm, wanted, tolerances, reference_run)
     recorder.choosers = {chooser.node: chooser for chooser in choosers}
     with torch.no_grad(), evaluating(gm):
         result = recorder.run(*bound_example(gm, example))
     found = (value for _, value in leaves(result) if value is not None)
-    lesson.outputs = {str(i): _array(value) for i, value in enumerate(found)}
-    taught = {id(t.tensor) for t in lesson.tensors}
-    lesson.missed = [t.quantized_name for t in wanted if id(t) not in taught]
-    return lesson
+    reference_run.outputs = {str(i): _array(value) for i, value in enumerate(found)}
+    reference = {id(t.tensor) for t in reference_run.tensors}
+    reference_run.missed = [t.quantized_name for t in wanted if id(t) not in reference]
+    return reference_run
 
 
 class _Recorder(fx.Interpreter):
@@ -134,10 +134,10 @@ class _Recorder(fx.Interpreter):
         gm: fx.GraphModule,
         wanted: Sequence[LoweredTensor],
         tolerances: Mapping[str, Tolerance],
-        lesson: Lesson,
+        reference_run: ReferenceRun,
     ) -> None:
         super().__init__(gm)
-        self.tolerances, self.lesson = tolerances, lesson
+        self.tolerances, self.reference_run = tolerances, reference_run
         self.choosers: dict[str, Chooser] = {}
         self.wanted: dict[str, list[LoweredTensor]] = {}
         for tensor in wanted:
@@ -161,7 +161,7 @@ class _Recorder(fx.Interpreter):
             seen = inputs if tensor.kind == "input" else outputs
             before, after = seen.get(tensor.index) or (made[tensor.index], made[tensor.index])
             window = max(self.tolerances[tensor.quantized_name].drift, _KEPT)
-            self.lesson.tensors.append(_taught(tensor, before, after, window))
+            self.reference_run.tensors.append(_reference(tensor, before, after, window))
         return result
 
     def _chosen(self, n: fx.Node, result: Any) -> Any:
@@ -170,7 +170,7 @@ class _Recorder(fx.Interpreter):
         if chooser is not None and given:
             choice = choice_of(chooser, given[0], tensors(result))
             if choice is not None:
-                self.lesson.choices.append(choice)
+                self.reference_run.choices.append(choice)
         return result
 
 
@@ -210,7 +210,7 @@ def _array(value: Any) -> NDArray[Any]:
     return np.asarray(value.detach().as_subclass(Tensor).cpu().numpy(), order="C")
 
 
-def _taught(tensor: LoweredTensor, before: Tensor, after: Tensor, window: float) -> Taught:
+def _reference(tensor: LoweredTensor, before: Tensor, after: Tensor, window: float) -> Reference:
     scale = tensor.scale.reshape(-1)[0]
     zero = int(tensor.zero_point.reshape(-1)[0])
     # infinity is padding that a max pooling steps over: the end of the type
@@ -225,7 +225,7 @@ def _taught(tensor: LoweredTensor, before: Tensor, after: Tensor, window: float)
     # a boundary lies half-way between two integers
     offsets = np.abs(real - np.floor(real) - np.float32(0.5))
     near = np.flatnonzero(offsets <= np.float32(window) + np.float32(1e-6))
-    return Taught(tensor, integers, near.astype(np.min_scalar_type(real.size)), real[near])
+    return Reference(tensor, integers, near.astype(np.min_scalar_type(real.size)), real[near])
 
 
 def _check(tensor: LoweredTensor, positions: NDArray[Any], centred: NDArray[Any]) -> None:
@@ -245,37 +245,37 @@ def _check(tensor: LoweredTensor, positions: NDArray[Any], centred: NDArray[Any]
         )
 
 
-def cut(model: ir.Model, lesson: Lesson) -> dict[str, NDArray[Any]]:
+def cut(model: ir.Model, reference_run: ReferenceRun) -> dict[str, NDArray[Any]]:
     """Cut the graph at every quantized activation, in place.
 
     Args:
         model: the lowered graph.
-        lesson: what the simulation computed; tensors it lacks stay uncut.
+        reference_run: what the simulation computed; tensors it lacks stay uncut.
 
     Returns:
         Feeds of the cut graph, the model's own inputs included.
     """
     values = {v.name: v for node in model.graph for v in node.outputs}
-    feeds = dict(lesson.feeds)
-    for taught in lesson.tensors:
-        value = values[taught.tensor.quantized_name]
-        name = taught.tensor.quantized_name + FORCED
-        _replace(model.graph, value, name, taught.integers.shape, taught.tensor.dtype)
-        feeds[name] = taught.integers
-    for choice in lesson.choices:
+    feeds = dict(reference_run.feeds)
+    for reference in reference_run.tensors:
+        value = values[reference.tensor.quantized_name]
+        name = reference.tensor.quantized_name + FORCED
+        _replace(model.graph, value, name, reference.integers.shape, reference.tensor.dtype)
+        feeds[name] = reference.integers
+    for choice in reference_run.choices:
         value = values[choice.chooser.places]
         name = choice.chooser.places + FORCED
         _replace(model.graph, value, name, choice.places.shape, ir.DataType.INT64)
         feeds[name] = choice.places
-    show(model, [t.tensor.quantized_name for t in lesson.tensors])
-    show(model, [c.chooser.places for c in lesson.choices])
+    show(model, [t.tensor.quantized_name for t in reference_run.tensors])
+    show(model, [c.chooser.places for c in reference_run.choices])
     return feeds
 
 
 def _replace(
     graph: ir.Graph, value: ir.Value, name: str, example: Sequence[int], dtype: ir.DataType
 ) -> None:
-    """Give the readers of `value` a graph input."""
+    """Give the consumers of `value` a graph input."""
     shape = value.shape if value.shape is not None else ir.Shape(example)
     kind = ir.TensorType(dtype)
     fed = ir.Value(name=name, shape=ir.Shape(shape), type=kind)

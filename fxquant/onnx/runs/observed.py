@@ -176,7 +176,7 @@ class _Trials:
             values = [run.values[node] for run in self.runs if node in run.values]
             if values and all(_same(values[0], v) for v in values[1:]):
                 found.constants[node] = values[0]
-        insisted = [s.reader.name for s in self.sources if not self._varies(s)]
+        insisted = [s.consumer.name for s in self.sources if not self._varies(s)]
         found.varying = dataclasses.replace(
             self.varying, by_value=tuple(_origins(found.specs)), insisted=tuple(insisted)
         )

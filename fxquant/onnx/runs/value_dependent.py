@@ -29,12 +29,12 @@ class SizeSource:
 
     Attributes:
         node: the node whose values decide.
-        reader: the operator.
+        consumer: the operator.
         how: by what of the values.
     """
 
     node: fx.Node
-    reader: fx.Node
+    consumer: fx.Node
     how: ops.Sized
 
     @property

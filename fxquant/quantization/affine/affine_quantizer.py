@@ -17,7 +17,7 @@ from fxquant.quantization.affine.known import Known
 from fxquant.quantization.affine.options import analyzer_of, grid_of, layout_of, options_of
 from fxquant.quantization.encodings import AffineEncoding
 from fxquant.quantization.quantizer_base import QuantizerBase, float32
-from fxquant.quantization.range_to_qparams import AffineGrid, not_above_zero
+from fxquant.quantization.range_to_qparams import IntegerRange, not_above_zero
 from fxquant.quantization.ranges import range_of
 from fxquant.quantization.tensor import DequantizedTensor, adopt, plain
 
@@ -98,7 +98,7 @@ class AffineQuantizer(QuantizerBase):
         return self._layout.block_size
 
     @property
-    def grid(self) -> AffineGrid:
+    def grid(self) -> IntegerRange:
         """The integers and whether they are symmetric."""
         return self._grid
 
@@ -119,7 +119,7 @@ class AffineQuantizer(QuantizerBase):
 
     @bitwidth.setter
     def bitwidth(self, bits: int) -> None:
-        self._set_grid(AffineGrid.of_bits(bits, signed=self.signed, symmetric=self.symmetric))
+        self._set_grid(IntegerRange.of_bits(bits, signed=self.signed, symmetric=self.symmetric))
 
     @property
     def signed(self) -> bool:
@@ -130,7 +130,7 @@ class AffineQuantizer(QuantizerBase):
     def signed(self, signed: bool) -> None:
         if signed != self.signed:
             shift = 2 ** (self.bitwidth - 1) * (-1 if signed else 1)
-            self._set_grid(AffineGrid(self.qmin + shift, self.qmax + shift, self.symmetric))
+            self._set_grid(IntegerRange(self.qmin + shift, self.qmax + shift, self.symmetric))
 
     @property
     def symmetric(self) -> bool:
@@ -139,9 +139,9 @@ class AffineQuantizer(QuantizerBase):
 
     @symmetric.setter
     def symmetric(self, symmetric: bool) -> None:
-        self._set_grid(AffineGrid(self.qmin, self.qmax, symmetric))
+        self._set_grid(IntegerRange(self.qmin, self.qmax, symmetric))
 
-    def _set_grid(self, grid: AffineGrid) -> None:
+    def _set_grid(self, grid: IntegerRange) -> None:
         self._grid = grid
         self._forget()
 

@@ -16,7 +16,7 @@ from fxquant.quantization.range_to_qparams import Factors
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fxquant.quantization.range_to_qparams import AffineGrid
+    from fxquant.quantization.range_to_qparams import IntegerRange
 
 
 def quantize(
@@ -115,7 +115,7 @@ def _run(
     x: Tensor,
     scale: Tensor | float,
     offset: Tensor | float,
-    grid: AffineGrid,
+    grid: IntegerRange,
     block_size: Sequence[int] | None,
     *,
     integers: bool,

@@ -27,7 +27,7 @@ from fxquant.quantization.affine.pof2_rounding import RoundingQuantizeDequantize
 if TYPE_CHECKING:
     from fxquant.quantization.analyzers import Statistics
     from fxquant.quantization.layout import Layout
-    from fxquant.quantization.range_to_qparams import AffineGrid
+    from fxquant.quantization.range_to_qparams import IntegerRange
 
 OF_ZEROS = 18  # position of a tensor of zeros, before the cap
 _LOWEST, _HIGHEST = -40, 40
@@ -50,7 +50,7 @@ def position_of(scale: float) -> int:
     return 1 - exponent
 
 
-def coarsest_position(low: Tensor, high: Tensor, grid: AffineGrid) -> Tensor:
+def coarsest_position(low: Tensor, high: Tensor, grid: IntegerRange) -> Tensor:
     """The finest position that clips nothing: `[R], [R] -> [R]`, int64.
 
     Half a step beyond the ends of the grid still rounds to them.
@@ -63,7 +63,7 @@ def coarsest_position(low: Tensor, high: Tensor, grid: AffineGrid) -> Tensor:
     return torch.where(step > 0, found, OF_ZEROS).clamp(_LOWEST, _HIGHEST)
 
 
-def search(rows: Tensor, first: Tensor, grid: AffineGrid, scope: int) -> Tensor:
+def search(rows: Tensor, first: Tensor, grid: IntegerRange, scope: int) -> Tensor:
     """The position with the smallest squared error, the first of several: `[R, N], [R] -> [R]`."""
     if scope == 1:
         return first
@@ -73,7 +73,7 @@ def search(rows: Tensor, first: Tensor, grid: AffineGrid, scope: int) -> Tensor:
     return first + (errors == smallest).long().cumsum(0).eq(0).sum(0)
 
 
-def _squared_error(rows: Tensor, position: Tensor, grid: AffineGrid) -> Tensor:
+def _squared_error(rows: Tensor, position: Tensor, grid: IntegerRange) -> Tensor:
     """Sum over each row of the squared quantization error, float64 `[R]`."""
     step = torch.exp2(-position.to(rows.dtype)).unsqueeze(1)
     total = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
@@ -91,7 +91,7 @@ class PositionCounts:
 
     def __init__(self, layout: Layout, scope: int, cap: int | None) -> None:
         self.layout, self.scope, self.cap = layout, scope, cap
-        self.grid: AffineGrid | None = None
+        self.grid: IntegerRange | None = None
         ranges = math.prod(layout.shape)
         self.counts = torch.zeros(ranges, _HIGHEST - _LOWEST + 1, dtype=torch.int64)
 
@@ -138,7 +138,7 @@ class PowerOfTwo:
         """Statistics of nothing."""
         return PositionCounts(layout, self.scope, self.cap)
 
-    def range(self, statistics: Statistics, grid: AffineGrid) -> tuple[Tensor, Tensor] | None:
+    def range(self, statistics: Statistics, grid: IntegerRange) -> tuple[Tensor, Tensor] | None:
         """The whole grid at the position found most often."""
         if not isinstance(statistics, PositionCounts):
             return None
@@ -148,7 +148,7 @@ class PowerOfTwo:
         return range_at(found.reshape(statistics.layout.shape), grid)
 
 
-def range_at(position: Tensor, grid: AffineGrid) -> tuple[Tensor, Tensor]:
+def range_at(position: Tensor, grid: IntegerRange) -> tuple[Tensor, Tensor]:
     """Both ends of the grid at a position, exact in float32: `[S] -> [S], [S]`."""
     step = torch.exp2(-position.float())
     return step * (grid.qmin - grid.middle), step * (grid.qmax - grid.middle)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from fxquant.quantization.layout import Layout
-    from fxquant.quantization.range_to_qparams import AffineGrid
+    from fxquant.quantization.range_to_qparams import IntegerRange
 
 
 class Statistics(Protocol):
@@ -38,7 +38,7 @@ class EncodingAnalyzer(Protocol):
     def start(self, layout: Layout) -> Statistics:
         """Statistics of nothing."""
 
-    def range(self, statistics: Statistics, grid: AffineGrid) -> tuple[Tensor, Tensor] | None:
+    def range(self, statistics: Statistics, grid: IntegerRange) -> tuple[Tensor, Tensor] | None:
         """Lower and upper end of the range, of the quantizer's shape; None if nothing was seen."""
 
 
@@ -68,7 +68,7 @@ class MinMax:
         """Statistics of nothing."""
         return MinMaxStatistics()
 
-    def range(self, statistics: Statistics, grid: AffineGrid) -> tuple[Tensor, Tensor] | None:
+    def range(self, statistics: Statistics, grid: IntegerRange) -> tuple[Tensor, Tensor] | None:
         """The extremes."""
         if not isinstance(statistics, MinMaxStatistics) or statistics.low is None:
             return None

@@ -114,9 +114,9 @@ def test_attention_moves_signed_keys_as_integers() -> None:
     sim = simulated(Attention(), x)
     lowered = lowered_sim(sim, x)
     signed = [t for t in lowered.tensors if t.dtype is ir.DataType.INT8 and t.kind == "activation"]
-    makers = {v.name: n.op_type for n in lowered.model.graph for v in n.outputs}
+    producers = {v.name: n.op_type for n in lowered.model.graph for v in n.outputs}
     assert signed
-    assert {makers[t.quantized_name] for t in signed} > {"Transpose"}
+    assert {producers[t.quantized_name] for t in signed} > {"Transpose"}
     for optimized in (False, True):
         got = run(lowered, [x], optimized=optimized)[0]
         assert np.allclose(got, sim.model(x).detach().numpy(), atol=0.02)

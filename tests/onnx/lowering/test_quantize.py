@@ -157,9 +157,9 @@ def test_a_padded_convolution_reads_integers(mode: Any) -> None:
     gm = chain(quantized(QuantStub(), affine()), conv, inputs=(x,))
     lowered = check(gm, x, exact=False)
     node = next(n for n in lowered.model.graph if n.op_type == "Conv")
-    maker = node.inputs[0].producer() if node.inputs[0] else None
-    assert maker is not None
-    assert maker.op_type == "DequantizeLinear"
+    producer = node.inputs[0].producer() if node.inputs[0] else None
+    assert producer is not None
+    assert producer.op_type == "DequantizeLinear"
 
 
 @pytest.mark.parametrize("signed", [False, True])

@@ -20,7 +20,7 @@ from fxquant.onnx.parity.prove import prove
 
 
 class Best(nn.Module):
-    """Looks up the rows with the highest scores, as detectors do."""
+    """DataDependentReads up the rows with the highest scores, as detectors do."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()

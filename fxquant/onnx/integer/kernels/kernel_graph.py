@@ -33,7 +33,7 @@ MOVES_BYTES = MOVES_WORDS | CHOOSES_BYTES | {"DepthToSpace"}
 
 
 @dataclass(frozen=True)
-class Grid:
+class NodeQuantParams:
     """Scale and zero point of a Q or DQ node.
 
     Attributes:
@@ -53,7 +53,7 @@ class Grid:
         """Whether one scale serves the whole tensor."""
         return self.scale.size == 1 and self.zero.size == 1
 
-    def equals(self, other: Grid) -> bool:
+    def equals(self, other: NodeQuantParams) -> bool:
         """Whether both are one explicit grid per tensor, bit for bit."""
         if not (self.single and other.single and self.explicit and other.explicit):
             return False
@@ -101,7 +101,7 @@ def constant(value: ir.Value | None) -> NDArray[Any] | None:
     return value.const_value.numpy()
 
 
-def grid_of(node: ir.Node) -> Grid | None:
+def grid_of(node: ir.Node) -> NodeQuantParams | None:
     """The grid of a Q or DQ node; None where it is computed."""
     scale = constant(node.inputs[1])
     if scale is None:
@@ -111,9 +111,9 @@ def grid_of(node: ir.Node) -> Grid | None:
         zero = constant(given)
         if zero is None or given.const_value is None:
             return None
-        return Grid(scale, zero, given.const_value.dtype, explicit=True)
+        return NodeQuantParams(scale, zero, given.const_value.dtype, explicit=True)
     dtype = _default_type(node)
-    return Grid(scale, np.zeros(scale.shape, np.int64), dtype, explicit=False)
+    return NodeQuantParams(scale, np.zeros(scale.shape, np.int64), dtype, explicit=False)
 
 
 def _default_type(node: ir.Node) -> ir.DataType:
@@ -141,12 +141,12 @@ def integers_of(node: ir.Node) -> ir.DataType | None:
     return dtype_of(node.outputs[0] if is_quantize(node) else node.inputs[0])
 
 
-def readers(value: ir.Value) -> list[ir.Node]:
+def consumers(value: ir.Value) -> list[ir.Node]:
     """The node behind each use of a value, in graph order of the uses."""
     return [use.node for use in value.uses()]
 
 
-def only_reader(value: ir.Value) -> ir.Node | None:
+def only_consumer(value: ir.Value) -> ir.Node | None:
     """The node that reads a value, if one does, once, and the value is no output of the model."""
     uses = list(value.uses())
     return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
@@ -192,7 +192,7 @@ def attribute(node: ir.Node, name: str, default: Any) -> Any:
 
 
 def bypass(node: ir.Node) -> None:
-    """Remove a node with one output: its readers read its first input."""
+    """Remove a node with one output: its consumers read its first input."""
     source = node.inputs[0]
     if source is None:
         return
@@ -225,7 +225,7 @@ def describe(value: ir.Value, like: ir.Value, dtype: ir.DataType | None = None) 
 
 
 def take_output(old: ir.Node, made: ir.Value) -> None:
-    """Give the name, type and readers of what `old` makes to another value, and remove `old`."""
+    """Give the name, type and consumers of what `old` makes to another value, and remove `old`."""
     graph, value = old.graph, old.outputs[0]
     if graph is None:
         return

@@ -1,7 +1,7 @@
 """What onnxruntime rewrites before it looks for integer kernels, as far as kernels depend on it.
 
-The steps come in its order: nodes without effect go, padding moves into its reader, pairs of pairs
-merge, constants are computed, a product and its bias become a Gemm, quantizers pass through
+The steps come in its order: nodes without effect go, padding moves into its consumer, pairs of
+pairs merge, constants are computed, a product and its bias become a Gemm, quantizers pass through
 operators that only move values, and floating-point weights and biases in front of a quantizer
 become integers.
 """
@@ -19,7 +19,7 @@ from fxquant.onnx.integer.kernels.kernel_graph import (
     bypass,
     constant,
     discard,
-    only_reader,
+    only_consumer,
     ordered,
     present,
     sizes,
@@ -77,17 +77,17 @@ def drop_identities(graph: ir.Graph) -> None:
 def fold_pads(graph: ir.Graph) -> None:
     """`Pad with zeros -> Conv or pool` becomes an operator with larger padding."""
     for node in ordered(graph):
-        reader = only_reader(node.outputs[0]) if node.op_type == "Pad" else None
-        if reader is None or not _takes_padding(reader):
+        consumer = only_consumer(node.outputs[0]) if node.op_type == "Pad" else None
+        if consumer is None or not _takes_padding(consumer):
             continue
         pads = _zero_padding(node)
         if pads is None:
             continue
         n = len(pads) // 2
-        own = list(attribute(reader, "pads", ()))
+        own = list(attribute(consumer, "pads", ()))
         added = [*pads[2:n], *pads[n + 2 :]]
         total = [a + b for a, b in zip(own, added, strict=True)]
-        reader.attributes.add(ir.AttrInt64s("pads", total))
+        consumer.attributes.add(ir.AttrInt64s("pads", total))
         bypass(node)
 
 
@@ -119,7 +119,7 @@ def join_products_with_biases(graph: ir.Graph) -> None:
     for node in ordered(graph):
         if node.op_type != "MatMul":
             continue
-        add = only_reader(node.outputs[0])
+        add = only_consumer(node.outputs[0])
         if add is None or add.op_type != "Add":
             continue
         bias = add.inputs[1] if add.inputs[0] is node.outputs[0] else add.inputs[0]

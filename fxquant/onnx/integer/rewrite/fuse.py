@@ -15,7 +15,7 @@ from fxquant.onnx.integer.kernels.kernel_graph import (
     grid_of,
     is_dequantize,
     is_quantize,
-    only_reader,
+    only_consumer,
     ordered,
     present,
     take_output,
@@ -72,24 +72,24 @@ def fuse(graph: ir.Graph) -> tuple[dict[str, Fused], set[str]]:
 def _drop_relus(graph: ir.Graph) -> None:
     """A Relu whose quantizer cuts off the same goes, whatever is in front of it."""
     for node in ordered(graph):
-        quantize = only_reader(node.outputs[0]) if node.op_type == "Relu" else None
+        quantize = only_consumer(node.outputs[0]) if node.op_type == "Relu" else None
         if quantize is None or not is_quantize(quantize) or len(quantize.inputs) != 3:
             continue
         source = node.inputs[0].producer() if node.inputs[0] is not None else None
         if drops_activation(node, quantize):
-            if source is not None and only_reader(source.outputs[0]) is node:
+            if source is not None and only_consumer(source.outputs[0]) is node:
                 source.meta["covers"] = [*source.meta.get("covers", [source.name]), node.name]
             bypass(node)
 
 
 def _make_unsigned(graph: ir.Graph) -> set[str]:
-    """Turn int8 pairs with one reader into uint8 ones, as onnxruntime does on x86."""
+    """Turn int8 pairs with one consumer into uint8 ones, as onnxruntime does on x86."""
     shifted = set()
     for node in ordered(graph):
-        reader = only_reader(node.outputs[0]) if is_quantize(node) else None
-        if reader is None or not is_dequantize(reader):
+        consumer = only_consumer(node.outputs[0]) if is_quantize(node) else None
+        if consumer is None or not is_dequantize(consumer):
             continue
-        first, second = grid_of(node), grid_of(reader)
+        first, second = grid_of(node), grid_of(consumer)
         if first is None or second is None or not (first.explicit and second.explicit):
             continue
         if first.dtype is not ir.DataType.INT8 or second.dtype is not ir.DataType.INT8:
@@ -99,7 +99,7 @@ def _make_unsigned(graph: ir.Graph) -> set[str]:
         zero = np.array(int(first.zero.item()) + 128, np.uint8)
         value = add_constant(graph, f"{node.name}/unsigned_zero_point", zero)
         node.replace_input_with(2, value)
-        reader.replace_input_with(2, value)
+        consumer.replace_input_with(2, value)
         node.outputs[0].type = ir.TensorType(ir.DataType.UINT8)
         shifted.add(str(node.outputs[0].name))
     return shifted

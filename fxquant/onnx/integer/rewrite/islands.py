@@ -11,7 +11,7 @@ from fxquant.onnx.integer.kernels.kernel_graph import (
     MICROSOFT,
     constant,
     describe,
-    only_reader,
+    only_consumer,
     ordered,
     take_output,
 )
@@ -24,7 +24,7 @@ def join_gelus(graph: ir.Graph) -> None:
     for erf in ordered(graph):
         if erf.op_type != "Erf":
             continue
-        x, added = _scaled_operand(erf), _reader(erf, "Add")
+        x, added = _scaled_operand(erf), _consumer(erf, "Add")
         if x is None or added is None or not _is(_other(added, erf.outputs[0]), 1.0):
             continue
         last = _last_product(x, added)
@@ -40,7 +40,7 @@ def join_gelus(graph: ir.Graph) -> None:
 def _scaled_operand(erf: ir.Node) -> ir.Value | None:
     """x of `Erf(x / √2)`."""
     source = erf.inputs[0].producer() if erf.inputs[0] is not None else None
-    if source is None or only_reader(source.outputs[0]) is not erf:
+    if source is None or only_consumer(source.outputs[0]) is not erf:
         return None
     for i, operand in enumerate(source.inputs):
         other = source.inputs[1 - i]
@@ -52,12 +52,12 @@ def _scaled_operand(erf: ir.Node) -> ir.Value | None:
 
 
 def _last_product(x: ir.Value, added: ir.Node) -> ir.Node | None:
-    product = _reader(added, "Mul")
+    product = _consumer(added, "Mul")
     if product is None:
         return None
     other = _other(product, added.outputs[0])
     if other is x:
-        half = _reader(product, "Mul")
+        half = _consumer(product, "Mul")
         return half if half is not None and _is(_other(half, product.outputs[0]), 0.5) else None
     half = other.producer() if other is not None else None
     if half is None or half.op_type != "Mul" or x not in half.inputs:
@@ -65,9 +65,9 @@ def _last_product(x: ir.Value, added: ir.Node) -> ir.Node | None:
     return product if _is(_other(half, x), 0.5) else None
 
 
-def _reader(node: ir.Node, kind: str) -> ir.Node | None:
-    reader = only_reader(node.outputs[0])
-    return reader if reader is not None and reader.op_type == kind else None
+def _consumer(node: ir.Node, kind: str) -> ir.Node | None:
+    consumer = only_consumer(node.outputs[0])
+    return consumer if consumer is not None and consumer.op_type == kind else None
 
 
 def _other(node: ir.Node, value: ir.Value) -> ir.Value | None:

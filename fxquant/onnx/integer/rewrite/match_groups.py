@@ -19,16 +19,16 @@ from fxquant.onnx.integer.kernels.kernel_graph import (
     CHOOSES_BYTES,
     MOVES_WORDS,
     WORDS,
-    Grid,
+    NodeQuantParams,
     attribute,
     constant,
+    consumers,
     grid_of,
     integers_of,
     is_dequantize,
     is_quantize,
-    only_reader,
+    only_consumer,
     present,
-    readers,
 )
 
 _BIAS_TOLERANCE = 0.01  # of the bias's scale, which Conv checks and Gemm does not
@@ -80,18 +80,18 @@ def _group(node: ir.Node) -> Group | None:
     dequantizers = tuple(s for s in sources if s is not None and is_dequantize(s))
     activation = _activation(node)
     last = node if activation is None else activation
-    behind = [r for v in last.outputs for r in readers(v) if is_quantize(r)]
+    behind = [r for v in last.outputs for r in consumers(v) if is_quantize(r)]
     if activation is not None and (len(behind) != 1 or not drops_activation(activation, behind[0])):
         return None
     return Group(node, dequantizers, tuple(behind), activation)
 
 
 def _activation(node: ir.Node) -> ir.Node | None:
-    uses = [r for v in node.outputs for r in readers(v)]
+    uses = [r for v in node.outputs for r in consumers(v)]
     if len(uses) != 1 or uses[0].op_type not in ("Relu", "Clip"):
         return None
-    reader = uses[0]
-    return reader if only_reader(reader.outputs[0]) is not None else None
+    consumer = uses[0]
+    return consumer if only_consumer(consumer.outputs[0]) is not None else None
 
 
 # --- activations --------------------------------------------------------------------------------
@@ -100,7 +100,7 @@ def _activation(node: ir.Node) -> ir.Node | None:
 def drops_activation(node: ir.Node, quantize: ir.Node) -> bool:
     """Whether the quantizer behind a Relu or Clip cuts off all that it would."""
     grid = grid_of(quantize)
-    if grid is None or not grid.single or readers(node.outputs[0]) != [quantize]:
+    if grid is None or not grid.single or consumers(node.outputs[0]) != [quantize]:
         return False
     if grid.dtype not in (
         ir.DataType.INT8,
@@ -162,11 +162,11 @@ def _is_whole(group: Group, operands: int | None = None, *, bare: bool = False) 
 
 
 def _is_private(group: Group) -> bool:
-    """Whether the operator is the only reader of its operands."""
-    return all(only_reader(d.outputs[0]) is group.node for d in group.dequantizers)
+    """Whether the operator is the only consumer of its operands."""
+    return all(only_consumer(d.outputs[0]) is group.node for d in group.dequantizers)
 
 
-def _grids(group: Group) -> tuple[Grid | None, Grid | None]:
+def _grids(group: Group) -> tuple[NodeQuantParams | None, NodeQuantParams | None]:
     return grid_of(group.dequantizers[0]), grid_of(group.quantizers[0])
 
 

@@ -1,4 +1,4 @@
-"""Pairs of QuantizeLinear and DequantizeLinear: one for each reader, merged, and moved."""
+"""Pairs of QuantizeLinear and DequantizeLinear: one for each consumer, merged, and moved."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from fxquant.onnx.integer.kernels.kernel_graph import (
-    Grid,
+    NodeQuantParams,
     add_constant,
     constant,
     describe,
@@ -18,7 +18,7 @@ from fxquant.onnx.integer.kernels.kernel_graph import (
     grid_of,
     is_dequantize,
     is_quantize,
-    only_reader,
+    only_consumer,
     ordered,
     present,
 )
@@ -27,7 +27,7 @@ MOVABLE = frozenset(("MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", 
 
 
 def separate_dequantizers(graph: ir.Graph) -> None:
-    """Give every reader its own DequantizeLinear."""
+    """Give every consumer its own DequantizeLinear."""
     for node in ordered(graph):
         if not is_dequantize(node):
             continue
@@ -67,7 +67,7 @@ def merge_double_pairs(graph: ir.Graph) -> None:
             _set_grid(graph, (first, last), *_common_grid(a, b))
 
 
-def _sure(grid: Grid | None) -> Grid:
+def _sure(grid: NodeQuantParams | None) -> NodeQuantParams:
     if grid is None:
         msg = "a grid is missing"
         raise RuntimeError(msg)
@@ -78,16 +78,18 @@ def _double_pair(node: ir.Node) -> tuple[ir.Node, ir.Node, ir.Node, ir.Node] | N
     """The four nodes around an inner DequantizeLinear."""
     if not is_dequantize(node) or node.inputs[0] is None:
         return None
-    first, second = node.inputs[0].producer(), only_reader(node.outputs[0])
+    first, second = node.inputs[0].producer(), only_consumer(node.outputs[0])
     if first is None or second is None or not is_quantize(first) or not is_quantize(second):
         return None
-    last = only_reader(second.outputs[0])
-    if only_reader(first.outputs[0]) is not node or last is None or not is_dequantize(last):
+    last = only_consumer(second.outputs[0])
+    if only_consumer(first.outputs[0]) is not node or last is None or not is_dequantize(last):
         return None
     return first, node, second, last
 
 
-def _common_grid(a: Grid, b: Grid) -> tuple[NDArray[np.float32], NDArray[Any]]:
+def _common_grid(
+    a: NodeQuantParams, b: NodeQuantParams
+) -> tuple[NDArray[np.float32], NDArray[Any]]:
     dtype = a.zero.dtype
     low, high = np.float32(np.iinfo(dtype).min), np.float32(np.iinfo(dtype).max)
     edges = [
@@ -138,7 +140,7 @@ def _move_backward(graph: ir.Graph, quantize: ir.Node) -> None:
     while value is not None and (mover := _mover(value)) is not None:
         value = mover.inputs[0]
         source = value.producer() if value is not None else None
-        if value is None or only_reader(value) is not mover or constant(value) is not None:
+        if value is None or only_consumer(value) is not mover or constant(value) is not None:
             return
         if is_dequantize(source):
             return
@@ -146,7 +148,7 @@ def _move_backward(graph: ir.Graph, quantize: ir.Node) -> None:
 
 
 def _mover(value: ir.Value) -> ir.Node | None:
-    """The operator that only moved this value, if its one reader is on the way."""
+    """The operator that only moved this value, if its one consumer is on the way."""
     node = value.producer()
     if node is None or node.op_type not in MOVABLE or value.is_graph_output():
         return None
@@ -155,7 +157,7 @@ def _mover(value: ir.Value) -> ir.Node | None:
 
 def _move_forward(graph: ir.Graph, dequantize: ir.Node) -> None:
     """`DQ -> Reshape` becomes `DQ -> Reshape -> Q -> DQ`."""
-    mover = only_reader(dequantize.outputs[0])
+    mover = only_consumer(dequantize.outputs[0])
     if (
         mover is None
         or not _scalar_grid(dequantize)
@@ -177,7 +179,7 @@ def _move_forward(graph: ir.Graph, dequantize: ir.Node) -> None:
 def _insert_pair(
     graph: ir.Graph, like: ir.Node, value: ir.Value, uses: list[tuple[ir.Node, int]]
 ) -> None:
-    """A Q behind a value, and a DQ of its own in front of each of these readers."""
+    """A Q behind a value, and a DQ of its own in front of each of these consumers."""
     grid, inputs = grid_of(like), list(like.inputs[1:3])
     quantize = ir.node("QuantizeLinear", [value, *inputs], name=f"{value.name}/q")
     if grid is not None and not grid.explicit:  # nothing else tells the type
@@ -189,11 +191,11 @@ def _insert_pair(
         graph.insert_after(producer, quantize)
     else:
         graph.insert_before(next(iter(graph)), quantize)
-    for count, (reader, index) in enumerate(uses):
+    for count, (consumer, index) in enumerate(uses):
         made = ir.node(
             "DequantizeLinear", [quantize.outputs[0], *inputs], name=f"{value.name}/dq{count}"
         )
         made.outputs[0].name = f"{value.name}/dq{count}"
         describe(made.outputs[0], value)
         graph.insert_after(quantize, made)
-        reader.replace_input_with(index, made.outputs[0])
+        consumer.replace_input_with(index, made.outputs[0])

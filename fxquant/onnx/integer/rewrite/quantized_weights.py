@@ -17,7 +17,7 @@ from fxquant.onnx.integer.kernels.kernel_graph import (
     grid_of,
     is_dequantize,
     is_quantize,
-    only_reader,
+    only_consumer,
     ordered,
     sizes,
 )
@@ -36,12 +36,12 @@ def quantize_weights(graph: ir.Graph) -> None:
 
 def _leads_to_quantizer(node: ir.Node) -> bool:
     for _ in range(1000):
-        reader = only_reader(node.outputs[0])
-        if reader is None or reader.op_type not in ("QuantizeLinear", "Relu", "Clip"):
+        consumer = only_consumer(node.outputs[0])
+        if consumer is None or consumer.op_type not in ("QuantizeLinear", "Relu", "Clip"):
             return False
-        if is_quantize(reader):
+        if is_quantize(consumer):
             return True
-        node = reader
+        node = consumer
     return False
 
 
@@ -51,17 +51,19 @@ def _quantize_operands(graph: ir.Graph, node: ir.Node, source: ir.Node) -> None:
     array = constant(bias)
     if weight is None or (bias is not None and (array is None or array.ndim != 1)):
         return
-    maker = weight.producer()
-    if maker is None and _float_constant(weight) is None:
+    producer = weight.producer()
+    if producer is None and _float_constant(weight) is None:
         return
-    if maker is not None and (not is_dequantize(maker) or array is None):
+    if producer is not None and (not is_dequantize(producer) or array is None):
         return
-    if maker is not None and not _weight_axis_fits(node, maker, 0 if array is None else array.size):
+    if producer is not None and not _weight_axis_fits(
+        node, producer, 0 if array is None else array.size
+    ):
         return
-    if maker is None:
-        maker = _quantized_weight(graph, node, weight)
+    if producer is None:
+        producer = _quantized_weight(graph, node, weight)
     if array is not None:
-        _quantized_bias(graph, node, array, source, maker)
+        _quantized_bias(graph, node, array, source, producer)
 
 
 def _float_constant(value: ir.Value) -> NDArray[Any] | None:
@@ -69,13 +71,13 @@ def _float_constant(value: ir.Value) -> NDArray[Any] | None:
     return found if found is not None and found.dtype == np.float32 else None
 
 
-def _weight_axis_fits(node: ir.Node, maker: ir.Node, channels: int) -> bool:
-    grid = grid_of(maker)
+def _weight_axis_fits(node: ir.Node, producer: ir.Node, channels: int) -> bool:
+    grid = grid_of(producer)
     if grid is None or grid.scale.size == 1:
         return grid is not None
-    if grid.scale.ndim != 1 or grid.scale.size != channels or attribute(maker, "block_size", 0):
+    if grid.scale.ndim != 1 or grid.scale.size != channels or attribute(producer, "block_size", 0):
         return False
-    axis = attribute(maker, "axis", 1) % len(sizes(maker.inputs[0]) or (0,))
+    axis = attribute(producer, "axis", 1) % len(sizes(producer.inputs[0]) or (0,))
     expected = 0 if node.op_type != "Gemm" or attribute(node, "transB", 0) else 1
     return bool(axis == expected)
 
@@ -105,9 +107,9 @@ def _quantized_weight(graph: ir.Graph, node: ir.Node, weight: ir.Value) -> ir.No
 
 
 def _quantized_bias(
-    graph: ir.Graph, node: ir.Node, bias: NDArray[Any], source: ir.Node, maker: ir.Node
+    graph: ir.Graph, node: ir.Node, bias: NDArray[Any], source: ir.Node, producer: ir.Node
 ) -> None:
-    given, weight = grid_of(source), grid_of(maker)
+    given, weight = grid_of(source), grid_of(producer)
     if given is None or weight is None:
         return
     scale = (given.scale.reshape(()) * weight.scale).astype(np.float32)

@@ -10,15 +10,15 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from fxquant.onnx.integer.kernels.kernel_graph import (
-    Grid,
+    NodeQuantParams,
     attribute,
     constant,
+    consumers,
     dtype_of,
     grid_of,
     is_dequantize,
     is_quantize,
-    only_reader,
-    readers,
+    only_consumer,
     sizes,
 )
 
@@ -37,7 +37,7 @@ def stored_weight(node: ir.Node) -> ir.Node | None:
     weight = value.producer() if value is not None else None
     if value is None or weight is None or not is_dequantize(weight):
         return None
-    if only_reader(value) is not node or not _others_are_float(node) or not _is_bare(node):
+    if only_consumer(value) is not node or not _others_are_float(node) or not _is_bare(node):
         return None
     return weight if _fits(weight) else None
 
@@ -58,7 +58,7 @@ def _others_are_float(node: ir.Node) -> bool:
 
 def _is_bare(node: ir.Node) -> bool:
     """Whether neither a quantizer nor one behind an activation reads the result."""
-    behind = readers(node.outputs[0])
+    behind = consumers(node.outputs[0])
     if len(behind) == 1 and behind[0].op_type in ("Relu", "Clip"):
         return False
     return not any(is_quantize(r) for r in behind)
@@ -78,7 +78,7 @@ def _fits(weight: ir.Node) -> bool:
     return _whole_columns(grid, shape[1], attribute(weight, "axis", 1))
 
 
-def _whole_columns(grid: Grid, columns: int | None, axis: int) -> bool:
+def _whole_columns(grid: NodeQuantParams, columns: int | None, axis: int) -> bool:
     if grid.scale.ndim == 0:
         return not grid.explicit or grid.zero.ndim == 0
     alike = grid.scale.ndim == 1 and grid.scale.size == columns and axis == 1

@@ -92,8 +92,8 @@ def _gelu(c: Call) -> ir.Value:
 def _silu(c: Call) -> ir.Value:
     x = c.tensor()
     if c.builder.contrib:
-        # one node: onnxruntime gives two readers of a DequantizeLinear one each and then no longer
-        # sees that they read the same
+        # one node: onnxruntime gives two consumers of a DequantizeLinear one each and then no
+        # longer sees that they read the same
         return c.op("QuickGelu", x, domain="com.microsoft", alpha=1.0)
     return c.op("Mul", x, c.op("Sigmoid", x))
 

@@ -8,7 +8,7 @@ import torch
 
 from fxquant.onnx.lowering.context import Call, UnsupportedError
 from fxquant.onnx.lowering.emitters import Emitter, emits_function
-from fxquant.onnx.lowering.values import Held
+from fxquant.onnx.lowering.values import LoweredValue
 from fxquant.onnx.runs.observed import Dim
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def _filled(c: Call, value: Any) -> ir.Value:
 def _shape(c: Call) -> ir.Value:
     """The result's shape: from the sizes that were given, or from the tensor it is like."""
     given = [c.resolve(a) for a in c.node.args]
-    like = next((a for a in given if isinstance(a, Held)), None)
+    like = next((a for a in given if isinstance(a, LoweredValue)), None)
     if like is not None and like.spec.shape == c.out.shape:
         return c.op("Shape", like.any_value(c.builder))
     asked: Any = c.node.kwargs.get("size", c.node.args[1 if like is not None else 0 :])

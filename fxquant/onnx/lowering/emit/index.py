@@ -10,7 +10,7 @@ import torch
 
 from fxquant.onnx.lowering.context import Call, UnsupportedError, static_sizes
 from fxquant.onnx.lowering.emitters import emits
-from fxquant.onnx.lowering.values import GridValues, Held, SizeValue
+from fxquant.onnx.lowering.values import LoweredValue, QuantParamValues, SizeValue
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,7 +46,7 @@ def _resolved(c: Call, item: Any) -> Any:
     if isinstance(item, slice):
         return slice(*(c.resolve(v) for v in (item.start, item.stop, item.step)))
     found = c.resolve(item)
-    if isinstance(found, Held) and found.spec.dtype in (torch.bool, torch.uint8):
+    if isinstance(found, LoweredValue) and found.spec.dtype in (torch.bool, torch.uint8):
         msg = "an index by a mask has a shape that depends on values"
         raise UnsupportedError(msg)
     if isinstance(found, (list, tuple)):
@@ -96,7 +96,7 @@ def _position(c: Call, item: int | SizeValue) -> ir.Value:
 
 def _gathered(c: Call, x: ir.Value, items: Sequence[Any]) -> ir.Value:
     """Positions given by tensors."""
-    tensors = [k for k, i in enumerate(items) if isinstance(i, (Held, torch.Tensor))]
+    tensors = [k for k, i in enumerate(items) if isinstance(i, (LoweredValue, torch.Tensor))]
     if not tensors:
         return x
     if len(tensors) == 1:
@@ -108,7 +108,7 @@ def _gathered(c: Call, x: ir.Value, items: Sequence[Any]) -> ir.Value:
 
 
 def _indices(c: Call, item: Any) -> ir.Value:
-    if isinstance(item, Held):
+    if isinstance(item, LoweredValue):
         return c.cast(item.value(c.builder), item.spec.dtype, torch.int64)
     return c.builder.constant(item.to(torch.int64))
 
@@ -345,7 +345,7 @@ def _embedding(c: Call) -> ir.Value:
     return c.op("Mul", _centred(c, rows, values), scale)
 
 
-def _centred(c: Call, rows: ir.Value, values: GridValues) -> ir.Value:
+def _centred(c: Call, rows: ir.Value, values: QuantParamValues) -> ir.Value:
     """Gathered integers minus the zero points of their rows, as real numbers.
 
     A DequantizeLinear of step one, not a Cast: a table that becomes unsigned for a product, too,

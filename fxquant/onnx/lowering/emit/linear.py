@@ -14,11 +14,11 @@ from fxquant.quantization.affine import AffineQuantizer, BiasQuantizeDequantize
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from fxquant.onnx.lowering.values import Held
+    from fxquant.onnx.lowering.values import LoweredValue
 
 
 @emits("linear")
-def _linear(c: Call) -> ir.Value | Held:
+def _linear(c: Call) -> ir.Value | LoweredValue:
     x, rank = c.tensor(), c.spec().rank
     if c.spec("weight").rank != 2:
         msg = "the weight has no two dimensions"
@@ -46,7 +46,7 @@ def _is_integer(c: Call) -> bool:
     return quantized and plain and c.arguments["bias"] is not None and x.integers is not None
 
 
-def _on_rows(c: Call) -> ir.Value | Held:
+def _on_rows(c: Call) -> ir.Value | LoweredValue:
     """`[..., K] -> [rows, K] -> Gemm -> [rows, N] -> [..., N]`, reshaped as integers.
 
     onnxruntime joins a product with the sum that adds its bias only where all sizes are static;

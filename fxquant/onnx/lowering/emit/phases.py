@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fxquant.nn import QuantizationMixin
 from fxquant.onnx.lowering.stored_weights import Arrangement
-from fxquant.onnx.lowering.values import Held
+from fxquant.onnx.lowering.values import LoweredValue
 from fxquant.onnx.runs.observed import Shaped
 from fxquant.quantization.affine import QuantizeDequantize
 
@@ -115,4 +115,4 @@ def _blocks(c: Call) -> ir.Value:
     x = c.op("Reshape", x, [-1, rows, columns, 4 * channels])
     x = c.op("Transpose", x, perm=[0, 3, 1, 2])
     spec = Shaped((held.spec.shape[0], 4 * channels, rows, columns), held.spec.dtype)
-    return Held(spec, f"{c.path}.blocks", integers=x, grid=held.grid).value(c.builder)
+    return LoweredValue(spec, f"{c.path}.blocks", integers=x, grid=held.grid).value(c.builder)
