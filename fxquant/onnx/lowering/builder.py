@@ -23,6 +23,24 @@ Operand: TypeAlias = "ir.Value | Tensor | NDArray[Any] | Sequence[int] | None"
 
 _NAMED_ELEMENTS = 8  # constants up to this size are named by their content
 _SHARED_BYTES = 512  # constants up to this size are stored once
+# operators whose results are integers or booleans, whatever their operands are; and those whose
+# first result only is a float
+_COUNTS = frozenset(("Shape", "Size", "ArgMax", "ArgMin", "NonZero"))
+_TRUTHS = frozenset(
+    (
+        "Equal",
+        "Less",
+        "LessOrEqual",
+        "Greater",
+        "GreaterOrEqual",
+        "IsNaN",
+        "IsInf",
+        "And",
+        "Or",
+        "Not",
+    )
+)
+_INDEXED = frozenset(("TopK", "MaxPool", "Unique"))
 
 
 class Builder:
@@ -43,6 +61,7 @@ class Builder:
         self._value_names: set[str] = set()
         self._node_names: set[str] = set()
         self._constants: dict[tuple[Any, ...], ir.Value] = {}
+        self._bfloat16: set[ir.Value] = set()
         self._scope = ""
         self._main: ir.Node | None = None
 
@@ -63,8 +82,32 @@ class Builder:
         node = ir.node(kind, values, given or None, domain=domain, num_outputs=outputs)
         if domain:
             self.domains[domain] = 1
+        return self.add(node)
+
+    def add(self, node: ir.Node) -> tuple[ir.Value, ...]:
+        """Append a node; returns its outputs, in bfloat16 behind one that computes on bfloat16.
+
+        Before: `Add(bfloat16, bfloat16)`, for which onnxruntime has no kernel on CPUs.
+        After:  `Cast(float32) -> Add -> Cast(bfloat16)`, which is how torch computes it.
+        """
+        if node.op_type == "Cast":
+            self.nodes.append(node)
+            if node.attributes.get_int("to", 1) == ir.DataType.BFLOAT16:
+                self._bfloat16.update(node.outputs)
+            return tuple(node.outputs)
+        narrow = [i for i, v in enumerate(node.inputs) if v is not None and self._is_bfloat16(v)]
+        for i in narrow:
+            node.replace_input_with(i, self.op("Cast", node.inputs[i], to=ir.DataType.FLOAT))
         self.nodes.append(node)
-        return tuple(node.outputs)
+        counts = node.op_type in _COUNTS or node.op_type in _TRUTHS
+        if not narrow or counts:
+            return tuple(node.outputs)
+        kept = 1 if node.op_type in _INDEXED else len(node.outputs)
+        rounded = [self.op("Cast", v, to=ir.DataType.BFLOAT16) for v in node.outputs[:kept]]
+        return (*rounded, *node.outputs[kept:])
+
+    def _is_bfloat16(self, value: ir.Value) -> bool:
+        return value in self._bfloat16 or value.dtype is ir.DataType.BFLOAT16
 
     def main(self, value: ir.Value) -> ir.Value:
         """Mark the node that does the work of the current scope; default: the last one."""

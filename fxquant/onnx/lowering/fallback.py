@@ -208,8 +208,7 @@ def _inline(call: Call, model: ir.Model, operands: list[ir.Value]) -> list[ir.Va
         if places is not None and places.dtype is not ir.DataType.INT64:
             inputs[1] = builder.op("Cast", inputs[1], to=ir.DataType.INT64)
         made = ir.Node(node.domain, node.op_type, inputs, attributes, num_outputs=len(node.outputs))
-        builder.nodes.append(made)
-        values.update(zip(node.outputs, made.outputs, strict=True))
+        values.update(zip(node.outputs, builder.add(made), strict=True))
         if node.domain:
             builder.domains[node.domain] = model.opset_imports.get(node.domain, 1)
     known = {f.identifier() for f in builder.functions}

@@ -1,5 +1,7 @@
 """Rounding errors of float32 programs, element by element, around the float64 value.
 
+Values in float16 and bfloat16 carry the roundings to their type, too.
+
 `noise.py` bounds a whole tensor by its peaks, before anything runs. Where a difference exceeds that
 bound, this file decides: it computes the segment between the last quantized tensors and the value
 in question in float64 on the example, and beside each value how far a correct float32 program may
@@ -13,7 +15,10 @@ The worst case n · u · Σ|a·b| exceeds a step of the grid from some thousand 
 a wrong weight. Roundings of different terms are independent (Higham and Mary, "A new
 approach to probabilistic rounding error analysis", 2019): the error of a sum of n terms exceeds
 λ · √n · u · Σ|a·b| with a probability below 2·exp(-λ²/2) even if every partial sum were as large as
-Σ|a·b|; they are a third of it in the mean square, so λ = 2 stands for six standard deviations.
+Σ|a·b|. With λ = 2 that bound of the probability is 27 %; where partial sums grow steadily their
+mean square is a third of that, the standard deviation is √n · u · Σ|a·b| / 3, and λ = 2 stands for
+six of them (2e-9 an element for a normal distribution). This part is statistical, not a guarantee,
+and assumes independent roundings. Reductions of equal terms, which are rounded one way, are traced.
 """
 
 from __future__ import annotations
@@ -26,9 +31,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fxquant.onnx.parity.error_bounds import UNIT
+from fxquant.onnx.parity.error_bounds import UNIT, result_unit, unit_of
 from fxquant.onnx.parity.error_functions import RULES
-from fxquant.onnx.parity.error_rules import Undecided, Valued, evaluated
+from fxquant.onnx.parity.error_rules import BASIC, EXACT, Undecided, Valued, evaluated, narrowed
 from fxquant.onnx.qdq import constant, grid_range
 
 Array = NDArray[Any]
@@ -99,6 +104,10 @@ class Rounding:
             near = (np.abs(ours - x.value) <= x.error) & (np.abs(theirs - x.value) <= x.error)
         return Noise((near & np.isfinite(x.error)) | (ours == theirs), x.error)
 
+    def at(self, name: str) -> Valued | None:
+        """A float value with its error, or None where an operator before it has no rule."""
+        return self._valued(self._values.get(name))
+
     def _valued(self, value: ir.Value | None) -> Valued | None:
         name = (value.name if value is not None else None) or ""
         if name not in self._found:
@@ -123,6 +132,7 @@ class _Segment:
     def __init__(self, model: ir.Model, feeds: Mapping[str, Array]) -> None:
         self.opset = model.opset_imports.get("", 21)
         self.known: dict[str, Valued] = {name: Valued.exact(x) for name, x in feeds.items()}
+        self.units: dict[str, float] = {}
 
     def at(self, value: ir.Value | None) -> Valued:
         """A value with its error.
@@ -152,7 +162,12 @@ class _Segment:
 
     def _of(self, value: ir.Value) -> Valued:
         if value.name not in self.known and value.const_value is not None:
-            self.known[value.name or ""] = Valued.exact(value.const_value.numpy())
+            found = Valued.exact(value.const_value.numpy())
+            unit = unit_of(value.dtype)
+            if unit > UNIT and found.value.size == 1:
+                # a number of the program: torch takes 0.3 as it is, the file in half precision
+                found = narrowed(found, unit)
+            self.known[value.name or ""] = found
         return self.known[value.name or ""]
 
     def _compute(self, node: ir.Node) -> None:
@@ -167,5 +182,17 @@ class _Segment:
                 results = [Valued.exact(x) for x in evaluated(node, arrays, self.opset)]
             else:
                 raise Undecided
+        unit = result_unit(node, self._unit)
+        first = node.inputs[0] if node.inputs else None
+        cast = node.op_type == "Cast" and first is not None and unit > self._unit(first) > 0
+        rounds = cast or (node.op_type not in {*EXACT, "Cast"} and unit > UNIT)
+        # what is composed of several steps may hold one of them in the narrow type
+        times = 1 if node.op_type in BASIC else 2
         for made, result in zip(node.outputs, results, strict=False):
-            self.known[made.name or ""] = result
+            narrow = rounds and result.value.dtype.kind == "f"
+            self.known[made.name or ""] = narrowed(result, times * unit) if narrow else result
+            self.units[made.name or ""] = unit
+
+    def _unit(self, value: ir.Value) -> float:
+        known = self.units.get(value.name or "")
+        return unit_of(value.dtype) if known is None else known

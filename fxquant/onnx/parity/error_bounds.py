@@ -5,10 +5,12 @@ last bits; where it lies at a rounding boundary the integers then differ by one 
 file bounds that difference so that nothing else can hide behind the word.
 
 A walk over the graph carries two numbers a value: `peak`, a bound of its magnitude, and `error`,
-a bound of its float32 noise. At a quantized tensor `peak` is that of its grid (|q - z| · s) and
-`error` is zero. A sum of products `Σ x·w` has partial sums of at most A = max|x| · Σ|w|; the
-roundings of n terms are independent and grow as √n · u · rms ≤ u · A (u = 2^-24), and two programs
-have them once each: 2·u·A. (The worst case is n·u·A; measured noise is a tenth of 2·u·A.)
+an estimate of its float32 noise. At a quantized tensor `peak` is that of its grid (|q - z| · s) and
+`error` is zero. A sum of products `Σ x·w` has partial sums of at most A = max|x| · Σ|w|. What two
+programs that add in another order differ by is taken as 2·u·A (u = 2^-24). This is no bound: n
+terms of one sign may be off by n·u·A, and by about √n·u·A where the roundings are independent.
+Measured noise is a tenth of 2·u·A, so it decides most elements without another run; those beyond
+it are judged by `error_analysis.py`, element by element, before anything is called wrong.
 
 Operators without such a bound (exponentials, norms, divisions: the float islands) are computed by
 different polynomials in torch and in onnxruntime: they add `ISLAND_ULPS` of the tensor's peak.
@@ -18,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Container, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,14 @@ import onnx_ir as ir
 from fxquant.onnx.qdq import constant, dequantized, grid_range
 
 UNIT = 2.0**-24  # half a unit in the last place of 1.0 in float32
+_UNITS = {
+    ir.DataType.DOUBLE: 2.0**-53,
+    ir.DataType.FLOAT: UNIT,
+    ir.DataType.FLOAT16: 2.0**-11,
+    ir.DataType.BFLOAT16: 2.0**-8,
+}
+# what is no float even where the operands are
+_COUNTS = frozenset(("Shape", "Size", "ArgMax", "ArgMin", "NonZero"))
 ISLAND_ULPS = (
     32  # measured: torch and onnxruntime differ by up to 10 in exp, erf, tanh, sqrt chains
 )
@@ -64,6 +74,27 @@ class Tolerance:
 
     tie: float
     drift: float
+
+
+def unit_of(dtype: ir.DataType | None) -> float:
+    """Unit roundoff of a type; 0 for integers."""
+    return _UNITS.get(dtype, 0.0) if dtype is not None else 0.0
+
+
+def result_unit(node: ir.Node, unit: Callable[[ir.Value], float]) -> float:
+    """Unit roundoff of the type in which an operator gives its result.
+
+    Args:
+        node: the operator.
+        unit: gives the unit roundoff of an operand's type.
+    """
+    if node.op_type == "Cast":
+        return unit_of(ir.DataType(node.attributes.get_int("to", 1)))
+    if node.op_type in _COUNTS:
+        return 0.0
+    # integers become reals of their scale's type
+    read = node.inputs[1:2] if node.op_type == "DequantizeLinear" else node.inputs
+    return max((unit(v) for v in read if v is not None), default=0.0)
 
 
 def tolerances(
@@ -123,16 +154,29 @@ class _Walk:
 
     def __init__(self, peaks: Mapping[str, float]) -> None:
         self.bounds: dict[str, Bound] = {name: Bound(peak) for name, peak in peaks.items()}
+        self.units: dict[str, float] = {}
 
     def over(self, graph: ir.Graph) -> dict[str, Bound]:
         for node in graph:
             if node.op_type in ("QuantizeLinear", "Constant"):
                 continue
             rule = _RULES.get(node.op_type, _island)
-            bound = rule(self, node)
+            bound, unit = rule(self, node), result_unit(node, self._unit)
+            if self._narrows(node, rule, unit):
+                bound = replace(bound, error=bound.error + 2 * unit * bound.peak)
             for output in node.outputs:
-                self.bounds[output.name or ""] = bound
+                self.bounds[output.name or ""], self.units[output.name or ""] = bound, unit
         return self.bounds
+
+    def _unit(self, value: ir.Value) -> float:
+        known = self.units.get(value.name or "")
+        return unit_of(value.dtype) if known is None else known
+
+    def _narrows(self, node: ir.Node, rule: Callable[[_Walk, ir.Node], Bound], unit: float) -> bool:
+        """Whether a result is rounded to a type narrower than that of the rule's arithmetic."""
+        if node.op_type == "Cast":
+            return any(unit > self._unit(v) > 0 for v in node.inputs if v is not None)
+        return unit > UNIT and rule is not _keep
 
     def of(self, value: ir.Value | None) -> Bound:
         """Bound of an operand: known, a constant's, or nothing known (an island of size one)."""

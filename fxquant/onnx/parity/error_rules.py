@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import torch
@@ -19,10 +20,11 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from torch.nn import functional as F
 
-from fxquant.onnx.parity.error_bounds import UNIT
+from fxquant.onnx.parity.error_bounds import UNIT, unit_of
 
 Array = NDArray[Any]
 _LAMBDA = 2.0  # six standard deviations of a sum whose partial sums grow steadily
+_LARGEST_FLOAT16, _SMALLEST_FLOAT16 = 65504.0, 2.0**-25
 _TRACED = 4  # columns of a reduction that are summed one after the other to see a biased rounding
 
 
@@ -46,7 +48,8 @@ class Valued:
     def exact(cls, array: Array | np.generic) -> Valued:
         """Something that every program starts from."""
         value = np.asarray(array)
-        value = value.astype(np.float64) if value.dtype.kind == "f" else value
+        real = value.dtype.kind == "f" or value.dtype == ml_dtypes.bfloat16
+        value = value.astype(np.float64) if real else value
         return cls(value, np.zeros(value.shape))
 
 
@@ -231,7 +234,7 @@ def _extreme(node: ir.Node, operands: Operands, opset: int) -> list[Valued]:
 
 
 def _cast(node: ir.Node, operands: Operands, _opset: int) -> list[Valued]:
-    if node.attributes.get_int("to", 1) not in (1, 11):
+    if unit_of(ir.DataType(node.attributes.get_int("to", 1))) == 0:
         raise Undecided
     x = given(operands, 0)
     return [Valued(x.value.astype(np.float64), x.error)]
@@ -366,3 +369,24 @@ BASIC: dict[str, Rule] = {
     "Einsum": _einsum,
     **dict.fromkeys(("Conv", "ConvTranspose"), _convolve),
 }  # fmt: skip
+
+# operators whose results are values of their operands: they round nothing
+EXACT = frozenset(name for name, rule in BASIC.items() if rule in (_moved, _within, _extreme))
+
+
+def narrowed(x: Valued, unit: float) -> Valued:
+    """What was computed in float32, rounded to a narrower type.
+
+    Torch and onnxruntime compute an operator on float16 or bfloat16 in float32 and round its
+    result; onnxruntime leaves the rounding out between two operators that it widens.
+
+    Args:
+        x: result with the error of its arithmetic.
+        unit: unit roundoff of the type.
+    """
+    most = np.abs(x.value) + x.error
+    error = x.error + unit * most
+    if unit < unit_of(ir.DataType.BFLOAT16):  # float16
+        # half the smallest subnormal number; beyond the largest one programs give infinity or not
+        error = np.where(most < _LARGEST_FLOAT16, error + _SMALLEST_FLOAT16, np.inf)
+    return Valued(x.value, np.where(np.isfinite(x.value), error, x.error))

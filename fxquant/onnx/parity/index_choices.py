@@ -2,7 +2,9 @@
 
 Two programs may choose differently where two scores nearly tie, and all that is looked up by the
 choice differs then. So the proof starts afresh from the simulation's choices too, and judges the
-runtime's by what they cost: the difference of the simulation's scores at both places.
+runtime's by what they cost: the difference of the simulation's scores at both places. Where that is
+more than the bound of the whole tensor, the float64 scores decide: both choices are right if they
+differ by no more than the rounding errors at both places.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from fxquant.onnx.lowering.result import Lowered
+from fxquant.onnx.parity.error_analysis import Rounding
 from fxquant.onnx.parity.error_bounds import FLOAT_ISLAND_SLACK, FLOAT_SLACK, Bound
+from fxquant.onnx.parity.error_rules import Valued
 from fxquant.onnx.parity.report import ChoiceRow
 
 # operator -> which output holds places, and its axis where none is given
@@ -54,8 +58,18 @@ class Choice:
     scores: NDArray[Any]
     places: NDArray[np.int64]
 
-    def row(self, runtime: NDArray[np.int64], level: str, bound: Bound | None) -> ChoiceRow:
-        """Compare with what the runtime chose from the same integers."""
+    def row(
+        self, runtime: NDArray[np.int64], level: str, bound: Bound | None,
+        exact: Valued | None = None,
+    ) -> ChoiceRow:  # fmt: skip
+        """Compare with what the runtime chose from the same integers.
+
+        Args:
+            runtime: its places.
+            level: at which it ran.
+            bound: of the scores as a tensor.
+            exact: the float64 scores with their errors; None where no rule gives them.
+        """
         axis = self.chooser.axis
         lost = np.abs(
             np.take_along_axis(self.scores, self._spread(self.places), axis)
@@ -66,14 +80,31 @@ class Choice:
         slack = FLOAT_ISLAND_SLACK if bound is None or bound.island else FLOAT_SLACK
         error = bound.error if bound is not None else 0.0
         allowed = max(float(finite.max(initial=0.0)) * slack, 2 * error)
+        most = float(lost[apart].max(initial=0.0))
+        if most > allowed and exact is not None and self._tied(runtime, exact)[apart].all():
+            allowed = most
         return ChoiceRow(
             self.chooser.node,
             level,
             self.places.size,
             int(apart.sum()),
-            float(lost[apart].max(initial=0.0)),
+            most,
             allowed,
         )
+
+    def _tied(self, runtime: NDArray[np.int64], exact: Valued) -> NDArray[np.bool_]:
+        """Where the float64 scores of both choices are within their rounding errors."""
+        if exact.value.shape != self.scores.shape:
+            return np.zeros(self._spread(runtime).shape, np.bool_)
+        a, b = (
+            [
+                np.take_along_axis(x, self._spread(p), self.chooser.axis)
+                for p in (self.places, runtime)
+            ]
+            for x in (exact.value, exact.error)
+        )
+        room = b[0] + b[1]
+        return np.asarray((np.abs(a[0] - a[1]) <= room) & np.isfinite(room))
 
     def _spread(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         if places.ndim == self.scores.ndim:
@@ -115,10 +146,21 @@ def choice_of(chooser: Chooser, scores: Any, results: list[Any]) -> Choice | Non
 
 def rows(
     choices: list[Choice], found: Mapping[str, NDArray[Any]], level: str,
-    bounds: Mapping[str, Bound],
+    bounds: Mapping[str, Bound], rounding: Rounding,
 ) -> list[ChoiceRow]:  # fmt: skip
     """One row a choice."""
     return [
-        c.row(found[c.chooser.places].reshape(c.places.shape), level, bounds.get(c.chooser.scores))
+        _row(c, found[c.chooser.places].reshape(c.places.shape), level, bounds, rounding)
         for c in choices
     ]
+
+
+def _row(
+    choice: Choice, runtime: NDArray[np.int64], level: str, bounds: Mapping[str, Bound],
+    rounding: Rounding,
+) -> ChoiceRow:  # fmt: skip
+    scores = choice.chooser.scores
+    row = choice.row(runtime, level, bounds.get(scores))
+    if row.proven:
+        return row
+    return choice.row(runtime, level, bounds.get(scores), rounding.at(scores))

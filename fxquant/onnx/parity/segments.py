@@ -201,7 +201,9 @@ class _Judges:
                 theirs = found[reference.tensor.quantized_name]
                 row = self._row(reference, theirs, level, nodes)
                 rows.append(without_noise(row, rounding, reference, theirs))
-            choices += choice_rows(self.reference_run.choices, found, level.value, self.scores)
+            choices += choice_rows(
+                self.reference_run.choices, found, level.value, self.scores, rounding
+            )
             for name, ours in self.reference_run.outputs.items():
                 one = output_row(name, ours, found[name], level, self.outputs[name])
                 outputs.append(with_noise(one, rounding, ours, found[name]))

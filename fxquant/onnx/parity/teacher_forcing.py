@@ -207,7 +207,9 @@ def _array(value: Any) -> NDArray[Any]:
         return np.asarray(value)
     # a result that carries its encoding is a subclass; only its numbers are wanted
     # not ascontiguousarray, which makes a vector of a single number
-    return np.asarray(value.detach().as_subclass(Tensor).cpu().numpy(), order="C")
+    plain = value.detach().as_subclass(Tensor).cpu()
+    plain = plain.float() if plain.dtype == torch.bfloat16 else plain  # numpy has no such type
+    return np.asarray(plain.numpy(), order="C")
 
 
 def _reference(tensor: LoweredTensor, before: Tensor, after: Tensor, window: float) -> Reference:
@@ -217,10 +219,14 @@ def _reference(tensor: LoweredTensor, before: Tensor, after: Tensor, window: flo
     low, high = (np.float32(end - zero) for end in type_range(tensor.dtype))
     positions = _array(after).astype(np.float32, copy=False) / scale
     positions = np.where(np.isinf(positions), np.clip(positions, low, high), positions)
-    centred = np.rint(positions)
-    _check(tensor, positions, centred)
-    integers = (centred + np.float32(zero)).astype(tensor.dtype.numpy())
     real = _array(before).astype(np.float32, copy=False).reshape(-1) / scale
+    half = after.dtype in (torch.float16, torch.bfloat16)
+    # in half precision (q - z) * s may lie nearer to another integer: it is what q was made of
+    # that tells which
+    source = np.clip(real.reshape(positions.shape), low, high) if half else positions
+    centred = np.rint(source)
+    _check(tensor, positions, centred, torch.finfo(after.dtype).eps if half else 1e-6)
+    integers = (centred + np.float32(zero)).astype(tensor.dtype.numpy())
     real[np.isinf(real)] = 0.0  # at no boundary
     # a boundary lies half-way between two integers
     offsets = np.abs(real - np.floor(real) - np.float32(0.5))
@@ -228,7 +234,9 @@ def _reference(tensor: LoweredTensor, before: Tensor, after: Tensor, window: flo
     return Reference(tensor, integers, near.astype(np.min_scalar_type(real.size)), real[near])
 
 
-def _check(tensor: LoweredTensor, positions: NDArray[Any], centred: NDArray[Any]) -> None:
+def _check(
+    tensor: LoweredTensor, positions: NDArray[Any], centred: NDArray[Any], relative: float
+) -> None:
     if positions.size == 0:
         return
     off, where = float(np.abs(positions - centred).max()), tensor.module or tensor.node
@@ -238,7 +246,7 @@ def _check(tensor: LoweredTensor, positions: NDArray[Any], centred: NDArray[Any]
             "FXQ562", what, at=tensor.node, fix="pass an example like the calibration data"
         )
     # in 16 bits the quotient itself is good to a few hundredths of a step
-    if off > max(_OFF_GRID, float(np.abs(centred).max()) * 1e-6):
+    if off > max(_OFF_GRID, float(np.abs(centred).max()) * relative):
         what = f"the simulation of {where!r} is not on the grid that was exported"
         raise ExportError(
             "FXQ563", what, at=tensor.node, fix="report this: it is an error in fxquant"

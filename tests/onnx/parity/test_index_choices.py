@@ -15,6 +15,7 @@ from fxquant.errors import ParityError
 from fxquant.onnx.io.writer import write_model
 from fxquant.onnx.lowering.lower import lower
 from fxquant.onnx.parity.error_bounds import Bound
+from fxquant.onnx.parity.error_rules import Valued
 from fxquant.onnx.parity.index_choices import Choice, Chooser
 from fxquant.onnx.parity.prove import prove
 
@@ -86,3 +87,12 @@ def test_another_choice_among_equals_is_a_tie() -> None:
     wrong = choice.row(np.array([[1, 3]]), "off", Bound(3.0, 0.1))
     assert (wrong.other, wrong.lost, wrong.proven) == (1, 1.0, False)
     assert choice.row(np.array([[1, 3]]), "off", Bound(3.0, 0.5)).proven
+
+
+@pytest.mark.parametrize(("error", "proven"), [(0.6, True), (0.4, False), (np.inf, False)])
+def test_float64_scores_decide_beyond_the_bound_of_the_tensor(error: float, proven: bool) -> None:
+    scores = np.array([[1.0, 3.0, 2.0]], np.float32)
+    choice = Choice(Chooser("argmax", "scores", "places", -1), scores, np.array([1]))
+    exact = Valued(scores.astype(np.float64), np.full(scores.shape, error))
+    row = choice.row(np.array([2]), "off", Bound(3.0, 1e-7), exact)
+    assert (row.other, row.lost, row.proven) == (1, 1.0, proven)

@@ -257,3 +257,51 @@ def test_integers_beyond_their_error_are_not_explained() -> None:
     found = rounding.of_integers("y_q", ours, np.array([[13, 17]], np.uint8))
     assert found is not None
     assert found.explained.tolist() == [[True, False]], "2.5 steps is a tie, 6 is not"
+
+
+# --- what the rules give is neither nothing nor everything ---------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["Add", "Sub", "Mul", "Div"])
+def test_the_error_of_an_operator_holds_float32_and_no_more(kind: str) -> None:
+    """Wide enough for what numpy computes in float32, and within twice the worst of it."""
+    rng = np.random.default_rng(1)
+    a, b = (rng.uniform(1, 2, (1, 20_000)).astype(np.float32) for _ in range(2))
+    g = Graph(a=("batch", 20_000), b=("batch", 20_000))
+    model = g.model(g.op(kind, "y", g["a"], g["b"]))
+    found = Rounding(model, {"a": a, "b": b}).at("y.out")
+    assert found is not None
+    run = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide}[kind]
+    assert np.array_equal(found.value, run(a.astype(np.float64), b.astype(np.float64)))
+    off = np.abs(run(a, b) - found.value)
+    assert (off <= found.error).all()
+    assert (found.error <= UNIT * np.abs(found.value) * (1 + 1e-9)).all()
+    if kind != "Sub":  # of two neighbours, a difference is exact
+        assert off.max() > 0.9 * UNIT
+
+
+def test_errors_of_operands_are_carried_at_their_rate() -> None:
+    a, b = Valued(np.array([3.0]), np.array([1e-2])), Valued(np.array([-5.0]), np.array([2e-2]))
+    assert add(a, b).error[0] == pytest.approx(3e-2 + 2 * UNIT, rel=1e-9)
+    assert add(a, b, -1.0).value[0] == 8.0
+    assert multiply(a, b).error[0] == pytest.approx(3 * 2e-2 + 5 * 1e-2 + 2e-4 + 15 * UNIT)
+    assert divide(a, b).error[0] == pytest.approx((1e-2 + 0.6 * 2e-2) / 4.98 + 0.6 * UNIT)
+    with np.errstate(invalid="ignore"):
+        zero = multiply(Valued.exact(np.zeros(1)), Valued(np.ones(1), np.array([np.inf])))
+    assert np.isinf(zero.error[0])
+
+
+def test_roundings_grow_with_the_root_of_the_terms() -> None:
+    assert roundings(1) == 3 * UNIT
+    assert roundings(4) == 6 * UNIT
+    assert roundings(10_000) == 202 * UNIT
+
+
+def test_the_mean_of_a_sum_is_divided_with_its_error() -> None:
+    x = Valued(np.arange(1.0, 9.0).reshape(8, 1), np.full((8, 1), 1e-3))
+    total = summed(x, (0,), keep=False, mean=False)
+    mean = summed(x, (0,), keep=True, mean=True)
+    assert total.value.tolist() == [36.0]
+    assert mean.value.tolist() == [[4.5]]
+    assert total.error[0] == pytest.approx(8e-3 + 36 * (roundings(8) + UNIT), rel=1e-9)
+    assert mean.error[0, 0] == pytest.approx(1e-3 + 4.5 * (roundings(8) + UNIT), rel=1e-9)
