@@ -12,6 +12,9 @@ import onnx_ir as ir
 
 from fxquant.onnx.qparams import type_range
 
+# operators whose results count things and are never rounded
+COUNTS = frozenset(("Shape", "Size", "ArgMax", "ArgMin", "NonZero"))
+
 
 def grid_range(node: ir.Node) -> tuple[int, int]:
     """Smallest and largest integer of a Q or DQ node."""

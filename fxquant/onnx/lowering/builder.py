@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnx_ir.tensor_adapters import TorchTensor, from_torch_dtype
 from torch import Tensor
 
+from fxquant.onnx.qdq import COUNTS
 from fxquant.onnx.runs.observed import Dim, Shaped
 
 Operand: TypeAlias = "ir.Value | Tensor | NDArray[Any] | Sequence[int] | None"
@@ -25,7 +26,6 @@ _NAMED_ELEMENTS = 8  # constants up to this size are named by their content
 _SHARED_BYTES = 512  # constants up to this size are stored once
 # operators whose results are integers or booleans, whatever their operands are; and those whose
 # first result only is a float
-_COUNTS = frozenset(("Shape", "Size", "ArgMax", "ArgMin", "NonZero"))
 _TRUTHS = frozenset(
     (
         "Equal",
@@ -99,7 +99,7 @@ class Builder:
         for i in narrow:
             node.replace_input_with(i, self.op("Cast", node.inputs[i], to=ir.DataType.FLOAT))
         self.nodes.append(node)
-        counts = node.op_type in _COUNTS or node.op_type in _TRUTHS
+        counts = node.op_type in COUNTS or node.op_type in _TRUTHS
         if not narrow or counts:
             return tuple(node.outputs)
         kept = 1 if node.op_type in _INDEXED else len(node.outputs)

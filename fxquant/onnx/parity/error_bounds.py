@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from fxquant.onnx.qdq import constant, dequantized, grid_range
+from fxquant.onnx.qdq import COUNTS, constant, dequantized, grid_range
 
 UNIT = 2.0**-24  # half a unit in the last place of 1.0 in float32
 _UNITS = {
@@ -36,7 +36,6 @@ _UNITS = {
     ir.DataType.BFLOAT16: 2.0**-8,
 }
 # what is no float even where the operands are
-_COUNTS = frozenset(("Shape", "Size", "ArgMax", "ArgMin", "NonZero"))
 ISLAND_ULPS = (
     32  # measured: torch and onnxruntime differ by up to 10 in exp, erf, tanh, sqrt chains
 )
@@ -90,7 +89,7 @@ def result_unit(node: ir.Node, unit: Callable[[ir.Value], float]) -> float:
     """
     if node.op_type == "Cast":
         return unit_of(ir.DataType(node.attributes.get_int("to", 1)))
-    if node.op_type in _COUNTS:
+    if node.op_type in COUNTS:
         return 0.0
     # integers become reals of their scale's type
     read = node.inputs[1:2] if node.op_type == "DequantizeLinear" else node.inputs

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from fxquant import QuantizationSimModel
-from fxquant.onnx.lowering import lower
+from fxquant.onnx import lower
 from fxquant.onnx.parity.error_analysis import Rounding
 from fxquant.onnx.parity.error_bounds import UNIT, Bound, bounds_of
 from fxquant.onnx.parity.error_rules import Valued, narrowed
 from fxquant.onnx.parity.prove import prove
-from tests.onnx.qdq import Graph
+from tests.helpers.qdq import Graph
 
 TYPES = (torch.float16, torch.bfloat16)
 UNITS = {ir.DataType.FLOAT16: 2.0**-11, ir.DataType.BFLOAT16: 2.0**-8}
