@@ -17,8 +17,8 @@ import onnx_ir as ir
 from fxquant.errors import ExportError
 from fxquant.onnx.integer import IntegerModel
 from fxquant.onnx.integer.saturation import describe
-from fxquant.onnx.io.limits import without_weights
 from fxquant.onnx.io.reader import first_line, is_whole, read_model, readable
+from fxquant.onnx.io.weightless import without_weights
 from fxquant.onnx.lint.fusion import check_groups
 from fxquant.onnx.lint.structure import Finding, check_graph
 from fxquant.onnx.ort.cpu import this_cpu
