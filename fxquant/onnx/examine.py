@@ -23,6 +23,7 @@ from fxquant.errors import ExportError
 from fxquant.io.text_tables import table
 from fxquant.onnx.integer import IntegerModel
 from fxquant.onnx.integer.saturation import Saturation, describe
+from fxquant.onnx.io.limits import require_runnable
 from fxquant.onnx.io.reader import first_line, read_model, readable
 from fxquant.onnx.lint.structure import SCALES, SHAPES, UNLOADED, Finding
 from fxquant.onnx.lint.verify import REFUSED, VerifyReport, verify_file
@@ -30,11 +31,10 @@ from fxquant.onnx.lowering.unsigned_products import exact_model
 from fxquant.onnx.ort.coverage import OperatorRow, coverage
 from fxquant.onnx.ort.cpu import this_cpu
 from fxquant.onnx.ort.feeds import Data, Feeds, feeds_of, with_nan
-from fxquant.onnx.ort.limits import require_runnable
-from fxquant.onnx.ort.session import Level, open_session, packed, show
 from fxquant.onnx.parity.default_kernels import KernelRun, default_kernels
 from fxquant.onnx.parity.error_bounds import Tolerance, magnitude, tolerances
 from fxquant.onnx.parity.file_outputs import OutputExam, compared, unlike
+from fxquant.onnx.session import Level, open_session, packed, show
 
 _FORCED = ".given"
 _REAL = ".real"

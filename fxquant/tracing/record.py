@@ -20,9 +20,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_leaves
 
 from fxquant.errors import FxQuantError, TraceError
+from fxquant.graph import kept_results
 from fxquant.graph.meta import shown_file
 from fxquant.graph.recorded_module import YIELDING, RecordedModule, fresh_copy, restore
-from fxquant.tracing import kept_results
 from fxquant.tracing.arguments import Constant
 from fxquant.tracing.hooks import remove
 from fxquant.tracing.patches import forget_results, watching

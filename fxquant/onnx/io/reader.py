@@ -17,7 +17,7 @@ from fxquant.errors import ExportError, FxQuantError
 from fxquant.io import reading
 from fxquant.io.reading import Refused, require_file
 from fxquant.io.writing import as_path, require_whole
-from fxquant.onnx.ort.limits import require_content, require_expandable, require_small_constants
+from fxquant.onnx.io.limits import require_content, require_expandable, require_small_constants
 
 
 def read_model(path: str | Path) -> ir.Model:

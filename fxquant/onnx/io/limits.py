@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from fxquant.errors import ExportError
 from fxquant.io import reading
 from fxquant.io.reading import Budget, Refused
-from fxquant.onnx.io.weightless import weight_bytes, without_weights
-from fxquant.onnx.ort.session import OutOfMemoryError, OutOfTimeError, Source, packed, run_within
+from fxquant.onnx.session import OutOfMemoryError, OutOfTimeError, Source, packed, run_within
+from fxquant.onnx.weightless import weight_bytes, without_weights
 
 # what these compute has as many elements as what they take
 _KEEP_SIZE = frozenset(

@@ -22,7 +22,7 @@ import onnx_ir as ir
 
 from fxquant.errors import ExportError
 from fxquant.io import reading
-from fxquant.onnx.io.weightless import weight_bytes
+from fxquant.onnx.weightless import weight_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
