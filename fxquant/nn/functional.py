@@ -130,11 +130,14 @@ def _top_k(
     input: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True, *,
     stable: bool = False,
 ) -> Any:  # fmt: skip
-    """`torch.topk`; if `stable`, of equal values the one at the lower place comes first."""
+    """`torch.topk`; if `stable`, of equal values the one at the lower place comes first.
+
+    Both results are contiguous, whatever the input's strides are, as those of `torch.topk` are.
+    """
     if not stable:
         return torch.topk(input, k, dim, largest, sorted)
     values, places = torch.sort(input, stable=True, dim=dim, descending=largest)
-    first = (values.narrow(dim, 0, k), places.narrow(dim, 0, k))
+    first = (values.narrow(dim, 0, k).contiguous(), places.narrow(dim, 0, k).contiguous())
     return torch.return_types.topk(first)
 
 

@@ -1,8 +1,9 @@
 """Which operators of a graph the target computes in integers, and which kernels take in others.
 
 An operator is *integer* when the target lists it with these arguments. Sums and products stay in
-floating point between floating-point neighbours and before a softmax. Which values then need a grid
-is `graph.plan`'s part.
+floating point between floating-point neighbours and before a softmax, and so do concatenations of
+floating-point values that no integer operator reads. Which values then need a grid is
+`graph.plan`'s part.
 """
 
 from __future__ import annotations
@@ -15,7 +16,14 @@ from torch import fx
 
 from fxquant import ops
 from fxquant.graph.selectors import chosen_nodes
-from fxquant.placement.dataflow import constant_of, is_float_spec, moves_values, operands, origin
+from fxquant.placement.dataflow import (
+    constant_of,
+    is_float_spec,
+    moves_values,
+    operands,
+    origin,
+    takes_item,
+)
 
 if TYPE_CHECKING:
     from fxquant.placement.config_rules import Settings
@@ -78,6 +86,7 @@ class _Classifier:
             self._classify(node)
         for node in self.gm.graph.nodes:
             self._demote(node)
+        self._demote_unread()
         for activation, node in self.absorbed.items():
             if node in self.rules:
                 reason = f"it is computed inside the kernel of {node.name}"
@@ -175,6 +184,37 @@ class _Classifier:
             del self.rules[node]
             reason = "its operands are made in floating point: a grid would only cost accuracy"
             self.classes.why[node] = [reason]
+
+    def _demote_unread(self) -> None:
+        """Take back what is in integers for its consumers, where none of them reads integers.
+
+        Heads concatenate coordinates, sizes and scores: on one grid, only the largest of them would
+        keep their digits, and operands that share the grid would lose them for all their consumers.
+        """
+        unread: set[fx.Node] = set()
+        for node in reversed(self.gm.graph.nodes):
+            rule = self.rules.get(node)
+            if rule is not None and rule.for_readers and not self._is_read(node, unread):
+                unread.add(node)
+        for node in [n for n in self.gm.graph.nodes if n in unread]:
+            made = [origin(n, self.gm)[0] for _, n in operands(node, self.gm)]
+            if any(n not in self.rules and self.absorbed.get(n) not in self.rules for n in made):
+                del self.rules[node]
+                reason = "it has floating-point operands and no integer consumer: it needs no grid"
+                self.classes.why[node] = [reason]
+
+    def _is_read(self, node: fx.Node, unread: set[fx.Node]) -> bool:
+        """Whether an integer operator, or what must be integers, reads a value."""
+        for user in node.users:
+            if user.op == "output" and not self.settings.config.quantize_outputs:
+                continue
+            outside = self.regions is not None and not self.regions.holds(user)
+            if user.op == "output" or outside or (user in self.rules and user not in unread):
+                return True
+            moves = takes_item(user) or moves_values(user, self.gm)
+            if moves is not None and self._is_read(user, unread):
+                return True
+        return False
 
     def _feeds_softmax_only(self, node: fx.Node) -> bool:
         """All consumers, through moves and floating-point arithmetic, are softmaxes."""

@@ -174,7 +174,8 @@ class _Planner:
 
         A kernel takes in a ReLU only while zero is the smallest integer. On one grid with values of
         both signs it is not, and the convolution would run in floating point; the concatenation
-        rescales its operands instead.
+        rescales its operands instead. So it does where others read a gate too, whose range is
+        bounded: beside values of hundreds, all of a sigmoid is one integer or two.
         """
         slots = [self._origin(operand) for _, operand in operands(node, self.gm)]
         clipped = [s for s in slots if s[0] in self.absorbed]
@@ -183,11 +184,20 @@ class _Planner:
                 node, f"it rescales: {clipped[0][0].name} must keep zero as smallest integer"
             )
             return
+        gates = [s for s in slots if self._is_gate(s[0])]
+        if gates and len(gates) < len(slots) and not self._must_share(node):
+            self._note(node, f"it rescales: others read {gates[0][0].name}, whose range is bounded")
+            return
         for slot in slots:
             a, b = self._find(slot), self._find((node, 0))
             if a != b:
                 self.parent[b] = a
                 self._note(slot[0], f"shares its grid with {node.name}")
+
+    def _is_gate(self, node: fx.Node) -> bool:
+        """Whether a value is bounded by mathematics and has several consumers."""
+        row = self.rows.get(node)
+        return row is not None and row.grid is ops.Grid.FIXED and len(node.users) > 1
 
     def _must_share(self, node: fx.Node) -> bool:
         row = self.rows[node]

@@ -92,6 +92,45 @@ def test_a_concatenation_rescales_where_a_shared_grid_would_cost_the_relus_kerne
     assert "relu must keep zero" in sim.explain("cat")
 
 
+class Head(nn.Module):
+    """Boxes in pixels beside scores, as heads of detectors return them, or read once more."""
+
+    def __init__(self, *, read: bool) -> None:
+        super().__init__()
+        self.a, self.again = nn.Conv2d(3, 4, 1), nn.Conv2d(8, 4, 1) if read else None
+
+    def forward(self, x: Tensor) -> Any:
+        s = self.a(x).sigmoid()
+        pixels = (s * 2) ** 2 * 500.0
+        joined = torch.cat([pixels, s], 1).view(x.shape[0], 8, *x.shape[2:])
+        return joined if self.again is None else self.again(joined)
+
+
+def test_a_concatenation_of_floats_that_only_outputs_read_has_no_grid() -> None:
+    """On the grid of the pixels, a score would be one integer or two, and so would the sigmoid."""
+    x = torch.randn(2, 3, 8, 8)
+    model = Head(read=False).eval()
+    sim = QuantizationSimModel(model, x)
+    assert "no integer reader" in sim.explain("cat")
+    assert not list(quantized(sim, "cat").output_quantizers.active())
+    sim.compute_encodings([x])
+    with torch.no_grad():
+        real, found = model(x)[:, 4:], sim.model(x)[:, 4:]
+    assert (real - found).abs().max() < 0.02  # of a range of one
+    asked = QuantizationSimModel(model, x, config={"quantize_outputs": True})
+    assert list(quantized(asked, "cat").output_quantizers.active())
+
+
+def test_a_concatenation_does_not_stretch_the_grid_of_a_gate_that_others_read() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    sim = QuantizationSimModel(Head(read=True).eval(), x)
+    gate, joined = owners(sim, "sigmoid", "cat")
+    assert gate is not joined
+    assert "others read sigmoid" in sim.explain("cat")
+    sim.compute_encodings([x])
+    assert gate.get_max() == 1.0
+
+
 class Attention(nn.Module):
     def __init__(self, fused: bool) -> None:
         super().__init__()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fxquant.graph.pass_infra import Fact
+from fxquant.nn.functional import TopK
 from fxquant.passes import StableSorts
 from tests.helpers.golden import assert_rewrites, ready
 
@@ -42,3 +43,11 @@ def test_sorts_become_stable() -> None:
     down = torch.sort(X, stable=True, descending=True).indices
     expected = (torch.sort(X, stable=True).indices, down, down[:, :5])
     assert all(torch.equal(a, b) for a, b in zip(gm(X), expected, strict=True))
+
+
+def test_a_stable_topk_is_contiguous_as_that_of_torch_is() -> None:
+    """What follows may be a `view`."""
+    for x, dim in ((X, -1), (X.t(), -1), (X, 0), (X.t(), 0)):
+        wanted, found = torch.topk(x, 2, dim), TopK()(x, 2, dim, stable=True)
+        assert torch.equal(wanted.values, found.values)
+        assert [t.stride() for t in wanted] == [t.stride() for t in found]

@@ -128,17 +128,8 @@ def _joined(c: Call, items: Sequence[Any]) -> ir.Value:
 def _setitem(c: Call) -> ir.Value:
     """A write to a constant region: a mask chooses between the old values and the new ones."""
     shape = c.spec().shape
-    index = c["index"]
-    given = tuple(index) if isinstance(index, (tuple, list)) else (index,)
-    items = [
-        slice(*(c.plain(v) for v in (i.start, i.stop, i.step)))
-        if isinstance(i, slice)
-        else c.plain(i)
-        for i in given
-    ]
-    if any(not isinstance(i, (int, slice, type(Ellipsis))) for i in items) or _is_dynamic(
-        items, shape
-    ):
+    items = [_constant_item(c, i) for i in _items(c)]
+    if any(type(i) not in (int, slice) for i in items) or _is_dynamic(items, shape):
         msg = "a write to positions that are known at run time only"
         raise UnsupportedError(msg)
     sizes = [s if isinstance(s, int) else 1 for s in shape]
@@ -151,35 +142,44 @@ def _setitem(c: Call) -> ir.Value:
     return c.op("Where", c.builder.constant(mask), value, c.tensor())
 
 
+def _constant_item(c: Call, item: Any) -> Any:
+    if isinstance(item, slice):
+        return slice(*(c.plain(v) for v in (item.start, item.stop, item.step)))
+    return c.plain(item)
+
+
 def _is_dynamic(items: Sequence[Any], shape: Sequence[Any]) -> bool:
     """Whether anything but a whole slice is written along a dynamic axis."""
-    if Ellipsis in items:
-        at = items.index(Ellipsis)
-        rest = [slice(None)] * (len(shape) - len(items) + 1)
-        items = [*items[:at], *rest, *items[at + 1 :]]
     whole = slice(None)
-    return any(i != whole for i, s in zip(items, shape, strict=False) if not isinstance(s, int))
+    return any(i != whole for i, s in zip(items, shape, strict=True) if not isinstance(s, int))
 
 
 def _placed(c: Call, value: ir.Value, items: Sequence[Any], sizes: Sequence[int]) -> ir.Value:
-    """The written values, padded to the whole tensor."""
-    if any(isinstance(i, slice) and i.step not in (None, 1) for i in items) or Ellipsis in items:
-        msg = "a write of a tensor with steps"
-        raise UnsupportedError(msg)
-    positions = [i for i, item in enumerate(items) if isinstance(item, int)]
-    rank = len(sizes)
-    if c.spec("value").rank != rank - len(positions):
-        msg = "a write of a tensor that is broadcast"
-        raise UnsupportedError(msg)
-    if positions:
-        value = c.unsqueeze(value, positions)
-    begin, end = [0] * rank, [0] * rank
-    for i, item in enumerate(items):
-        start, stop, _ = (
-            item if isinstance(item, slice) else slice(item, item % sizes[i] + 1)
-        ).indices(sizes[i])
-        begin[i], end[i] = start, sizes[i] - stop
-    return c.op("Pad", value, [*begin, *end], c.number(0), mode="constant")
+    """The written values where they belong in the whole tensor, which they broadcast to."""
+    region = [i for i, item in enumerate(items) if isinstance(item, slice)]
+    shape = c.spec("value").shape
+    if len(shape) > len(region):  # PyTorch drops leading axes of one
+        value = c.squeeze(value, list(range(len(shape) - len(region))))
+        shape = shape[len(shape) - len(region) :]
+    axes = region[len(region) - len(shape) :]
+    first = axes[0] if axes else len(sizes)
+    inner = [i for i in range(first, len(sizes)) if i not in axes]
+    if inner:
+        value = c.unsqueeze(value, [i - first for i in inner])
+    begin, end = [0] * (len(sizes) - first), [0] * (len(sizes) - first)
+    for axis, given in zip(axes, shape, strict=True):
+        places = range(*items[axis].indices(sizes[axis]))
+        if given == 1 or len(places) == sizes[axis]:
+            continue  # it is broadcast, or whole
+        if places.step == 1:
+            begin[axis - first], end[axis - first] = places.start, sizes[axis] - places.stop
+        else:
+            spread = torch.zeros(sizes[axis], dtype=torch.int64)
+            spread[list(places)] = torch.arange(len(places))
+            value = c.op("Gather", value, c.builder.constant(spread), axis=axis - first)
+    if any((*begin, *end)):
+        value = c.op("Pad", value, [*begin, *end], c.number(0), mode="constant")
+    return value
 
 
 # --- one axis ----------------------------------------------------------------------------------
