@@ -194,7 +194,7 @@ class _Classifier:
         unread: set[fx.Node] = set()
         for node in reversed(self.gm.graph.nodes):
             rule = self.rules.get(node)
-            if rule is not None and rule.for_readers and not self._is_read(node, unread):
+            if rule is not None and rule.for_consumers and not self._is_read(node, unread):
                 unread.add(node)
         for node in [n for n in self.gm.graph.nodes if n in unread]:
             made = [origin(n, self.gm)[0] for _, n in operands(node, self.gm)]

@@ -37,7 +37,7 @@ class OperatorRule(BaseModel):
         kernel: "float" when the runtime dequantizes and computes in floating point all the same.
         second: "symmetric" when the second operand of a product wants a symmetric signed grid.
         elementwise: stays floating point between floating-point neighbours.
-        for_readers: stays floating point where an operand is made in floating point and no integer
+        for_consumers: stays floating point where an operand is made in floating point and no integer
             operator reads the result: a grid would only cost accuracy.
         weight_grid: its weight lies on one grid for the tensor, where only kernels of products have
             one otherwise.
@@ -57,7 +57,7 @@ class OperatorRule(BaseModel):
     kernel: Literal["integer", "float"] = "integer"
     second: Literal["symmetric"] | None = None
     elementwise: bool = False
-    for_readers: bool = False
+    for_consumers: bool = False
     weight_grid: bool = False
     per_channel: bool = True
     shares_channels: bool = False
