@@ -37,8 +37,8 @@ class OperatorRule(BaseModel):
         kernel: "float" when the runtime dequantizes and computes in floating point all the same.
         second: "symmetric" when the second operand of a product wants a symmetric signed grid.
         elementwise: stays floating point between floating-point neighbours.
-        for_consumers: stays floating point where an operand is made in floating point and no integer
-            operator reads the result: a grid would only cost accuracy.
+        for_consumers: stays floating point where an operand is made in floating point and no
+            integer operator reads the result: a grid would only cost accuracy.
         weight_grid: its weight lies on one grid for the tensor, where only kernels of products have
             one otherwise.
         per_channel: False where weights must have one grid for all channels.
