@@ -258,6 +258,16 @@ def _embedding(a: dict[str, Any]) -> nn.Module | None:
     return _with(module, weight=w)
 
 
+def _embedding_bag(a: dict[str, Any]) -> nn.Module | None:
+    w = a["weight"]
+    if not isinstance(w, Tensor) or a["max_norm"] is not None:
+        return None
+    names = ("scale_grad_by_freq", "mode", "sparse", "include_last_offset", "padding_idx")
+    with torch.device("meta"):
+        module = nn.EmbeddingBag(*w.shape, **{name: a[name] for name in names})
+    return _with(module, weight=w)
+
+
 def _prelu(a: dict[str, Any]) -> nn.Module | None:
     w = a["weight"]
     if not isinstance(w, Tensor):
@@ -517,6 +527,27 @@ def _weighted() -> tuple[Op, ...]:
                     "weight, input, padding_idx=None, scale_grad_by_freq=False, sparse=False"
                 )
             },
+        ),
+        Op(
+            "embedding_bag",
+            "input, weight, offsets=None, max_norm=None, norm_type=2.0, scale_grad_by_freq=False, "
+            "mode='mean', sparse=False, per_sample_weights=None, include_last_offset=False, "
+            "padding_idx=None",
+            nn.EmbeddingBag,
+            names="F.embedding_bag",
+            dynamic=fn.DynamicEmbeddingBag,
+            inputs=("input", "offsets", "per_sample_weights"),
+            build=_embedding_bag,
+            samples=(
+                s(t(3, 5, kind="int", high=7), t(7, 4, kind="weight")),
+                s(t(3, 5, kind="int", high=7), t(7, 4, kind="weight"), mode="max", padding_idx=2),
+                s(
+                    t(3, 5, kind="int", high=7),
+                    t(7, 4, kind="weight"),
+                    mode="sum",
+                    per_sample_weights=t(3, 5),
+                ),
+            ),
         ),
         Op(
             "matmul",

@@ -243,6 +243,7 @@ DynamicConvTranspose1d = _functional("DynamicConvTranspose1d", F.conv_transpose1
 DynamicConvTranspose2d = _functional("DynamicConvTranspose2d", F.conv_transpose2d, 2)
 DynamicConvTranspose3d = _functional("DynamicConvTranspose3d", F.conv_transpose3d, 2)
 DynamicEmbedding = _functional("DynamicEmbedding", F.embedding)
+DynamicEmbeddingBag = _functional("DynamicEmbeddingBag", F.embedding_bag)
 DynamicRReLU = _functional("DynamicRReLU", F.rrelu)
 DynamicPReLU = _functional("DynamicPReLU", F.prelu)
 DynamicBatchNorm = _functional("DynamicBatchNorm", F.batch_norm)

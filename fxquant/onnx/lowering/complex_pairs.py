@@ -1,11 +1,12 @@
 """Functions of complex numbers on pairs of real ones, where torch's exporter has no form for them.
 
-The exporter stores complex tensors as pairs and knows sums, products, transforms and what moves
-values; it has no form for making, padding, choosing and writing into them.
+The exporter stores complex tensors as pairs and knows sums, products, transforms and some of what
+moves values; it has no form for making, padding, indexing, choosing and writing into them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -132,7 +133,57 @@ def _padded(transform: Callable[..., Tensor], *, half: bool = False) -> _Form:
     return form
 
 
+def _by_parts(function: _Form) -> _Form:
+    """What moves or adds up values does so with real and imaginary parts alike."""
+
+    def form(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        found = [function(part, *args, **kwargs) for part in _pairs(x, x).unbind(-1)]
+        if isinstance(found[0], Tensor):
+            return _joined(*found)
+        made = [_joined(real, imaginary) for real, imaginary in zip(*found, strict=True)]
+        return iter(made) if function is Tensor.__iter__ else tuple(made)
+
+    return form
+
+
+def _joined(real: Tensor, imaginary: Tensor) -> Tensor:
+    return torch.view_as_complex(torch.stack([real, imaginary], -1))
+
+
+def _shifted(*, back: bool) -> _Form:
+    """`fftshift` or its inverse by slices: the exporter rolls by constant places only."""
+
+    def form(x: Tensor, dim: int | Sequence[int] | None = None) -> Tensor:
+        for d in range(x.dim()) if dim is None else (dim,) if isinstance(dim, int) else dim:
+            size = x.shape[d]
+            first = size // 2 if back else size - size // 2
+            x = torch.cat([x.narrow(d, first, size - first), x.narrow(d, 0, first)], d)
+        return x
+
+    return _by_parts(form)
+
+
+def _power(x: Tensor, exponent: Any) -> Tensor:
+    if isinstance(exponent, int) and 1 <= exponent <= _MOST_FACTORS:
+        return math.prod([x] * (exponent - 1), start=x)
+    return torch.pow(x, exponent)  # the exporter says what it makes of it
+
+
+_MOST_FACTORS = 4
+# by name, as functions and as methods
+_MOVES = (
+    "unbind", "chunk", "split", "tensor_split", "select", "index_select", "gather",
+    "take_along_dim", "repeat", "tile", "unsqueeze", "expand", "expand_as", "broadcast_to",
+    "cumsum", "tril", "triu", "diagonal", "masked_select", "repeat_interleave", "__getitem__",
+    "__iter__",
+)  # fmt: skip
+
 _FORMS: dict[Any, _Form] = {
+    getattr(space, name): _by_parts(getattr(space, name))
+    for space in (torch, Tensor)
+    for name in _MOVES
+    if hasattr(space, name)
+} | {
     torch.zeros: _zeros,
     torch.zeros_like: _zeros_like,
     torch.ones_like: _ones_like,
@@ -142,6 +193,13 @@ _FORMS: dict[Any, _Form] = {
     Tensor.where: lambda x, condition, other: _where(condition, x, other),
     torch.masked_fill: _masked_fill,
     Tensor.masked_fill: _masked_fill,
+    torch.fft.fftshift: _shifted(back=False),
+    torch.fft.ifftshift: _shifted(back=True),
+    torch.pow: _power,
+    Tensor.pow: _power,
+    Tensor.__pow__: _power,
+    torch.square: lambda x: _power(x, 2),
+    Tensor.square: lambda x: _power(x, 2),
     torch.exp: _exp,
     Tensor.exp: _exp,
     torch.einsum: _einsum,

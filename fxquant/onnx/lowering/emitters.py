@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 Emitter: TypeAlias = "Callable[[Call], Emitted]"
 
 _FAMILIES = (
-    "activation", "attention", "conv", "create", "elementwise", "group", "index", "linear", "move",
-    "norm", "pool", "recurrent", "reduce", "resize", "spatial",
+    "activation", "attention", "bags", "conv", "create", "elementwise", "group", "index", "linear",
+    "move", "norm", "pool", "recurrent", "reduce", "resize", "spatial",
 )  # fmt: skip
 _BY_ROW: dict[str, Emitter] = {}
 _BY_FUNCTION: dict[Any, Emitter] = {}

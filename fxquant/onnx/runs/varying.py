@@ -122,7 +122,8 @@ def other_values(values: Any, varying: Varying, variant: int) -> Any:
     """The same inputs with other values of the same kinds and shapes.
 
     Floats: rows in another order, with noise, inside the range that the tensor has. Whole numbers
-    and truth values: other values of the same tensor, row by row where it follows the batch.
+    and truth values: other values of the same tensor, row by row where it follows the batch; a
+    vector in order stays so.
 
     Args:
         values: inputs.
@@ -141,9 +142,17 @@ def other_values(values: Any, varying: Varying, variant: int) -> Any:
             return tensor.flip(0)
         axis = 0 if number in varying.followers else tensor.dim() - 1
         picks = torch.randint(0, tensor.shape[axis], (tensor.shape[axis],), generator=rng)
+        if _is_ordered(tensor):
+            picks = picks.sort().values
         return tensor.index_select(axis, picks.to(tensor.device))
 
     return _numbered(values, other)
+
+
+def _is_ordered(tensor: Tensor) -> bool:
+    """Whether it is a vector in order: where bags begin, lengths from the longest on."""
+    steps = tensor.diff() if tensor.dim() == 1 and tensor.dtype is not torch.bool else None
+    return steps is not None and bool((steps >= 0).all() or (steps <= 0).all())
 
 
 def _other_floats(tensor: Tensor, rng: torch.Generator) -> Tensor:

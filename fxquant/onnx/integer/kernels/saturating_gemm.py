@@ -24,14 +24,19 @@ def lost(a: Array, b: Array) -> Array | float:
     """What saturation adds to the sums of a matrix product: saturated minus exact.
 
     Args:
-        a: [..., M, K] raw bytes.
-        b: [..., K, N] raw bytes.
+        a: [..., M, K] raw bytes, or a vector [K].
+        b: [..., K, N] raw bytes, or a vector [K].
 
     Returns:
-        [..., M, N] in float64; 0 where the types are not those that saturate.
+        [..., M, N] in float64, without the axis of a vector; 0 where the types are not those that
+        saturate.
     """
     if a.dtype != np.uint8 or b.dtype != np.int8:
         return 0.0
+    if b.ndim == 1:
+        return np.asarray(lost(a, b[:, None]))[..., 0]
+    if a.ndim == 1:
+        return np.asarray(lost(a[None], b))[..., 0, :]
     if b.ndim == 2:
         found = _lost(a.reshape(-1, a.shape[-1]), b)
         return found.reshape(*a.shape[:-1], b.shape[1])
