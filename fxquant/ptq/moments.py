@@ -1,0 +1,140 @@
+"""Second moments of what a layer is given and should give, collected in pieces and merged.
+
+Kept are counts, means and centred sums of products. Every piece is centred on its own mean before
+products are formed, so that a large mean does not eat the digits of a small variance; pieces are put
+together by the formula of Chan, Golub and LeVeque (1979), "Updating Formulae and a Pairwise
+Algorithm for Computing Sample Variances", equation 2.1, in float64. Memory does not depend on the
+number of samples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fxquant.errors import ShapeMismatchError
+
+# samples whose products are formed at once; sums of so many float32 products are good to 1e-6
+_PIECE = 2048
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Statistics of a layer's inputs `x` and of the outputs `y` that are wanted.
+
+    Attributes:
+        count: number of samples.
+        mean_x: means of the inputs, float64 `[G, D]`.
+        mean_y: means of the wanted outputs, float64 `[G, O]`.
+        xx: centred products of inputs, `[G, D, D]`.
+        yx: centred products of wanted outputs and inputs, `[G, O, D]`.
+        yy: centred squares of wanted outputs, `[G, O]`.
+    """
+
+    count: int
+    mean_x: Tensor
+    mean_y: Tensor
+    xx: Tensor
+    yx: Tensor
+    yy: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor, y: Tensor) -> Moments | None:
+        """Statistics of samples: `[G, N, D], [G, N, O]`; None if there are none."""
+        found = None
+        for a, b in zip(x.split(_PIECE, 1), y.split(_PIECE, 1), strict=True):
+            found = merge(found, cls._of_piece(a, b))
+        return found
+
+    @classmethod
+    def _of_piece(cls, x: Tensor, y: Tensor) -> Moments | None:
+        if not x.shape[1]:
+            return None
+        # not `x.double().mean()`: the sum is in float64 without a copy in float64
+        means = tuple(t.sum(1, dtype=torch.float64) / t.shape[1] for t in (x, y))
+        x, y = (t - m[:, None].to(t.dtype) for t, m in zip((x, y), means, strict=True))
+        # what rounding the mean to the type of the data left over
+        rest = tuple(t.sum(1, dtype=torch.float64) / t.shape[1] for t in (x, y))
+        wide = tuple(m.to(x.dtype).double() + r for m, r in zip(means, rest, strict=True))
+        return cls(
+            x.shape[1], *wide, torch.bmm(x.mT, x).double(), torch.bmm(y.mT, x).double(),
+            y.square().sum(1, dtype=torch.float64),
+        )  # fmt: skip
+
+    def second(self, *, centred: bool) -> Tensor:
+        """Second moments of the inputs, about their means or about zero: `[G, D, D]`."""
+        found = self.xx / self.count
+        return found if centred else found + _outer(self.mean_x, self.mean_x)
+
+    def cross(self, *, centred: bool) -> Tensor:
+        """Second moments of wanted outputs and inputs: `[G, O, D]`."""
+        found = self.yx / self.count
+        return found if centred else found + _outer(self.mean_y, self.mean_x)
+
+    def target(self, weight: Tensor, *, centred: bool, damping: float = 0.01) -> Tensor:
+        """The weight that makes the wanted outputs of these inputs best, before any rounding.
+
+        The least-squares solution `E[y x^T] E[x x^T]^-1`, drawn towards the given weight where the
+        data say little: `W + (E[y x^T] - W H) (H + a I)^-1`.
+
+        Args:
+            weight: the layer's weight, `[G, O, D]`.
+            centred: whether the layer has a bias, which takes the means in.
+            damping: `a` as a share of the mean diagonal of `H`.
+
+        Source: the normal equations behind Frantar and Alistarh 2022, "Optimal Brain Compression",
+        arXiv:2208.11580, section 4, with the outputs of the float model as what is wanted.
+        """
+        second = self.second(centred=centred)
+        missing = self.cross(centred=centred) - torch.bmm(weight, second)
+        mean = torch.diagonal(second, dim1=1, dim2=2).mean(1)
+        mean = torch.where(mean > 0, mean, 1.0)
+        eye = torch.eye(second.shape[-1], dtype=second.dtype, device=second.device)
+        factor = torch.linalg.cholesky(second + eye * (damping * mean)[:, None, None])
+        return weight + torch.cholesky_solve(missing.mT, factor).mT
+
+    def bias(self, weight: Tensor) -> Tensor:
+        """The bias that takes the mean error away: `[G, O, D] -> [G, O]`.
+
+        Source: the empirical bias correction of Nagel et al. 2019, "Data-Free Quantization Through
+        Weight Equalization and Bias Correction", arXiv:1906.04721, appendix D.
+        """
+        return self.mean_y - torch.bmm(weight, self.mean_x[:, :, None])[:, :, 0]
+
+    def error(self, weight: Tensor, bias: Tensor) -> Tensor:
+        """Mean squared error of the layer's outputs by channel: `[G, O, D], [G, O] -> [G, O]`."""
+        second, cross = self.second(centred=True), self.cross(centred=True)
+        variance = (torch.bmm(weight, second) * weight).sum(-1)
+        varying = self.yy / self.count - 2.0 * (cross * weight).sum(-1) + variance
+        return varying.clamp(min=0.0) + (self.bias(weight) - bias).square()
+
+
+def merge(first: Moments | None, second: Moments | None) -> Moments | None:
+    """Statistics of both sets of samples; the order does not matter but for rounding.
+
+    Raises:
+        ShapeMismatchError: FXQ440, they are of other layers.
+    """
+    if first is None or second is None:
+        return second if first is None else first
+    if first.yx.shape != second.yx.shape:
+        what = f"moments of {tuple(first.yx.shape)} and {tuple(second.yx.shape)}"
+        fix = "merge moments of one layer"
+        raise ShapeMismatchError("FXQ440", f"{what} cannot be merged", fix=fix)
+    count = first.count + second.count
+    dx, dy = second.mean_x - first.mean_x, second.mean_y - first.mean_y
+    share = first.count * second.count / count
+    return Moments(
+        count,
+        first.mean_x + dx * (second.count / count),
+        first.mean_y + dy * (second.count / count),
+        first.xx + second.xx + _outer(dx, dx) * share,
+        first.yx + second.yx + _outer(dy, dx) * share,
+        first.yy + second.yy + dy.square() * share,
+    )
+
+
+def _outer(a: Tensor, b: Tensor) -> Tensor:
+    return a[:, :, None] * b[:, None, :]

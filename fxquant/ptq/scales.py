@@ -1,0 +1,110 @@
+"""Steps for a weight's grid: searched with the nearest integers, and refitted to given ones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fxquant.ptq.grids import quadratic
+
+if TYPE_CHECKING:
+    from fxquant.ptq.grids import WeightGrid
+
+#: shares of the step that clips nothing; fewer bits gain from more clipping
+COARSE = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+_FINE = (-0.067, -0.033, 0.033, 0.067)
+#: powers of two below the step that clips nothing
+_SHIFTS = (0, -1, -2, -3)
+
+
+def search(target: Tensor, moments: Tensor, grid: WeightGrid) -> WeightGrid:
+    """The grid whose nearest integers give the smallest loss, among steps that clip more or less.
+
+    Args:
+        target: the weight, `[G, O, D]`.
+        moments: second moments of the inputs, `[G, D, D]`.
+        grid: its own step counts as one of the candidates.
+
+    Source: the range search of Nagel et al. 2021, "A White Paper on Neural Network Quantization",
+    arXiv:2106.08295, section 3.1, with the output's error for the weight's.
+    """
+    if grid.frozen:
+        return grid
+    covering = grid.covering(target)
+    best, loss = grid.scale, range_loss(target, moments, grid)
+    if grid.power_of_two:
+        factors: list[Tensor] = [torch.tensor(2.0**s, dtype=target.dtype) for s in _SHIFTS]
+    else:
+        factors = [torch.tensor(c, dtype=target.dtype) for c in COARSE]
+    best, loss = _better(target, moments, grid, [covering * f for f in factors], (best, loss))
+    if not grid.power_of_two:
+        near = [best + covering * f for f in _FINE]
+        best, loss = _better(target, moments, grid, near, (best, loss))
+    return grid.with_scale(best)
+
+
+def _better(
+    target: Tensor,
+    moments: Tensor,
+    grid: WeightGrid,
+    candidates: list[Tensor],
+    found: tuple[Tensor, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """The best step of every range among the candidates and what was found before."""
+    best, loss = found
+    for candidate in candidates:
+        scale = grid.allowed(candidate)
+        own = range_loss(target, moments, grid.with_scale(scale))
+        better = own < loss
+        best, loss = torch.where(better, scale, best), torch.where(better, own, loss)
+    return best, loss
+
+
+def range_loss(target: Tensor, moments: Tensor, grid: WeightGrid) -> Tensor:
+    """Loss of the nearest integers by range, `[R, B]`.
+
+    The loss of a channel that has several ranges is split among them as if their inputs were
+    uncorrelated.
+    """
+    error = grid.weight(grid.nearest(target)) - target
+    if grid.scale.shape[1] > 1:
+        diagonal = torch.diagonal(moments, dim1=1, dim2=2)
+        return grid.gathered(error.square() * diagonal[:, None, :])
+    return grid.by_rows(quadratic(error, moments))[:, None]
+
+
+def refit(integers: Tensor, target: Tensor, moments: Tensor, grid: WeightGrid) -> WeightGrid:
+    """The steps with the smallest loss for given integers, `s = <k, t>_H / <k, k>_H`.
+
+    Where a channel has several ranges they are fitted one after the other.
+
+    Args:
+        integers: centred integers, `[G, O, D]`.
+        target: the weight, `[G, O, D]`.
+        moments: second moments of the inputs, `[G, D, D]`.
+        grid: the grid; one that is frozen or has powers of two is returned as it is.
+    """
+    if grid.frozen or grid.power_of_two:
+        return grid
+    scale = grid.scale.clone()
+    slope = torch.bmm(grid.weight(integers) - target, moments)
+    for block in range(scale.shape[1]):
+        columns = torch.nonzero(grid.blocks == block)[:, 0]
+        every = len(columns) == len(grid.blocks)
+        part = integers if every else integers[:, :, columns]
+        rows = moments if every else moments[:, columns]
+        moved = torch.bmm(part, rows)  # k H, all columns
+        own_slope, own_moved = (t if every else t[:, :, columns] for t in (slope, moved))
+        fall = grid.by_rows((own_slope * part).sum(-1))
+        curvature = grid.by_rows((own_moved * part).sum(-1))
+        wanted = scale[:, block] - fall / curvature.clamp(min=1e-300)
+        sane = (curvature > 0) & (wanted > 0.25 * scale[:, block])
+        new = torch.where(sane, wanted, scale[:, block])
+        if grid.least is not None:
+            new = torch.maximum(new, grid.least[:, block])
+        if not every:
+            slope += (new - scale[:, block])[grid.rows][:, :, None] * moved
+        scale[:, block] = new
+    return grid.with_scale(scale)
