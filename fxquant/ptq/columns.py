@@ -1,8 +1,8 @@
 """A layer as a matrix product: its weight as `[G, O, D]`, its inputs as `D` numbers an output.
 
 A convolution computes every output position from the inputs under its kernel. Only the positions
-that are asked for are gathered; the whole unfolded input is never built. A transposed convolution is
-a convolution of the input with zeros between its elements and the kernel turned round.
+that are asked for are gathered; the whole unfolded input is never built. A transposed convolution
+is a convolution of the input with zeros between its elements and the kernel turned round.
 """
 
 from __future__ import annotations

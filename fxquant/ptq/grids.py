@@ -9,16 +9,9 @@ point is taken away, so that a weight is `scale * integer`.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from fxquant.quantization.grid import AffineGrid
-    from fxquant.quantization.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -71,35 +64,6 @@ class WeightGrid:
         low = torch.full(shape, -float(2 ** (bits - 1)), dtype=target.dtype)
         grid = cls(torch.ones_like(low), low, -low - 1, rows, blocks)
         return grid.with_scale(grid.covering(target))
-
-    @classmethod
-    def of_layout(
-        cls,
-        layout: Layout,
-        grid: AffineGrid,
-        scale: Tensor,
-        zero: Tensor,
-        weight: Tensor,
-        matrix: Callable[[Tensor], Tensor],
-    ) -> WeightGrid:
-        """The grid of a quantizer, laid over a matrix.
-
-        Args:
-            layout: how the quantizer's ranges lie over the weight.
-            grid: its integers.
-            scale: its steps, of its shape.
-            zero: its zero points, of its shape.
-            weight: a tensor of the weight's shape.
-            matrix: brings the weight into the form `[G, O, D]`.
-        """
-        ids = layout.spread(torch.arange(scale.numel()).reshape(layout.shape))
-        ids = matrix(ids.expand(layout.split(weight).shape).reshape(weight.shape))
-        rows = torch.unique(ids[:, :, 0], return_inverse=True)[1]
-        blocks = torch.unique(ids[0, 0], return_inverse=True)[1]
-        used = torch.zeros(int(rows.max()) + 1, int(blocks.max()) + 1, dtype=torch.int64)
-        used[rows[:, :, None], blocks] = ids
-        steps, zeros = (t.detach().double().reshape(-1)[used] for t in (scale, zero))
-        return cls(steps, grid.qmin - zeros, grid.qmax - zeros, rows, blocks)
 
     def with_scale(self, scale: Tensor) -> WeightGrid:
         """The same grid with other steps, `[R, B]`."""

@@ -1,8 +1,8 @@
 """Second moments of what a layer is given and should give, collected in pieces and merged.
 
 Kept are counts, means and centred sums of products. Every piece is centred on its own mean before
-products are formed, so that a large mean does not eat the digits of a small variance; pieces are put
-together by the formula of Chan, Golub and LeVeque (1979), "Updating Formulae and a Pairwise
+products are formed, so that a large mean does not eat the digits of a small variance; pieces are
+put together by the formula of Chan, Golub and LeVeque (1979), "Updating Formulae and a Pairwise
 Algorithm for Computing Sample Variances", equation 2.1, in float64. Memory does not depend on the
 number of samples.
 """

@@ -7,7 +7,7 @@ inputs that are quantized as well, the target is the one of `fxquant.ptq.moments
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
@@ -46,7 +46,7 @@ class SolverOptions:
     search_scale: bool = True
     sweeps: int = 3
     refits: int = 2
-    adaround: AdaroundOptions = AdaroundOptions()
+    adaround: AdaroundOptions = field(default_factory=AdaroundOptions)
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:

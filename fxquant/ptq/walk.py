@@ -43,31 +43,19 @@ class Environment(fx.Interpreter):
 
 
 class FloatEnvironment(Environment):
-    """The graph without quantizers, with the parameters as they were when it was made.
+    """The graph without quantizers, with the parameters as they are when a node is computed."""
 
-    Args:
-        gm: the simulated model.
-        name: name of the environment.
-        kept: parameters whose present values the environment shall keep, although they are going
-            to be written to, before they are used for the last time here.
-    """
-
-    def __init__(self, gm: fx.GraphModule, name: str, kept: Iterable[Tensor] = ()) -> None:
+    def __init__(self, gm: fx.GraphModule, name: str) -> None:
         super().__init__(gm, name)
-        self._modules: dict[str, nn.Module] = {}
-        copies = {id(p): p.detach().clone() for p in kept}
-        for path, module in gm.named_modules():
-            if isinstance(module, QuantizationMixin):
-                plain = module.get_original_module()
-                for home in (plain._parameters, plain._buffers):
-                    for key, value in home.items():
-                        if id(value) in copies:
-                            home[key] = copies[id(value)]  # type: ignore[assignment]
-                self._modules[path] = plain
+        self._plain = {
+            path: module.get_original_module()
+            for path, module in gm.named_modules()
+            if isinstance(module, QuantizationMixin)
+        }
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the module without its quantizers."""
-        plain = self._modules.get(str(target))
+        plain = self._plain.get(str(target))
         if plain is None:
             return super().call_module(target, args, kwargs)
         return plain(*args, **kwargs)
