@@ -92,6 +92,26 @@ class Product:
             found = found.flip(list(range(2, 2 + self.dims)))
         return found.reshape(len(found), self.groups, -1).transpose(0, 1)
 
+    def reached(self, x: Tensor, y: Tensor) -> Tensor:
+        """Which inputs of an output are more than padding somewhere, `[D]`.
+
+        A kernel of 3 over an axis of 1 only ever meets its middle.
+        """
+        shape, module = self.module.weight.shape, self.module
+        if not self.dims or self.transposed or module.padding_mode != "zeros":
+            columns = self.matrix(torch.empty(shape, device="meta")).shape[-1]
+            return torch.ones(columns, dtype=torch.bool, device=x.device)
+        found = torch.ones(shape[1], dtype=torch.bool, device=x.device)
+        before = module._reversed_padding_repeated_twice[::-1][1::2]
+        sizes, out = self._batched(x).shape[2:], self._batched(y).shape[2:]
+        for axis in range(self.dims):
+            taps = torch.arange(module.kernel_size[axis], device=x.device) * module.dilation[axis]
+            starts = torch.arange(out[axis], device=x.device) * module.stride[axis] - before[axis]
+            places = starts[:, None] + taps
+            inside = ((places >= 0) & (places < sizes[axis])).any(0)
+            found = found[..., None] & inside
+        return found.reshape(-1)
+
     def _batched(self, x: Tensor) -> Tensor:
         return x if x.dim() == self.dims + 2 else x[None]
 

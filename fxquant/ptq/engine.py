@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
-from fxquant.errors import CalibrationError, ConfigError
+from fxquant.errors import ConfigError
 from fxquant.nn.modes import evaluating
 from fxquant.ptq.layers import Layer, layers_of
-from fxquant.ptq.moments import Moments, merge
 from fxquant.ptq.report import LayerReport, ReconstructionReport
-from fxquant.ptq.solver import Solution, SolverOptions, damp, solve
+from fxquant.ptq.sampling import LayerData, Sampling, layer_data
+from fxquant.ptq.solver import Solution, SolverOptions, damp, inverse_of, solve
 from fxquant.ptq.walk import Environment, FloatEnvironment, Walk
-from fxquant.quantization.tensor import plain
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -141,94 +140,84 @@ class _Reconstruction:
                 self.gm, data, (self.float, self.sim), samples=given.samples,
                 max_memory=given.max_memory, folder=given.folder, progress=progress,
             )  # fmt: skip
-            for number, node in enumerate(walk.nodes()):
+            for node in walk.nodes():
                 start = time.process_time()
                 walk.compute(node, self.float)
                 report.float_seconds += time.process_time() - start
                 layer = self.layers.get(node)
                 if layer is not None:
-                    report.layers.append(self._layer(layer, walk, number))
+                    report.layers.append(self._layer(layer, walk))
         report.samples = sum(walk.samples)
         report.seconds = time.process_time() - begin
         report.peak_bytes, report.written_bytes = walk.store.peak, walk.store.written
         return report
 
-    def _layer(self, layer: Layer, walk: Walk, number: int) -> LayerReport:
-        begin = time.process_time()
-        seen, held = _moments(layer, walk, self.sim, self.float, self.options, number)
-        grid, places = layer.grid()
-        weight, bias, given = layer.weight(), layer.bias(), self.options
-        moved = layer.has_bias and given.correct_bias
-        second = seen.second(centred=moved)
-        target = seen.target(weight, centred=moved) if given.float_target else weight
-        found = solve(target, second, grid, given.solver)
-        before = Solution(grid.nearest(weight), grid)
-
-        def new_bias(matrix: Tensor) -> Tensor:
-            return seen.bias(matrix) if moved else bias
-
-        def again(other: WeightGrid) -> Solution:
-            return solve(target, second, other, given.solver)
-
-        errors = [
-            float(held.error(before.weight, bias).sum()),
-            float(held.error(found.weight, new_bias(found.weight)).sum()),
-        ]
-        accepted = errors[1] < errors[0]
+    def _layer(self, layer: Layer, walk: Walk) -> LayerReport:
+        begin, given = time.process_time(), self.options
+        sampling = Sampling(given.columns, given.held_out, given.seed)
+        data = layer_data(layer, walk, self.sim, self.float, sampling)
+        problem = _Problem(layer, data, given)
+        before, after = problem.before(), problem.solve(problem.grid)
+        old = data.error(before.weight.double(), problem.old_bias)
+        new = data.error(after.weight.double(), problem.bias(after.weight.double()))
+        accepted = bool(new[0].sum() < old[0].sum())
         if accepted:
-            layer.write(found, places, new_bias, again)
-        losses = [float(s.loss(target, damp(second, 0.0)).sum()) for s in (before, found)]
-        offsets = [
-            float((held.bias(before.weight) - bias).abs().mean()),
-            float((held.bias(found.weight) - new_bias(found.weight)).abs().mean()),
-        ]
+            layer.write(problem.whole(after), problem.places, problem.whole_bias, problem.again)
         return LayerReport(
-            layer.path, accepted, *losses, *errors, *offsets, time.process_time() - begin
-        )
+            layer.path, accepted, *(problem.loss(s) for s in (before, after)),
+            *(float(squared.sum()) for squared, _ in (old, new)),
+            *(float(mean.abs().mean()) for _, mean in (old, new)), time.process_time() - begin,
+        )  # fmt: skip
 
 
-def _moments(
-    layer: Layer,
-    walk: Walk,
-    source: Environment,
-    wanted: Environment,
-    options: ReconstructionOptions,
-    number: int,
-) -> tuple[Moments, Moments]:
-    """Moments of the samples to solve on, and of those to judge by."""
-    found: list[Moments | None] = [None, None]
-    total, before = sum(walk.samples), 0
-    for batch, samples in enumerate(walk.samples):
-        x = layer.input(*walk.operands(layer.node, source, batch))
-        y = plain(walk.value(layer.node, wanted, batch))
-        positions = layer.product.positions(y)
-        most = -(-options.columns * samples // total)
-        chosen = _chosen(positions, most, (options.seed, number, batch), x.device)
-        # samples are held out, not positions: neighbours in an image are much alike
-        sample = before + torch.div(chosen * samples, max(positions, 1), rounding_mode="floor")
-        if total < options.held_out:
-            sample = torch.arange(len(chosen), device=x.device)
-        held = sample % options.held_out == options.held_out - 1
-        for i, part in enumerate((chosen[~held], chosen[held])):
-            columns = layer.product.inputs(x, y, part), layer.product.outputs(y, part)
-            found[i] = merge(found[i], Moments.of(*columns))
-        before += samples
-    seen = merge(found[0], None) or found[1]
-    held_out = found[1] or seen
-    if seen is None or held_out is None:
-        raise CalibrationError("FXQ447", "a layer has no output to look at", at=layer.node)
-    if not bool(seen.yy.isfinite().all() and seen.xx.isfinite().all()):
-        what = f"input or output of {layer.path} holds NaN or infinity"
-        raise CalibrationError("FXQ446", what, at=layer.node, fix="clean the data")
-    return seen, held_out
+class _Problem:
+    """What is asked of the solver for one layer; its matrices hold live columns only."""
 
+    def __init__(self, layer: Layer, data: LayerData, options: ReconstructionOptions) -> None:
+        self.layer, self.data, self.options = layer, data, options
+        self.moved = layer.has_bias and options.correct_bias
+        self.every, self.old_bias = layer.weight(), layer.bias()
+        self.weight = self.every[:, :, data.live]
+        self.grid, self.places = layer.grid()
+        second = damp(data.seen.second(centred=self.moved), options.solver.damping)
+        self.inverse, self.moments = inverse_of(second), second.float()
+        target = self.weight
+        if options.float_target:
+            target = data.seen.target(self.weight, self.inverse, centred=self.moved)
+        self.target = target.float()
 
-def _chosen(count: int, most: int, seeds: tuple[int, ...], device: torch.device) -> Tensor:
-    """Up to `most` of `count` positions in order, the same for the same seeds."""
-    if count <= most:
-        return torch.arange(count, device=device)
-    seed = 0
-    for part in seeds:
-        seed = (seed * 1_000_003 + part) % 2**63
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randperm(count, generator=generator)[:most].sort().values.to(device)
+    def before(self) -> Solution:
+        """The weight as it is, on its grid."""
+        grid = self._part(self.grid)
+        return Solution(grid.nearest(self.weight.float()), grid)
+
+    def solve(self, grid: WeightGrid) -> Solution:
+        """The live columns of the best weight on a grid of all columns."""
+        solver = self.options.solver
+        return solve(self.target, self.moments, self._part(grid), solver, inverse=self.inverse)
+
+    def _part(self, grid: WeightGrid) -> WeightGrid:
+        return grid.part(self.data.live).to(torch.float32)
+
+    def whole(self, found: Solution) -> Solution:
+        """A solution of the live columns with all others nearest to what they were."""
+        grid = self.grid.with_scale(found.scale.double())
+        integers = grid.nearest(self.every)
+        integers[:, :, self.data.live] = found.integers.double()
+        return Solution(integers, grid)
+
+    def again(self, grid: WeightGrid) -> Solution:
+        """The best weight on a grid of all columns."""
+        return self.whole(self.solve(grid))
+
+    def bias(self, weight: Tensor) -> Tensor:
+        """The bias for the live columns of a weight, `[G, O, D] -> [G, O]`."""
+        return self.data.seen.bias(weight) if self.moved else self.old_bias
+
+    def whole_bias(self, weight: Tensor) -> Tensor:
+        """The bias for a weight, `[G, O, D] -> [G, O]`."""
+        return self.bias(weight[:, :, self.data.live])
+
+    def loss(self, found: Solution) -> float:
+        """Loss of a solution on the samples that were solved on."""
+        return float(found.loss(self.target, self.moments).sum())

@@ -69,6 +69,13 @@ class WeightGrid:
         """The same grid with other steps, `[R, B]`."""
         return replace(self, scale=scale)
 
+    def to(self, dtype: torch.dtype) -> WeightGrid:
+        """The same grid with numbers of another precision."""
+        least = None if self.least is None else self.least.to(dtype)
+        numbers = (t.to(dtype) for t in (self.scale, self.low, self.high))
+        scale, low, high = numbers
+        return replace(self, scale=scale, low=low, high=high, least=least)
+
     def spread(self, ranges: Tensor) -> Tensor:
         """What every element has of its range: `[R, B] -> [G, O, D]`, or `[G, O, 1]`."""
         rows = ranges[self.rows]

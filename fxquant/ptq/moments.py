@@ -73,7 +73,7 @@ class Moments:
         found = self.yx / self.count
         return found if centred else found + _outer(self.mean_y, self.mean_x)
 
-    def target(self, weight: Tensor, *, centred: bool, damping: float = 0.01) -> Tensor:
+    def target(self, weight: Tensor, inverse: Tensor, *, centred: bool) -> Tensor:
         """The weight that makes the wanted outputs of these inputs best, before any rounding.
 
         The least-squares solution `E[y x^T] E[x x^T]^-1`, drawn towards the given weight where the
@@ -81,19 +81,15 @@ class Moments:
 
         Args:
             weight: the layer's weight, `[G, O, D]`.
+            inverse: inverse of the damped second moments, `(H + a I)^-1`, `[G, D, D]`.
             centred: whether the layer has a bias, which takes the means in.
-            damping: `a` as a share of the mean diagonal of `H`.
 
         Source: the normal equations behind Frantar and Alistarh 2022, "Optimal Brain Compression",
         arXiv:2208.11580, section 4, with the outputs of the float model as what is wanted.
         """
         second = self.second(centred=centred)
         missing = self.cross(centred=centred) - torch.bmm(weight, second)
-        mean = torch.diagonal(second, dim1=1, dim2=2).mean(1)
-        mean = torch.where(mean > 0, mean, 1.0)
-        eye = torch.eye(second.shape[-1], dtype=second.dtype, device=second.device)
-        factor = torch.linalg.cholesky(second + eye * (damping * mean)[:, None, None])
-        return weight + torch.cholesky_solve(missing.mT, factor).mT
+        return weight + torch.bmm(missing, inverse)
 
     def bias(self, weight: Tensor) -> Tensor:
         """The bias that takes the mean error away: `[G, O, D] -> [G, O]`.
@@ -102,13 +98,6 @@ class Moments:
         Weight Equalization and Bias Correction", arXiv:1906.04721, appendix D.
         """
         return self.mean_y - torch.bmm(weight, self.mean_x[:, :, None])[:, :, 0]
-
-    def error(self, weight: Tensor, bias: Tensor) -> Tensor:
-        """Mean squared error of the layer's outputs by channel: `[G, O, D], [G, O] -> [G, O]`."""
-        second, cross = self.second(centred=True), self.cross(centred=True)
-        variance = (torch.bmm(weight, second) * weight).sum(-1)
-        varying = self.yy / self.count - 2.0 * (cross * weight).sum(-1) + variance
-        return varying.clamp(min=0.0) + (self.bias(weight) - bias).square()
 
 
 def merge(first: Moments | None, second: Moments | None) -> Moments | None:

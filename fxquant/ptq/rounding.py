@@ -1,11 +1,7 @@
 """Integers for a weight on a grid whose steps are known.
 
 All work on the quadratic `(s k - t) H (s k - t)^T` of every output channel `t`, with integers `k`.
-Channels are independent of each other and are computed side by side; columns are taken one after
-the other, in blocks: inside of a block every step updates what is left of the block, and the rest
-of the matrix is updated once a block, by one product.
-
-The matrices are transposed here, `[G, D, O]`, so that a column of the weight lies in one piece.
+Channels are independent of each other and are computed side by side.
 """
 
 from __future__ import annotations
@@ -19,18 +15,20 @@ if TYPE_CHECKING:
     from fxquant.ptq.grids import WeightGrid
 
 _BLOCK = 64
-# further from its integer than this a coordinate is worth moving: ties would move for ever
-_TIE = 0.5 + 1e-6
+# a fall of the loss that is smaller, in units of one step of one integer, is rounding
+_NOTHING = 1e-6
 
 
-def gptq(target: Tensor, moments: Tensor, grid: WeightGrid) -> Tensor:
+def gptq(target: Tensor, inverse: Tensor, grid: WeightGrid) -> Tensor:
     """Round column after column, and let the columns that are left make up for the error.
 
-    Columns with the largest moments come first.
+    Columns whose error is hardest to make up for come first. They are taken in blocks: inside of a
+    block every step updates what is left of it, and the rest of the matrix is updated once a block,
+    by one product.
 
     Args:
         target: the weight, `[G, O, D]`.
-        moments: second moments of the inputs, positive definite, `[G, D, D]`.
+        inverse: inverse of the second moments of the inputs, `[G, D, D]`.
         grid: the grid.
 
     Returns:
@@ -38,10 +36,11 @@ def gptq(target: Tensor, moments: Tensor, grid: WeightGrid) -> Tensor:
 
     Source: Frantar et al. 2022, "GPTQ", arXiv:2210.17323, algorithm 1 with its "act-order".
     """
-    order = torch.diagonal(moments, dim1=1, dim2=2).argsort(dim=1, descending=True)
-    rows = order[:, :, None].expand_as(moments)
-    permuted = moments.gather(1, rows).gather(2, order[:, None, :].expand_as(moments))
-    factor = _inverse_factor(permuted)
+    order = torch.diagonal(inverse, dim1=1, dim2=2).argsort(dim=1)
+    rows = order[:, :, None].expand_as(inverse)
+    permuted = inverse.gather(1, rows).gather(2, order[:, None, :].expand_as(inverse))
+    factor = torch.linalg.cholesky(permuted, upper=True).to(target.dtype)
+    # transposed, so that a column of the weight lies in one piece
     index = order[:, :, None].expand(-1, -1, target.shape[1])
     left, scale, low, high = (
         grid_part.expand_as(target).transpose(1, 2).gather(1, index)
@@ -68,81 +67,82 @@ def gptq(target: Tensor, moments: Tensor, grid: WeightGrid) -> Tensor:
     return torch.empty_like(integers).scatter_(1, index, integers).transpose(1, 2)
 
 
-def _inverse_factor(moments: Tensor) -> Tensor:
-    """Upper factor `U` of the inverse, `H^-1 = U^T U`: `[G, D, D]`."""
-    lower = torch.linalg.cholesky(moments)
-    return torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True)
-
-
 def descend(
-    integers: Tensor,
-    target: Tensor,
-    moments: Tensor,
-    grid: WeightGrid,
-    *,
-    sweeps: int = 3,
-    settled: float = 1e-3,
+    integers: Tensor, target: Tensor, moments: Tensor, grid: WeightGrid, *, steps: int = 1000
 ) -> Tensor:
-    """Move one integer at a time to where the quadratic is smallest, the others held.
+    """Move one integer of every channel at a time, the one that lowers its loss most.
 
-    No step makes the loss larger, so the result is never worse than the start.
+    No step makes the loss larger, so the result is never worse than the start. A channel is done
+    when no single integer of it can be moved with profit.
 
     Args:
         integers: centred integers to start from, `[G, O, D]`.
         target: the weight, `[G, O, D]`.
         moments: second moments of the inputs, `[G, D, D]`.
         grid: the grid.
-        sweeps: how often all columns are visited at most.
-        settled: share of integers that moved in a sweep below which no other follows.
+        steps: moves of a channel at most.
 
     Returns:
         Centred integers, `[G, O, D]`.
     """
-    k = integers.transpose(1, 2).contiguous()
+    groups, outs, ins = target.shape
+    k = integers.reshape(-1, ins).clone()
     scale, low, high = (
-        grid.spread(r).expand_as(target).transpose(1, 2).contiguous()
-        for r in (grid.scale, grid.low, grid.high)
+        grid.spread(r).expand_as(target).reshape(-1, ins) for r in (grid.scale, grid.low, grid.high)
     )
-    curvature = torch.diagonal(moments, dim1=1, dim2=2)[:, :, None]
-    inverse = torch.where(curvature > 0, 1.0 / (curvature * scale), 0.0)
-    gradient = torch.bmm(moments, k * scale - target.transpose(1, 2))
-    for _ in range(sweeps):
-        moved = _sweep(k, gradient, moments, inverse, scale, (low, high))
-        if moved <= settled * k.numel():
+    curvature = torch.diagonal(moments, dim1=1, dim2=2).repeat_interleave(outs, 0)
+    group = torch.arange(groups, device=target.device).repeat_interleave(outs)
+    error = (k * scale - target.reshape(-1, ins)).reshape(target.shape)
+    state = _Descent(k, torch.bmm(error, moments).reshape(-1, ins), scale, low, high, curvature)
+    rows = torch.arange(len(k), device=k.device)
+    for _ in range(steps):
+        gain, column, change = state.best()
+        moving = torch.nonzero(gain < 0)[:, 0]
+        if not len(moving):
             break
-    return k.transpose(1, 2)
+        if len(moving) < 0.7 * len(rows):  # the others are done: their slopes change no more
+            k[rows] = state.k
+            state, rows, group = state.part(moving), rows[moving], group[moving]
+            column, change = column[moving], change[moving]
+            moving = torch.arange(len(rows), device=k.device)
+        column, change = column[moving], change[moving]
+        state.move(moving, column, change, moments[group[moving], column])
+    k[rows] = state.k
+    return k.reshape(target.shape)
 
 
-def _sweep(
-    k: Tensor,
-    gradient: Tensor,
-    moments: Tensor,
-    inverse: Tensor,
-    scale: Tensor,
-    ends: tuple[Tensor, Tensor],
-) -> int:
-    """Visit all columns once; `k` and `gradient` are changed. Returns how many integers moved."""
-    moved, columns = 0, k.shape[1]
-    for first in range(0, columns, _BLOCK):
-        last = min(first + _BLOCK, columns)
-        own = moments[:, first:last, first:last]
-        slope = gradient[:, first:last].clone()
-        before = k[:, first:last].clone()
-        for j in range(first, last):
-            i = j - first
-            wish = torch.addcmul(k[:, j], slope[:, i], inverse[:, j], value=-1.0)
-            near = (wish - k[:, j]).abs_() > _TIE
-            new = wish.round_()
-            new = torch.minimum(torch.maximum(new, ends[0][:, j]), ends[1][:, j])
-            change = (new - k[:, j]) * near
-            if bool(change.any()):
-                k[:, j] += change
-                change *= scale[:, j]
-                slope[:, i + 1 :].add_(own[:, i + 1 :, i, None] * change[:, None])
-        change = k[:, first:last] - before
-        count = int(change.count_nonzero())
-        if count:
-            moved += count
-            change *= scale[:, first:last]
-            gradient.baddbmm_(moments[:, :, first:last], change)
-    return moved
+class _Descent:
+    """Channels that still move: integers, slopes and the rest as `[rows, D]`."""
+
+    def __init__(
+        self, k: Tensor, slope: Tensor, scale: Tensor, low: Tensor, high: Tensor, curvature: Tensor
+    ) -> None:
+        self.k, self.slope, self.scale = k.clone(), slope, scale
+        self.low, self.high, self.curvature = low, high, curvature
+        self.bend = curvature * scale
+        self.inverse = torch.where(self.bend > 0, 1.0 / self.bend, 0.0)
+
+    def part(self, rows: Tensor) -> _Descent:
+        parts = (self.slope, self.scale, self.low, self.high, self.curvature)
+        return _Descent(self.k[rows], *(t[rows] for t in parts))
+
+    def best(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of every channel the largest fall of the loss, below 0, its column and the change."""
+        change = torch.addcmul(self.k, self.slope, self.inverse, value=-1.0).round_()
+        change = torch.minimum(torch.maximum(change, self.low), self.high).sub_(self.k)
+        # 2 g s d + h s^2 d^2, over 2 s
+        gain = torch.addcmul(self.slope, self.bend, change, value=0.5).mul_(change)
+        gain.mul_(self.scale)
+        found, column = gain.min(1)
+        floor = _NOTHING * (self.bend[:, 0] * self.scale[:, 0]).abs()
+        found = torch.where(found < -floor, found, 0.0)
+        return found, column, change.gather(1, column[:, None])[:, 0]
+
+    def move(self, rows: Tensor, column: Tensor, change: Tensor, moments: Tensor) -> None:
+        """Change one integer of each of some channels; `moments` are its rows, `[rows, D]`."""
+        self.k[rows, column] += change
+        step = (change * self.scale[rows, column])[:, None]
+        if len(rows) == len(self.k):
+            self.slope.addcmul_(moments, step)
+        else:
+            self.slope[rows] += moments * step

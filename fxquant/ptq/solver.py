@@ -36,7 +36,6 @@ class SolverOptions:
             turns with the closed form of the scale; "adaround": gradient descent on the rounding.
         damping: added to the diagonal of the moments, as a share of its mean.
         search_scale: whether "gptq", "descend" and "adaround" search the scale first.
-        sweeps: of coordinate descent, each time.
         refits: how often the scale is fitted to the integers, which then descend again.
         adaround: options of that method.
     """
@@ -44,8 +43,7 @@ class SolverOptions:
     method: Method = "descend"
     damping: float = 0.01
     search_scale: bool = True
-    sweeps: int = 3
-    refits: int = 2
+    refits: int = 5
     adaround: AdaroundOptions = field(default_factory=AdaroundOptions)
 
     def __post_init__(self) -> None:
@@ -83,19 +81,25 @@ class Solution:
 
 @torch.no_grad()
 def solve(
-    target: Tensor, moments: Tensor, grid: WeightGrid, options: SolverOptions | None = None
+    target: Tensor,
+    moments: Tensor,
+    grid: WeightGrid,
+    options: SolverOptions | None = None,
+    *,
+    inverse: Tensor | None = None,
 ) -> Solution:
     """Find integers and scale.
 
     Args:
-        target: what the weight should be, float64 `[G, O, D]`.
-        moments: second moments of the inputs, positive semidefinite, float64 `[G, D, D]`.
-        grid: ranges with their start.
+        target: what the weight should be, `[G, O, D]`.
+        moments: second moments of the inputs, positive definite (see `damp`), `[G, D, D]`.
+        grid: ranges with their start; tensors of the target's type.
         options: see `SolverOptions`.
+        inverse: inverse of the moments, if it is known.
 
     Returns:
-        Integers and scale. With "descend" the damped loss is never above that of the nearest
-        integers on the grid as it was given.
+        Integers and scale. With "descend" the loss is never above that of the nearest integers on
+        the best scale that was found.
 
     Example:
         >>> from fxquant.ptq.grids import WeightGrid
@@ -106,69 +110,46 @@ def solve(
     given = options or SolverOptions()
     if given.method == "nearest":
         return Solution(grid.nearest(target), grid)
-    damped = damp(moments, given.damping)
-    used = _used(moments)
-    if used.all():
-        return _solved(target, damped, grid, given)
-    # inputs that never vary are uncorrelated with all others: only their own grid counts
-    if not used.any():
-        return _search_only(target, damped, grid, given)
-    columns = torch.nonzero(used)[:, 0]
-    part = _solved(
-        target[:, :, columns], damped[:, columns][:, :, columns], grid.part(columns), given
-    )
-    grid = grid.with_scale(part.scale)
-    integers = grid.nearest(target)
-    integers[:, :, columns] = part.integers
-    return Solution(integers, grid)
+    start = grid
+    if given.search_scale or given.method == "scale_search":
+        start = search(target, moments, grid)
+    if given.method == "scale_search":
+        return Solution(start.nearest(target), start)
+    if given.method == "adaround":
+        return Solution(adaround(target, moments, start, given.adaround), start)
+    integers = gptq(target, inverse_of(moments) if inverse is None else inverse, start)
+    if given.method == "gptq":
+        return Solution(integers, start)
+    return _descended(integers, target, moments, start, given)
 
 
 def damp(moments: Tensor, share: float) -> Tensor:
     """Moments with a share of their mean diagonal added to the diagonal, `[G, D, D]`."""
     mean = torch.diagonal(moments, dim1=1, dim2=2).mean(1)
-    mean = torch.where(mean > 0, mean, 1.0)
-    eye = torch.eye(moments.shape[-1], dtype=moments.dtype, device=moments.device)
-    return moments + eye * (share * mean)[:, None, None]
+    damped = moments.clone()
+    diagonal = torch.diagonal(damped, dim1=1, dim2=2)
+    diagonal += torch.where(mean > 0, share * mean, 1.0)[:, None]
+    return damped
 
 
-def _used(moments: Tensor) -> Tensor:
-    """Columns that vary in some group, `[D]`."""
-    diagonal = torch.diagonal(moments, dim1=1, dim2=2)
-    return (diagonal > 1e-12 * diagonal.amax(1, keepdim=True)).any(0)
-
-
-def _search_only(
-    target: Tensor, damped: Tensor, grid: WeightGrid, given: SolverOptions
-) -> Solution:
-    found = search(target, damped, grid) if given.search_scale else grid
-    return Solution(found.nearest(target), found)
-
-
-def _solved(target: Tensor, damped: Tensor, grid: WeightGrid, given: SolverOptions) -> Solution:
-    if given.search_scale or given.method == "scale_search":
-        start = search(target, damped, grid)
-    else:
-        start = grid
-    if given.method == "scale_search":
-        return Solution(start.nearest(target), start)
-    if given.method == "adaround":
-        return Solution(adaround(target, damped, start, given.adaround), start)
-    integers = gptq(target, damped, start)
-    if given.method == "gptq":
-        return Solution(integers, start)
-    return _descended(integers, target, damped, start, given)
+def inverse_of(moments: Tensor) -> Tensor:
+    """Inverse of damped moments, float64 `[G, D, D]`."""
+    return torch.cholesky_inverse(torch.linalg.cholesky(moments.double()))
 
 
 def _descended(
-    integers: Tensor, target: Tensor, damped: Tensor, grid: WeightGrid, given: SolverOptions
+    integers: Tensor, target: Tensor, moments: Tensor, grid: WeightGrid, given: SolverOptions
 ) -> Solution:
     """Coordinate descent in turns with the scale, from the better of two starts in every range."""
     plain = grid.nearest(target)
-    losses = [grid.by_rows(quadratic(grid.weight(k) - target, damped)) for k in (integers, plain)]
+    losses = [grid.by_rows(quadratic(grid.weight(k) - target, moments)) for k in (integers, plain)]
     worse = losses[0] > losses[1]
     integers = torch.where(worse[grid.rows][:, :, None], plain, integers)
-    integers = descend(integers, target, damped, grid, sweeps=given.sweeps)
+    integers = descend(integers, target, moments, grid)
     for _ in range(given.refits):
-        grid = refit(integers, target, damped, grid)
-        integers = descend(integers, target, damped, grid, sweeps=given.sweeps)
+        grid = refit(integers, target, moments, grid)
+        again = descend(integers, target, moments, grid)
+        if torch.equal(again, integers):
+            break
+        integers = again
     return Solution(integers, grid)
