@@ -70,8 +70,8 @@ class Product:
             return y.reshape(-1, y.shape[-1])[chosen][None]
         y = self._batched(y)
         sample, *place = _unravel(chosen, (len(y), *y.shape[2:]))
-        rows = y[(sample, slice(None), *place)]
-        return rows.reshape(len(rows), self.groups, -1).transpose(0, 1)
+        rows = y.movedim(1, -1)[(sample, *place)]
+        return self._by_groups(rows)
 
     def inputs(self, x: Tensor, y: Tensor, chosen: Tensor) -> Tensor:
         """What the outputs at some positions are computed from: `[N, C, ...] -> [G, P, D]`.
@@ -90,7 +90,7 @@ class Product:
         found = windows[(sample, *place)]  # [P, C, *kernel]
         if self.transposed:
             found = found.flip(list(range(2, 2 + self.dims)))
-        return found.reshape(len(found), self.groups, -1).transpose(0, 1)
+        return self._by_groups(found)
 
     def reached(self, x: Tensor, y: Tensor) -> Tensor:
         """Which inputs of an output are more than padding somewhere, `[D]`.
@@ -112,6 +112,11 @@ class Product:
             found = found[..., None] & inside
         return found.reshape(-1)
 
+    def _by_groups(self, rows: Tensor) -> Tensor:
+        """`[P, C, ...] -> [G, P, C/G * ...]`, also of no rows."""
+        count = math.prod(rows.shape[1:]) // self.groups
+        return rows.reshape(len(rows), self.groups, count).transpose(0, 1)
+
     def _batched(self, x: Tensor) -> Tensor:
         return x if x.dim() == self.dims + 2 else x[None]
 
@@ -127,7 +132,10 @@ class Product:
         module, places = self.module, x.shape[2:]
         sizes = [(n - 1) * s + 1 for n, s in zip(places, module.stride, strict=True)]
         wide = x.new_zeros(*x.shape[:2], *sizes)
-        wide[(..., *(slice(None, None, s) for s in module.stride))] = x
+        inner = wide
+        for axis, step in enumerate(module.stride):
+            inner = inner[(slice(None),) * (2 + axis) + (slice(None, None, step),)]
+        inner.copy_(x)
         padding: list[int] = []
         axes = zip(sizes, out, module.kernel_size, module.dilation, module.padding, strict=True)
         for size, length, kernel, dilation, removed in axes:

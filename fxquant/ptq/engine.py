@@ -68,7 +68,7 @@ class ReconstructionOptions:
             value = getattr(self, name)
             if type(value) is not int or value < least:
                 what = f"{name} is {value!r}"
-                raise ConfigError("FXQ251", what, fix=f"pass a number from {least} on")
+                raise ConfigError("FXQ291", what, fix=f"pass a number from {least} on")
 
 
 def reconstruct(
@@ -158,15 +158,20 @@ class _Reconstruction:
         data = layer_data(layer, walk, self.sim, self.float, sampling)
         problem = _Problem(layer, data, given)
         before, after = problem.before(), problem.solve(problem.grid)
-        old = data.error(before.weight.double(), problem.old_bias)
-        new = data.error(after.weight.double(), problem.bias(after.weight.double()))
-        accepted = bool(new[0].sum() < old[0].sum())
-        if accepted:
-            layer.write(problem.whole(after), problem.places, problem.whole_bias, problem.again)
+        tried = [before, after, before]
+        biases = [problem.old_bias, *(problem.bias(s.weight.double()) for s in tried[1:])]
+        errors = [data.error(s.weight.double(), b) for s, b in zip(tried, biases, strict=True)]
+        totals = [float(squared.sum()) for squared, _ in errors]
+        offsets = [float(mean.abs().mean()) for _, mean in errors]
+        best = min(range(len(tried)), key=lambda i: totals[i])
+        if best:
+            layer.write(
+                problem.whole(tried[best]), problem.places, problem.whole_bias, problem.again
+            )
+        changed = ("nothing", "weight and bias" if problem.moved else "weight", "bias")[best]
         return LayerReport(
-            layer.path, accepted, *(problem.loss(s) for s in (before, after)),
-            *(float(squared.sum()) for squared, _ in (old, new)),
-            *(float(mean.abs().mean()) for _, mean in (old, new)), time.process_time() - begin,
+            layer.path, changed, problem.loss(before), problem.loss(tried[best]),
+            totals[0], totals[best], offsets[0], offsets[best], time.process_time() - begin,
         )  # fmt: skip
 
 

@@ -90,8 +90,9 @@ class Layer:
     def _least(self, grid: WeightGrid) -> Tensor | None:
         """The smallest steps with which the bias fits into int32, `[R, B]`."""
         quantizer = self.module.param_quantizers._modules.get("bias")
-        source = getattr(quantizer, "input_quantizer", None)
-        scale = source.get_scale() if isinstance(quantizer, BiasQuantizeDequantize) else None
+        if not isinstance(quantizer, BiasQuantizeDequantize):
+            return None
+        scale = quantizer.input_quantizer.get_scale()
         if scale is None:
             return None
         needed = self.bias().abs() / (_BIAS_STEPS * scale.double().reshape(()))

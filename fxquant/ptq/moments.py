@@ -52,15 +52,13 @@ class Moments:
     def _of_piece(cls, x: Tensor, y: Tensor) -> Moments | None:
         if not x.shape[1]:
             return None
-        # not `x.double().mean()`: the sum is in float64 without a copy in float64
-        means = tuple(t.sum(1, dtype=torch.float64) / t.shape[1] for t in (x, y))
-        x, y = (t - m[:, None].to(t.dtype) for t, m in zip((x, y), means, strict=True))
-        # what rounding the mean to the type of the data left over
-        rest = tuple(t.sum(1, dtype=torch.float64) / t.shape[1] for t in (x, y))
-        wide = tuple(m.to(x.dtype).double() + r for m, r in zip(means, rest, strict=True))
+        (x, mean_x, dx), (y, mean_y, dy) = _centred(x), _centred(y)
+        count = x.shape[1]
+        xx, yx = (torch.bmm(a.mT, x).double() for a in (x, y))
+        yy = _sum(y.square()).double()
         return cls(
-            x.shape[1], *wide, torch.bmm(x.mT, x).double(), torch.bmm(y.mT, x).double(),
-            y.square().sum(1, dtype=torch.float64),
+            count, mean_x, mean_y, xx.sub_(_outer(dx, dx), alpha=count),
+            yx.sub_(_outer(dy, dx), alpha=count), yy.sub_(dy.square(), alpha=count),
         )  # fmt: skip
 
     def second(self, *, centred: bool) -> Tensor:
@@ -127,3 +125,25 @@ def merge(first: Moments | None, second: Moments | None) -> Moments | None:
 
 def _outer(a: Tensor, b: Tensor) -> Tensor:
     return a[:, :, None] * b[:, None, :]
+
+
+def _centred(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Samples nearly without their mean, the mean, and what is left of it, in float64.
+
+    Args:
+        x: samples, `[G, N, D]`.
+
+    Returns:
+        `[G, N, D]`, `[G, D]`, `[G, D]`.
+    """
+    mean = _sum(x) / x.shape[1]
+    x = x - mean[:, None]
+    # the sum of what is left is small, and so is its rounding
+    left = _sum(x).double() / x.shape[1]
+    return x, mean.double() + left, left
+
+
+def _sum(x: Tensor) -> Tensor:
+    """Sums over samples, as a product: groups lie in strides, over which `sum` is slow."""
+    ones = x.new_ones(()).expand(len(x), 1, x.shape[1])
+    return torch.bmm(ones, x)[:, 0]

@@ -14,20 +14,21 @@ class LayerReport:
 
     Attributes:
         path: its path.
-        accepted: whether the weights that were found were written; else the layer is as before.
+        changed: "weight and bias", "weight", "bias" or "nothing": what was better on the data held
+            out.
         loss_before: mean squared error of the output that the weight made before, against the best
             real weight for the quantized inputs; on the data that were solved on.
-        loss_after: the same of the weight that was found.
+        loss_after: the same of the weight as it is now.
         error_before: mean squared error of the layer's output against the float model's, on data
             held out, with the weight and bias as they were.
-        error_after: the same with what was found.
+        error_after: the same with what there is now.
         bias_before: mean over channels of the absolute mean error, on the data held out.
-        bias_after: the same with what was found.
+        bias_after: the same with what there is now.
         seconds: CPU seconds.
     """
 
     path: str
-    accepted: bool
+    changed: str
     loss_before: float
     loss_after: float
     error_before: float
@@ -69,12 +70,12 @@ class ReconstructionReport:
         return asdict(self) | {"forward_equivalents": self.forward_equivalents()}
 
     def __str__(self) -> str:
-        heads = ("layer", "loss", "of before", "held-out error", "of before", "s", "")
+        heads = ("layer", "loss", "of before", "held-out error", "of before", "s", "changed")
         rows = [
             (
                 r.path, f"{r.loss_after:.3g}", _share(r.loss_after, r.loss_before),
                 f"{r.error_after:.3g}", _share(r.error_after, r.error_before), f"{r.seconds:.2f}",
-                "" if r.accepted else "left as it was",
+                r.changed,
             )
             for r in self.layers
         ]  # fmt: skip

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # rows that are gathered before their products are formed
 _ROWS = 4096
+# positions of a layer, at least and by input of an output
+_LEAST, _EACH = 2048, 64
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,12 @@ class Sampling:
     held_out: int
     seed: int
 
+    def positions(self, layer: Layer) -> int:
+        """Positions of a layer: some for every number that is fitted to them."""
+        weight: Tensor = layer.module.weight
+        inputs = weight[0].numel()
+        return min(self.columns, max(_LEAST, _EACH * inputs))
+
 
 def layer_data(
     layer: Layer, walk: Walk, source: Environment, wanted: Environment, sampling: Sampling
@@ -81,7 +89,7 @@ def layer_data(
         y = plain(walk.value(layer.node, wanted, batch))
         collected.reach(x, y)
         positions = layer.product.positions(y)
-        most = -(-sampling.columns * samples // total)
+        most = -(-sampling.positions(layer) * samples // total)
         chosen = _chosen(positions, most, (sampling.seed, hash_of(layer.path), batch), x.device)
         # samples are held out, not positions: neighbours in an image are much alike
         sample = before + torch.div(chosen * samples, max(positions, 1), rounding_mode="floor")

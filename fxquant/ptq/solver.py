@@ -49,7 +49,7 @@ class SolverOptions:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             fix = nearest(str(self.method), METHODS) or f"use one of {', '.join(METHODS)}"
-            raise ConfigError("FXQ250", f"unknown method {self.method!r}", fix=fix)
+            raise ConfigError("FXQ290", f"unknown method {self.method!r}", fix=fix)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ class _Written:
     def __init__(self, tensor: Tensor, path: Path) -> None:
         self.path, self.shape = path, tuple(tensor.shape)
         self.dtype, self.device = tensor.dtype, tensor.device
-        self.kind = type(tensor) if isinstance(tensor, DequantizedTensor) else Tensor
+        self.kind = type(tensor) if isinstance(tensor, DequantizedTensor) else None
         self.encoding = getattr(tensor, "encoding", None)
         numbers = plain(tensor).detach().cpu().contiguous().reshape(-1)
         path.write_bytes(numbers.view(torch.uint8).numpy().data)
@@ -40,7 +40,7 @@ class _Written:
         count = math.prod(self.shape)
         flat = torch.from_file(str(self.path), shared=False, size=count, dtype=self.dtype)
         value = flat.clone().reshape(self.shape).to(self.device)
-        return value if self.kind is Tensor else adopt(value, self.encoding, self.kind)
+        return value if self.kind is None else adopt(value, self.encoding, self.kind)
 
 
 class ValueStore:

@@ -54,7 +54,7 @@ def test_weight_times_columns_is_the_layer(name: str) -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
     dead = ~product.reached(x, y)
     assert not columns[:, :, dead].any()
-    back = product.weight(weight, tuple(module.weight.shape))  # type: ignore[arg-type, union-attr]
+    back = product.weight(weight, tuple(module.weight.shape))  # type: ignore[arg-type]
     assert torch.equal(back, module.weight)  # type: ignore[arg-type]
 
 
