@@ -85,13 +85,13 @@ class WeightGrid:
         """Elements taken together by range, by "sum" or "amax": `[G, O, D] -> [R, B]`."""
         count, blocks = self.scale.shape
         flat, rows = values.reshape(-1, values.shape[-1]), self.rows.reshape(-1)
-        reduce = "sum" if how == "sum" else "amax"
-        columns = flat.new_zeros(len(flat), blocks)
-        index = self.blocks.expand_as(flat)
-        columns.scatter_reduce_(1, index, flat, reduce, include_self=True)
-        found = columns.new_zeros(count, blocks)
+        if blocks == 1:
+            columns = flat.sum(1, keepdim=True) if how == "sum" else flat.amax(1, keepdim=True)
+        else:
+            index = self.blocks.expand_as(flat)
+            columns = flat.new_zeros(len(flat), blocks).scatter_reduce_(1, index, flat, how)
         index = rows[:, None].expand_as(columns)
-        return found.scatter_reduce_(0, index, columns, reduce, include_self=True)
+        return columns.new_zeros(count, blocks).scatter_reduce_(0, index, columns, how)
 
     def by_rows(self, values: Tensor) -> Tensor:
         """Sums over the channels of every row range: `[G, O] -> [R]`."""

@@ -85,9 +85,10 @@ class Moments:
         Source: the normal equations behind Frantar and Alistarh 2022, "Optimal Brain Compression",
         arXiv:2208.11580, section 4, with the outputs of the float model as what is wanted.
         """
-        second = self.second(centred=centred)
-        missing = self.cross(centred=centred) - torch.bmm(weight, second)
-        return weight + torch.bmm(missing, inverse)
+        second, wanted = self.second(centred=centred), self.cross(centred=centred)
+        # a difference of numbers that are nearly equal, but for what is to be made up for
+        missing = wanted - torch.bmm(weight, second)
+        return weight + torch.bmm(missing.float(), inverse.float())
 
     def bias(self, weight: Tensor) -> Tensor:
         """The bias that takes the mean error away: `[G, O, D] -> [G, O]`.

@@ -10,6 +10,8 @@ from torch import Tensor
 from fxquant.ptq.grids import quadratic
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from fxquant.ptq.grids import WeightGrid
 
 #: shares of the step that clips nothing; fewer bits gain from more clipping
@@ -19,60 +21,62 @@ _FINE = (-0.067, -0.033, 0.033, 0.067)
 _SHIFTS = (0, -1, -2, -3)
 
 
-def search(target: Tensor, moments: Tensor, grid: WeightGrid) -> WeightGrid:
+def search(
+    target: Tensor, moments: Tensor, grid: WeightGrid, *, correlated: bool = True
+) -> WeightGrid:
     """The grid whose nearest integers give the smallest loss, among steps that clip more or less.
 
     Args:
         target: the weight, `[G, O, D]`.
         moments: second moments of the inputs, `[G, D, D]`.
         grid: its own step counts as one of the candidates.
+        correlated: False: as if inputs were uncorrelated, which is as good a start for integers
+            that are not going to be the nearest ones, and costs no product.
 
     Source: the range search of Nagel et al. 2021, "A White Paper on Neural Network Quantization",
     arXiv:2106.08295, section 3.1, with the output's error for the weight's.
     """
     if grid.frozen:
         return grid
+
+    def loss(scale: Tensor) -> Tensor:
+        return range_loss(target, moments, grid.with_scale(scale), correlated=correlated)
+
     covering = grid.covering(target)
-    best, loss = grid.scale, range_loss(target, moments, grid)
+    found = grid.scale, loss(grid.scale)
     if grid.power_of_two:
-        factors: list[Tensor] = [torch.tensor(2.0**s, dtype=target.dtype) for s in _SHIFTS]
-    else:
-        factors = [torch.tensor(c, dtype=target.dtype) for c in COARSE]
-    best, loss = _better(target, moments, grid, [covering * f for f in factors], (best, loss))
-    if not grid.power_of_two:
-        near = [best + covering * f for f in _FINE]
-        best, loss = _better(target, moments, grid, near, (best, loss))
-    return grid.with_scale(best)
+        candidates = [covering * 2.0**shift for shift in _SHIFTS]
+        return grid.with_scale(_best(map(grid.allowed, candidates), loss, found)[0])
+    found = _best((grid.allowed(covering * c) for c in COARSE), loss, found)
+    near = [found[0] + covering * c for c in _FINE]
+    return grid.with_scale(_best(map(grid.allowed, near), loss, found)[0])
 
 
-def _better(
-    target: Tensor,
-    moments: Tensor,
-    grid: WeightGrid,
-    candidates: list[Tensor],
-    found: tuple[Tensor, Tensor],
+def _best(
+    candidates: Iterable[Tensor], loss: Callable[[Tensor], Tensor], found: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
     """The best step of every range among the candidates and what was found before."""
-    best, loss = found
-    for candidate in candidates:
-        scale = grid.allowed(candidate)
-        own = range_loss(target, moments, grid.with_scale(scale))
-        better = own < loss
-        best, loss = torch.where(better, scale, best), torch.where(better, own, loss)
-    return best, loss
+    best, least = found
+    for scale in candidates:
+        own = loss(scale)
+        better = own < least
+        best, least = torch.where(better, scale, best), torch.where(better, own, least)
+    return best, least
 
 
-def range_loss(target: Tensor, moments: Tensor, grid: WeightGrid) -> Tensor:
+def range_loss(
+    target: Tensor, moments: Tensor, grid: WeightGrid, *, correlated: bool = True
+) -> Tensor:
     """Loss of the nearest integers by range, `[R, B]`.
 
     The loss of a channel that has several ranges is split among them as if their inputs were
     uncorrelated.
     """
     error = grid.weight(grid.nearest(target)) - target
-    if grid.scale.shape[1] > 1:
-        diagonal = torch.diagonal(moments, dim1=1, dim2=2)
-        return grid.gathered(error.square() * diagonal[:, None, :])
-    return grid.by_rows(quadratic(error, moments))[:, None]
+    if correlated and grid.scale.shape[1] == 1:
+        return grid.by_rows(quadratic(error, moments))[:, None]
+    diagonal = torch.diagonal(moments, dim1=1, dim2=2)
+    return grid.gathered(error.square_() * diagonal[:, None, :])
 
 
 def refit(integers: Tensor, target: Tensor, moments: Tensor, grid: WeightGrid) -> WeightGrid:

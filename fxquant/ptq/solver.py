@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 Method = Literal["nearest", "scale_search", "gptq", "descend", "adaround"]
 METHODS: tuple[Method, ...] = get_args(Method)
+# their integers are next to the real numbers, so the scale is searched for such integers
+_ROUNDED_ONLY = ("scale_search", "adaround")
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def solve(
         return Solution(grid.nearest(target), grid)
     start = grid
     if given.search_scale or given.method == "scale_search":
-        start = search(target, moments, grid)
+        start = search(target, moments, grid, correlated=given.method in _ROUNDED_ONLY)
     if given.method == "scale_search":
         return Solution(start.nearest(target), start)
     if given.method == "adaround":
