@@ -56,6 +56,7 @@ bench: $(VENV)/.installed
 	$(ONE) $(BIN)/python -m benchmarks.compile_speed
 	$(ONE) $(BIN)/python -m benchmarks.inspect_speed
 	$(ONE) $(BIN)/python -m benchmarks.latency
+	$(ONE) $(BIN)/python -m benchmarks.import_speed
 
 # the packages of the zoo, over those that are installed already: torch comes from there
 $(VENV)-zoo/.installed: requirements/zoo.txt $(VENV)/.installed

@@ -13,8 +13,8 @@ import click
 from benchmarks.measure import cpu_seconds, one_thread, peak_bytes, write_json
 from benchmarks.networks import LARGE, build, inputs
 from fxquant import QuantizationSimModel, prepare_model
-from fxquant.onnx.cpu import this_cpu
-from fxquant.text import table
+from fxquant.io.text_tables import table
+from fxquant.onnx.ort.cpu import this_cpu
 
 DEFAULT = ("resnet18", "resnet50", "mobilenet_v2", "vit_tiny", "bert_6_layers", *LARGE)
 STEPS = ("prepare", "simulate", "calibrate", "export", "prove")

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from fxquant import insert_stubs, prepare_model
 from fxquant.analysis.inspector import Inspector
 from fxquant.config import QuantConfig
-from fxquant.graph.regions import find_regions
 from fxquant.passes import simulation_pipeline
+from fxquant.placement.regions import find_regions
 from fxquant.quantization import QuantScheme
 from fxquant.targets import load_target
 

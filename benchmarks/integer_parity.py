@@ -18,13 +18,13 @@ from torch import nn
 from benchmarks import networks
 from benchmarks.measure import cpu_seconds, one_thread, write_json
 from fxquant import QuantizationSimModel
+from fxquant.io.text_tables import table
 from fxquant.models.mobilenet import mobilenet_v3_small
 from fxquant.models.squeezenet import SqueezeNet
 from fxquant.models.unet import UNet
-from fxquant.onnx.cpu import this_cpu
 from fxquant.onnx.integer import IntegerModel
-from fxquant.onnx.runtime import Level, open_session, packed
-from fxquant.text import table
+from fxquant.onnx.ort.cpu import this_cpu
+from fxquant.onnx.ort.session import Level, open_session, packed
 
 if TYPE_CHECKING:
     from collections.abc import Callable

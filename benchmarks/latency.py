@@ -22,10 +22,10 @@ import click
 from benchmarks.measure import fastest, one_thread, runner, write_json
 from benchmarks.networks import NETWORKS, build, inputs
 from fxquant import QuantizationSimModel, prepare_model
-from fxquant.onnx.cpu import this_cpu
-from fxquant.onnx.lower import lower
-from fxquant.onnx.write import write_model
-from fxquant.text import table
+from fxquant.io.text_tables import table
+from fxquant.onnx.io.writer import write_model
+from fxquant.onnx.lowering.lower import lower
+from fxquant.onnx.ort.cpu import this_cpu
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -18,8 +18,8 @@ import click
 import torch
 
 from benchmarks.measure import fastest, one_thread, write_json
+from fxquant.io.text_tables import table
 from fxquant.quantization import affine
-from fxquant.text import table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

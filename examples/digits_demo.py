@@ -21,16 +21,16 @@ import torch
 
 from benchmarks.measure import fastest, one_thread, runner
 from fxquant import QuantizationSimModel, prepare_model
+from fxquant.io.text_tables import table
 from fxquant.models import digits
 from fxquant.models.training import digits as load_digits
 from fxquant.models.training import trained
-from fxquant.onnx.cpu import this_cpu
 from fxquant.onnx.integer import IntegerModel
-from fxquant.onnx.lower import lower
-from fxquant.onnx.runtime import Level, open_session, packed
-from fxquant.onnx.unsigned import exact_model
-from fxquant.onnx.write import write_model
-from fxquant.text import table
+from fxquant.onnx.io.writer import write_model
+from fxquant.onnx.lowering.lower import lower
+from fxquant.onnx.lowering.unsigned_products import exact_model
+from fxquant.onnx.ort.cpu import this_cpu
+from fxquant.onnx.ort.session import Level, open_session, packed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -1,27 +1,70 @@
 """fxquant: from a trained PyTorch network to integer ONNX that is proven.
 
-The public names are the ones listed here.
+The public names are the ones listed here. A name is loaded when it is first asked for, so that
+`import fxquant` and the command line start at once.
 """
 
 from __future__ import annotations
 
-from fxquant import nn as nn  # not in __all__, where it would hide torch.nn
-from fxquant import quantization as quantization
+import importlib
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
 from fxquant._version import __version__
-from fxquant.analysis.inspect import inspect_model
-from fxquant.checkpoint import load_checkpoint, save_checkpoint
-from fxquant.config import QuantConfig
-from fxquant.errors import FxQuantError
-from fxquant.graph.passes import Pass, Pipeline
-from fxquant.graph.rewriter import Rewriter
-from fxquant.ops import Op, register_op
-from fxquant.prepare import prepare_model
-from fxquant.ptq.bn_fold import fold_all_batch_norms
-from fxquant.quantization import QuantScheme
-from fxquant.regions import insert_stubs
-from fxquant.sim import QuantizationSimModel
-from fxquant.targets import Target
-from fxquant.validate import ModelValidator, validate_model
+
+if TYPE_CHECKING:
+    from fxquant import nn as nn  # not in __all__, where it would hide torch.nn
+    from fxquant import quantization as quantization
+    from fxquant.analysis.inspect import inspect_model
+    from fxquant.checkpoint import load_checkpoint, save_checkpoint
+    from fxquant.config import QuantConfig
+    from fxquant.errors import FxQuantError
+    from fxquant.graph.pass_infra import Pass, Pipeline
+    from fxquant.graph.rewriter import Rewriter
+    from fxquant.ops import Op, register_op
+    from fxquant.prepare import prepare_model
+    from fxquant.ptq.bn_fold import fold_all_batch_norms
+    from fxquant.quantization import QuantScheme
+    from fxquant.regions import insert_stubs
+    from fxquant.sim import QuantizationSimModel
+    from fxquant.targets import Target
+    from fxquant.validate import ModelValidator, validate_model
+else:
+    _HOMES = {
+        "FxQuantError": "errors",
+        "ModelValidator": "validate",
+        "Op": "ops",
+        "Pass": "graph.pass_infra",
+        "Pipeline": "graph.pass_infra",
+        "QuantConfig": "config",
+        "QuantScheme": "quantization",
+        "QuantizationSimModel": "sim",
+        "Rewriter": "graph.rewriter",
+        "Target": "targets",
+        "fold_all_batch_norms": "ptq.bn_fold",
+        "insert_stubs": "regions",
+        "inspect_model": "analysis.inspect",
+        "load_checkpoint": "checkpoint",
+        "prepare_model": "prepare",
+        "register_op": "ops",
+        "save_checkpoint": "checkpoint",
+        "validate_model": "validate",
+    }
+
+    def __getattr__(name: str) -> Any:
+        """A public name, or a part of the package: `fxquant.nn` needs no import of its own."""
+        if name in _HOMES:
+            found = getattr(importlib.import_module(f"fxquant.{_HOMES[name]}"), name)
+            globals()[name] = found
+            return found
+        if not name.startswith("_") and find_spec(f"fxquant.{name}") is not None:
+            return importlib.import_module(f"fxquant.{name}")
+        what = f"module 'fxquant' has no attribute {name!r}"
+        raise AttributeError(what)
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *_HOMES, "nn", "quantization"})
+
 
 __all__ = [
     "FxQuantError",

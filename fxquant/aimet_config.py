@@ -1,4 +1,4 @@
-"""Configuration files of AIMET, as `QuantConfig`.
+"""Configuration files of AIMET, as settings of `QuantConfig`.
 
 Their six sections decide one after the other: defaults, params, op_type, supergroups, model_input,
 model_output. Booleans are the texts "True" and "False". AIMET starts with everything off and takes
@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fxquant import ops
-from fxquant.config import QuantConfig
 from fxquant.errors import ConfigError, nearest
 
 SECTIONS = ("defaults", "params", "op_type", "supergroups", "model_input", "model_output")
@@ -68,12 +67,12 @@ class AimetConfig:
     """What an AIMET file says.
 
     Attributes:
-        config: the configuration.
+        settings: what the file says in the keys of `fxquant.config.QuantConfig`.
         supported_kernels: lists of kernels by key, as written; they decide nothing here.
         notes: keys that were accepted without an effect, or with another one, and why.
     """
 
-    config: QuantConfig
+    settings: dict[str, Any]
     supported_kernels: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -123,11 +122,9 @@ class _Reader:
         outputs = self._edge("model_output", "is_output_quantized")
         if "supergroup_pass_list" in self.data:
             self.notes.append("supergroup_pass_list: the target's passes decide")
-        config = QuantConfig.load(
-            {**settings, "quantize_inputs": inputs, "quantize_outputs": outputs,
-             "operators": self.operators}
-        )  # fmt: skip
-        return AimetConfig(config, self.kernels, tuple(self.notes))
+        settings |= {"quantize_inputs": inputs, "quantize_outputs": outputs}
+        settings["operators"] = self.operators
+        return AimetConfig(settings, self.kernels, tuple(self.notes))
 
     def _defaults(self, section: dict[str, Any]) -> dict[str, Any]:
         _keys(section, _DEFAULTS, "defaults")

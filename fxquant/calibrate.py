@@ -14,8 +14,8 @@ from torch import Tensor, fx, nn
 
 from fxquant import nn as qnn
 from fxquant.errors import CalibrationError, FxQuantError
-from fxquant.graph.given import mismatch
 from fxquant.nn.modes import evaluating
+from fxquant.tracing.signature import mismatch
 
 log = logging.getLogger("fxquant")
 

@@ -17,18 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from fxquant._version import __version__
 from fxquant.editing import refresh_biases
 from fxquant.errors import CheckpointError
-from fxquant.files import as_path, flush, made_folder, stage
-from fxquant.graph.dump import dump
-from fxquant.reading import read_json, reason, require_file
+from fxquant.graph.printer import dump
+from fxquant.io.reading import read_json, reason, require_file
+from fxquant.io.state_dicts import write_tensors, wrong_tensors
+from fxquant.io.writing import as_path, flush, made_folder, stage
 from fxquant.sim import QuantizationSimModel
-from fxquant.state_dicts import wrong_tensors
 
 FORMAT = 1
 _TENSORS, _INDEX = "model.safetensors", "checkpoint.json"
@@ -72,23 +72,6 @@ def save_checkpoint(sim: QuantizationSimModel, path: str | Path) -> None:
         index["tensors_sha256"] = _sha256(folder / _TENSORS)
         (folder / _INDEX).write_text(json.dumps(index, indent=1, sort_keys=True), encoding="utf-8")
         _publish(folder, target)
-
-
-def write_tensors(
-    tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None
-) -> None:
-    """Write a safetensors file that has the permissions of any new file.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    path.touch()  # safetensors lets only the owner read what it writes, whatever the umask says
-    mode = path.stat().st_mode
-    try:
-        save_file(tensors, str(path), metadata=metadata)
-    except SafetensorError as error:  # which has no numbers of the system's errors
-        raise OSError(str(error)) from error
-    path.chmod(mode)
 
 
 def load_checkpoint(sim: QuantizationSimModel, path: str | Path) -> None:

@@ -22,9 +22,10 @@ from pydantic import (
     ValidationError,
 )
 
-from fxquant import reading
+from fxquant.aimet_config import from_aimet
 from fxquant.errors import ConfigError, nearest
-from fxquant.files import as_path
+from fxquant.io import reading
+from fxquant.io.writing import as_path
 from fxquant.targets.schema import Deploy
 
 log = logging.getLogger("fxquant")
@@ -271,8 +272,6 @@ def read_json(path: Path) -> Any:
 
 
 def _from_aimet(data: dict[str, Any]) -> QuantConfig:
-    from fxquant.aimet_config import from_aimet  # which reads the operator table
-
     found = from_aimet(data)
     if found.notes:
         log.warning(
@@ -280,7 +279,7 @@ def _from_aimet(data: dict[str, Any]) -> QuantConfig:
         )
     for note in found.notes:
         log.warning("  %s", note)
-    return found.config._as_foreign(True)
+    return QuantConfig.load(found.settings)._as_foreign(True)
 
 
 def _fix(loc: tuple[int | str, ...]) -> str:

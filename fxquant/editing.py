@@ -16,12 +16,12 @@ from torch import Tensor, fx, nn
 
 from fxquant import ops
 from fxquant.errors import ConfigError, SelectorError, nearest
-from fxquant.graph.grids import resolve_grids
-from fxquant.graph.passes import Fact, set_state, state_of
+from fxquant.graph.pass_infra import Fact, set_state, state_of
 from fxquant.graph.rewriter import Rewriter
-from fxquant.graph.select import path_matches, select_named, several
+from fxquant.graph.selectors import path_matches, select_named, several
 from fxquant.nn import QuantizationMixin
-from fxquant.nn.calibrate import weight_of
+from fxquant.nn.calibration import weight_of
+from fxquant.placement.dataflow import resolve_grids
 from fxquant.quantization import QuantizerBase, affine
 from fxquant.quantization.affine import AffineQuantizer
 from fxquant.quantization.analyzers import Percentile
@@ -31,7 +31,7 @@ from fxquant.quantization.float import FloatQuantizeDequantize
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from fxquant.graph.select import Selector
+    from fxquant.graph.selectors import Selector
     from fxquant.nn.containers import QuantizerList
 
     Make = Callable[[tuple[int, ...], tuple[int, ...]], AffineQuantizer]
@@ -182,8 +182,8 @@ def set_blocks(
 
 def original_model(gm: fx.GraphModule, *, qdq_weights: bool) -> fx.GraphModule:
     """A copy without quantizers; with the weights on their grids if that is wanted."""
-    twin = copy.deepcopy(gm)
-    rw = Rewriter(twin, "original_model")
+    copied = copy.deepcopy(gm)
+    rw = Rewriter(copied, "original_model")
     rounded: dict[int, nn.Parameter] = {}
     for node in rw.nodes:
         module = rw.module(node)
@@ -191,7 +191,7 @@ def original_model(gm: fx.GraphModule, *, qdq_weights: bool) -> fx.GraphModule:
             continue
         if getattr(module, "placed", False):
             rw.replace(node, node.all_input_nodes[0])
-            twin.delete_submodule(str(node.target))
+            copied.delete_submodule(str(node.target))
             continue
         plain = module.get_original_module()
         if qdq_weights:
@@ -205,8 +205,8 @@ def original_model(gm: fx.GraphModule, *, qdq_weights: bool) -> fx.GraphModule:
                         plain.register_parameter(name, kept)
         rw.set_module(str(node.target), plain)
     rw.finish()
-    set_state(twin, facts=state_of(twin).facts - {Fact.PLACED}, why={})
-    return twin
+    set_state(copied, facts=state_of(copied).facts - {Fact.PLACED}, why={})
+    return copied
 
 
 def refresh_biases(gm: fx.GraphModule) -> None:
@@ -247,8 +247,8 @@ def _input_quantizer(
     own = module.input_quantizers._modules.get("0")
     if isinstance(own, QuantizerBase):
         return own
-    maker = ops.arguments(node, gm).get("input")
-    found = grids.get(maker, (None,)) if isinstance(maker, fx.Node) else (None,)
+    producer = ops.arguments(node, gm).get("input")
+    found = grids.get(producer, (None,)) if isinstance(producer, fx.Node) else (None,)
     return found[0] if found else None
 
 

@@ -1,8 +1,8 @@
 """Export: from a calibrated simulation to files that are whole and proven.
 
 Everything is written into a folder beside the final names, compared with onnxruntime there, and
-only then renamed, the model last (`fxquant.files`). Whatever fails leaves the final names as they
-were; a process that is killed leaves the old files or the new ones, or what readers refuse.
+only then renamed, the model last (`fxquant.io.writing`). Whatever fails leaves the final names as
+they were; a process that is killed leaves the old files or the new ones, or what readers refuse.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx
 
-from fxquant.checkpoint import write_tensors
 from fxquant.errors import UncalibratedError
-from fxquant.files import as_path, checked_prefix, made_folder, publish, remove_unused, stage
+from fxquant.io.state_dicts import write_tensors
+from fxquant.io.writing import as_path, checked_prefix, made_folder, publish, remove_unused, stage
 from fxquant.nn.modes import evaluating
-from fxquant.onnx.randomness import check_modes
-from fxquant.onnx.record import bound_example
-from fxquant.onnx.report import ParityReport
+from fxquant.onnx.parity.report import ParityReport
+from fxquant.onnx.runs.observed import bound_example
+from fxquant.onnx.runs.randomness import check_modes
 from fxquant.quantization import QuantizerBase
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def export_model(
         opset: ONNX opset.
         prove: compare with onnxruntime before the files get their names.
         contrib: write what onnxruntime runs fastest, also in operators of its own.
-        deploy: the CPUs that the file is written for, see `fxquant.onnx.deploy`.
+        deploy: the CPUs that the file is written for, see `fxquant.onnx.lowering.deployment`.
         scheme: name of the quantization scheme, for the encodings file.
         encoding_version: version of the encodings file: 0.6.1, 1.0.0, 2.0.0 or 2.1.0.
 
@@ -93,12 +93,12 @@ def _write_all(
     file: Mapping[str, str],
 ) -> ParityReport:
     from fxquant.onnx.encodings_file import write_encodings
-    from fxquant.onnx.fidelity import fidelity
-    from fxquant.onnx.lower import lower
-    from fxquant.onnx.parity import notes_of
-    from fxquant.onnx.parity import prove as compare
-    from fxquant.onnx.verify import verify
-    from fxquant.onnx.write import write_model
+    from fxquant.onnx.io.writer import write_model
+    from fxquant.onnx.lint.verify import verify
+    from fxquant.onnx.lowering.lower import lower
+    from fxquant.onnx.parity.fidelity import fidelity
+    from fxquant.onnx.parity.prove import notes_of
+    from fxquant.onnx.parity.prove import prove as compare
 
     found = fidelity(sim_model, example)
     lowered = lower(sim_model, example, **lowering)

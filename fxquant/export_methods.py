@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fxquant import editing
-from fxquant.encodings.methods import EncodingsMethods
+from fxquant.encodings_methods import EncodingsMethods
 from fxquant.errors import ConfigError, FxQuantError
-from fxquant.graph.given import mismatch
 from fxquant.nn.modes import evaluating
 from fxquant.prepare import call_arguments
+from fxquant.tracing.signature import mismatch
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from fxquant.config import QuantConfig
     from fxquant.onnx.integer import IntegerSimulation
-    from fxquant.onnx.report import ParityReport
+    from fxquant.onnx.parity.report import ParityReport
     from fxquant.prepare import Inputs
     from fxquant.quantization import QuantScheme
     from fxquant.targets import Deploy, Target
@@ -63,7 +63,7 @@ class ExportMethods(EncodingsMethods):
             contrib: write for onnxruntime, with its own operators; False: standard ONNX; default:
                 what the target says.
             deploy: the CPUs that the file is written for: "any", "vnni", "avx2" or "arm", see
-                `fxquant.onnx.deploy`; default: what the configuration or the target says.
+                `fxquant.onnx.lowering.deployment`; default: what configuration or target say.
             encoding_version: version of the encodings file: 0.6.1, 1.0.0, 2.0.0 or 2.1.0.
 
         Returns:

@@ -2,7 +2,7 @@
 
 Preparation, placement, validation, lowering, the support table of the documentation and the
 generated tests read it. To support a new operator, add one row (and, where the ONNX form is not a
-plain node, one emitter in `fxquant/onnx/emit`); `register_op` does the same from outside.
+plain node, one emitter in `fxquant/onnx/lowering/emit`); `register_op` does the same from outside.
 
 A row's `params` is the canonical signature. Spellings are found by name in `torch`,
 `torch.nn.functional`, `torch.Tensor`, `torch.special`, `torch.linalg` and `operator`, with their
@@ -114,7 +114,7 @@ class Op:
         classes: further module classes that are this operator.
         dynamic: functional module used when `module` cannot hold the arguments (sizes known at run
             time, computed weights).
-        inputs: parameters that are activations in the twin's forward, in order.
+        inputs: parameters that are activations in the quantized class's forward, in order.
         build: makes `module` from bound arguments; None: its constructor's parameters by name.
         read: reads arguments from a `torch.nn` module whose attributes are named differently.
         fixed: (low, high) of a FIXED grid.
@@ -1387,7 +1387,7 @@ def _moves() -> tuple[Op, ...]:
         Op(
             "affine_grid",
             "theta, size, align_corners=None",
-            fn.AffineGrid,
+            fn.IntegerRange,
             _FLOAT,
             inputs=("theta",),
             names="F.affine_grid",

@@ -16,12 +16,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxquant.errors import ConfigError, TraceError
-from fxquant.graph import prove
-from fxquant.graph.looks import Specialisation
-from fxquant.graph.passes import Fact, Pipeline, set_state, state_of
-from fxquant.graph.select import Selector, select
-from fxquant.graph.trace import Recording, check_model, record
-from fxquant.graph.training import (
+from fxquant.graph.pass_infra import Fact, Pipeline, set_state, state_of
+from fxquant.graph.selectors import Selector, select
+from fxquant.nn.modes import evaluating, restore_flags
+from fxquant.passes import PREPARE, PREPARED
+from fxquant.tracing import equivalence
+from fxquant.tracing.record import Recording, check_model, record
+from fxquant.tracing.specialization import Specialisation
+from fxquant.tracing.training_mode import (
     asks_for_training,
     changed,
     mark_modes,
@@ -29,11 +31,9 @@ from fxquant.graph.training import (
     scopes,
     training_only,
 )
-from fxquant.nn.modes import evaluating, restore_flags
-from fxquant.passes import PREPARE, PREPARED
 
 if TYPE_CHECKING:
-    from fxquant.graph.leaves import Leaves
+    from fxquant.tracing.leaves import Leaves
 
 Inputs: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 OnSpecialisation: TypeAlias = Literal["warn", "error", "leaf"]
@@ -138,7 +138,7 @@ def prepare_model(
         restore_flags(gm, flags)
         _PIPELINE(gm)
         with evaluating(gm):
-            proof = prove.prove(
+            proof = equivalence.prove(
                 recorded.recording, model, *inputs, leaves=_kept_whole(recorded.leaves)
             )
     set_state(gm, any_batch=proof.batch)
@@ -248,7 +248,7 @@ def _refuse(deciding: list[Specialisation]) -> None:
     )
 
 
-def _judge(proof: prove.Proof, specialisations: list[Specialisation]) -> None:
+def _judge(proof: equivalence.Proof, specialisations: list[Specialisation]) -> None:
     """Refuse a graph that is wrong, warn of one that is narrow."""
     values = [s for s in specialisations if s.kind == "value"]
     sizes = [s for s in specialisations if s.kind != "value"]
@@ -295,7 +295,7 @@ def _refuse_loops(deciding: list[Specialisation]) -> None:
             )
 
 
-def _refuse_shape(found: Specialisation, proof: prove.Proof) -> None:
+def _refuse_shape(found: Specialisation, proof: equivalence.Proof) -> None:
     raise TraceError(
         "FXQ123",
         f"the shape of a result depends on the value of a tensor ({found.what}); on other inputs: "

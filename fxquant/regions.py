@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 from torch import fx
 
 from fxquant.errors import ConfigError
-from fxquant.graph.choose import chosen_nodes, computing_nodes, holds_tensors
-from fxquant.graph.regions import find_regions
+from fxquant.graph.selectors import chosen_nodes, computing_nodes, holds_tensors
 from fxquant.passes.insert_stubs import InsertStubs
+from fxquant.placement.regions import find_regions
 from fxquant.prepare import is_prepared
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from fxquant.graph.choose import NodeSelector
+    from fxquant.graph.selectors import NodeSelector
 
 
 def insert_stubs(
@@ -27,7 +27,7 @@ def insert_stubs(
 ) -> fx.GraphModule:
     """Put QuantStub and DeQuantStub around parts of a prepared graph.
 
-    Neighbours that are both chosen have no border between them.
+    Neighbours that are both chosen have no boundary between them.
 
     Args:
         prepared: result of `prepare_model`; it is not changed.

@@ -13,21 +13,21 @@ from fxquant.config import QuantConfig
 from fxquant.errors import ConfigError, ModelError, SelectorError, nearest
 from fxquant.export_methods import ExportMethods
 from fxquant.fingerprint import mark_calibrated
-from fxquant.graph.passes import state_of
-from fxquant.graph.select import path_matches
+from fxquant.graph.pass_infra import state_of
+from fxquant.graph.selectors import path_matches
 from fxquant.nn import QuantizationMixin
 from fxquant.passes import simulation_pipeline
 from fxquant.prepare import call_arguments, is_prepared, prepare_model
 from fxquant.quantization import QuantizerBase, QuantScheme, affine
 from fxquant.targets import Target, load_target
-from fxquant.targets.quantizers import quantizer_for
+from fxquant.targets.quantizer_choice import quantizer_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     import torch
 
-    from fxquant.graph.select import Selector
+    from fxquant.graph.selectors import Selector
 
 
 class QuantizationSimModel(ExportMethods):

@@ -1,4 +1,4 @@
-"""validate_model: the guidelines of a quantizable network, each breach with its place and its fix.
+"""validate_model: the guidelines of a quantizable network, violations with place and fix.
 
 A check only looks at the recorded graph. The network itself runs once, to be recorded; a prepared
 network does not even do that.
@@ -17,15 +17,15 @@ from torch import fx, nn
 from fxquant import ops
 from fxquant.errors import TraceError
 from fxquant.graph.meta import TensorSpec, module_path, source, spec
-from fxquant.graph.passes import set_state, state_of
+from fxquant.graph.pass_infra import set_state, state_of
+from fxquant.graph.pytree import leaves
 from fxquant.graph.rewriter import computes_floats
-from fxquant.graph.select import Selector, select
-from fxquant.graph.structure import leaves
-from fxquant.graph.trace import check_model, record
+from fxquant.graph.selectors import Selector, select
+from fxquant.io.text_tables import table
 from fxquant.nn.modes import evaluating
 from fxquant.nn.opaque import Opaque
 from fxquant.prepare import call_arguments, is_prepared
-from fxquant.text import table
+from fxquant.tracing.record import check_model, record
 
 Severity: TypeAlias = Literal["error", "warning", "note"]
 
@@ -35,7 +35,7 @@ _SHOWN = 60
 
 @dataclass(frozen=True)
 class Finding:
-    """One breach of a guideline, or one thing worth knowing.
+    """One violation of a guideline, or one thing worth knowing.
 
     Attributes:
         code: stable identifier of the guideline.
@@ -189,7 +189,8 @@ def functionals(gm: fx.GraphModule) -> Iterator[Finding]:
             reasons = [s.reason for s in state_of(gm).skips if s.node == node.name]
             if reasons:  # preparation left it so
                 fix = "write the result to a new tensor, or keep the module whole"
-                yield _finding("FXQ137", "warning", node, f"{what}: {reasons[-1]}", fix)
+                why = f"{row.name} could not become a module: {reasons[-1]}"
+                yield _finding("FXQ137", "warning", node, why, fix)
             else:
                 yield _finding("FXQ130", "error", node, what, _PREPARE)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fxquant.graph.passes import Fact, Pipeline
+from fxquant.graph.pass_infra import Fact, Pipeline
 from fxquant.passes.decompose_attention import DecomposeAttention
 from fxquant.passes.drop_dead_code import DropDeadCode
 from fxquant.passes.enclose_complex import EncloseComplex

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fxquant.graph.grids import operands, resolve_grids
-from fxquant.graph.passes import Fact, Pass
+from fxquant.graph.pass_infra import Fact, Pass
+from fxquant.placement.dataflow import operands, resolve_grids
 from fxquant.quantization.affine import AffineQuantizer
 
 if TYPE_CHECKING:

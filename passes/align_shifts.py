@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from fxquant.graph.passes import Fact, Pass
-from fxquant.graph.shifts import Shift, find_shifts, position
+from fxquant.graph.pass_infra import Fact, Pass
+from fxquant.placement.shift_constraints import Shift, find_shifts, position
 from fxquant.targets import Shifts
 
 if TYPE_CHECKING:
     from fxquant.graph.rewriter import Rewriter
-    from fxquant.quantization.pof2 import PowerOfTwoQuantizeDequantize
+    from fxquant.quantization.affine.pof2 import PowerOfTwoQuantizeDequantize
 
 _ROUNDS = 5  # a moved position is an operand of other operators
 

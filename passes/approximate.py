@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import fx, nn
 
 from fxquant.errors import PassError, place
-from fxquant.graph.passes import Fact, Pass, state_of
+from fxquant.graph.pass_infra import Fact, Pass, state_of
 
 if TYPE_CHECKING:
     from fxquant.graph.rewriter import Rewriter

@@ -10,9 +10,9 @@ import torch
 from torch import fx, nn
 
 from fxquant.graph.meta import TensorSpec
-from fxquant.graph.passes import Fact, Pass
-from fxquant.graph.regions import find_regions
+from fxquant.graph.pass_infra import Fact, Pass
 from fxquant.nn import functional as fn
+from fxquant.placement.regions import find_regions
 
 if TYPE_CHECKING:
     from fxquant.graph.rewriter import Rewriter

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 from torch import nn
 
 from fxquant import ops
-from fxquant.graph.aliases import written
-from fxquant.graph.passes import Fact, Pass
+from fxquant.graph.alias_analysis import written
+from fxquant.graph.pass_infra import Fact, Pass
 from fxquant.nn.functional import Functional
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _EFFECTS = ops.DROPOUTS | {"rrelu", "batch_norm", "instance_norm"}
 
 @dataclass(frozen=True)
 class DropDeadCode(Pass):
-    """Operations without readers go, unless they have an effect.
+    """Operations without consumers go, unless they have an effect.
 
     Before::
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import fx, nn
 
-from fxquant.graph.aliases import written
+from fxquant.graph.alias_analysis import written
 from fxquant.graph.meta import Spec, TensorSpec, module_path, spec
-from fxquant.graph.module import RecordedModule
-from fxquant.graph.passes import Fact, Pass
+from fxquant.graph.pass_infra import Fact, Pass
+from fxquant.graph.recorded_module import RecordedModule
 from fxquant.nn.functional import Functional
 from fxquant.nn.opaque import Complex
 
@@ -116,11 +116,11 @@ class _Island:
     def enclose(self) -> None:
         """Build the module, call it, and let everybody read its results."""
         order = {node: number for number, node in enumerate(self.rw.nodes)}
-        readers = {n: [u for u in n.users if u not in self.inside] for n in self.members}
-        results = [n for n in self.members if readers[n]]
+        consumers = {n: [u for u in n.users if u not in self.inside] for n in self.members}
+        results = [n for n in self.members if consumers[n]]
         if not results:
             return
-        first = min((u for n in results for u in readers[n]), key=order.__getitem__)
+        first = min((u for n in results for u in consumers[n]), key=order.__getitem__)
         outer = self._outer()
         for node in outer:
             if node.op == "get_attr" and order[node] > order[first]:
@@ -134,7 +134,7 @@ class _Island:
             self._build(results)
             call = self._call(results)
             for number, node in enumerate(results):
-                self._hand_out(call, number if len(results) > 1 else None, node, readers[node])
+                self._hand_out(call, number if len(results) > 1 else None, node, consumers[node])
         for node in reversed(self.members):
             self.rw.erase(node)
 
@@ -212,7 +212,7 @@ class _Island:
         return call
 
     def _hand_out(
-        self, call: fx.Node, number: int | None, node: fx.Node, readers: list[fx.Node]
+        self, call: fx.Node, number: int | None, node: fx.Node, consumers: list[fx.Node]
     ) -> None:
         value = call
         if number is not None:
@@ -222,7 +222,7 @@ class _Island:
             value.meta |= {k: v for k, v in node.meta.items() if k != "spec"}
         if _is_complex(spec(node)):
             value = self.rw.call_function(torch.view_as_complex, value, like=node)
-        self.rw.redirect(node, value, readers)
+        self.rw.redirect(node, value, consumers)
 
 
 def _real(found: Any) -> Any:

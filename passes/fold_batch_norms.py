@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from fxquant.errors import QuantizationError
-from fxquant.graph.passes import Fact, Pass
-from fxquant.graph.regions import find_regions
+from fxquant.graph.pass_infra import Fact, Pass
 from fxquant.graph.rewriter import producer
+from fxquant.placement.regions import find_regions
 
 if TYPE_CHECKING:
     from torch import fx

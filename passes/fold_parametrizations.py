@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from fxquant.graph.passes import Fact, Pass
+from fxquant.graph.pass_infra import Fact, Pass
 
 if TYPE_CHECKING:
     from fxquant.graph.rewriter import Rewriter

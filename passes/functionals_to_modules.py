@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import fx, nn
 
 from fxquant import ops
-from fxquant.graph.aliases import written
-from fxquant.graph.passes import Fact, Pass
+from fxquant.graph.alias_analysis import written
+from fxquant.graph.pass_infra import Fact, Pass
 from fxquant.graph.rewriter import computes_floats
-from fxquant.graph.training import IN_TRAINING
 from fxquant.nn.functional import Functional, ScaledDotProductAttention
 from fxquant.nn.opaque import Opaque
+from fxquant.tracing.training_mode import IN_TRAINING
 
 if TYPE_CHECKING:
     from fxquant.graph.rewriter import Rewriter

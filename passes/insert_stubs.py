@@ -1,13 +1,13 @@
-"""Borders around chosen nodes."""
+"""Boundaries around chosen nodes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from fxquant.graph.grids import is_float_spec
-from fxquant.graph.passes import Fact, Pass
+from fxquant.graph.pass_infra import Fact, Pass
 from fxquant.nn import DeQuantStub, QuantStub
+from fxquant.placement.dataflow import is_float_spec
 
 if TYPE_CHECKING:
     from torch import fx
@@ -39,18 +39,18 @@ class InsertStubs(Pass):
             users = list(node.users)
             if node.name in self.nodes:
                 outside = [u for u in users if u.name not in self.nodes]
-                self._border(rw, node, outside, DeQuantStub(), "dequant")
+                self._boundary(rw, node, outside, DeQuantStub(), "dequant")
             else:
                 inside = [u for u in users if u.name in self.nodes]
-                self._border(rw, node, inside, QuantStub(), "quant")
+                self._boundary(rw, node, inside, QuantStub(), "quant")
 
-    def _border(
-        self, rw: Rewriter, node: fx.Node, readers: list[fx.Node], stub: QuantStub | DeQuantStub,
+    def _boundary(
+        self, rw: Rewriter, node: fx.Node, consumers: list[fx.Node], stub: QuantStub | DeQuantStub,
         name: str,
     ) -> None:  # fmt: skip
-        if not readers:
+        if not consumers:
             return
-        stub.inserted = True  # these borders are what was asked for, whatever skips over them
+        stub.inserted = True  # these boundaries are what was asked for, whatever skips over them
         with rw.after(node):
             made = rw.new_module(stub, node, like=node, name=f"{name}_{node.name}")
-        rw.redirect(node, made, readers)
+        rw.redirect(node, made, consumers)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from fxquant.graph.meta import TensorSpec, spec
-from fxquant.graph.passes import Fact, Pass, state_of
+from fxquant.graph.pass_infra import Fact, Pass, state_of
 from fxquant.nn.functional import TrainingOnly
 
 if TYPE_CHECKING:

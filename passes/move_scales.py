@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from torch import fx
 
-from fxquant.graph.grids import is_float_spec, moves_values
-from fxquant.graph.passes import Fact, Pass
-from fxquant.graph.regions import find_regions
+from fxquant.graph.pass_infra import Fact, Pass
+from fxquant.placement.dataflow import is_float_spec, moves_values
+from fxquant.placement.regions import find_regions
 
 if TYPE_CHECKING:
     from fxquant.graph.rewriter import Rewriter
@@ -72,10 +72,10 @@ def _number(rw: Rewriter, node: fx.Node) -> tuple[fx.Node, float] | None:
 
 def _move(rw: Rewriter, product: fx.Node, scaled: fx.Node, number: float) -> None:
     rw.redirect(scaled, rw.arguments(scaled)["input"], list(scaled.users))
-    readers = list(product.users)
+    consumers = list(product.users)
     with rw.after(product):
         moved = rw.call_module(str(scaled.target), product, number, like=scaled)
     moved.meta["spec"] = product.meta["spec"]
-    rw.redirect(product, moved, readers)
+    rw.redirect(product, moved, consumers)
     rw.erase(scaled)
     rw.explain(moved, f"it scaled an operand of {product.name} before: see MoveScales")

@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fxquant.graph.meta import TensorSpec, spec
-from fxquant.graph.passes import Fact, Pass
+from fxquant.graph.pass_infra import Fact, Pass
 from fxquant.nn.recurrent import padded
 
 if TYPE_CHECKING:
@@ -85,9 +85,9 @@ def _rewrite(rw: Rewriter, node: fx.Node) -> set[fx.Node]:
         rw.skip(node, "how its input was packed is not known")
         return set()
     steps = _part(node, 0)
-    readers = _readers(steps, given)
-    glue = _glue(steps, readers)
-    if readers is None or glue is None:
+    consumers = _consumers(steps, given)
+    glue = _glue(steps, consumers)
+    if consumers is None or glue is None:
         rw.skip(node, "its packed result is not padded to the length of its input")
         return set()
     hx = node.args[1] if len(node.args) > 1 else node.kwargs.get("hx")
@@ -95,18 +95,18 @@ def _rewrite(rw: Rewriter, node: fx.Node) -> set[fx.Node]:
     rw.call_anew(node, given.data, kwargs={"hx": hx, "lengths": given.lengths})
     if steps is not None:
         steps.meta["spec"] = spec(given.data)
-        for result in readers:
+        for result in consumers:
             rw.replace(result, steps)
     return {packed, *glue}
 
 
-def _glue(steps: fx.Node | None, readers: list[fx.Node] | None) -> set[fx.Node] | None:
-    """What takes a packed result apart and pads it; None if more than the readers comes of it."""
+def _glue(steps: fx.Node | None, consumers: list[fx.Node] | None) -> set[fx.Node] | None:
+    """What takes a packed result apart and pads it; None if more than the consumers comes of it."""
     found: set[fx.Node] = set()
     waiting = list(steps.users) if steps is not None else []
     while waiting:
         node = waiting.pop()
-        if node in found or node in (readers or ()):
+        if node in found or node in (consumers or ()):
             continue
         if node.target not in _GLUE:
             return None
@@ -132,7 +132,7 @@ def _unpacked(packed: fx.Node) -> _Padded | None:
     return _Padded(data, lengths, bool(first), sorted=True)
 
 
-def _readers(steps: fx.Node | None, given: _Padded) -> list[fx.Node] | None:
+def _consumers(steps: fx.Node | None, given: _Padded) -> list[fx.Node] | None:
     """Paddings of a packed result, in the order of the batch; None if something else reads it."""
     found: list[fx.Node] = []
     for part in steps.users if steps is not None else ():

@@ -10,15 +10,15 @@ from torch import fx, nn
 from fxquant import ops
 from fxquant.config import QuantConfig
 from fxquant.errors import place
-from fxquant.graph.grids import Slot, slot_spec
-from fxquant.graph.passes import Fact, Pass
-from fxquant.graph.plan import make_plan
-from fxquant.graph.planned import GridPlan, Plan, WeightPlan
+from fxquant.graph.pass_infra import Fact, Pass
 from fxquant.nn import QuantizationMixin, QuantStub
 from fxquant.nn.mixin import is_ignored
+from fxquant.placement.dataflow import Slot, slot_spec
+from fxquant.placement.plan import Plan, PlannedQuantizer, WeightPlan
+from fxquant.placement.planner import make_plan
 from fxquant.quantization import QuantizerBase, QuantScheme, affine
 from fxquant.targets import Target
-from fxquant.targets.quantizers import quantizer_for
+from fxquant.targets.quantizer_choice import quantizer_for
 
 if TYPE_CHECKING:
     from fxquant.graph.rewriter import Rewriter
@@ -74,9 +74,9 @@ class PlaceQuantizers(Pass):
         return owners
 
     def _owner(self, rw: Rewriter, slot: Slot, plan: Plan) -> tuple[QuantizationMixin, int]:
-        """The module that makes a value; a stub where no module does, or at a region's border."""
+        """The module that makes a value; a stub where no module does, or at a region's boundary."""
         node, index = slot
-        if slot in plan.borders:
+        if slot in plan.boundaries:
             inside = plan.inside or frozenset()
             return self._stub(rw, slot, [u for u in node.users if u in inside]), 0
         module = rw.module(node)
@@ -88,7 +88,7 @@ class PlaceQuantizers(Pass):
             return quantized, index
         return self._stub(rw, slot, [u for u in node.users if u.op != "output"]), 0
 
-    def _stub(self, rw: Rewriter, slot: Slot, readers: list[fx.Node]) -> QuantizationMixin:
+    def _stub(self, rw: Rewriter, slot: Slot, consumers: list[fx.Node]) -> QuantizationMixin:
         """A QuantStub behind a value that no quantized module makes."""
         node = slot[0]
         begin = QuantStub()
@@ -97,10 +97,10 @@ class PlaceQuantizers(Pass):
         with rw.after(node):
             name = f"{node.name}_stub"
             made = rw.new_module(stub, node, like=node, name=name, spec=slot_spec(slot))
-        rw.redirect(node, made, readers)
+        rw.redirect(node, made, consumers)
         return stub
 
-    def _activation_quantizer(self, grid: GridPlan) -> affine.QuantizeDequantize:
+    def _activation_quantizer(self, grid: PlannedQuantizer) -> affine.QuantizeDequantize:
         quantizer = quantizer_for(
             self.target, "entry" if grid.entry else "activation", self.scheme,
             bitwidth=grid.bitwidth, symmetric=grid.symmetric, signed=grid.signed,

@@ -5,10 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
-from fxquant.graph.aliases import aliases, disjoint, view_of, written
+from fxquant.graph.alias_analysis import (
+    aliases,
+    assigned,
+    changes_type,
+    disjoint,
+    plain_arguments,
+    plain_target,
+    view_of,
+    written,
+)
 from fxquant.graph.meta import TensorSpec, spec
-from fxquant.graph.passes import Fact, Pass
-from fxquant.graph.writes import assigned, changes_type, plain_arguments, plain_target
+from fxquant.graph.pass_infra import Fact, Pass
 from fxquant.nn.functional import SetItem, ViewAs
 
 if TYPE_CHECKING:
@@ -75,7 +83,7 @@ class _Write:
         self.bases = self._bases()
 
     def _late(self, of: fx.Node) -> list[fx.Node]:
-        """The readers of a node after the write."""
+        """The consumers of a node after the write."""
         return [user for user in of.users if self.order.get(user, -1) > self.now]
 
     def _base(self, view: fx.Node) -> fx.Node | None:
@@ -142,7 +150,7 @@ class _Write:
         return chain
 
     def remove(self) -> None:
-        """Rewrite the operation and let later readers read its result."""
+        """Rewrite the operation and let later consumers read its result."""
         later = self._late(self.target)
         self._become_plain()
         self.rw.redirect(self.target, self.node, later)

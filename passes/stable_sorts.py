@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from fxquant.graph.passes import Fact, Pass
+from fxquant.graph.pass_infra import Fact, Pass
 
 if TYPE_CHECKING:
     from fxquant.graph.rewriter import Rewriter

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from fxquant.graph.passes import Fact, Pass
-from fxquant.graph.share import twin
+from fxquant.graph.pass_infra import Fact, Pass
+from fxquant.graph.recorded_module import shared_copy
 
 if TYPE_CHECKING:
     from fxquant.graph.rewriter import Rewriter
@@ -26,8 +26,9 @@ class UniqueModules(Pass):
         %act   = relu[act](%x)
         %act_1 = relu[act_1](%act)
 
-    The first call keeps the module and its name. Further calls get a twin: same class, training
-    flag and hooks, the *same* parameters and buffers (a batch norm's running statistics too).
+    The first call keeps the module and its name. Further calls get a copy of their own: same class,
+    training flag and hooks, the *same* parameters and buffers (a batch norm's running statistics
+    too).
     """
 
     needs: ClassVar[frozenset[Fact]] = frozenset({Fact.RECORDED})
@@ -42,6 +43,6 @@ class UniqueModules(Pass):
                 continue
             if id(module) in called:
                 scope, _, name = str(node.target).rpartition(".")
-                module = twin(module)
+                module = shared_copy(module)
                 rw.retarget(node, rw.add_module(scope, name, module))
             called.add(id(module))

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 
 from fxquant.cli import main
-from fxquant.progress import Progress
+from fxquant.cli.progress import Progress
 
 if TYPE_CHECKING:
     from click.testing import Result

@@ -190,9 +190,9 @@ def test_targets_and_shared_grids_limit_rules() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.last(torch.cat((self.a(x), self.b(x), self.c(x)), 1))  # type: ignore[no-any-return]
 
-    wishes = {"layers": {n: {"output": {"bitwidth": b}} for n, b in (("a", 16), ("b", 8))}}
+    settings = {"layers": {n: {"output": {"bitwidth": b}} for n, b in (("a", 16), ("b", 8))}}
     with pytest.raises(ConfigError, match=r"FXQ225: layers.a.output.bitwidth asks for 16"):
-        QuantizationSimModel(Cat().eval(), x, config=wishes)
+        QuantizationSimModel(Cat().eval(), x, config=settings)
 
 
 def test_rules_are_what_the_runtime_computes(tmp_path: Path) -> None:
@@ -263,10 +263,10 @@ def test_an_aimet_file_simulates_and_exports(tmp_path: Path) -> None:
 
 def test_aimet_starts_with_everything_off() -> None:
     bare = aimet(defaults={}, params={}, model_input={}, supergroups=[])
-    config = from_aimet(bare).config
+    config = QuantConfig.load(bare)
     found = (config.quantize_activations, config.quantize_weights, config.quantize_inputs)
     assert found == (False, False, False)
-    config = from_aimet(aimet(params={"weight": {"is_quantized": "False"}})).config
+    config = QuantConfig.load(aimet(params={"weight": {"is_quantized": "False"}}))
     assert (config.quantize_weights, config.quantize_bias) == (False, False)
 
 
@@ -275,7 +275,7 @@ def test_aimet_unsigned_symmetric_is_refused_only_where_an_activation_is_symmetr
     weights = {"params": {"is_quantized": "True", "is_symmetric": "True"}}
     read = from_aimet(aimet(defaults=flag | weights))
     assert any("unsigned_symmetric" in note for note in read.notes)
-    assert read.config.weight_symmetric
+    assert QuantConfig.load(read.settings).weight_symmetric
     for asked in (
         {"defaults": flag | {"ops": {"is_symmetric": "True"}}},
         {"defaults": flag, "op_type": {"Conv": {"is_symmetric": "True"}}},
@@ -358,7 +358,7 @@ def test_sections_decide_one_after_the_other() -> None:
         "Conv": {"params": {"weight": {"is_quantized": "False"}}, "is_output_quantized": "True"}
     }
     sections = aimet(params={"weight": {"is_symmetric": "False"}}, op_type=rules)
-    config = from_aimet(sections).config
+    config = QuantConfig.load(sections)
     assert config.weight_symmetric is False  # params over defaults
     assert config.operators["conv2d"].weight.quantized is False  # op_type over params
     sim = QuantizationSimModel(Net().eval(), torch.randn(4, 3, 8, 8), config=sections)
@@ -367,7 +367,7 @@ def test_sections_decide_one_after_the_other() -> None:
 
 def test_constraints_fix_a_range() -> None:
     rule = {"Softmax": {"encoding_constraints": {"min": 0.0, "max": 1.0}}}
-    output = from_aimet(aimet(op_type=rule)).config.operators["softmax"].output
+    output = QuantConfig.load(aimet(op_type=rule)).operators["softmax"].output
     assert (output.min, output.max) == (0.0, 1.0)
 
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from fxquant import QuantizationSimModel, prepare_model
 from fxquant.errors import ExportError, ParityError
 from fxquant.graph.meta import TensorSpec, is_float, spec
-from fxquant.graph.structure import fresh_inputs, leaves
-from fxquant.graph.verify_replay import difference, other_batch, replay_equal
+from fxquant.graph.pytree import fresh_inputs, leaves
 from fxquant.models.difficult import NETWORKS
 from fxquant.nn import QuantizationMixin
 from fxquant.prepare import SpecialisationWarning, call_arguments
+from fxquant.tracing.replay import difference, other_batch, replay_equal
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 from fxquant import export
 from fxquant import nn as qnn
 from fxquant.errors import ExportError, ParityError, UncalibratedError
-from fxquant.onnx.report import ParityReport
+from fxquant.onnx.parity.report import ParityReport
 from fxquant.quantization import affine
 from fxquant.sim import QuantizationSimModel
 
@@ -312,7 +312,7 @@ def test_without_onnxruntime_the_error_says_what_to_do(
 def test_a_wrong_lowering_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lowering = importlib.import_module("fxquant.onnx.lower")
+    lowering = importlib.import_module("fxquant.onnx.lowering.lower")
     right = lowering.lower
 
     def wrong(*args: Any, **kwargs: Any) -> Any:

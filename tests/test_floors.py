@@ -3,75 +3,29 @@
 from __future__ import annotations
 
 import ast
+import functools
+import re
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import networkx as nx
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 ROOT = Path(__file__).parent.parent
 
-# the longest prefix that matches a module's name decides; what stands on the floor, and why, is
-# written down in CONTRIBUTING.md
-FLOORS: tuple[tuple[str, ...], ...] = (
-    (
-        "fxquant.errors",
-        "fxquant._version",
-        "fxquant.text",
-        "fxquant.files",
-        "fxquant.reading",
-    ),
-    (
-        "fxquant.quantization",
-        "fxquant.ops",
-        "fxquant.config",
-        "fxquant.targets",
-        "fxquant.aimet_config",
-    ),
-    ("fxquant.graph",),
-    ("fxquant.nn",),
-    ("fxquant.passes",),
-    (
-        "fxquant.prepare",
-        "fxquant.validate",
-        "fxquant.calibrate",
-        "fxquant.regions",
-        "fxquant.fingerprint",
-    ),
-    (
-        "fxquant.sim",
-        "fxquant.export_methods",
-        "fxquant.encodings",
-        "fxquant.editing",
-        "fxquant.checkpoint",
-        "fxquant.state_dicts",
-    ),
-    ("fxquant.ptq", "fxquant.qat", "fxquant.onnx", "fxquant.export"),
-    ("fxquant.analysis",),
-    (
-        "fxquant",
-        "fxquant.cli",
-        "fxquant.__main__",
-        "fxquant.loading",
-        "fxquant.batches",
-        "fxquant.progress",
-    ),
-)
-# the table's rows name the modules that operators become; graph/ reads the rows
-ALLOWED = {
-    ("fxquant.ops", "fxquant.nn.functional"),
-    ("fxquant.ops", "fxquant.nn.stubs"),
-    # imported in `sim.export()`: a simulation needs no ONNX
-    ("fxquant.export_methods", "fxquant.export"),
-    # imported in `sim.load_encodings()`: the names of ONNX tensors are those of a lowering
-    ("fxquant.encodings.methods", "fxquant.onnx.encodings_file"),
-    (
-        "fxquant.export_methods",
-        "fxquant.onnx.integer",
-    ),  # imported in `sim.integer_model()`, likewise
-}
+
+def _floors() -> tuple[tuple[str, ...], ...]:
+    """The table of CONTRIBUTING.md: the longest prefix that matches a module's name decides."""
+    rows = re.findall(r"^\| \d+ \| ([^|]*) \|", (ROOT / "CONTRIBUTING.md").read_text("utf-8"), re.M)
+    names = [re.findall(r"`([\w./]+?)/?`", row) for row in rows]
+    return tuple(tuple(f"fxquant.{n.replace('/', '.')}" for n in row) for row in names)
+
+
+FLOORS = _floors()
 # networks are data: they stand beside the house and use nothing of it but its errors
 MODELS = "fxquant.models"
 
@@ -95,19 +49,22 @@ def _name(path: Path) -> str:
 
 
 def _floor(module: str) -> int:
+    module = "fxquant.__init__" if module == "fxquant" else module
     found = [
         (len(prefix), floor)
         for floor, prefixes in enumerate(FLOORS)
         for prefix in prefixes
         if module == prefix or module.startswith(prefix + ".")
     ]
-    assert found, f"{module} stands on no floor: add it to FLOORS"
+    assert found, f"{module} stands on no floor: add it to the table in CONTRIBUTING.md"
     return max(found)[1]
 
 
 MODULES = {_name(p) for p in _files()}
+PACKAGES = {_name(p) for p in _files() if p.name == "__init__.py"}
 
 
+@functools.cache
 def imports(path: Path) -> list[tuple[str, int, bool]]:
     """(module, line, whether it only serves type checkers) of every import of ours."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -144,9 +101,78 @@ def test_imports_point_down(path: Path) -> None:
         if own.startswith(MODELS):
             allowed = name.startswith(MODELS) or name == "fxquant.errors"
             assert allowed, f"{place}: a network imports {name}"
-        elif not any(own == a and name.startswith(b) for a, b in ALLOWED):
+        else:
             assert not name.startswith(MODELS), f"{place}: the library imports a network"
             assert _floor(name) <= _floor(own), f"{place}: {own} imports {name}, a floor above"
+
+
+def _cycles(edges: dict[str, set[str]]) -> list[set[str]]:
+    """Groups of nodes that reach each other."""
+    graph = nx.DiGraph([(a, b) for a, found in edges.items() for b in found if a != b])
+    return [group for group in nx.strongly_connected_components(graph) if len(group) > 1]
+
+
+def _edges(name_of: Callable[[str], str]) -> dict[str, set[str]]:
+    """Imports when the program runs, at the top of a file or inside of a function."""
+    return _merged(
+        (name_of(_name(path)), name_of(name))
+        for path in _files()
+        for name, _, typing_only in imports(path)
+        if not typing_only and name in MODULES
+    )
+
+
+def _merged(pairs: Iterable[tuple[str, str]]) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for one, other in pairs:
+        found.setdefault(one, set()).add(other)
+    return found
+
+
+def _folder(module: str) -> str:
+    """The folder of a module; the face of a package (its `__init__`) is a node of its own, and so
+    is a module of `fxquant/` or `fxquant/onnx/`, which hold what is one file."""
+    folder = module.rpartition(".")[0]
+    if module in PACKAGES:
+        return f"{module}.__init__"
+    return module if folder in ("fxquant", "fxquant.onnx") else folder
+
+
+def test_no_files_import_each_other() -> None:
+    assert _cycles(_edges(str)) == []
+
+
+def test_no_folders_import_each_other() -> None:
+    assert _cycles(_edges(_folder)) == []
+
+
+def test_every_name_of_the_table_exists() -> None:
+    for row in FLOORS:
+        for name in row:
+            assert any(f"{m}.".startswith(f"{name}.") for m in (*MODULES, "fxquant.__init__")), name
+
+
+def test_a_folder_holds_one_trade() -> None:
+    """About 15 files; what has more is a list of things of one kind: passes, emitters."""
+    held = Counter(_name(p).rpartition(".")[0] for p in _files() if p.name != "__init__.py")
+    lists = ("fxquant.passes", "fxquant.onnx.lowering.emit")
+    crowded = {folder: n for folder, n in held.items() if n > 18 and folder not in lists}
+    assert not crowded
+
+
+SAME_THING_TWICE = {
+    "functional": "functional forms: of modules, of quantizers",
+    "recurrent": "recurrent layers: over padded sequences, in ONNX",
+    "regions": "regions: found in a graph, asked for by the user",
+    "__init__": "",
+    "__main__": "",
+}
+
+
+def test_a_file_name_says_which_file() -> None:
+    names = Counter(p.stem for p in _files() if not _name(p).startswith(MODELS))
+    twice = {name for name, n in names.items() if n > 1}
+    assert twice == {name for name in SAME_THING_TWICE if names[name] > 1}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "passes").glob("[!_]*.py")), ids=lambda p: p.stem)

@@ -20,10 +20,10 @@ from torch import nn
 from fxquant import QuantizationSimModel, export, load_checkpoint, save_checkpoint
 from fxquant.encodings import read as read_encodings
 from fxquant.errors import CheckpointError, ExportError
-from fxquant.files import require_whole, write_text
-from fxquant.onnx.read import read_model
-from fxquant.onnx.report import ParityReport
-from fxquant.onnx.write import write_model
+from fxquant.io.writing import require_whole, write_text
+from fxquant.onnx.io.reader import read_model
+from fxquant.onnx.io.writer import write_model
+from fxquant.onnx.parity.report import ParityReport
 from fxquant.vitis import torch_quantizer
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked and killed")

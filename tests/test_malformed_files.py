@@ -29,14 +29,14 @@ from safetensors.torch import save
 from torch import nn
 
 from fxquant import QuantizationSimModel, load_checkpoint, save_checkpoint
-from fxquant.batches import load_data
+from fxquant.cli.batches import load_data
+from fxquant.cli.loading import load_weights
 from fxquant.config import QuantConfig
 from fxquant.encodings import read as read_encodings
 from fxquant.errors import FxQuantError
-from fxquant.loading import load_weights
-from fxquant.onnx.data import feeds_of
-from fxquant.onnx.read import read_model
-from fxquant.onnx.verify import verify_file
+from fxquant.onnx.io.reader import read_model
+from fxquant.onnx.lint.verify import verify_file
+from fxquant.onnx.ort.feeds import feeds_of
 from fxquant.vitis import load_strategy, torch_quantizer
 from tests.helpers.mutations import damaged
 
@@ -334,7 +334,7 @@ def test_devices_are_no_files(reader: Reader, valid: Path) -> None:
 def test_limits_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "c.json"
     path.write_text(json.dumps({"layers": {}}))
-    monkeypatch.setattr("fxquant.reading.JSON_BYTES", 8)
+    monkeypatch.setattr("fxquant.io.reading.JSON_BYTES", 8)
     with pytest.raises(FxQuantError, match=r"FXQ220.*14 bytes; at most 8 are read"):
         QuantConfig.load(path)
     monkeypatch.undo()
@@ -349,7 +349,7 @@ def test_limits_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_what_is_stored_without_compression_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fxquant.reading.ARCHIVE_BYTES", 1000)
+    monkeypatch.setattr("fxquant.io.reading.ARCHIVE_BYTES", 1000)
     np.savez(tmp_path / "d.npz", np.zeros((1000, 4), np.float32))
     assert len(load_batches(tmp_path / "d.npz")) > 1  # type: ignore[arg-type]
     np.savez_compressed(tmp_path / "p.npz", np.zeros((1000, 4), np.float32))

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from fxquant import ops
 from fxquant.errors import ConfigError
 from fxquant.graph.meta import spec_of
-from fxquant.graph.passes import Fact, Pipeline, set_state
+from fxquant.graph.pass_infra import Fact, Pipeline, set_state
 from fxquant.nn.functional import Functional
 from fxquant.passes import DropDeadCode, FunctionalsToModules, RemoveWrites
 

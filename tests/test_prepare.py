@@ -13,8 +13,8 @@ from torch import Tensor, fx, nn
 
 from fxquant import prepare_model
 from fxquant.errors import ConfigError, SelectorError, TraceError
-from fxquant.graph.dump import dump
-from fxquant.graph.passes import Fact, state_of
+from fxquant.graph.pass_infra import Fact, state_of
+from fxquant.graph.printer import dump
 from fxquant.models import digits, training
 from fxquant.models.gpt2 import Gpt2
 from fxquant.passes import DecomposeAttention

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from fxquant.graph.structure import tensors
+from fxquant.graph.pytree import tensors
 from fxquant.onnx.integer import IntegerModel
-from fxquant.onnx.lower import lower
+from fxquant.onnx.lowering.lower import lower
 from fxquant.sim import QuantizationSimModel
-from tests.onnx.integers import assert_equal, compare
+from tests.helpers.integers import assert_equal, compare
 from tests.random_networks import Case, network
 
 SCHEMES = ("min_max", "tf_enhanced", "percentile")

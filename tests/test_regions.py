@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from fxquant import FxQuantError, QuantizationSimModel, insert_stubs, prepare_model
 from fxquant.analysis.inspector_regions import inspect_regions
 from fxquant.errors import ConfigError, RegionError, SelectorError
-from fxquant.graph.dump import dump
-from fxquant.graph.regions import find_regions
+from fxquant.graph.printer import dump
 from fxquant.nn import DeQuantStub, QuantStub
-from fxquant.onnx.runtime import Level, open_session
+from fxquant.onnx.ort.session import Level, open_session
+from fxquant.placement.regions import find_regions
 from tests.helpers.grids import output_of
 
 if TYPE_CHECKING:

@@ -16,7 +16,11 @@ from fxquant._version import __version__
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("fxquant", "passes", "models", "tests", "benchmarks", "examples")
-TABLES = ("fxquant/ops.py", "tests/")  # tables of rows and of cases may be long
+TABLES = (
+    "fxquant/ops.py",
+    "fxquant/tracing/shape_rules.py",
+    "tests/",
+)  # tables of rows and of cases may be long
 MOST_LINES, MOST_FUNCTION_LINES = 400, 50
 
 SOURCES = sorted(

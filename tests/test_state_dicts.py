@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from fxquant import QuantizationSimModel
 from fxquant.checkpoint import load_checkpoint, save_checkpoint
+from fxquant.cli.loading import build_model
 from fxquant.errors import CheckpointError, ConfigError
-from fxquant.loading import build_model
-from fxquant.state_dicts import renamed, unwrapped, wrong_tensors
+from fxquant.io.state_dicts import renamed, unwrapped, wrong_tensors
 
 FACTORY = """
 import torch

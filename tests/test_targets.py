@@ -17,7 +17,7 @@ from fxquant.errors import ConfigError, ExportError, SelectorError
 from fxquant.passes.align_grids import AlignGrids
 from fxquant.passes.align_shifts import AlignShifts
 from fxquant.passes.approximate import Approximate, listed
-from fxquant.quantization.pof2 import PowerOfTwoQuantizeDequantize
+from fxquant.quantization.affine.pof2 import PowerOfTwoQuantizeDequantize
 from fxquant.targets import OperatorRule, Shifts, available, load_target
 from tests.helpers.grids import output_of, param_of
 
@@ -135,11 +135,11 @@ def test_bits_that_nothing_names_are_the_targets(net: fx.GraphModule) -> None:
 def test_a_breach_names_argument_value_and_what_is_allowed(
     rule: dict[str, Any], arguments: dict[str, Any], says: str
 ) -> None:
-    assert says in str(OperatorRule(**rule).breach(arguments))
+    assert says in str(OperatorRule(**rule).violation(arguments))
 
 
 def test_a_rule_without_constraints_takes_everything() -> None:
-    assert OperatorRule().breach({"stride": (9, 9)}) is None
+    assert OperatorRule().violation({"stride": (9, 9)}) is None
 
 
 # --- every offer, and every refusal --------------------------------------------------------------

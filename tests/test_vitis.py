@@ -22,13 +22,13 @@ from fxquant.errors import (
     FxQuantError,
     SelectorError,
 )
-from fxquant.graph.passes import state_of
-from fxquant.onnx.runtime import Level, open_session
+from fxquant.graph.pass_infra import state_of
+from fxquant.onnx.ort.session import Level, open_session
+from fxquant.quantization.affine.pof2 import PowerOfTwoQuantizeDequantize
 from fxquant.quantization.analyzers import MinMax, Percentile
 from fxquant.quantization.float import FloatQuantizeDequantize
-from fxquant.quantization.pof2 import PowerOfTwoQuantizeDequantize
 from fxquant.vitis import Strategy, TorchQuantizer, load_strategy, torch_quantizer
-from fxquant.vitis.entropy import Entropy
+from fxquant.vitis.relative_entropy import Entropy
 from tests.helpers.grids import output_of, param_of
 
 _X = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(1))

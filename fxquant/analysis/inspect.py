@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from torch import fx
 
 from fxquant import ops
-from fxquant.graph.grids import resolve_grids
-from fxquant.graph.passes import state_of
+from fxquant.graph.pass_infra import state_of
+from fxquant.io.text_tables import table
 from fxquant.nn import QuantizationMixin
+from fxquant.placement.dataflow import resolve_grids
 from fxquant.quantization.affine import AffineQuantizer
 from fxquant.sim import QuantizationSimModel
-from fxquant.text import table
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,14 +15,14 @@ from torch import fx
 
 from fxquant import ops
 from fxquant.config import QuantConfig
-from fxquant.files import as_path, write_text
-from fxquant.graph.choose import holds_tensors
-from fxquant.graph.plan import make_plan
+from fxquant.graph.selectors import holds_tensors
+from fxquant.io.text_tables import table
+from fxquant.io.writing import as_path, write_text
 from fxquant.passes import simulation_pipeline
+from fxquant.placement.planner import make_plan
 from fxquant.prepare import prepare_model
 from fxquant.quantization import QuantScheme
 from fxquant.targets import Target, load_target
-from fxquant.text import table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from fxquant.graph.planned import Plan
+    from fxquant.placement.plan import Plan
 
 TARGET, FLOAT = "target", "float"
 
@@ -194,13 +194,13 @@ def _report(gm: fx.GraphModule, plan: Plan, target: Target) -> InspectorReport:
     operators = [n for n in gm.graph.nodes if _computes(n, gm)]
     judge = _Judge(gm, plan, target)
     verdicts = {n: judge.of(n) for n in operators}
-    makers = {n: _makers(n, set(operators)) for n in operators}
-    numbers, partitions = _partitions(operators, makers, verdicts)
+    producers = {n: _producers(n, set(operators)) for n in operators}
+    numbers, partitions = _partitions(operators, producers, verdicts)
     nodes = tuple(
         InspectedNode(
             name=n.name, module=str(n.target) if n.op == "call_module" else "",
             operator=judge.operator(n), shape=_shape(n), partition=numbers[n],
-            source=str(n.meta.get("source") or ""), inputs=tuple(m.name for m in makers[n]),
+            source=str(n.meta.get("source") or ""), inputs=tuple(m.name for m in producers[n]),
             **verdicts[n],
         )
         for n in operators
@@ -220,18 +220,18 @@ def _shape(node: fx.Node) -> tuple[int, ...]:
     return tuple(int(n) for n in shape)
 
 
-def _makers(node: fx.Node, operators: set[fx.Node]) -> list[fx.Node]:
+def _producers(node: fx.Node, operators: set[fx.Node]) -> list[fx.Node]:
     """The operators whose results a node reads, seen through what is no operator."""
     found: dict[fx.Node, None] = {}
     waiting = list(reversed(node.all_input_nodes))
     seen: set[fx.Node] = set()
     while waiting:
-        maker = waiting.pop()
-        if maker in operators:
-            found[maker] = None
-        elif maker not in seen and holds_tensors(maker):
-            seen.add(maker)
-            waiting += reversed(maker.all_input_nodes)
+        producer = waiting.pop()
+        if producer in operators:
+            found[producer] = None
+        elif producer not in seen and holds_tensors(producer):
+            seen.add(producer)
+            waiting += reversed(producer.all_input_nodes)
     return list(found)
 
 
@@ -268,11 +268,13 @@ class _Judge:
             return _verdict(TARGET, f"it is computed inside the kernel of {head.target}")
         if self._moves(node):
             return self._of_move(node)
-        breach = self.plan.breaches.get(node)
+        violation = self.plan.violations.get(node)
         reasons = self.plan.why.get(node) or [f"{self.operator(node)} is not in the target's list"]
-        if breach is None:
+        if violation is None:
             return _verdict(FLOAT, reasons[0])
-        return _verdict(FLOAT, str(breach), breach.name, repr(breach.value), breach.allowed)
+        return _verdict(
+            FLOAT, str(violation), violation.name, repr(violation.value), violation.allowed
+        )
 
     def _moves(self, node: fx.Node) -> bool:
         row = ops.row_of(node, self.gm)
@@ -284,9 +286,11 @@ class _Judge:
         if target.moves is not None and name not in target.moves:
             return _verdict(FLOAT, f"{name} is not in the target's list of moves")
         rule = target.operators.get(name)
-        breach = rule.breach(ops.arguments(node, self.gm)) if rule else None
-        if breach is not None:
-            return _verdict(FLOAT, str(breach), breach.name, repr(breach.value), breach.allowed)
+        violation = rule.violation(ops.arguments(node, self.gm)) if rule else None
+        if violation is not None:
+            return _verdict(
+                FLOAT, str(violation), violation.name, repr(violation.value), violation.allowed
+            )
         return _verdict("", f"{name} moves values where they are")
 
 
@@ -303,7 +307,7 @@ def _verdict(
 
 
 def _partitions(
-    operators: list[fx.Node], makers: Mapping[fx.Node, list[fx.Node]],
+    operators: list[fx.Node], producers: Mapping[fx.Node, list[fx.Node]],
     verdicts: Mapping[fx.Node, dict[str, str]],
 ) -> tuple[dict[fx.Node, int], tuple[Partition, ...]]:  # fmt: skip
     """Sub-graphs that one device can compute in one go.
@@ -324,17 +328,17 @@ def _partitions(
     for node in operators:
         verdict = verdicts[node]
         if not verdict["device"]:  # a move: where its first operand is
-            before = [verdicts[m]["device"] for m in makers[node]]
+            before = [verdicts[m]["device"] for m in producers[node]]
             verdict["device"] = before[0] if before else FLOAT
             if verdict["device"] == FLOAT:
                 verdict["reason"] = "it moves values that are in floating point"
         device = verdict["device"]
-        levels = (depth[m] + (verdicts[m]["device"] != device) for m in makers[node])
+        levels = (depth[m] + (verdicts[m]["device"] != device) for m in producers[node])
         depth[node] = max(levels, default=0)
         group[node] = node
-        for maker in makers[node]:
-            if verdicts[maker]["device"] == device and depth[maker] == depth[node]:
-                group[root(maker)] = root(node)
+        for producer in producers[node]:
+            if verdicts[producer]["device"] == device and depth[producer] == depth[node]:
+                group[root(producer)] = root(node)
     members: dict[fx.Node, list[fx.Node]] = {}
     for node in operators:
         members.setdefault(root(node), []).append(node)

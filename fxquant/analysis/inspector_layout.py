@@ -81,27 +81,27 @@ class _Layers:
             before = [self.layer[i] for i in inputs.get(name, ())]
             self.layer[name] = 1 + max(before, default=-1)
         for name in names:
-            for maker in inputs.get(name, ()):
-                self._connect(maker, name)
+            for producer in inputs.get(name, ()):
+                self._connect(producer, name)
         self.rows: list[list[str]] = [[] for _ in range(1 + max(self.layer.values(), default=-1))]
         for name, level in self.layer.items():
             self.rows[level].append(name)
 
-    def _connect(self, maker: str, reader: str) -> None:
-        chain, last = [], maker
-        for level in range(self.layer[maker] + 1, self.layer[reader]):
-            bend = f"{maker}>{reader}@{level}"
+    def _connect(self, producer: str, consumer: str) -> None:
+        chain, last = [], producer
+        for level in range(self.layer[producer] + 1, self.layer[consumer]):
+            bend = f"{producer}>{consumer}@{level}"
             self.layer[bend] = level
             self.bends.add(bend)
             chain.append(bend)
             self._edge(last, bend)
             last = bend
-        self._edge(last, reader)
-        self.chains.append((maker, reader, chain))
+        self._edge(last, consumer)
+        self.chains.append((producer, consumer, chain))
 
-    def _edge(self, maker: str, reader: str) -> None:
-        self.below.setdefault(maker, []).append(reader)
-        self.above.setdefault(reader, []).append(maker)
+    def _edge(self, producer: str, consumer: str) -> None:
+        self.below.setdefault(producer, []).append(consumer)
+        self.above.setdefault(consumer, []).append(producer)
 
     def order(self) -> None:
         """Sort every layer by the mean places of neighbours."""

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from fxquant.analysis.inspect import inspect_model
-from fxquant.graph.regions import find_regions
+from fxquant.io.text_tables import table
+from fxquant.placement.regions import find_regions
 from fxquant.prepare import prepare_model
-from fxquant.text import table
 
 if TYPE_CHECKING:
     from pathlib import Path

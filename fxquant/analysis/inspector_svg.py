@@ -61,8 +61,8 @@ def _head(report: InspectorReport) -> list[str]:
 
 def _edges(layout: Layout) -> list[str]:
     made = []
-    for maker, reader, between in layout.edges:
-        start, end = layout.boxes[maker], layout.boxes[reader]
+    for producer, consumer, between in layout.edges:
+        start, end = layout.boxes[producer], layout.boxes[consumer]
         points = [
             Point(start.x, start.y + _BOX[1] / 2),
             *between,

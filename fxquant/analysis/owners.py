@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from fxquant.onnx.runtime import KernelTime
+    from fxquant.onnx.ort.session import KernelTime
 
 _FOLLOW = 8  # nodes between what absorbed an operator and that operator
 CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
@@ -33,12 +33,12 @@ class Owners:
         if node is None:
             return f"({entry.operator}, put in by onnxruntime)"
         if node.op_type in CONVERSIONS:
-            return self._maker(node)
+            return self._producer(node)
         return str(self._wanted(node, entry.operator).name)
 
     def of_tensor(self, name: str, present: set[str]) -> str:
         """Name of the operator that makes a quantized tensor, as far as it has a kernel."""
-        first = found = self._maker(self._outputs[name])
+        first = found = self._producer(self._outputs[name])
         for _ in range(_FOLLOW):
             if found in present or found not in self._nodes:
                 return found
@@ -74,7 +74,7 @@ class Owners:
             found = _source(found)
         return node
 
-    def _maker(self, node: ir.Node) -> str:
+    def _producer(self, node: ir.Node) -> str:
         """Who makes what a conversion converts: an operator, or an input of the graph."""
         found = node
         while found.op_type in CONVERSIONS or (found.op_type == "Max" and len(found.inputs) == 1):

@@ -17,20 +17,20 @@ from typing import TYPE_CHECKING
 from fxquant.analysis.owners import CONVERSIONS, Owners
 from fxquant.analysis.tensor_errors import TensorError, tensor_errors
 from fxquant.errors import ConfigError
-from fxquant.graph.structure import tensors
-from fxquant.onnx.coverage import coverage
-from fxquant.onnx.data import feeds_of, with_nan
-from fxquant.onnx.read import read_model
-from fxquant.onnx.record import bound_example
-from fxquant.onnx.runtime import KernelTime, kernel_times, packed
-from fxquant.onnx.stripped import without_pairs
+from fxquant.graph.pytree import tensors
+from fxquant.io.text_tables import table
+from fxquant.onnx.io.reader import read_model
+from fxquant.onnx.ort.coverage import coverage
+from fxquant.onnx.ort.dequantized import without_pairs
+from fxquant.onnx.ort.feeds import feeds_of, with_nan
+from fxquant.onnx.ort.session import KernelTime, kernel_times, packed
+from fxquant.onnx.runs.observed import bound_example
 from fxquant.sim import QuantizationSimModel
-from fxquant.text import table
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from fxquant.onnx.data import Data
+    from fxquant.onnx.ort.feeds import Data
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def profile(
 def _of_simulation(
     sim: QuantizationSimModel, folder: Path, data: Data | None, *, rounds: int, threads: int
 ) -> Profile:
-    from fxquant.onnx.lower import lower
+    from fxquant.onnx.lowering.lower import lower
 
     sim.export(folder, "model", prove=False)
     example = sim.example

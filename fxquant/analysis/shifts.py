@@ -6,8 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from fxquant.graph.shifts import find_shifts
-from fxquant.text import table
+from fxquant.io.text_tables import table
+from fxquant.placement.shift_constraints import find_shifts
 
 if TYPE_CHECKING:
     from torch import fx

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from fxquant.onnx.runtime import Level, open_session, packed
+from fxquant.onnx.ort.session import Level, open_session, packed
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from fxquant.onnx.data import Feeds
+    from fxquant.onnx.ort.feeds import Feeds
 
 BEST = 300.0  # decibels that stand for no error at all: JSON has no infinity
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from fxquant.encodings.entry import FLOATS, Entry
 from fxquant.encodings.file import EncodingsFile
-from fxquant.encodings.slots import names_at_readers
+from fxquant.encodings.slots import names_at_consumers
 from fxquant.nn import QuantizationMixin
 from fxquant.quantization import AffineEncoding, FloatEncoding
 from fxquant.quantization.affine import BiasQuantizeDequantize
@@ -71,7 +71,7 @@ def module_encodings(model: nn.Module, *, scheme: str = "") -> EncodingsFile:
     Biases whose grid follows from those of input and weight are left out as well. What a stub of
     the placement quantizes is told at the modules that read it, where other tools look for it.
     """
-    readers = names_at_readers(model)
+    consumers = names_at_consumers(model)
     activations: list[Entry] = []
     params: list[Entry] = []
     for place in places(model):
@@ -79,7 +79,7 @@ def module_encodings(model: nn.Module, *, scheme: str = "") -> EncodingsFile:
             continue
         if place.quantizer.is_initialized():
             entry = entry_of(place.name, place.quantizer, place.shape)
-            names = readers.get(place.name, (place.name,))
+            names = consumers.get(place.name, (place.name,))
             (params if place.is_param else activations).extend(map(entry.renamed, names))
     return EncodingsFile(
         "0.6.1", tuple(activations), tuple(params), by_module=True,

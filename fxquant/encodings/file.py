@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,8 +13,8 @@ from fxquant._version import __version__
 from fxquant.encodings import v0, v1, v2
 from fxquant.encodings.entry import Entry
 from fxquant.errors import CheckpointError
-from fxquant.files import as_path, require_whole
-from fxquant.reading import read_json, reason
+from fxquant.io.reading import read_json, reason
+from fxquant.io.writing import as_path, require_whole
 
 FORMATS = (*v0.VERSIONS, *v1.VERSIONS, *v2.VERSIONS)
 _SECTIONS = ("activation_encodings", "param_encodings")
@@ -141,3 +142,8 @@ def _parsed(path: Path) -> Mapping[str, Any]:
     if not isinstance(found, dict):
         raise CheckpointError("FXQ630", f"{path} holds no encodings, but a {type(found).__name__}")
     return found
+
+
+def digest(encodings: dict[str, Any]) -> str:
+    """SHA-256 of the file's text."""
+    return hashlib.sha256(as_text(encodings).encode()).hexdigest()

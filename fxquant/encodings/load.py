@@ -17,7 +17,7 @@ from fxquant.encodings.slots import aliases
 from fxquant.encodings.v2 import VERSIONS as WITHOUT_FLOATS
 from fxquant.errors import QuantizationError, SelectorError, nearest
 from fxquant.quantization.affine import BiasQuantizeDequantize
-from fxquant.quantization.affine.base import AffineQuantizer
+from fxquant.quantization.affine.affine_quantizer import AffineQuantizer
 from fxquant.quantization.float import FloatQuantizeDequantize
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from fxquant.encodings.entry import FLOATS, Array, Entry
 from fxquant.errors import QuantizationError, ShapeMismatchError
 from fxquant.quantization import AffineEncoding, FloatEncoding
 from fxquant.quantization.affine import GroupedBlockQuantizeDequantize, QuantizeDequantize
-from fxquant.quantization.affine.base import AffineQuantizer
+from fxquant.quantization.affine.affine_quantizer import AffineQuantizer
 from fxquant.quantization.float import FloatQuantizeDequantize
-from fxquant.quantization.grid import AffineGrid
+from fxquant.quantization.range_to_qparams import IntegerRange
 from fxquant.quantization.ranges import product_for, range_of
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def _affine(quantizer: QuantizerBase, entry: Entry) -> QuantizerBase:
     return made
 
 
-def _grid(entry: Entry, current: AffineGrid | None) -> AffineGrid:
+def _grid(entry: Entry, current: IntegerRange | None) -> IntegerRange:
     """The integers; what the file leaves open stays as it is."""
     steps = np.zeros(1, np.int64) if entry.steps is None else entry.steps.reshape(-1)
     half = 2 ** (entry.bits - 1)
@@ -89,22 +89,22 @@ def _grid(entry: Entry, current: AffineGrid | None) -> AffineGrid:
     if symmetric is None:
         symmetric = current.symmetric if current is not None else False
     if entry.limits is not None:
-        grid = AffineGrid(*entry.limits, symmetric)
+        grid = IntegerRange(*entry.limits, symmetric)
     elif symmetric and bool((steps == half - 1).all()):
-        grid = AffineGrid(1 - half, half - 1, True)
+        grid = IntegerRange(1 - half, half - 1, True)
     else:
         signed = entry.signed
         if signed is None:
             signed = current.signed if current is not None else symmetric
-        grid = AffineGrid.of_bits(entry.bits, signed=signed, symmetric=symmetric)
+        grid = IntegerRange.of_bits(entry.bits, signed=signed, symmetric=symmetric)
         if current is not None and _narrowed(grid, current):
             grid = current
     if grid.symmetric and not bool((steps == grid.middle - grid.qmin).all()):
-        grid = AffineGrid(grid.qmin, grid.qmax, False)  # some tools call this symmetric as well
+        grid = IntegerRange(grid.qmin, grid.qmax, False)  # some tools call this symmetric as well
     return grid
 
 
-def _narrowed(grid: AffineGrid, current: AffineGrid) -> bool:
+def _narrowed(grid: IntegerRange, current: IntegerRange) -> bool:
     """Whether the quantizer leaves out integers of the same type, and so may go on doing it."""
     same = (grid.bits, grid.signed, grid.symmetric) == (
         current.bits,

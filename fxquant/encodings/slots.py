@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from torch import fx, nn
 
-from fxquant.graph.grids import is_sequence, resolve_grids
 from fxquant.nn import QuantizationMixin
+from fxquant.placement.dataflow import is_sequence, resolve_grids
 
 if TYPE_CHECKING:
     from fxquant.quantization import QuantizerBase
@@ -34,7 +34,7 @@ def aliases(gm: fx.GraphModule) -> dict[str, QuantizerBase]:
     return found
 
 
-def names_at_readers(model: nn.Module) -> dict[str, tuple[str, ...]]:
+def names_at_consumers(model: nn.Module) -> dict[str, tuple[str, ...]]:
     """Place of a stub that the placement put in -> names of the inputs that read it."""
     if not isinstance(model, fx.GraphModule):
         return {}

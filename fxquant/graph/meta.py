@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 
-from fxquant.graph.sizes import plain
+from fxquant.graph.symbolic_ints import plain
 
 if TYPE_CHECKING:
     from types import CodeType, FrameType

@@ -228,7 +228,7 @@ class Rewriter:
         name: str,
         kwargs: Mapping[str, Any] | None = None,
     ) -> None:
-        """Let `node` call a new module instead of what it calls; its own name and readers stay."""
+        """Let `node` call a new module instead of what it calls; its name and consumers stay."""
         path = self.add_module(module_path(node), name, module)
         node.op, node.target = "call_module", path
         node.args, node.kwargs = args, dict(kwargs or {})
@@ -242,7 +242,7 @@ class Rewriter:
     def become_call(
         self, node: fx.Node, target: Any, *args: Any, kwargs: Mapping[str, Any] | None = None
     ) -> None:
-        """Let a node call another function, or a method by its name; readers stay."""
+        """Let a node call another function, or a method by its name; consumers stay."""
         node.op = "call_method" if isinstance(target, str) else "call_function"
         node.target = target
         node.args, node.kwargs = args, dict(kwargs or {})
@@ -255,14 +255,14 @@ class Rewriter:
         self.changes += 1
 
     def replace(self, old: fx.Node, new: fx.Node) -> None:
-        """Let every reader of `old` read `new`, and erase `old`."""
+        """Let every consumer of `old` read `new`, and erase `old`."""
         old.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
         self.erase(old)
 
-    def redirect(self, old: fx.Node, new: fx.Node, readers: Iterable[fx.Node]) -> None:
-        """Let `readers` read `new` instead of `old`."""
-        for reader in readers:
-            reader.replace_input_with(old, new)
+    def redirect(self, old: fx.Node, new: fx.Node, consumers: Iterable[fx.Node]) -> None:
+        """Let `consumers` read `new` instead of `old`."""
+        for consumer in consumers:
+            consumer.replace_input_with(old, new)
             self.changes += 1
 
     def retarget(self, node: fx.Node, path: str) -> None:
@@ -274,11 +274,11 @@ class Rewriter:
         """Erase a node that nobody reads; the module that it called stays where it is.
 
         Raises:
-            PassError: FXQ304, the node has readers.
+            PassError: FXQ304, the node has consumers.
         """
         if node.users:
-            readers = ", ".join(u.name for u in node.users)
-            raise PassError("FXQ304", f"{self.by} erases a node that {readers} reads", at=node)
+            consumers = ", ".join(u.name for u in node.users)
+            raise PassError("FXQ304", f"{self.by} erases a node that {consumers} reads", at=node)
         self.gm.graph.erase_node(node)
         self.changes += 1
 

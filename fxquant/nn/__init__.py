@@ -7,7 +7,7 @@ of `torch.nn` and from the functional modules here.
 from typing import Any
 
 from fxquant.nn import functional
-from fxquant.nn.calibrate import compute_encodings, compute_param_encodings
+from fxquant.nn.calibration import compute_encodings, compute_param_encodings
 from fxquant.nn.functional import *  # noqa: F403  # one class a function, listed there
 from fxquant.nn.generate import by_name
 from fxquant.nn.mixin import QuantizationMixin, implements, quantized_class

@@ -28,7 +28,7 @@ class Functional(nn.Module):
 
     Attributes:
         function: what is called; a class attribute.
-        arity: number of tensor arguments a quantized twin has input quantizers for.
+        arity: number of tensor arguments a quantized counterpart has input quantizers for.
         onto_view: it stands for a write into a view, whose gradient PyTorch lays out as the view.
         in_training: keyword arguments that are others while training, such as `training=True`.
     """
@@ -346,7 +346,7 @@ MaskedSelect = _functional("MaskedSelect", torch.masked_select)
 Pad = _functional("Pad", F.pad)
 Interpolate = _functional("Interpolate", F.interpolate)
 GridSample = _functional("GridSample", F.grid_sample)
-AffineGrid = _functional("AffineGrid", F.affine_grid)
+IntegerRange = _functional("IntegerRange", F.affine_grid)
 DynamicUnfold = _functional("DynamicUnfold", F.unfold)
 TensorUnfold = _functional("TensorUnfold", Tensor.unfold)
 DynamicFold = _functional("DynamicFold", F.fold)

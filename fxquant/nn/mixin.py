@@ -1,13 +1,13 @@
-"""`QuantizationMixin`: what turns a module class into its quantized twin.
+"""`QuantizationMixin`: what turns a module class into its quantized counterpart.
 
 Around the user's own `forward` a quantized module does three things: it quantizes the tensors that
 come in, lets the module see quantized parameters under the names of its own, and quantizes what
 goes out. Parameters are swapped in the instance's `__dict__`, where Python looks before it asks
 `nn.Module` for its parameters: no copy, no hook, and the autograd graph goes through.
 
-The twins are generated: a quantized class differs from its float class in nothing but its bases, so
-writing them by hand gives a hundred classes and one forgotten one. `QuantizedConv2d` is an
-`nn.Conv2d`.
+The quantized classes are generated: they differ from their float classes in nothing but their
+bases, so writing them by hand gives a hundred classes and one forgotten one. `QuantizedConv2d` is
+an `nn.Conv2d`.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from fxquant.errors import QuantizationError
-from fxquant.nn import calibrate, kernels
+from fxquant.nn import calibration, custom_kernels
 from fxquant.nn.containers import QuantizerDict, QuantizerList, Removed, remove
 from fxquant.nn.functional import Functional
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from fxquant.nn.kernels import Kernel
+    from fxquant.nn.custom_kernels import Kernel
     from fxquant.quantization import QuantizerBase
 
 _M = TypeVar("_M", bound=nn.Module)
@@ -76,7 +76,7 @@ class QuantizationMixin(nn.Module):
 
     @staticmethod
     def from_module(module: nn.Module) -> QuantizationMixin:
-        """The quantized twin of a module: it shares parameters, buffers, submodules and hooks.
+        """The quantized counterpart of a module: it shares parameters, buffers, children and hooks.
 
         The module itself is not changed; a module that is quantized already is returned as it is.
         """
@@ -113,8 +113,8 @@ class QuantizationMixin(nn.Module):
             kwargs = {name: walk.over(value) for name, value in kwargs.items()}
         swapped = self._quantized_parameters()
         kernel = self.__dict__.get("_kernel") or type(self).default_kernel
-        if kernel is not None and not kernels.observing(self):
-            return kernels.run(kernel, self, args, kwargs, swapped)
+        if kernel is not None and not custom_kernels.observing(self):
+            return custom_kernels.run(kernel, self, args, kwargs, swapped)
         if swapped:
             result = self._forward_with(swapped, args, kwargs)
         else:
@@ -163,7 +163,7 @@ class QuantizationMixin(nn.Module):
         """
         with torch.no_grad():
             for name, value in self._quantized_parameters().items():
-                parameter = calibrate.weight_of(self, name)
+                parameter = calibration.weight_of(self, name)
                 if parameter is not None:
                     parameter.copy_(value)
                 self.param_quantizers[name].allow_overwrite(False)
@@ -204,7 +204,7 @@ class QuantizationMixin(nn.Module):
         for name, quantizer in quantizers._modules.items():
             if quantizer is None:
                 continue
-            parameter = calibrate.weight_of(self, name)
+            parameter = calibration.weight_of(self, name)
             if parameter is not None and not quantizer._observing:
                 found[name] = self._quantized_parameter(name, parameter, quantizer)
         return found
@@ -247,7 +247,7 @@ class QuantizationMixin(nn.Module):
     @contextmanager
     def compute_encodings(self) -> Iterator[None]:
         """Observe what passes through and set the grids on leaving; see `compute_encodings`."""
-        with calibrate.compute_encodings(self):
+        with calibration.compute_encodings(self):
             yield
 
     # taking quantizers out -----------------------------------------------------------------------
@@ -296,7 +296,7 @@ class QuantizationMixin(nn.Module):
 
 
 def quantized_class(cls: type[nn.Module]) -> type[QuantizationMixin]:
-    """The quantized twin of a module class; the same object for the same class.
+    """The quantized counterpart of a module class; the same object for the same class.
 
     Example:
         >>> quantized_class(nn.Conv2d).__name__
@@ -320,7 +320,7 @@ def quantized_class(cls: type[nn.Module]) -> type[QuantizationMixin]:
 def implements(
     cls: type[nn.Module],
 ) -> Callable[[type[QuantizationMixin]], type[QuantizationMixin]]:
-    """Class decorator: use the decorated class as the quantized twin of `cls`.
+    """Class decorator: use the decorated class as the quantized counterpart of `cls`.
 
     For modules whose inner results need quantizers of their own; everything else is generated.
     """
@@ -329,7 +329,7 @@ def implements(
         if not issubclass(quantized, cls):
             raise QuantizationError(
                 "FXQ420",
-                f"{quantized.__name__} is no {cls.__name__}",
+                f"{quantized.__name__} is no subclass of {cls.__name__}",
                 fix=f"write class {quantized.__name__}(QuantizationMixin, {cls.__name__})",
             )
         quantized.float_class = cls
@@ -379,7 +379,7 @@ class _Walk:
 
 
 def _blank(cls: type[nn.Module]) -> QuantizationMixin:
-    """An instance of the quantized twin of a class, before its state is filled in."""
+    """An instance of the quantized counterpart of a class, before its state is filled in."""
     quantized = quantized_class(cls)
     return quantized.__new__(quantized)
 

@@ -1,8 +1,8 @@
 """ONNX: lowering, encodings files, verification and the proof against onnxruntime."""
 
-from fxquant.onnx.lower import lower
-from fxquant.onnx.lowered import Fallback, Lowered, LoweredTensor
-from fxquant.onnx.verify import VerifyReport, verify_file, verify_model
+from fxquant.onnx.lint.verify import VerifyReport, verify_file, verify_model
+from fxquant.onnx.lowering.lower import lower
+from fxquant.onnx.lowering.result import Fallback, Lowered, LoweredTensor
 
 __all__ = [
     "Fallback",

@@ -8,7 +8,6 @@ the state_dict has them, also where ONNX stores another layout.
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -18,20 +17,20 @@ from fxquant import ops
 from fxquant.encodings.collect import entry_of, places, quantizer_arguments
 from fxquant.encodings.entry import Entry
 from fxquant.encodings.file import EncodingsFile, as_text, write
-from fxquant.files import write_text
+from fxquant.io.writing import write_text
 from fxquant.nn import QuantizationMixin
-from fxquant.onnx.lower import lower
+from fxquant.onnx.lowering.lower import lower
 from fxquant.quantization.affine import BiasQuantizeDequantize, QuantizeDequantize
-from fxquant.quantization.affine.base import AffineQuantizer
+from fxquant.quantization.affine.affine_quantizer import AffineQuantizer
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from fxquant.onnx.lowered import Lowered, LoweredTensor
+    from fxquant.onnx.lowering.result import Lowered, LoweredTensor
 
 VERSION = "1.0.0"
 
-__all__ = ["VERSION", "as_text", "digest", "encodings_of", "tensor_names", "write_encodings"]
+__all__ = ["VERSION", "as_text", "encodings_of", "tensor_names", "write_encodings"]
 
 
 def encodings_of(
@@ -85,11 +84,6 @@ def write_encodings(
     return encodings
 
 
-def digest(encodings: dict[str, Any]) -> str:
-    """SHA-256 of the file's text."""
-    return hashlib.sha256(as_text(encodings).encode()).hexdigest()
-
-
 def tensor_names(gm: fx.GraphModule, example: Any) -> Mapping[str, tuple[str, ...]]:
     """ONNX names of activations, each with the places whose quantizer gives its grid.
 
@@ -99,10 +93,10 @@ def tensor_names(gm: fx.GraphModule, example: Any) -> Mapping[str, tuple[str, ..
         gm: the model of a simulation; it is not changed.
         example: positional and keyword inputs.
     """
-    twin = copy.deepcopy(gm)
+    copied = copy.deepcopy(gm)
     homes: dict[int, list[str]] = {}
     stand_ins: dict[int, QuantizeDequantize] = {}
-    for place in list(places(twin)):
+    for place in list(places(copied)):
         quantizer = place.quantizer
         if quantizer is None or place.is_param:
             continue
@@ -112,11 +106,11 @@ def tensor_names(gm: fx.GraphModule, example: Any) -> Mapping[str, tuple[str, ..
         if not quantizer.is_initialized():
             quantizer.set_range(-1.0, 1.0)
         homes.setdefault(id(quantizer), []).append(place.name)
-    for place in list(places(twin)):
+    for place in list(places(copied)):
         if place.is_param:
             place.home[place.key] = None
     found: dict[str, tuple[str, ...]] = {}
-    for tensor in lower(twin, example).tensors:
+    for tensor in lower(copied, example).tensors:
         for name in (tensor.float_name, tensor.quantized_name, tensor.dequantized_name):
             if name and id(tensor.quantizer) in homes:
                 found.setdefault(name, tuple(homes[id(tensor.quantizer)]))

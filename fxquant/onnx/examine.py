@@ -20,21 +20,20 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from fxquant.errors import ExportError
-from fxquant.onnx.coverage import coverage
-from fxquant.onnx.cpu import this_cpu
-from fxquant.onnx.data import Data, Feeds, feeds_of, with_nan
-from fxquant.onnx.default_kernels import KernelRun, default_kernels
+from fxquant.io.text_tables import table
 from fxquant.onnx.integer import IntegerModel
 from fxquant.onnx.integer.saturation import Saturation, describe
-from fxquant.onnx.noise import Tolerance, magnitude, tolerances
-from fxquant.onnx.outputs import OutputExam, compared, unlike
-from fxquant.onnx.read import first_line, read_model
-from fxquant.onnx.report import OperatorRow
-from fxquant.onnx.runtime import Level, open_session, packed, show
-from fxquant.onnx.unsigned import exact_model
-from fxquant.onnx.verify import REFUSED, VerifyReport, verify_file
-from fxquant.onnx.verify_rules import SCALES, SHAPES, UNLOADED, Finding
-from fxquant.text import table
+from fxquant.onnx.io.reader import first_line, read_model
+from fxquant.onnx.lint.structure import SCALES, SHAPES, UNLOADED, Finding
+from fxquant.onnx.lint.verify import REFUSED, VerifyReport, verify_file
+from fxquant.onnx.lowering.unsigned_products import exact_model
+from fxquant.onnx.ort.coverage import OperatorRow, coverage
+from fxquant.onnx.ort.cpu import this_cpu
+from fxquant.onnx.ort.feeds import Data, Feeds, feeds_of, with_nan
+from fxquant.onnx.ort.session import Level, open_session, packed, show
+from fxquant.onnx.parity.default_kernels import KernelRun, default_kernels
+from fxquant.onnx.parity.error_bounds import Tolerance, magnitude, tolerances
+from fxquant.onnx.parity.file_outputs import OutputExam, compared, unlike
 
 _FORCED = ".given"
 _REAL = ".real"
@@ -253,8 +252,8 @@ def _tensors(path: str | Path, feeds: Feeds) -> tuple[list[TensorExam], list[Fin
     """
     model = exact_model(path)
     executor = IntegerModel(model, islands="onnxruntime", cpu="here")
-    makers = {v.name: node for node in model.graph for v in node.outputs}
-    names = [n for n in executor.visible_names if _is_quantized(makers[n])]
+    producers = {v.name: node for node in model.graph for v in node.outputs}
+    names = [n for n in executor.visible_names if _is_quantized(producers[n])]
     peaks = {n: magnitude(x) for n, x in feeds.items()}
     allowed = tolerances(model, names, peaks)
     given = _shown(path, names, feeds)
@@ -269,9 +268,11 @@ def _tensors(path: str | Path, feeds: Feeds) -> tuple[list[TensorExam], list[Fin
         plain = open_session(source, Level.OFF).run(fed)
     rows = []
     for name in names:
-        boundary = _distance(makers[name], plain[name + _REAL])
+        boundary = _distance(producers[name], plain[name + _REAL])
         same = int((ours[name] == fused[name]).sum())
-        rows.append(_row(makers[name], (fused[name], plain[name]), boundary, allowed[name], same))
+        rows.append(
+            _row(producers[name], (fused[name], plain[name]), boundary, allowed[name], same)
+        )
     return rows, [found for found in wrong if found is not None]
 
 
@@ -290,7 +291,7 @@ def _shown(path: str | Path, names: Sequence[str], feeds: Feeds) -> Feeds:
 
 
 def _cut(model: ir.Model, names: Sequence[str]) -> ir.Model:
-    """The model with a graph input in front of every reader of these tensors; in place."""
+    """The model with a graph input in front of every consumer of these tensors; in place."""
     graph = model.graph
     values = {v.name: v for node in graph for v in node.outputs}
     for name in names:

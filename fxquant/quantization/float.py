@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from fxquant.errors import QuantizationError
-from fxquant.quantization.base import QuantizerBase, float32
 from fxquant.quantization.encodings import FloatEncoding
 from fxquant.quantization.kernels import hardtanh_backward
 from fxquant.quantization.layout import Layout
+from fxquant.quantization.quantizer_base import QuantizerBase, float32
 from fxquant.quantization.tensor import DequantizedTensor, attach
 
 if TYPE_CHECKING:

@@ -28,8 +28,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fxquant.quantization.grid import Factors
 from fxquant.quantization.pieces import in_one, pieces
+from fxquant.quantization.range_to_qparams import Factors
 
 hardtanh_backward: Callable[[Tensor, Tensor, float, float], Tensor] = (
     torch.ops.aten.hardtanh_backward.default

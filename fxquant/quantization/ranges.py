@@ -17,24 +17,24 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fxquant.quantization.grid import wide
+from fxquant.quantization.range_to_qparams import wide
 
 if TYPE_CHECKING:
-    from fxquant.quantization.grid import AffineGrid
+    from fxquant.quantization.range_to_qparams import IntegerRange
 
 _FARTHEST = 3  # neighbours that are looked at; rounding twice is off by two at most
 
 
 @torch.no_grad()
-def range_of(grid: AffineGrid, scale: Tensor, zero_point: Tensor) -> tuple[Tensor, Tensor]:
+def range_of(grid: IntegerRange, scale: Tensor, zero_point: Tensor) -> tuple[Tensor, Tensor]:
     """Ends of a range that has this step and zero point: `[S], [S] -> [S], [S]`.
 
     The step of the result is this one, but for the steps of narrowed symmetric grids that no range
     has; compare where it must be exact.
 
     Example:
-        >>> from fxquant.quantization.grid import AffineGrid
-        >>> grid, scale = AffineGrid(0, 255), torch.tensor(0.1)
+        >>> from fxquant.quantization.range_to_qparams import IntegerRange
+        >>> grid, scale = IntegerRange(0, 255), torch.tensor(0.1)
         >>> low, high = range_of(grid, scale, torch.tensor(3.0))
         >>> bool(grid.scale(low, high) == scale), grid.zero_point(low, scale)
         (True, tensor(3.))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fxquant.errors import QuantizationError
 from fxquant.quantization.encodings import AffineEncoding, Encoding
-from fxquant.quantization.follow import follow
+from fxquant.quantization.view_tracking import follow
 
 # same elements at the same places: any encoding survives
 _KEEP: set[Callable[..., Any]] = {

@@ -12,10 +12,10 @@ import importlib.resources
 from pydantic import ValidationError
 
 from fxquant.errors import ConfigError, SelectorError, nearest
-from fxquant.targets.rules import Breach, OperatorRule
+from fxquant.targets.rules import OperatorRule, Violation
 from fxquant.targets.schema import (
     DEPLOYMENTS,
-    ActivationGrid,
+    ActivationType,
     BiasGrid,
     Deploy,
     RoundMode,
@@ -23,14 +23,13 @@ from fxquant.targets.schema import (
     Search,
     Shifts,
     Target,
-    WeightGrid,
+    WeightType,
 )
 
 __all__ = [
     "DEPLOYMENTS",
-    "ActivationGrid",
+    "ActivationType",
     "BiasGrid",
-    "Breach",
     "Deploy",
     "OperatorRule",
     "RoundMode",
@@ -38,7 +37,8 @@ __all__ = [
     "Search",
     "Shifts",
     "Target",
-    "WeightGrid",
+    "Violation",
+    "WeightType",
     "available",
     "load_target",
 ]

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 
-class Breach(NamedTuple):
+class Violation(NamedTuple):
     """A constraint that a call does not keep.
 
     Attributes:
@@ -65,28 +65,30 @@ class OperatorRule(BaseModel):
 
     def refuses(self, arguments: Mapping[str, Any]) -> str | None:
         """Why the rule does not hold for these arguments, or None."""
-        breach = self.breach(arguments)
-        return None if breach is None else str(breach)
+        violation = self.violation(arguments)
+        return None if violation is None else str(violation)
 
-    def breach(self, arguments: Mapping[str, Any]) -> Breach | None:
+    def violation(self, arguments: Mapping[str, Any]) -> Violation | None:
         """The first constraint that these arguments do not keep, or None."""
         if not (self.only or self.limits or self.constant):
             return None
-        return next(self._breaches(arguments, _properties(arguments)), None)
+        return next(self._violations(arguments, _properties(arguments)), None)
 
-    def _breaches(self, arguments: Mapping[str, Any], known: Mapping[str, Any]) -> Iterator[Breach]:
+    def _violations(
+        self, arguments: Mapping[str, Any], known: Mapping[str, Any]
+    ) -> Iterator[Violation]:
         for name, allowed in self.only.items():
             value = known.get(name)
             plain = list(value) if isinstance(value, tuple) else value
             if plain not in allowed:
-                yield Breach(name, value, " or ".join(map(repr, allowed)))
+                yield Violation(name, value, " or ".join(map(repr, allowed)))
         for name, (low, high) in self.limits.items():
             value = known.get(name)
             if any(not low <= n <= high for n in _numbers(value)):
-                yield Breach(name, value, f"{low:g} to {high:g}")
+                yield Violation(name, value, f"{low:g} to {high:g}")
         for name in self.constant:
             if hasattr(arguments.get(name), "op"):
-                yield Breach(name, "computed at run time", "constants")
+                yield Violation(name, "computed at run time", "constants")
 
 
 def _numbers(value: Any) -> list[float]:

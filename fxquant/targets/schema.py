@@ -20,7 +20,7 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class _Grid(_Frozen):
+class _TensorType(_Frozen):
     """What activations and weights have in common.
 
     Attributes:
@@ -36,14 +36,14 @@ class _Grid(_Frozen):
     rounding: RoundMode = "half_even"
 
 
-class ActivationGrid(_Grid):
+class ActivationType(_TensorType):
     """Grid of activations."""
 
     signed: bool = False
     symmetric: bool = False
 
 
-class WeightGrid(_Grid):
+class WeightType(_TensorType):
     """Grid of weights."""
 
     signed: bool = True
@@ -124,7 +124,7 @@ class Target(_Frozen):
         shifts: ranges that `check_shifts` compares with.
         contrib: it is onnxruntime: exported files use its own operators and the forms of others
             that it runs fastest.
-        deploy: the CPUs that files are written for, see `fxquant.onnx.deploy`.
+        deploy: the CPUs that files are written for, see `fxquant.onnx.lowering.deployment`.
         operators: row name -> rule; what is not listed is computed in floating point.
     """
 
@@ -132,8 +132,8 @@ class Target(_Frozen):
     description: str = ""
     aliases: tuple[str, ...] = ()
     scale: ScaleKind = "float"
-    activation: ActivationGrid = ActivationGrid()
-    weight: WeightGrid = WeightGrid()
+    activation: ActivationType = ActivationType()
+    weight: WeightType = WeightType()
     bias: BiasGrid = BiasGrid()
     search: Search = Search()
     absorbs: tuple[str, ...] = ()

@@ -21,13 +21,13 @@ from torch import fx, nn
 
 from fxquant._version import __version__
 from fxquant.errors import CheckpointError, nearest
-from fxquant.files import write_text
-from fxquant.graph.dump import dump
+from fxquant.graph.printer import dump
+from fxquant.io.reading import read_json, reason
+from fxquant.io.writing import write_text
 from fxquant.nn import QuantizationMixin
 from fxquant.quantization.affine import AffineQuantizer, BiasQuantizeDequantize
+from fxquant.quantization.affine.pof2 import PowerOfTwoQuantizeDequantize, position_of
 from fxquant.quantization.float import FloatQuantizeDequantize
-from fxquant.quantization.pof2 import PowerOfTwoQuantizeDequantize, position_of
-from fxquant.reading import read_json, reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

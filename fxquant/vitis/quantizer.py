@@ -24,21 +24,21 @@ from fxquant import ops
 from fxquant.analysis.shifts import ShiftReport, check_shifts
 from fxquant.config import QuantConfig
 from fxquant.errors import CalibrationError, ConfigError
-from fxquant.files import as_path, new_file
+from fxquant.io.writing import as_path, new_file
 from fxquant.nn import QuantizationMixin
-from fxquant.nn.calibrate import fit_biases
+from fxquant.nn.calibration import fit_biases
 from fxquant.passes import align_grids, approximate
 from fxquant.prepare import prepare_model
 from fxquant.quantization import QuantScheme
 from fxquant.sim import QuantizationSimModel
 from fxquant.targets import Target, load_target
-from fxquant.vitis.follow import Following
 from fxquant.vitis.info import NAME, load_info, read_info, write_info
+from fxquant.vitis.running_calibration import Following
 from fxquant.vitis.specify import specify
 from fxquant.vitis.strategy import Strategy, load_strategy
 
 if TYPE_CHECKING:
-    from fxquant.onnx.report import ParityReport
+    from fxquant.onnx.parity.report import ParityReport
 
 log = logging.getLogger("fxquant")
 

@@ -10,19 +10,19 @@ from torch import fx, nn
 
 from fxquant import ops
 from fxquant.errors import ConfigError, place
-from fxquant.graph.grids import operands
 from fxquant.nn import QuantizationMixin
+from fxquant.placement.dataflow import operands
 from fxquant.quantization import QuantizerBase
 from fxquant.quantization.affine import (
     AffineQuantizer,
     BiasQuantizeDequantize,
     QuantizeDequantize,
 )
+from fxquant.quantization.affine.pof2 import PowerOfTwo, PowerOfTwoQuantizeDequantize
+from fxquant.quantization.affine.pof2_rounding import OF_ONNX, RoundingQuantizeDequantize
 from fxquant.quantization.analyzers import EncodingAnalyzer, MinMax, Percentile, Sqnr
 from fxquant.quantization.float import FloatQuantizeDequantize
-from fxquant.quantization.pof2 import PowerOfTwo, PowerOfTwoQuantizeDequantize
-from fxquant.quantization.pof2_rounding import OF_ONNX, RoundingQuantizeDequantize
-from fxquant.vitis.entropy import Entropy
+from fxquant.vitis.relative_entropy import Entropy
 from fxquant.vitis.strategy import KINDS, Kind, Strategy, TensorRule
 
 if TYPE_CHECKING:
@@ -112,8 +112,8 @@ class _Work:
             found = [n for _, n in operands(group[0], self.gm)] if row else []
             if len(found) != 1 or found[0] not in self.modules or len(found[0].users) != 1:
                 return group
-            maker = self.modules[found[0]]
-            if not isinstance(maker, QuantizationMixin) or not _takes_in(maker):
+            producer = self.modules[found[0]]
+            if not isinstance(producer, QuantizationMixin) or not _takes_in(producer):
                 return group
             group.insert(0, found[0])
 
@@ -261,10 +261,10 @@ class _Work:
             )
 
 
-def _takes_in(maker: QuantizationMixin) -> bool:
+def _takes_in(producer: QuantizationMixin) -> bool:
     """Whether a module's kernel writes the grid of what follows it."""
-    weighted = "weight" in dict(maker.param_quantizers.active())
-    return weighted and not any(True for _ in maker.output_quantizers.active())
+    weighted = "weight" in dict(producer.param_quantizers.active())
+    return weighted and not any(True for _ in producer.output_quantizers.active())
 
 
 def _is_power(quantizer: AffineQuantizer) -> bool:

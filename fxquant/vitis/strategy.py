@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, model_validator
 
 from fxquant.errors import ConfigError, nearest
-from fxquant.files import as_path
-from fxquant.reading import read_json, reason
+from fxquant.io.reading import read_json, reason
+from fxquant.io.writing import as_path
 from fxquant.targets import RoundMode
 
 if TYPE_CHECKING:

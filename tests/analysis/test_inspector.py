@@ -99,7 +99,7 @@ def test_no_part_needs_itself(target: str) -> None:
     report = inspected(target)
     part = {n.name: n.partition for n in report.nodes}
     for node in report.nodes:
-        assert all(part[maker] <= node.partition for maker in node.inputs)
+        assert all(part[producer] <= node.partition for producer in node.inputs)
     order = [p.number for p in report.partitions]
     assert order == sorted(order)
     for a, b in itertools.pairwise(report.partitions):

@@ -19,11 +19,11 @@ from fxquant.analysis.owners import Owners
 from fxquant.analysis.profile import Profile, profile
 from fxquant.cli import main
 from fxquant.errors import ConfigError
-from fxquant.onnx.lower import lower
-from fxquant.onnx.read import read_model
-from fxquant.onnx.runtime import KernelTime, Level, open_session, packed
-from fxquant.onnx.stripped import without_pairs
-from fxquant.onnx.write import write_model
+from fxquant.onnx.io.reader import read_model
+from fxquant.onnx.io.writer import write_model
+from fxquant.onnx.lowering.lower import lower
+from fxquant.onnx.ort.dequantized import without_pairs
+from fxquant.onnx.ort.session import KernelTime, Level, open_session, packed
 from tests.helpers.grids import output_of
 
 
@@ -118,7 +118,7 @@ def test_without_grids_it_is_the_float_model(
 
 
 def test_a_relu_that_was_left_out_stays_an_end_of_the_grid(tmp_path: Path) -> None:
-    from tests.onnx.qdq import Graph
+    from tests.helpers.qdq import Graph
 
     g = Graph(x=("batch", 3, 4, 4))
     x = g.quantized("x_in", g["x"], 0.02, 128)

@@ -21,10 +21,10 @@ import torch
 
 from fxquant import QuantizationSimModel
 from fxquant.models import digits
-from fxquant.onnx.cpu import probe_model
 from fxquant.onnx.integer import IntegerModel
-from fxquant.onnx.lower import lower
-from fxquant.onnx.runtime import show
+from fxquant.onnx.lowering.lower import lower
+from fxquant.onnx.ort.cpu import probe_model
+from fxquant.onnx.ort.session import show
 from tests.emulated import arm64
 
 NETWORKS = ("resnet18", "mobilenet_v2", "vit", "bert")

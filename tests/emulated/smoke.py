@@ -40,7 +40,7 @@ def equal(found: dict[str, Any], wanted: dict[str, Any]) -> tuple[float, int]:
 
 
 def is_exact(folder: Path) -> bool:
-    """What the byte products of this CPU are, as `fxquant.onnx.cpu` finds it."""
+    """What the byte products of this CPU are, as `fxquant.onnx.ort.cpu` finds it."""
     with np.load(folder / "probe.npz") as stored:
         feeds, wanted = {n: stored[n] for n in ("a", "b")}, int(stored["exact"])
     return int(run(folder / "probe.onnx", feeds)["y"][0, 0]) == wanted

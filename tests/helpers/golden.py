@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx, nn
 
-from fxquant.graph.dump import dump
-from fxquant.graph.passes import Fact, Outcome, Pass, Pipeline, set_state, state_of
-from fxquant.graph.trace import record
+from fxquant.graph.pass_infra import Fact, Outcome, Pass, Pipeline, set_state, state_of
+from fxquant.graph.printer import dump
 from fxquant.passes import PREPARE
 from fxquant.prepare import call_arguments
+from fxquant.tracing.record import record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(int(sys.argv[3]))
 from fxquant.sim import QuantizationSimModel
-from tests.onnx.test_integer_networks import build, images
+from tests.onnx.integer.test_networks import build, images
 from tests.random_networks import network, randomize
 name, folder = sys.argv[1], Path(sys.argv[2])
 if name.isdigit():

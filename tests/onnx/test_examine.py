@@ -16,10 +16,10 @@ from torch import nn
 from fxquant.cli import main
 from fxquant.errors import ConfigError
 from fxquant.onnx.examine import examine
-from fxquant.onnx.verify import verify_file
+from fxquant.onnx.lint.verify import verify_file
 from fxquant.sim import QuantizationSimModel
-from tests.onnx.qdq import Graph
-from tests.onnx.test_integer_kernels import normal
+from tests.helpers.qdq import Graph
+from tests.onnx.integer.test_kernels import normal
 
 SHAPE = (4, 8, 9, 9)
 

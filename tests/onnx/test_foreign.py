@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from fxquant import prepare_model
 from fxquant.onnx.examine import Examination, examine
-from fxquant.onnx.lower import lower
-from fxquant.onnx.verify import verify_file
+from fxquant.onnx.lint.verify import verify_file
+from fxquant.onnx.lowering.lower import lower
 
 SHAPE = (2, 3, 8, 8)
 

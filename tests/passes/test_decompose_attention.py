@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxquant.graph.dump import dump
+from fxquant.graph.printer import dump
 from fxquant.passes import DecomposeAttention
 from fxquant.prepare import prepare_model
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxquant.graph.passes import Fact
+from fxquant.graph.pass_infra import Fact
 from fxquant.passes import FunctionalsToModules
 from tests.helpers.golden import assert_rewrites, ready
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fxquant import prepare_model
-from fxquant.graph.passes import state_of
-from fxquant.graph.training import asks_for_training
+from fxquant.graph.pass_infra import state_of
+from fxquant.tracing.training_mode import asks_for_training
 from tests.helpers.golden import assert_dump
 
 X = torch.randn(4, 3)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from fxquant import QuantizationSimModel, prepare_model
-from fxquant.graph.passes import state_of
+from fxquant.graph.pass_infra import state_of
 from tests.helpers.golden import assert_dump
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxquant.graph.passes import Fact
+from fxquant.graph.pass_infra import Fact
 from fxquant.passes import RemoveWrites
 from fxquant.prepare import prepare_model
 from tests.helpers.golden import assert_rewrites, ready

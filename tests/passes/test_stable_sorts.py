@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxquant.graph.passes import Fact
+from fxquant.graph.pass_infra import Fact
 from fxquant.passes import StableSorts
 from tests.helpers.golden import assert_rewrites, ready
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxquant.graph.passes import Fact
-from fxquant.graph.share import twin
+from fxquant.graph.pass_infra import Fact
+from fxquant.graph.recorded_module import shared_copy
 from fxquant.passes import UniqueModules
 from tests.helpers.golden import assert_rewrites, ready
 
@@ -104,7 +104,7 @@ def test_a_twin_keeps_flags_hooks_and_children() -> None:
     block = nn.Sequential(nn.Linear(3, 3), nn.Dropout()).eval()
     block[0].register_forward_hook(lambda *_: calls.append(1))
     block[1].train()
-    other = twin(block)
+    other = shared_copy(block)
     other(X)
     assert calls == [1]
     assert (other.training, other[1].training) == (False, True)

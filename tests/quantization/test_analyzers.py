@@ -27,8 +27,8 @@ from fxquant.quantization.analyzers import (
     Sqnr,
 )
 from fxquant.quantization.analyzers.entropy import divergence
-from fxquant.quantization.grid import AffineGrid
 from fxquant.quantization.layout import Layout
+from fxquant.quantization.range_to_qparams import IntegerRange
 
 ANALYZERS: list[EncodingAnalyzer] = [
     MinMax(),
@@ -238,8 +238,8 @@ def test_statistics_of_another_analyzer_give_no_range(analyzer: EncodingAnalyzer
         def update(self, x: Tensor, low: Tensor, high: Tensor) -> None:
             """Nothing."""
 
-    assert analyzer.range(Other(), AffineGrid(0, 255)) is None
-    assert analyzer.range(analyzer.start(Layout()), AffineGrid(0, 255)) is None
+    assert analyzer.range(Other(), IntegerRange(0, 255)) is None
+    assert analyzer.range(analyzer.start(Layout()), IntegerRange(0, 255)) is None
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def test_scheme_names_are_aliases() -> None:
 def test_merged_shards_give_the_range_of_one_pass(
     analyzer: EncodingAnalyzer, seed: int, count: int, place: tuple[tuple[int, ...], Layout]
 ) -> None:
-    (size, layout), grid = place, AffineGrid(0, 15)
+    (size, layout), grid = place, IntegerRange(0, 15)
     batches = batches_of(seed, count, *size)
 
     def statistics(shard: list[Tensor]) -> Any:
@@ -308,7 +308,7 @@ def test_merged_shards_give_the_range_of_one_pass(
 
 @pytest.mark.parametrize("analyzer", MERGEABLE)
 def test_merging_with_nothing_changes_nothing(analyzer: EncodingAnalyzer) -> None:
-    layout, grid, x = Layout(), AffineGrid(0, 255), torch.randn(100)
+    layout, grid, x = Layout(), IntegerRange(0, 255), torch.randn(100)
     seen_one: Any = analyzer.start(layout)
     seen_one.update(x, *layout.extremes(x))
     want = analyzer.range(seen_one, grid)
@@ -356,7 +356,7 @@ def test_mse_beats_what_weighs_clipping_more(bits: int, symmetric: bool) -> None
 
 def test_entropy_is_that_of_the_formula() -> None:
     """Against loops that follow the definition."""
-    grid, counts = AffineGrid(0, 7), torch.randint(0, 50, (40,)).double()
+    grid, counts = IntegerRange(0, 7), torch.randint(0, 50, (40,)).double()
     counts[5] = counts[17] = 0
     middles = (torch.arange(40) + 0.5).double() * 0.25 - 3.0
     ends = torch.tensor([-3.0, -2.0, -1.0, 0.0]), torch.tensor([7.0, 5.0, 2.0, 1.0])

@@ -13,7 +13,7 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 
 from fxquant.quantization import affine, kernels, pieces, traced
-from fxquant.quantization.grid import AffineGrid, Factors
+from fxquant.quantization.range_to_qparams import Factors, IntegerRange
 from tests.quantization import runtime
 
 GRIDS = sorted(runtime.TYPES)
@@ -197,7 +197,7 @@ def test_memory_layouts(layout: str, shape: tuple[int, ...]) -> None:
         torch.testing.assert_close(torch.as_tensor(a), torch.as_tensor(b), rtol=1e-5, atol=1e-4)
 
 
-def reference(x: Tensor, low: Tensor, high: Tensor, grid: AffineGrid) -> Tensor:
+def reference(x: Tensor, low: Tensor, high: Tensor, grid: IntegerRange) -> Tensor:
     """The straight-through estimator in primitives that differentiate by themselves."""
     scale = grid.scale(low, high)
     if grid.symmetric:
@@ -280,7 +280,7 @@ def test_the_gradient_passes_where_a_value_is_rounded_to_the_grid(
     integers = np.rint(x.numpy() / scale.to(dtype).numpy()) + zero.to(dtype).numpy()
     want = ((integers >= grid[0]) & (integers <= grid[1])).astype(np.float64)
     x.requires_grad_()
-    factors: Factors = AffineGrid(*grid).factors(-scale, scale, scale)
+    factors: Factors = IntegerRange(*grid).factors(-scale, scale, scale)
     if form.startswith("compiled"):
         run = traced.quantize if form.endswith("integers") else traced.quantize_dequantize
         y = run(x, scale, zero, *grid)
@@ -350,8 +350,8 @@ def test_narrow_inputs_are_computed_in_float32(dtype: torch.dtype) -> None:
 
 
 def test_second_sums_are_skipped_for_symmetric_grids() -> None:
-    symmetric = AffineGrid(-128, 127, True)
+    symmetric = IntegerRange(-128, 127, True)
     one = torch.ones(())
     factors: Factors = symmetric.factors(-one, one, symmetric.scale(-one, one))
     assert not factors.use_outside
-    assert AffineGrid(0, 255).factors(-one, one, one / 100).use_outside
+    assert IntegerRange(0, 255).factors(-one, one, one / 100).use_outside

@@ -13,20 +13,20 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fxquant.errors import QuantizationError
-from fxquant.quantization.grid import AffineGrid
-from fxquant.quantization.pof2 import (
+from fxquant.quantization.affine.pof2 import (
     PowerOfTwo,
     PowerOfTwoQuantizeDequantize,
     coarsest_position,
     position_of,
     range_at,
 )
-from fxquant.quantization.pof2_rounding import (
+from fxquant.quantization.affine.pof2_rounding import (
     ROUND_MODES,
     RoundedEncoding,
     RoundingQuantizeDequantize,
     round_by,
 )
+from fxquant.quantization.range_to_qparams import IntegerRange
 
 _TIES = torch.tensor([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5])
 
@@ -88,7 +88,7 @@ def test_tiny_values_are_capped() -> None:
 
 @given(st.floats(1e-6, 1e6), st.integers(2, 16))
 def test_the_position_is_that_of_the_formula(largest: float, bits: int) -> None:
-    grid = AffineGrid.of_bits(bits, signed=True, symmetric=True)
+    grid = IntegerRange.of_bits(bits, signed=True, symmetric=True)
     x = torch.tensor([largest], dtype=torch.float64)
     found = int(coarsest_position(-x, x, grid))
     half = 2 ** (bits - 1)

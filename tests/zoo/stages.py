@@ -16,12 +16,12 @@ from torch import Tensor, fx, nn
 from fxquant import QuantizationSimModel, prepare_model
 from fxquant.errors import FxQuantError
 from fxquant.graph.meta import Spec, TensorSpec, spec
-from fxquant.graph.passes import state_of
-from fxquant.graph.structure import leaves
-from fxquant.graph.verify_replay import difference, other_batch, replay_equal, same_bits
+from fxquant.graph.pass_infra import state_of
+from fxquant.graph.pytree import leaves
 from fxquant.nn import QuantizationMixin
 from fxquant.ops import row_of
 from fxquant.prepare import call_arguments
+from fxquant.tracing.replay import difference, other_batch, replay_equal, same_bits
 from tests.zoo.entry import Entry
 
 # what no graph can hold: such a model is rightly refused

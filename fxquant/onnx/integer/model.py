@@ -11,16 +11,16 @@ import onnx_ir as ir
 import torch
 
 from fxquant.errors import ExportError
-from fxquant.onnx.cpu import this_cpu
-from fxquant.onnx.integer.arithmetic import Array
-from fxquant.onnx.integer.fuse import fuse
-from fxquant.onnx.integer.graph import Source, dtype_of, load
-from fxquant.onnx.integer.lanes import AVX2
-from fxquant.onnx.integer.normalize import normalize
-from fxquant.onnx.integer.probe import lanes_here
-from fxquant.onnx.integer.run import Interpreter, as_array
+from fxquant.onnx.integer.interpreter import Interpreter, as_array
+from fxquant.onnx.integer.kernels.arithmetic import Array
+from fxquant.onnx.integer.kernels.kernel_graph import Source, dtype_of, load
+from fxquant.onnx.integer.kernels.lane_probe import lanes_here
+from fxquant.onnx.integer.kernels.lanes import AVX2
+from fxquant.onnx.integer.rewrite.canonicalize import normalize
+from fxquant.onnx.integer.rewrite.fuse import fuse
 from fxquant.onnx.integer.saturation import Saturation, saturations
-from fxquant.onnx.reasons import reason
+from fxquant.onnx.ort.cpu import this_cpu
+from fxquant.onnx.ort.fusion_rules import reason
 
 _INTEGERS = frozenset(
     (ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT16, ir.DataType.UINT16,

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from fxquant.onnx.integer.arithmetic import Array
-from fxquant.onnx.integer.graph import attribute, constant, dtype_of
-from fxquant.onnx.integer.saturating import bounds, can_saturate, halves, weight_rows
+from fxquant.onnx.integer.kernels.arithmetic import Array
+from fxquant.onnx.integer.kernels.kernel_graph import attribute, constant, dtype_of
+from fxquant.onnx.integer.kernels.saturating_gemm import bounds, can_saturate, halves, weight_rows
 
 _BYTE = 255
 # kernel -> places of its operands as they are multiplied, and of their zero points

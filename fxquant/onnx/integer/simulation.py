@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from fxquant.graph.structure import map_leaves, tensors
+from fxquant.graph.pytree import map_leaves, tensors
 from fxquant.nn.modes import evaluating
-from fxquant.onnx.data import Feeds, feeds_of
-from fxquant.onnx.integer.arithmetic import Array
+from fxquant.onnx.integer.kernels.arithmetic import Array
 from fxquant.onnx.integer.model import IntegerModel, Placed
-from fxquant.onnx.lower import lower
-from fxquant.onnx.randomness import check_modes
-from fxquant.onnx.record import bound_example
+from fxquant.onnx.lowering.lower import lower
+from fxquant.onnx.ort.feeds import Feeds, feeds_of
+from fxquant.onnx.runs.observed import bound_example
+from fxquant.onnx.runs.randomness import check_modes
 
 if TYPE_CHECKING:
     from fxquant.targets import Deploy

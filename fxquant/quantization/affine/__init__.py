@@ -1,6 +1,6 @@
 """Integer quantizers and their functional forms."""
 
-from fxquant.quantization.affine.base import AffineQuantizer
+from fxquant.quantization.affine.affine_quantizer import AffineQuantizer
 from fxquant.quantization.affine.bias import BiasQuantizeDequantize
 from fxquant.quantization.affine.functional import dequantize, quantize, quantize_dequantize
 from fxquant.quantization.affine.grouped import GroupedBlockQuantizeDequantize

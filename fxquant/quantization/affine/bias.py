@@ -13,10 +13,10 @@ from torch import Tensor
 
 from fxquant.errors import ShapeMismatchError
 from fxquant.quantization import kernels, traced
-from fxquant.quantization.affine.base import AffineQuantizer
-from fxquant.quantization.base import QuantizerBase, float32
+from fxquant.quantization.affine.affine_quantizer import AffineQuantizer
 from fxquant.quantization.encodings import AffineEncoding
-from fxquant.quantization.grid import Factors
+from fxquant.quantization.quantizer_base import QuantizerBase, float32
+from fxquant.quantization.range_to_qparams import Factors
 from fxquant.quantization.tensor import DequantizedTensor, attach
 
 _INT32 = (-(2**31), 2**31 - 1)

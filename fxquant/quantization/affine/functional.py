@@ -9,14 +9,14 @@ from torch import Tensor
 
 from fxquant.quantization import kernels, traced
 from fxquant.quantization.affine.options import Options, grid_of
-from fxquant.quantization.base import float32
-from fxquant.quantization.grid import Factors
 from fxquant.quantization.layout import Layout
+from fxquant.quantization.quantizer_base import float32
+from fxquant.quantization.range_to_qparams import Factors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fxquant.quantization.grid import AffineGrid
+    from fxquant.quantization.range_to_qparams import IntegerRange
 
 
 def quantize(
@@ -115,7 +115,7 @@ def _run(
     x: Tensor,
     scale: Tensor | float,
     offset: Tensor | float,
-    grid: AffineGrid,
+    grid: IntegerRange,
     block_size: Sequence[int] | None,
     *,
     integers: bool,

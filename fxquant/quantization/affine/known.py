@@ -17,8 +17,8 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from fxquant.quantization.encodings import AffineEncoding
-    from fxquant.quantization.grid import AffineGrid, Factors
     from fxquant.quantization.kernels import Affine
+    from fxquant.quantization.range_to_qparams import Factors, IntegerRange
 
 Stamp = tuple[int, int, int, int]
 
@@ -40,7 +40,7 @@ class Known:
 
     low: Tensor
     high: Tensor
-    grid: AffineGrid
+    grid: IntegerRange
     numbers: tuple[float, float] | None = None
     stamp: Stamp | None = None
     values: tuple[Tensor, Tensor] | None = None
@@ -49,7 +49,7 @@ class Known:
     _factors: Factors | None = None
 
     @classmethod
-    def of(cls, low: Tensor, high: Tensor, grid: AffineGrid, *, single: bool) -> Known:
+    def of(cls, low: Tensor, high: Tensor, grid: IntegerRange, *, single: bool) -> Known:
         """Nothing but the range."""
         known = cls(low, high, grid)
         if low.device.type != "cpu":

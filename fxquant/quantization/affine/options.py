@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from fxquant.errors import QuantizationError
 from fxquant.quantization.analyzers import EncodingAnalyzer, MinMax
-from fxquant.quantization.grid import AffineGrid
 from fxquant.quantization.layout import Layout
+from fxquant.quantization.range_to_qparams import IntegerRange
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,7 +49,7 @@ def options_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Options:
     return Options(**dict(zip(names, args, strict=False)), **kwargs)
 
 
-def grid_of(given: Options) -> AffineGrid:
+def grid_of(given: Options) -> IntegerRange:
     """The integers of a quantizer.
 
     Raises:
@@ -68,9 +68,11 @@ def grid_of(given: Options) -> AffineGrid:
         if bits is not None or given.signed is not None or qmin is None or qmax is None:
             what = "a grid is given by bitwidth (and signed) or by qmin and qmax"
             raise QuantizationError("FXQ410", what, fix=_FORMS)
-        return AffineGrid(qmin, qmax, given.symmetric)
+        return IntegerRange(qmin, qmax, given.symmetric)
     signed = given.symmetric if given.signed is None else given.signed
-    return AffineGrid.of_bits(8 if bits is None else bits, signed=signed, symmetric=given.symmetric)
+    return IntegerRange.of_bits(
+        8 if bits is None else bits, signed=signed, symmetric=given.symmetric
+    )
 
 
 def layout_of(shape: Sequence[int], block_size: Sequence[int] | None) -> Layout:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from fxquant.quantization import kernels, traced
-from fxquant.quantization.affine.base import AffineQuantizer
+from fxquant.quantization.affine.affine_quantizer import AffineQuantizer
 from fxquant.quantization.tensor import QuantizedTensor, adopt, plain
 
 if TYPE_CHECKING:

@@ -5,15 +5,15 @@ it starts for each quantizer. Statistics of parts of the data can be merged, exa
 order (`Mergeable`); those of `MovingAverage`, which forgets, cannot.
 """
 
-from fxquant.quantization.analyzers.base import (
+from fxquant.quantization.analyzers.entropy import Entropy
+from fxquant.quantization.analyzers.histogram import Histogram
+from fxquant.quantization.analyzers.min_max import (
     EncodingAnalyzer,
     Mergeable,
     MinMax,
     MinMaxStatistics,
     Statistics,
 )
-from fxquant.quantization.analyzers.entropy import Entropy
-from fxquant.quantization.analyzers.histogram import Histogram
 from fxquant.quantization.analyzers.moving_average import MovingAverage, MovingAverageStatistics
 from fxquant.quantization.analyzers.mse import Mse
 from fxquant.quantization.analyzers.percentile import Percentile

@@ -18,8 +18,8 @@ from torch import Tensor
 from fxquant.quantization.analyzers.histogram import Histogram, OverHistogram
 
 if TYPE_CHECKING:
-    from fxquant.quantization.analyzers.base import Statistics
-    from fxquant.quantization.grid import AffineGrid
+    from fxquant.quantization.analyzers.min_max import Statistics
+    from fxquant.quantization.range_to_qparams import IntegerRange
 
 _LITTLE = 1e-10  # probability of what should be impossible: bins that the grid leaves empty
 
@@ -41,7 +41,7 @@ class Entropy(OverHistogram):
     candidates: int = 96
     smallest: float = 0.05
 
-    def range(self, statistics: Statistics, grid: AffineGrid) -> tuple[Tensor, Tensor] | None:
+    def range(self, statistics: Statistics, grid: IntegerRange) -> tuple[Tensor, Tensor] | None:
         """The best candidate for every range."""
         if not isinstance(statistics, Histogram) or statistics.empty:
             return None
@@ -60,7 +60,7 @@ class Entropy(OverHistogram):
 
 
 def divergence(
-    counts: Tensor, middles: Tensor, ends: tuple[Tensor, Tensor], grid: AffineGrid
+    counts: Tensor, middles: Tensor, ends: tuple[Tensor, Tensor], grid: IntegerRange
 ) -> Tensor:
     """Information that every candidate range loses, in nats: `[B], [B], ([K], [K]) -> [K]`.
 

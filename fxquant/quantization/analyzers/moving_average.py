@@ -10,9 +10,9 @@ from torch import Tensor
 from fxquant.errors import QuantizationError
 
 if TYPE_CHECKING:
-    from fxquant.quantization.analyzers.base import Statistics
-    from fxquant.quantization.grid import AffineGrid
+    from fxquant.quantization.analyzers.min_max import Statistics
     from fxquant.quantization.layout import Layout
+    from fxquant.quantization.range_to_qparams import IntegerRange
 
 
 class MovingAverageStatistics:
@@ -55,7 +55,7 @@ class MovingAverage:
         """Statistics of nothing."""
         return MovingAverageStatistics(self.share)
 
-    def range(self, statistics: Statistics, grid: AffineGrid) -> tuple[Tensor, Tensor] | None:
+    def range(self, statistics: Statistics, grid: IntegerRange) -> tuple[Tensor, Tensor] | None:
         """The averages."""
         if not isinstance(statistics, MovingAverageStatistics) or statistics.low is None:
             return None

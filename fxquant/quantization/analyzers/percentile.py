@@ -12,9 +12,9 @@ from fxquant.errors import QuantizationError
 from fxquant.quantization.analyzers.histogram import Histogram
 
 if TYPE_CHECKING:
-    from fxquant.quantization.analyzers.base import Statistics
-    from fxquant.quantization.grid import AffineGrid
+    from fxquant.quantization.analyzers.min_max import Statistics
     from fxquant.quantization.layout import Layout
+    from fxquant.quantization.range_to_qparams import IntegerRange
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Percentile:
         """Statistics of nothing."""
         return Histogram(layout, self.bins)
 
-    def range(self, statistics: Statistics, grid: AffineGrid) -> tuple[Tensor, Tensor] | None:
+    def range(self, statistics: Statistics, grid: IntegerRange) -> tuple[Tensor, Tensor] | None:
         """The two points, within the values that were seen."""
         if not isinstance(statistics, Histogram) or statistics.empty:
             return None

@@ -12,8 +12,8 @@ from torch import Tensor
 from fxquant.quantization.analyzers.histogram import Histogram, OverHistogram
 
 if TYPE_CHECKING:
-    from fxquant.quantization.analyzers.base import Statistics
-    from fxquant.quantization.grid import AffineGrid
+    from fxquant.quantization.analyzers.min_max import Statistics
+    from fxquant.quantization.range_to_qparams import IntegerRange
 
 _AT_ONCE = 1 << 16  # numbers of the table candidates x bins at a time: they stay in the cache
 
@@ -34,7 +34,7 @@ class Sqnr(OverHistogram):
     pairs: int = 24
     gamma: float = 3.0
 
-    def range(self, statistics: Statistics, grid: AffineGrid) -> tuple[Tensor, Tensor] | None:
+    def range(self, statistics: Statistics, grid: IntegerRange) -> tuple[Tensor, Tensor] | None:
         """The best candidate for every range."""
         if not isinstance(statistics, Histogram) or statistics.empty:
             return None
@@ -55,7 +55,7 @@ class Sqnr(OverHistogram):
         chosen_low, chosen_high = low * below[best], high * above[best]
         return chosen_low.float().reshape(shape), chosen_high.float().reshape(shape)
 
-    def _shares(self, low: Tensor, high: Tensor, grid: AffineGrid) -> tuple[Tensor, Tensor]:
+    def _shares(self, low: Tensor, high: Tensor, grid: IntegerRange) -> tuple[Tensor, Tensor]:
         """Shares of the whole range that are tried, the whole one first: `[K], [K]`."""
         if grid.symmetric or not bool(((low < 0) & (high > 0)).any()):
             share = _shares(self.candidates, low)
@@ -65,7 +65,7 @@ class Sqnr(OverHistogram):
         return pairs[:, 0], pairs[:, 1]
 
     def _cost(
-        self, ends: tuple[Tensor, Tensor], middles: Tensor, counts: Tensor, grid: AffineGrid
+        self, ends: tuple[Tensor, Tensor], middles: Tensor, counts: Tensor, grid: IntegerRange
     ) -> Tensor:
         """Weighted squared error of every candidate: `[R, K], [R, B], [R, B] -> [R, K]`."""
         scale = grid.scale(*ends)

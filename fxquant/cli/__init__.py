@@ -1,0 +1,5 @@
+"""The `fxquant` command: its subcommands, and what they read from the command line."""
+
+from fxquant.cli.command import main
+
+__all__ = ["main"]

@@ -1,0 +1,209 @@
+"""Data that the command line names: batches from numpy files or from functions, always checked.
+
+Every mistake is a `ConfigError` with a code 72x or 73x.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fxquant.cli.loading import call, failed, load_function
+from fxquant.errors import ConfigError, FxQuantError, nearest
+from fxquant.io.reading import read_arrays, reason
+
+_LABELS = frozenset({"label", "labels", "target", "targets", "y"})
+Batch = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Batches that can be read more than once.
+
+    Attributes:
+        name: what the user wrote; used in messages.
+        read: starts a new pass over the batches.
+        count: number of batches; None when only reading tells.
+    """
+
+    name: str
+    read: Callable[[], Iterator[Batch]]
+    count: int | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches, each checked for being finite.
+
+        Raises:
+            ConfigError: FXQ724 NaN or infinity, FXQ725 no batch, FXQ726 not tensors.
+        """
+        index = -1
+        for index, batch in enumerate(self.read()):
+            yield _checked(batch, f"{self.name}, batch {index}")
+        if index < 0:
+            raise ConfigError("FXQ725", f"{self.name} gives no data", fix="give at least one batch")
+
+    def first(self) -> Batch:
+        """The first batch."""
+        return next(iter(self))
+
+    def take(self, count: int | None) -> Data:
+        """At most ``count`` batches of the same data."""
+        if count is None:
+            return self
+        known = None if self.count is None else min(count, self.count)
+        return Data(self.name, lambda: (b for b, _ in zip(self.read(), range(count))), known)  # noqa: B905 - the shorter ends it
+
+
+def load_data(spec: str, *, batch_size: int = 32, model: nn.Module | None = None) -> Data:
+    """Data from ``.npy``, ``.npz`` or a function that yields batches.
+
+    An ``.npy`` array, and an ``.npz`` with one array, is the first input. Several arrays of an
+    ``.npz`` are inputs by name, or in order when they are called ``arr_0``, ``arr_1`` and so on.
+    Arrays that are called "label", "target" or the like and are no inputs are passed over. The
+    first axis is split into batches. 64-bit floats become 32-bit.
+
+    Args:
+        spec: a file, or ``path.py:function``, which yields a tensor, a tuple of tensors or a dict.
+        batch_size: rows in a batch, for files.
+        model: its forward arguments are checked against the names in an ``.npz``.
+
+    Raises:
+        ConfigError: FXQ720 no such file, FXQ721 another kind of file, FXQ722 damaged or unsafe,
+            FXQ723 arrays of different lengths, FXQ727 names that forward does not have.
+    """
+    path = Path(spec)
+    if path.suffix not in (".npy", ".npz"):
+        return _data_of_function(spec)
+    if not path.exists():
+        raise ConfigError("FXQ720", f"the data file {path} does not exist")
+    arrays = {k: _tensor(v, f"{path}, array {k}") for k, v in _arrays(path).items()}
+    lengths = {k: v.shape[0] if v.ndim else 0 for k, v in arrays.items()}
+    if len(set(lengths.values())) > 1:
+        raise ConfigError("FXQ723", f"the arrays of {path} differ in length: {lengths}")
+    if model is not None:
+        arrays = _without_labels(model, arrays)
+    named = len(arrays) > 1 and not all(re.fullmatch(r"arr_\d+", k) for k in arrays)
+    if named and model is not None:
+        _check_names(model, arrays, path)
+    total = next(iter(lengths.values()), 0)
+
+    def read() -> Iterator[Batch]:
+        for i in range(0, total, batch_size):
+            part = {k: v[i : i + batch_size] for k, v in arrays.items()}
+            yield part if named else tuple(part.values())
+
+    return Data(spec, read, -(-total // batch_size))
+
+
+def random_data(shapes: Iterable[str]) -> Data:
+    """One batch of normal random tensors of shapes such as ``1,3,224,224``.
+
+    Raises:
+        ConfigError: FXQ730, a shape is not a list of positive numbers.
+    """
+    sizes = [_shape(text) for text in shapes]
+    generator = torch.Generator().manual_seed(0)
+    batch = tuple(torch.randn(size, generator=generator) for size in sizes)
+    return Data("--input-shape", lambda: iter([batch]), 1)
+
+
+def _shape(text: str) -> list[int]:
+    parts = re.split(r"[,x×]", text.replace(" ", ""))
+    if not all(p.isascii() and p.isdigit() and int(p) > 0 for p in parts):
+        raise ConfigError("FXQ730", f"{text!r} is not a shape", fix="write for example 1,3,224,224")
+    return [int(p) for p in parts]
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    try:
+        loaded = read_arrays(path)
+        return {"arr_0": loaded} if isinstance(loaded, np.ndarray) else loaded
+    except Exception as error:  # numpy and zipfile let through whatever damage makes of a file
+        raise ConfigError(
+            "FXQ722",
+            f"{path} cannot be read, or holds Python objects and was refused: {reason(error)}",
+            fix="save numeric arrays with numpy.save or numpy.savez",
+        ) from error
+
+
+def _tensor(array: np.ndarray[Any, Any], place: str) -> Tensor:
+    if array.dtype == np.float64:
+        array = array.astype(np.float32)
+    try:
+        return torch.from_numpy(np.ascontiguousarray(array))
+    except TypeError as error:
+        raise ConfigError("FXQ722", f"an array of {array.dtype} is no tensor", at=place) from error
+
+
+def _without_labels(model: nn.Module, arrays: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The arrays that are inputs: a data set's file holds what the network should answer, too."""
+    inputs = inspect.signature(model.forward).parameters
+    left = {k: v for k, v in arrays.items() if k in inputs or k not in _LABELS}
+    return left or arrays
+
+
+def _check_names(model: nn.Module, arrays: Mapping[str, Tensor], path: Path) -> None:
+    parameters = inspect.signature(model.forward).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    for name in arrays:
+        if name not in parameters:
+            hint = nearest(name, parameters) or f"forward takes {', '.join(parameters)}"
+            raise ConfigError("FXQ727", f"forward has no argument {name!r}", at=str(path), fix=hint)
+
+
+def _data_of_function(spec: str) -> Data:
+    if ":" not in spec:
+        raise ConfigError(
+            "FXQ721",
+            f"data of this kind are not supported: {spec}",
+            fix="give a .npy or .npz file, or path.py:function that yields batches",
+        )
+    function = load_function(spec, what="data function")
+    made = call(function, spec)
+    if not isinstance(made, Iterable) or isinstance(made, (Tensor, Mapping, str)):
+        raise ConfigError(
+            "FXQ726",
+            f"{spec} returned a {type(made).__name__}, not batches",
+            fix="yield one batch after the other: a tensor, a tuple of tensors or a dict",
+        )
+    count = len(made) if isinstance(made, Sized) else None
+    return Data(spec, lambda: _guarded(call(function, spec), spec), count)
+
+
+def _guarded(batches: Iterable[Batch], spec: str) -> Iterator[Batch]:
+    try:
+        yield from batches
+    except FxQuantError:
+        raise
+    except Exception as error:  # the user's generator may raise anything; say which one it was
+        raise failed(error, f"reading {spec} failed") from error
+
+
+def _checked(batch: Any, place: str) -> Batch:
+    batch = tuple(batch) if isinstance(batch, list) else batch
+    if isinstance(batch, Tensor):
+        parts: list[tuple[Any, Any]] = [("the input", batch)]
+    elif isinstance(batch, Mapping):
+        parts = list(batch.items())
+    else:
+        parts = list(enumerate(batch)) if isinstance(batch, tuple) else [("the input", batch)]
+    for name, value in parts:
+        if not isinstance(value, Tensor):
+            raise ConfigError(
+                "FXQ726",
+                f"input {name!r} is a {type(value).__name__}, not a tensor",
+                at=place,
+                fix="a batch is a tensor, a tuple of tensors or a dict of tensors",
+            )
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise ConfigError("FXQ724", f"input {name!r} holds NaN or infinity", at=place)
+    return batch  # type: ignore[no-any-return]

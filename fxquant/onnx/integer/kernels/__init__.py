@@ -1,0 +1,1 @@
+"""Kernels of the integer executor: onnxruntime's CPU arithmetic, step by step."""

@@ -1,0 +1,1 @@
+"""Rewrites of the integer executor: from a QDQ file to the kernels that onnxruntime runs."""

@@ -1,0 +1,1 @@
+"""ONNX files: read within limits, written whole."""

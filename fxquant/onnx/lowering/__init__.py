@@ -1,0 +1,1 @@
+"""Lowering: from an fx graph, float or quantized, to ONNX."""

@@ -1,0 +1,1 @@
+"""Parity: the proof that onnxruntime computes what the simulation computes."""

@@ -1,0 +1,1 @@
+"""What a graph computes in several runs: shapes, constants, what varies and what is random."""

@@ -1,0 +1,387 @@
+"""`AffineQuantizer`: a grid of integers with a learnable range, and what is kept beside it.
+
+The range (`min`, `max`) is the only state. Not-a-number means "not calibrated", so a state dict
+restores that as well, bit for bit. Step and zero point are computed from the range and kept until
+the range changes (see `known.py`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, overload
+
+import torch
+from torch import Tensor, nn
+
+from fxquant.quantization import kernels, traced
+from fxquant.quantization.affine.known import Known
+from fxquant.quantization.affine.options import analyzer_of, grid_of, layout_of, options_of
+from fxquant.quantization.encodings import AffineEncoding
+from fxquant.quantization.quantizer_base import QuantizerBase, float32
+from fxquant.quantization.range_to_qparams import IntegerRange, not_above_zero
+from fxquant.quantization.ranges import range_of
+from fxquant.quantization.tensor import DequantizedTensor, adopt, plain
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fxquant.quantization.analyzers import EncodingAnalyzer, Statistics
+
+
+class AffineQuantizer(QuantizerBase):
+    """A grid of integers over a learnable range.
+
+    Args:
+        shape: one range for each element of this shape, laid against the tensor from the right.
+        bitwidth: bits of the grid, 2 to 32; or two integers in its place, `qmin` and `qmax`.
+        symmetric: True pins the zero point to the middle of the grid.
+        encoding_analyzer: how a range is chosen from observed tensors; min-max by default.
+        block_size: elements per block along each axis of `shape`, -1 to derive it; or None.
+        qmin: smallest integer, instead of `bitwidth`.
+        qmax: largest integer, instead of `bitwidth`.
+        signed: True for integers from `-2 ** (bitwidth - 1)`; as `symmetric` by default.
+
+    Attributes:
+        min: lower end of the range, a float32 parameter of `shape`; NaN before calibration.
+        max: upper end of the range.
+    """
+
+    min: nn.Parameter
+    max: nn.Parameter
+
+    @overload
+    def __init__(
+        self,
+        shape: Sequence[int] = (),
+        bitwidth: int | None = None,
+        symmetric: bool = False,
+        encoding_analyzer: EncodingAnalyzer | None = None,
+        block_size: Sequence[int] | None = None,
+        *,
+        qmin: int | None = None,
+        qmax: int | None = None,
+        signed: bool | None = None,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        shape: Sequence[int],
+        qmin: int,
+        qmax: int,
+        symmetric: bool = False,
+        encoding_analyzer: EncodingAnalyzer | None = None,
+        block_size: Sequence[int] | None = None,
+    ) -> None: ...
+    def __init__(self, shape: Sequence[int] = (), *args: Any, **kwargs: Any) -> None:
+        super().__init__()
+        given = options_of(args, kwargs)
+        self._grid = grid_of(given)
+        self._layout = layout_of(shape, given.block_size)
+        self._single = self._layout.single
+        self.encoding_analyzer: EncodingAnalyzer = analyzer_of(given.encoding_analyzer)
+        self._statistics: Statistics | None = None
+        self._held: frozenset[str] = frozenset()
+        self._known: Known | None = None
+        for name in ("min", "max"):
+            unknown = torch.full(self._layout.shape, torch.nan, dtype=torch.float32)
+            self.register_parameter(name, nn.Parameter(unknown))
+
+    # the grid ------------------------------------------------------------------------------------
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the ranges."""
+        return self._layout.shape
+
+    @property
+    def block_size(self) -> tuple[int, ...] | None:
+        """Elements per block along each axis, or None."""
+        return self._layout.block_size
+
+    @property
+    def grid(self) -> IntegerRange:
+        """The integers and whether they are symmetric."""
+        return self._grid
+
+    @property
+    def qmin(self) -> int:
+        """Smallest integer."""
+        return self._grid.qmin
+
+    @property
+    def qmax(self) -> int:
+        """Largest integer."""
+        return self._grid.qmax
+
+    @property
+    def bitwidth(self) -> int:
+        """Bits of the grid; setting it keeps signedness and range."""
+        return self._grid.bits
+
+    @bitwidth.setter
+    def bitwidth(self, bits: int) -> None:
+        self._set_grid(IntegerRange.of_bits(bits, signed=self.signed, symmetric=self.symmetric))
+
+    @property
+    def signed(self) -> bool:
+        """True if there are negative integers; setting it keeps the number of steps."""
+        return self._grid.signed
+
+    @signed.setter
+    def signed(self, signed: bool) -> None:
+        if signed != self.signed:
+            shift = 2 ** (self.bitwidth - 1) * (-1 if signed else 1)
+            self._set_grid(IntegerRange(self.qmin + shift, self.qmax + shift, self.symmetric))
+
+    @property
+    def symmetric(self) -> bool:
+        """True if the zero point is pinned to the middle; setting it keeps the range."""
+        return self._grid.symmetric
+
+    @symmetric.setter
+    def symmetric(self, symmetric: bool) -> None:
+        self._set_grid(IntegerRange(self.qmin, self.qmax, symmetric))
+
+    def _set_grid(self, grid: IntegerRange) -> None:
+        self._grid = grid
+        self._forget()
+
+    # the range -----------------------------------------------------------------------------------
+
+    def set_range(
+        self, min: Tensor | float | None = None, max: Tensor | float | None = None
+    ) -> None:
+        """Set one or both ends of the range; numbers and smaller shapes are broadcast."""
+        low, high = self._checked_ends(min, max)
+        with torch.no_grad():
+            for end, given in ((self.min, low), (self.max, high)):
+                if given is not None:
+                    end.copy_(given)
+
+    def allow_overwrite(
+        self, allowed: bool | None = None, *, min: bool | None = None, max: bool | None = None
+    ) -> None:
+        """Whether `compute_encodings()` may set the range, or one end of it.
+
+        Args:
+            allowed: for both ends.
+            min: for the lower end.
+            max: for the upper end.
+
+        Example:
+            >>> q = AffineQuantizer((), 8)
+            >>> q.set_range(min=0.0)
+            >>> q.allow_overwrite(min=False)
+            >>> with q.compute_encodings():
+            ...     x = q(torch.tensor([-1.0, 2.0]))
+            >>> q.min.item(), q.max.item()
+            (0.0, 2.0)
+        """
+        for end, free in (("min", min), ("max", max)):
+            free = allowed if free is None else free
+            if free is not None:
+                self._held = self._held - {end} if free else self._held | {end}
+        super().allow_overwrite(len(self._held) < 2)
+
+    def widen(self, least: Tensor) -> None:
+        """Raise the upper end of ranges whose step is smaller than `least`, `[S]` or as many."""
+        scale = self.get_scale()
+        if scale is None or self.block_size is not None or least.numel() != scale.numel():
+            return
+        least, grid = least.reshape(self.shape), self._grid
+        with torch.no_grad():
+            if grid.symmetric:
+                wide = least * (grid.qmax - grid.middle)
+            else:
+                wide = least * grid.steps + self.min.clamp(max=0.0)
+            self.max.copy_(torch.where(scale < least, wide, self.max))
+
+    def is_initialized(self) -> bool:
+        """True if every range is known."""
+        return self._state().params is not None
+
+    def get_scale(self) -> Tensor | None:
+        """Step of the grid, float32 of the quantizer's shape, or None before calibration."""
+        encoding = self._state().encoding
+        return None if encoding is None else encoding.scale
+
+    def get_offset(self) -> Tensor | None:
+        """Minus the zero point, float32 of the quantizer's shape, or None before calibration."""
+        encoding = self._state().encoding
+        return None if encoding is None else encoding.offset
+
+    def get_encodings(self) -> AffineEncoding | None:
+        """What the integers mean, or None before calibration."""
+        return self._state().encoding
+
+    @classmethod
+    def from_encodings(cls, encoding: AffineEncoding) -> AffineQuantizer:
+        """A quantizer with this grid, to the last bit if some range has its scale.
+
+        All scales but a few of narrowed symmetric grids (-127 to 127) have one.
+        """
+        quantizer = cls(
+            encoding.shape,
+            symmetric=encoding.symmetry,
+            qmin=encoding.qmin,
+            qmax=encoding.qmax,
+            block_size=encoding.block_size,
+        ).to(encoding.scale.device)
+        quantizer.set_range(*range_of(quantizer.grid, encoding.scale, encoding.zero_point))
+        return quantizer
+
+    def _state(self) -> Known:
+        low: Tensor = self._parameters["min"]  # type: ignore[assignment]
+        high: Tensor = self._parameters["max"]  # type: ignore[assignment]
+        known = self._known
+        if known is None or not known.holds_for(low, high):
+            known = self._known = self._work_out(low, high, known)
+        return known
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _work_out(self, low: Tensor, high: Tensor, before: Known | None) -> Known:
+        grid, layout = self._grid, self._layout
+        known = Known.of(low, high, grid, single=self._single)
+        scale = self._scale(low.detach().float(), high.detach().float())
+        # on an accelerator looking at a number waits for it, so that is done once a calibration
+        trusted = scale.is_meta or (scale.is_cuda and known.follows(before))
+        if not trusted and bool(scale.isnan().any()):
+            return known
+        zero = grid.zero_point(low.detach(), scale)
+        known.params = kernels.affine(
+            layout.spread(scale),
+            layout.spread(zero),
+            grid.qmin,
+            grid.qmax,
+            single=layout.single,
+            centred=grid.symmetric and grid.middle == 0,
+        )
+        known.encoding = self._encoding(scale, 0.0 - zero)
+        return known
+
+    def _scale(self, low: Tensor, high: Tensor) -> Tensor:
+        return self._grid.scale(low, high)
+
+    def _encoding(self, scale: Tensor, offset: Tensor) -> AffineEncoding:
+        grid = self._grid
+        return AffineEncoding(
+            scale, offset, grid.qmin, grid.qmax, grid.symmetric, self._layout.block_size
+        )
+
+    def _forget(self) -> None:
+        self._known = None
+
+    # using it ------------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The tensor on the grid, or the tensor itself while observing."""
+        if self._observing:
+            if self._overwritable:
+                self._observe(x)
+            return x
+        if torch.compiler.is_compiling():
+            return self._traced(x)
+        known = self._state()
+        return self._attach(self._run(x, known), known.encoding)
+
+    def traced_scale(self) -> Tensor:
+        """Step of the grid, computed from the range in a form that a compiler can follow."""
+        return self._scale(self.min, self.max)
+
+    def _traced(self, x: Tensor) -> Tensor:
+        grid, layout = self._grid, self._layout
+        scale = self.traced_scale()
+        if grid.symmetric:
+            zero = torch.full_like(scale, grid.middle)
+        else:
+            low = not_above_zero(self.min) / scale
+            zero = grid.qmin - traced.straight_through_round(low)
+            zero = traced.clipped(zero, grid.qmin, grid.qmax)
+        scale, zero = (traced.computed_once(v) for v in (scale, zero))
+        y = self._traced_step(layout.split(float32(x)), layout.spread(scale), layout.spread(zero))
+        return y.reshape(x.shape).to(x.dtype)
+
+    def _traced_step(self, x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+        return traced.quantize_dequantize(x, scale, zero, self.qmin, self.qmax)
+
+    def _attach(self, y: Tensor, encoding: AffineEncoding | None) -> Tensor:
+        return adopt(y, encoding, DequantizedTensor)
+
+    def transform(self, x: Tensor) -> Tensor:
+        """The tensor on the grid as a plain tensor, in the precision of the input."""
+        return self._run(x, self._state())
+
+    def _run(self, x: Tensor, known: Known) -> Tensor:
+        params = known.params
+        if params is None:
+            raise self._uncalibrated()
+        if type(x) is not Tensor:
+            self._check_float(x)
+            x = plain(x)
+        given = x.dtype
+        if given is not torch.float32:
+            self._check_float(x)
+            x = float32(x)
+        if self._single:
+            y = self._step(x, known, params)
+        else:
+            y = self._step(self._layout.split(x), known, params)
+            if y.shape != x.shape:
+                y = y.reshape(x.shape)
+        return y if y.dtype is given else y.to(given)
+
+    def _step(self, x: Tensor, known: Known, params: kernels.Affine) -> Tensor:
+        if self._differentiable(x, known):
+            return kernels.apply(x, known.low, known.high, params, known.factors)
+        return kernels.quantize_dequantize(x, params)
+
+    def _differentiable(self, x: Tensor, known: Known) -> bool:
+        return torch.is_grad_enabled() and (
+            x.requires_grad or known.low.requires_grad or known.high.requires_grad
+        )
+
+    # observing -----------------------------------------------------------------------------------
+
+    @property
+    def statistics(self) -> Statistics | None:
+        """What was seen so far inside `compute_encodings()`, or None outside.
+
+        Statistics of other shards or processes are merged into them before leaving:
+        `q.statistics.merge(other)`.
+        """
+        return self._statistics
+
+    def _start(self) -> None:
+        self._statistics = self.encoding_analyzer.start(self._layout)
+
+    def _stop(self) -> None:
+        self._statistics = None
+
+    def _observe(self, x: Tensor) -> None:
+        self._check_float(x)
+        if x.numel() == 0 or self._statistics is None:
+            return
+        with torch.inference_mode(False), torch.no_grad():
+            seen = float32(x.detach())
+            low, high = self._layout.extremes(seen)
+            self._check_finite(low, high)
+            self._statistics.update(seen, low, high)
+
+    def _finish(self) -> None:
+        found = None
+        if self._statistics is not None:
+            found = self.encoding_analyzer.range(self._statistics, self._grid)
+        if found is not None:
+            low, high = found
+            self.set_range(
+                None if "min" in self._held else low.clamp(max=0.0),
+                None if "max" in self._held else high.clamp(min=0.0),
+            )
+
+    def extra_repr(self) -> str:
+        """Shape, block size and grid."""
+        block = "" if self.block_size is None else f"block_size={self.block_size}, "
+        return (
+            f"shape={self.shape}, {block}qmin={self.qmin}, qmax={self.qmax}, "
+            f"symmetric={self.symmetric}"
+        )

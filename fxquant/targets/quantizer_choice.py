@@ -1,0 +1,70 @@
+"""The quantizer that a target's arithmetic asks for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from fxquant.quantization import QuantScheme, affine
+from fxquant.quantization.affine.pof2 import PowerOfTwo, PowerOfTwoQuantizeDequantize
+from fxquant.quantization.affine.pof2_rounding import OF_ONNX, RoundingQuantizeDequantize
+
+if TYPE_CHECKING:
+    from fxquant.quantization.analyzers import EncodingAnalyzer
+    from fxquant.targets.schema import RoundMode, Target
+
+Role = Literal["activation", "entry", "weight", "bias"]
+
+# whose ranges have no counterpart among positions: the coarsest position that covers them is taken
+_AS_THEY_ARE = (
+    QuantScheme.post_training_percentile,
+    QuantScheme.entropy,
+    QuantScheme.moving_average,
+)
+# a channel of a weight has too few values for a distribution, and all of them at once
+_OF_ACTIVATIONS = (QuantScheme.entropy, QuantScheme.moving_average)
+_ENHANCED = (
+    QuantScheme.post_training_tf_enhanced,
+    QuantScheme.mse,
+    QuantScheme.training_range_learning_with_tf_enhanced_init,
+)
+
+
+def quantizer_for(
+    target: Target, role: Role, scheme: QuantScheme, *, bitwidth: int, **grid: Any
+) -> affine.QuantizeDequantize:
+    """A quantizer without a range.
+
+    Args:
+        target: whose arithmetic it follows.
+        role: what is quantized; "entry" is an activation that enters the quantized part.
+        scheme: how its range is chosen; with powers of two "tf_enhanced" and "mse" are the
+            search of positions, "min_max" the position that clips nothing.
+        bitwidth: bits.
+        grid: further arguments of `QuantizeDequantize`: `shape`, `signed`, `symmetric`.
+    """
+    grid["bitwidth"] = bitwidth
+    grid["encoding_analyzer"] = _analyzer(target, role, scheme, bitwidth)
+    rounding = _rounding(target, role)
+    if target.powers_of_two:
+        return PowerOfTwoQuantizeDequantize(rounding=rounding, **grid)
+    if rounding != OF_ONNX:
+        return RoundingQuantizeDequantize(rounding=rounding, **grid)
+    return affine.QuantizeDequantize(**grid)
+
+
+def _rounding(target: Target, role: Role) -> RoundMode:
+    if role == "weight":
+        return target.weight.rounding
+    return target.bias.rounding if role == "bias" else target.activation.rounding
+
+
+def _analyzer(target: Target, role: Role, scheme: QuantScheme, bitwidth: int) -> EncodingAnalyzer:
+    if role in ("weight", "bias") and scheme in _OF_ACTIVATIONS:
+        scheme = QuantScheme.min_max
+    if not target.powers_of_two or scheme in _AS_THEY_ARE:
+        return scheme.analyzer()
+    search = target.search
+    scope = 1
+    if scheme in _ENHANCED:
+        scope = search.entry_scope if role == "entry" else search.scope
+    return PowerOfTwo(scope, search.narrow_cap if bitwidth <= 8 else search.wide_cap)

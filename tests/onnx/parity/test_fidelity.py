@@ -1,0 +1,129 @@
+"""A report says how far a simulation is from its float model, and when it says nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fxquant import QuantizationSimModel
+from fxquant.errors import ConfigError, ExportError
+from fxquant.onnx.parity.fidelity import fidelity
+from fxquant.onnx.parity.report import ParityReport
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
+
+
+def sim_of(
+    batches: list[Tensor], x: Tensor, model: nn.Module | None = None
+) -> QuantizationSimModel:
+    sim = QuantizationSimModel(model or net(), x, "min_max")
+    sim.compute_encodings(batches)
+    return sim
+
+
+def data(rows: int = 64) -> Tensor:
+    return torch.randn(rows, 8, generator=torch.Generator().manual_seed(1))
+
+
+def told(sim: QuantizationSimModel, x: Tensor, folder: Path) -> ParityReport:
+    report = sim.export(folder, "net", x)
+    assert report.proven
+    for warning in report.warnings:
+        assert f"warning: {warning}" in str(report)
+    return report
+
+
+def test_a_good_simulation_is_compared_and_has_no_warnings(tmp_path: Path) -> None:
+    x = data()
+    sim = sim_of([x], x)
+    report = told(sim, x, tmp_path)
+    assert report.warnings == ()
+    assert report.samples == 64
+    (row,) = report.fidelity
+    with torch.no_grad():
+        real, ours = net()(x), sim.model(x)
+    wanted = 10 * torch.log10(real.double().square().sum() / (real - ours).double().square().sum())
+    assert row.sqnr_db == pytest.approx(float(wanted), rel=1e-9)
+    assert row.labels == float((real.argmax(1) == ours.argmax(1)).float().mean())
+    assert "against the float model, 64 row(s)" in str(report)
+    written = json.loads((tmp_path / "net.report.json").read_text())
+    assert written["fidelity"][0]["sqnr_db"] == pytest.approx(row.sqnr_db)
+
+
+def test_weights_that_were_edited_after_calibration(tmp_path: Path) -> None:
+    x = data()
+    sim = sim_of([x], x)
+    with torch.no_grad():
+        sim.model.get_submodule("2").get_parameter("weight").mul_(3)
+    text = " ".join(told(sim, x, tmp_path).warnings)
+    assert "changed after calibration (2.weight)" in text
+    assert "weight(s) are clipped: they leave their ranges (2.weight" in text
+    sim.compute_encodings([x])
+    assert told(sim, x, tmp_path).warnings == ()
+
+
+def test_ranges_of_other_data(tmp_path: Path) -> None:
+    x = data()
+    text = " ".join(told(sim_of([torch.zeros(16, 8)], x), x, tmp_path).warnings)
+    assert "clipped: the example leaves their range" in text
+    assert "of the float model's" in text
+
+
+@pytest.mark.parametrize(
+    "band", [lambda x: x * 0.01 + 290.0, lambda x: x * 1e-3 + 5.0, lambda x: x * 1e-20]
+)
+def test_inputs_that_their_grid_does_not_resolve(
+    band: Callable[[Tensor], Tensor], tmp_path: Path
+) -> None:
+    x = band(data())
+    text = " ".join(told(sim_of([x], x), x, tmp_path).warnings)
+    assert "next to no information" in text
+
+
+def test_an_empty_example_proves_nothing(tmp_path: Path) -> None:
+    x = data()
+    sim = sim_of([x], x)
+    with pytest.raises(ConfigError, match="FXQ210"):
+        sim.export(tmp_path, "net", x[:0])
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ExportError, match=r"FXQ589.*no sample"):
+        fidelity(sim.model, ((x[:0],), {}))
+
+
+@pytest.mark.parametrize("name", ["0.bias", "2.weight"])
+def test_nan_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    x = data()
+    sim = sim_of([x], x)
+    with torch.no_grad():
+        sim.model.get_parameter(name).reshape(-1)[0] = float("nan")
+    with pytest.raises(ExportError, match=f"FXQ598.*{name}.*NaN at 1 of"):
+        sim.export(tmp_path, "net", x)
+
+
+def test_nan_in_the_example_is_refused(tmp_path: Path) -> None:
+    x = data()
+    sim = sim_of([x], x)
+    broken = x.clone()
+    broken[0, 0] = float("nan")
+    with pytest.raises(ExportError, match=r"FXQ598.*input 0"):
+        sim.export(tmp_path, "net", broken)
+
+
+def test_the_simulation_is_left_as_it_was() -> None:
+    x = data()
+    sim = sim_of([x], x)
+    names = [n for n, _ in sim.named_quantizers()]
+    with torch.no_grad():
+        before = sim.model(x)
+        fidelity(sim.model, ((x,), {}))
+        assert torch.equal(sim.model(x), before)
+    assert [n for n, _ in sim.named_quantizers()] == names
+    assert not any(q._forward_hooks for q in sim.quantizers())
