@@ -18,12 +18,12 @@ from torch import Tensor
 
 from benchmarks.measure import one_thread, write_json
 from fxquant import QuantizationSimModel
+from fxquant.io.text_tables import table
 from fxquant.models.digits import RECIPES
 from fxquant.models.training import digits, trained
-from fxquant.onnx.cpu import this_cpu
+from fxquant.onnx.ort.cpu import this_cpu
 from fxquant.ptq import ReconstructionOptions, SolverOptions, reconstruct
 from fxquant.ptq.gradient_rounding import AdaroundOptions
-from fxquant.text import table
 
 if TYPE_CHECKING:
     from torch import nn

@@ -20,7 +20,7 @@ from torch import Tensor, fx
 from fxquant.errors import ConfigError
 from fxquant.nn.modes import evaluating
 from fxquant.ptq.layers import Layer, layers_of
-from fxquant.ptq.report import LayerReport, ReconstructionReport
+from fxquant.ptq.reconstruction_report import LayerReport, ReconstructionReport
 from fxquant.ptq.sampling import LayerData, Sampling, layer_data
 from fxquant.ptq.solver import Solution, SolverOptions, damp, inverse_of, solve
 from fxquant.ptq.walk import Environment, FloatEnvironment, Walk

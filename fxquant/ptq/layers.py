@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxquant.nn import QuantizationMixin
-from fxquant.nn.calibrate import weight_of
+from fxquant.nn.calibration import weight_of
 from fxquant.ptq.columns import Product, product_of
 from fxquant.ptq.grids import WeightGrid
 from fxquant.quantization.affine import AffineQuantizer, BiasQuantizeDequantize
-from fxquant.quantization.pof2 import PowerOfTwoQuantizeDequantize
+from fxquant.quantization.affine.pof2 import PowerOfTwoQuantizeDequantize
 from fxquant.quantization.ranges import range_of
 from fxquant.quantization.tensor import plain
 

@@ -19,10 +19,10 @@ from torch import Tensor, fx, nn
 
 from fxquant import ops
 from fxquant.errors import CalibrationError, FxQuantError
-from fxquant.graph.given import mismatch
-from fxquant.graph.structure import fresh_inputs, tensors
+from fxquant.graph.pytree import fresh_inputs, tensors
 from fxquant.nn import QuantizationMixin
-from fxquant.ptq.values import ValueStore
+from fxquant.ptq.value_store import ValueStore
+from fxquant.tracing.signature import mismatch
 
 if TYPE_CHECKING:
     from pathlib import Path

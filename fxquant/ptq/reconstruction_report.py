@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fxquant.text import table
+from fxquant.io.text_tables import table
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fxquant.graph.structure import map_leaves, tensors
+from fxquant.graph.pytree import map_leaves, tensors
 from fxquant.quantization.tensor import DequantizedTensor, adopt, plain
 
 if TYPE_CHECKING:
