@@ -55,8 +55,7 @@ def gptq(target: Tensor, inverse: Tensor, grid: WeightGrid) -> Tensor:
         for j in range(first, last):
             i = j - first
             wanted = left[:, j]
-            k = torch.div(wanted, scale[:, j]).round_()
-            k = torch.minimum(torch.maximum(k, low[:, j]), high[:, j])
+            k = torch.div(wanted, scale[:, j]).round_().clamp_(low[:, j], high[:, j])
             integers[:, j] = k
             error = torch.addcmul(wanted, k, scale[:, j], value=-1.0).div_(own[:, i, i, None])
             errors[:, i] = error
@@ -68,8 +67,14 @@ def gptq(target: Tensor, inverse: Tensor, grid: WeightGrid) -> Tensor:
 
 
 def descend(
-    integers: Tensor, target: Tensor, moments: Tensor, grid: WeightGrid, *, steps: int = 1000
-) -> Tensor:
+    integers: Tensor,
+    target: Tensor,
+    moments: Tensor,
+    grid: WeightGrid,
+    *,
+    slope: Tensor | None = None,
+    steps: int = 1000,
+) -> tuple[Tensor, Tensor]:
     """Move one integer of every channel at a time, the one that lowers its loss most.
 
     No step makes the loss larger, so the result is never worse than the start. A channel is done
@@ -80,10 +85,11 @@ def descend(
         target: the weight, `[G, O, D]`.
         moments: second moments of the inputs, `[G, D, D]`.
         grid: the grid.
+        slope: `(s k - t) H` of the start, if it is known, `[G, O, D]`.
         steps: moves of a channel at most.
 
     Returns:
-        Centred integers, `[G, O, D]`.
+        Centred integers and the slope there, `[G, O, D]` both.
     """
     groups, outs, ins = target.shape
     k = integers.reshape(-1, ins).clone()
@@ -92,23 +98,25 @@ def descend(
     )
     curvature = torch.diagonal(moments, dim1=1, dim2=2).repeat_interleave(outs, 0)
     group = torch.arange(groups, device=target.device).repeat_interleave(outs)
-    error = (k * scale - target.reshape(-1, ins)).reshape(target.shape)
-    state = _Descent(k, torch.bmm(error, moments).reshape(-1, ins), scale, low, high, curvature)
+    if slope is None:
+        slope = torch.bmm(grid.weight(integers) - target, moments)
+    slope = slope.reshape(-1, ins).clone()
+    state = _Descent(k.clone(), slope.clone(), scale, low, high, curvature)
     rows = torch.arange(len(k), device=k.device)
     for _ in range(steps):
         gain, column, change = state.best()
         moving = torch.nonzero(gain < 0)[:, 0]
-        if not len(moving):
-            break
         if len(moving) < 0.7 * len(rows):  # the others are done: their slopes change no more
-            k[rows] = state.k
+            k[rows], slope[rows] = state.k, state.slope
             state, rows, group = state.part(moving), rows[moving], group[moving]
             column, change = column[moving], change[moving]
             moving = torch.arange(len(rows), device=k.device)
+        if not len(moving):
+            break
         column, change = column[moving], change[moving]
         state.move(moving, column, change, moments[group[moving], column])
-    k[rows] = state.k
-    return k.reshape(target.shape)
+    k[rows], slope[rows] = state.k, state.slope
+    return k.reshape(target.shape), slope.reshape(target.shape)
 
 
 class _Descent:
@@ -117,19 +125,19 @@ class _Descent:
     def __init__(
         self, k: Tensor, slope: Tensor, scale: Tensor, low: Tensor, high: Tensor, curvature: Tensor
     ) -> None:
-        self.k, self.slope, self.scale = k.clone(), slope, scale
+        self.k, self.slope, self.scale = k, slope, scale
         self.low, self.high, self.curvature = low, high, curvature
         self.bend = curvature * scale
         self.inverse = torch.where(self.bend > 0, 1.0 / self.bend, 0.0)
 
     def part(self, rows: Tensor) -> _Descent:
-        parts = (self.slope, self.scale, self.low, self.high, self.curvature)
-        return _Descent(self.k[rows], *(t[rows] for t in parts))
+        parts = (self.k, self.slope, self.scale, self.low, self.high, self.curvature)
+        return _Descent(*(t[rows] for t in parts))
 
     def best(self) -> tuple[Tensor, Tensor, Tensor]:
         """Of every channel the largest fall of the loss, below 0, its column and the change."""
         change = torch.addcmul(self.k, self.slope, self.inverse, value=-1.0).round_()
-        change = torch.minimum(torch.maximum(change, self.low), self.high).sub_(self.k)
+        change.clamp_(self.low, self.high).sub_(self.k)
         # 2 g s d + h s^2 d^2, over 2 s
         gain = torch.addcmul(self.slope, self.bend, change, value=0.5).mul_(change)
         gain.mul_(self.scale)

@@ -79,36 +79,38 @@ def range_loss(
     return grid.gathered(error.square_() * diagonal[:, None, :])
 
 
-def refit(integers: Tensor, target: Tensor, moments: Tensor, grid: WeightGrid) -> WeightGrid:
+def refit(
+    integers: Tensor, slope: Tensor, pulled: Tensor, moments: Tensor, grid: WeightGrid
+) -> tuple[WeightGrid, Tensor]:
     """The steps with the smallest loss for given integers, `s = <k, t>_H / <k, k>_H`.
 
     Where a channel has several ranges they are fitted one after the other.
 
     Args:
         integers: centred integers, `[G, O, D]`.
-        target: the weight, `[G, O, D]`.
+        slope: `(s k - t) H`, `[G, O, D]`.
+        pulled: `t H`, `[G, O, D]`.
         moments: second moments of the inputs, `[G, D, D]`.
         grid: the grid; one that is frozen or has powers of two is returned as it is.
+
+    Returns:
+        The grid, and the slope with its steps.
     """
     if grid.frozen or grid.power_of_two:
-        return grid
-    scale = grid.scale.clone()
-    slope = torch.bmm(grid.weight(integers) - target, moments)
-    for block in range(scale.shape[1]):
-        columns = torch.nonzero(grid.blocks == block)[:, 0]
-        every = len(columns) == len(grid.blocks)
-        part = integers if every else integers[:, :, columns]
-        rows = moments if every else moments[:, columns]
-        moved = torch.bmm(part, rows)  # k H, all columns
-        own_slope, own_moved = (t if every else t[:, :, columns] for t in (slope, moved))
-        fall = grid.by_rows((own_slope * part).sum(-1))
-        curvature = grid.by_rows((own_moved * part).sum(-1))
-        wanted = scale[:, block] - fall / curvature.clamp(min=1e-300)
-        sane = (curvature > 0) & (wanted > 0.25 * scale[:, block])
-        new = torch.where(sane, wanted, scale[:, block])
+        return grid, slope
+    scale, slope = grid.scale.clone(), slope.clone()
+    blocks = scale.shape[1]
+    for block in range(blocks):
+        part = integers if blocks == 1 else integers * (grid.blocks == block)
+        # k H of these columns
+        moved = (slope + pulled) / grid.spread(scale) if blocks == 1 else torch.bmm(part, moments)
+        fall = grid.by_rows((slope * part).sum(-1))
+        curvature = grid.by_rows((moved * part).sum(-1))
+        before = scale[:, block]
+        wanted = before - fall / curvature.clamp(min=1e-30)
+        wanted = torch.where((curvature > 0) & (wanted > 0.25 * before), wanted, before)
         if grid.least is not None:
-            new = torch.maximum(new, grid.least[:, block])
-        if not every:
-            slope += (new - scale[:, block])[grid.rows][:, :, None] * moved
-        scale[:, block] = new
-    return grid.with_scale(scale)
+            wanted = torch.maximum(wanted, grid.least[:, block])
+        slope += (wanted - before)[grid.rows][:, :, None] * moved
+        scale[:, block] = wanted
+    return grid.with_scale(scale), slope

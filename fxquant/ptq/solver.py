@@ -147,10 +147,11 @@ def _descended(
     losses = [grid.by_rows(quadratic(grid.weight(k) - target, moments)) for k in (integers, plain)]
     worse = losses[0] > losses[1]
     integers = torch.where(worse[grid.rows][:, :, None], plain, integers)
-    integers = descend(integers, target, moments, grid)
+    pulled = torch.bmm(target, moments)
+    integers, slope = descend(integers, target, moments, grid)
     for _ in range(given.refits):
-        grid = refit(integers, target, moments, grid)
-        again = descend(integers, target, moments, grid)
+        grid, slope = refit(integers, slope, pulled, moments, grid)
+        again, slope = descend(integers, target, moments, grid, slope=slope)
         if torch.equal(again, integers):
             break
         integers = again

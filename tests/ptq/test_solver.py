@@ -76,7 +76,8 @@ def test_descent_is_never_worse_than_its_start(
     rng = torch.Generator().manual_seed(seed)
     noise = torch.randint(-3, 4, target.shape, generator=rng)
     start = grid.nearest(target + noise * grid.spread(grid.scale))
-    found = descend(start, target, moments, grid)
+    found, slope = descend(start, target, moments, grid)
+    torch.testing.assert_close(slope, torch.bmm(grid.weight(found) - target, moments))
     before, after = (loss(k, target, moments, grid) for k in (start, found))
     assert bool((after <= before * (1 + 1e-9) + 1e-12).all())
     # no single integer can be moved with profit
@@ -96,15 +97,17 @@ def test_descent_is_never_worse_than_its_start(
 def test_refitted_scales_are_never_worse(problem: tuple[Tensor, Tensor, WeightGrid]) -> None:
     target, moments, grid = problem
     k = grid.nearest(target)
-    found = refit(k, target, moments, grid)
+    slopes = [torch.bmm(t, moments) for t in (grid.weight(k) - target, target)]
+    found, slope = refit(k, *slopes, moments, grid)
+    torch.testing.assert_close(slope, torch.bmm(found.weight(k) - target, moments))
     before, after = (loss(k, target, moments, g).sum() for g in (grid, found))
     assert after <= before * (1 + 1e-9) + 1e-12
     searched = search(target, moments, grid)
     if grid.scale.shape[1] == 1:
         nearest = loss(searched.nearest(target), target, moments, searched).sum()
         assert nearest <= before * (1 + 1e-9) + 1e-12
-        found = solve(target, moments, searched, SolverOptions(search_scale=False))
-        after = loss(found.integers, target, moments, found.grid).sum()
+        whole = solve(target, moments, searched, SolverOptions(search_scale=False))
+        after = loss(whole.integers, target, moments, whole.grid).sum()
         assert after <= nearest * (1 + 1e-9) + 1e-12
 
 
