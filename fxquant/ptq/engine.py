@@ -67,7 +67,7 @@ class ReconstructionOptions:
         for name, least in numbers.items():
             value = getattr(self, name)
             if type(value) is not int or value < least:
-                what = f"{name} is {value!r}"
+                what = f"the option {name} of a reconstruction is {value!r}"
                 raise ConfigError("FXQ291", what, fix=f"pass a number from {least} on")
 
 
@@ -185,7 +185,8 @@ class _Problem:
         self.weight = self.every[:, :, data.live]
         self.grid, self.places = layer.grid()
         second = damp(data.seen.second(centred=self.moved), options.solver.damping)
-        self.inverse, self.moments = inverse_of(second), second.float()
+        self.moments = second.float()
+        self.inverse = inverse_of(second)
         target = self.weight
         if options.float_target:
             target = data.seen.target(self.weight, self.inverse, centred=self.moved)

@@ -39,7 +39,10 @@ def gptq(target: Tensor, inverse: Tensor, grid: WeightGrid) -> Tensor:
     order = torch.diagonal(inverse, dim1=1, dim2=2).argsort(dim=1)
     rows = order[:, :, None].expand_as(inverse)
     permuted = inverse.gather(1, rows).gather(2, order[:, None, :].expand_as(inverse))
-    factor = torch.linalg.cholesky(permuted, upper=True).to(target.dtype)
+    factor, failed = torch.linalg.cholesky_ex(permuted, upper=True)
+    if bool(failed.any()):  # rounding of a float32 inverse
+        factor = torch.linalg.cholesky(permuted.double(), upper=True)
+    factor = factor.to(target.dtype)
     # transposed, so that a column of the weight lies in one piece
     index = order[:, :, None].expand(-1, -1, target.shape[1])
     left, scale, low, high = (

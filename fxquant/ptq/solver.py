@@ -26,6 +26,8 @@ Method = Literal["nearest", "scale_search", "gptq", "descend", "adaround"]
 METHODS: tuple[Method, ...] = get_args(Method)
 # their integers are next to the real numbers, so the scale is searched for such integers
 _ROUNDED_ONLY = ("scale_search", "adaround")
+# inputs from which on factors are computed in float32: measured, integers are as good by them
+_LARGE = 256
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,11 @@ def damp(moments: Tensor, share: float) -> Tensor:
 
 
 def inverse_of(moments: Tensor) -> Tensor:
-    """Inverse of damped moments, float64 `[G, D, D]`."""
+    """Inverse of damped moments, `[G, D, D]`; in float32 where it is large and that is enough."""
+    if moments.shape[-1] >= _LARGE:
+        factor, failed = torch.linalg.cholesky_ex(moments.float())
+        if not bool(failed.any()):
+            return torch.cholesky_inverse(factor)
     return torch.cholesky_inverse(torch.linalg.cholesky(moments.double()))
 
 
