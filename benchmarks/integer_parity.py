@@ -24,7 +24,7 @@ from fxquant.models.squeezenet import SqueezeNet
 from fxquant.models.unet import UNet
 from fxquant.onnx.integer import IntegerModel
 from fxquant.onnx.ort.cpu import this_cpu
-from fxquant.onnx.ort.session import Level, open_session, packed
+from fxquant.onnx.session import Level, open_session, packed
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fxquant.onnx.ort.session import Level, open_session
+from fxquant.onnx.session import Level, open_session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -30,7 +30,7 @@ from fxquant.onnx.io.writer import write_model
 from fxquant.onnx.lowering.lower import lower
 from fxquant.onnx.lowering.unsigned_products import exact_model
 from fxquant.onnx.ort.cpu import this_cpu
-from fxquant.onnx.ort.session import Level, open_session, packed
+from fxquant.onnx.session import Level, open_session, packed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

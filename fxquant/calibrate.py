@@ -54,6 +54,9 @@ def calibrate(
     """
     run = _runner(model, data, args)
     _check_threads(threads)
+    if progress is not None and not callable(progress):
+        what = f"progress is a {type(progress).__name__}"
+        raise CalibrationError("FXQ431", what, fix="pass a function of (done, total)")
     counter = _Counter(progress, _length(data))
     try:
         with (

@@ -89,10 +89,7 @@ def load_checkpoint(sim: QuantizationSimModel, path: str | Path) -> None:
     """
     _require_simulation(sim)
     folder = as_path(path)
-    index = _read_index(folder)
-    tensors = _read_tensors(folder / _TENSORS)
-    if _sha256(folder / _TENSORS) != index.get("tensors_sha256"):
-        index = _embedded_index(folder / _TENSORS, tensors)
+    index, tensors = _read(folder)
     refresh_biases(sim.model)  # quantizers may have been assigned by hand
     _check_fits(sim, index)
     tensors |= {n: tensors[str(of)] for n, of in index["aliases"].items() if str(of) in tensors}
@@ -176,6 +173,37 @@ def _digest(sim: QuantizationSimModel) -> str:
     # whether a module is quantized is told by its quantizers, and better
     text = re.sub("= (quantized_|Quantized)", "= ", dump(sim.model))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Index and tensors; read again if another process has saved meanwhile."""
+    for left in reversed(range(_READINGS)):
+        before = _identity(folder / _TENSORS)
+        try:
+            index = _read_index(folder)
+            tensors = _read_tensors(folder / _TENSORS)
+            if _sha256(folder / _TENSORS) != index.get("tensors_sha256"):
+                index = _embedded_index(folder / _TENSORS, tensors)
+        except CheckpointError:
+            if not left or _identity(folder / _TENSORS) == before:
+                raise
+            continue
+        if _identity(folder / _TENSORS) == before:
+            return index, tensors
+    what = f"{folder} is being written by another process again and again"
+    raise CheckpointError("FXQ603", what, fix="load it when the other process has finished")
+
+
+_READINGS = 20
+
+
+def _identity(path: Path) -> tuple[int, ...] | None:
+    """What changes when a file is replaced."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _digest_of(tensors: dict[str, Tensor]) -> str:

@@ -268,7 +268,8 @@ def read_json(path: Path) -> Any:
         return reading.read_json(path)
     except (OSError, ValueError) as error:
         what = f"cannot read the configuration {path}: {reading.reason(error)}"
-        raise ConfigError("FXQ220", what) from error
+        fix = 'give the path of a JSON file, such as {"activation_bitwidth": 8}'
+        raise ConfigError("FXQ220", what, fix=fix) from error
 
 
 def _from_aimet(data: dict[str, Any]) -> QuantConfig:

@@ -16,9 +16,11 @@ from torch import Tensor, fx, nn
 
 from fxquant import ops
 from fxquant.errors import ConfigError, SelectorError, nearest
+from fxquant.graph.absent_names import absence, replaced
+from fxquant.graph.meta import path_matches
 from fxquant.graph.pass_infra import Fact, set_state, state_of
 from fxquant.graph.rewriter import Rewriter
-from fxquant.graph.selectors import path_matches, select_named, several
+from fxquant.graph.selectors import select_in, several
 from fxquant.nn import QuantizationMixin
 from fxquant.nn.calibration import weight_of
 from fxquant.placement.dataflow import resolve_grids
@@ -50,7 +52,7 @@ def quantized_modules(
     named = {p: m for p, m in gm.named_modules() if p and _HOMES.isdisjoint(p.split("."))}
     found: dict[str, QuantizationMixin] = {}
     for selector in several(selectors):
-        paths = select_named(selector, named, below=True)
+        paths = select_in(gm, selector, named)
         below = tuple(f"{p}." for p in paths)
         chosen = {
             p: m
@@ -58,6 +60,9 @@ def quantized_modules(
             if isinstance(m, QuantizationMixin) and (p in paths or p.startswith(below))
         }
         if not chosen:
+            lost = absence(gm, selector)
+            if lost is not None:
+                raise lost.error("FXQ241")
             what = f"nothing in {', '.join(paths)} is quantized"
             raise SelectorError("FXQ241", what, fix="sim.named_qmodules() lists what is")
         found |= chosen
@@ -89,6 +94,9 @@ def exclude_params(gm: fx.GraphModule, pattern: str) -> None:
         if path_matches(pattern, home[2]) or path_matches(pattern, full)
     ]  # fmt: skip
     if not found:
+        lost = replaced(gm, pattern)
+        if lost is not None:
+            raise lost.error("FXQ243")
         fix = nearest(pattern, [*names, *homes]) or f"the names are {', '.join(sorted(names))}"
         raise SelectorError("FXQ243", f"no parameter is called {pattern!r}", fix=fix)
     for path, home, name in found:

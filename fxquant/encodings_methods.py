@@ -8,14 +8,19 @@ from typing import TYPE_CHECKING, Any
 from fxquant.encodings.collect import module_encodings
 from fxquant.encodings.file import as_text, read, write
 from fxquant.encodings.load import Loaded, load
+from fxquant.flags import require_flags
+from fxquant.graph.meta import path_matches
 from fxquant.io.writing import as_path, checked_prefix, write_text
+from fxquant.targets.quantizer_choice import quantizer_for
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor, fx, nn
 
-    from fxquant.quantization import QuantScheme
+    from fxquant.config import QuantConfig
+    from fxquant.quantization import QuantizerBase, QuantScheme
+    from fxquant.targets import Target
 
 
 _HOMES = frozenset({"input_quantizers", "output_quantizers", "param_quantizers"})
@@ -25,6 +30,8 @@ class EncodingsMethods:
     """Loading and saving encodings; one simulation of the same network takes those of another."""
 
     model: fx.GraphModule
+    config: QuantConfig
+    target: Target
     quant_scheme: QuantScheme
     _example: Any
 
@@ -39,7 +46,9 @@ class EncodingsMethods:
         """Take the grids of an encodings file: bitwidths, symmetry and ranges; all or nothing.
 
         All versions are read, keyed by module or by the names of ONNX tensors. Scales come back to
-        the last bit if they came from a quantizer; others may move by one.
+        the last bit if they came from a quantizer; others may move by one. What the graph returns
+        in floating point is quantized where the file has a grid for it, unless the configuration
+        keeps it in floating point.
 
         Args:
             encodings: path of the file, or its content.
@@ -68,15 +77,30 @@ class EncodingsMethods:
             ()
         """
 
+        require_flags(strict=strict, partial=partial)
+
         def names() -> Mapping[str, tuple[str, ...]]:
             from fxquant.onnx.encodings_file import tensor_names  # loads what only ONNX needs
 
             return tensor_names(self.model, self._example)
 
         return load(
-            self.model, read(encodings), names=names, strict=strict, partial=partial,
-            requires_grad=requires_grad, allow_overwrite=allow_overwrite,
+            self.model, read(encodings), names=names, new=self._result_quantizer, strict=strict,
+            partial=partial, requires_grad=requires_grad, allow_overwrite=allow_overwrite,
         )  # fmt: skip
+
+    def _result_quantizer(self, place: str, bits: int) -> QuantizerBase | None:
+        """A quantizer for a value that the graph returns, unless the configuration forbids it."""
+        path = place.rpartition(".output.")[0]
+        asked = self.config.layers.items()
+        floats = [p for p, r in asked if r.keep_float or r.output.quantized is False]
+        floats += self.config.keep_float
+        if any(path_matches(pattern, path, below=True) for pattern in floats):
+            return None
+        setup: dict[str, Any] = {"bitwidth": bits, "shape": ()}
+        made = quantizer_for(self.target, "activation", self.quant_scheme, **setup)
+        made.where = f"the output of {path}"
+        return made.to(next((p.device for p in self.model.parameters()), None))
 
     def get_encodings(self) -> dict[str, Any]:
         """The grids of all quantizers that have a range: version 0.6.1, keyed by module."""

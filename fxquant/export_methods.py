@@ -12,6 +12,7 @@ import torch
 from fxquant import editing
 from fxquant.encodings_methods import EncodingsMethods
 from fxquant.errors import ConfigError, FxQuantError
+from fxquant.flags import require_flags
 from fxquant.nn.modes import evaluating
 from fxquant.prepare import call_arguments
 from fxquant.tracing.signature import mismatch
@@ -76,12 +77,13 @@ class ExportMethods(EncodingsMethods):
         """
         from fxquant.export import export_model
 
+        require_flags(prove=prove, **({} if contrib is None else {"contrib": contrib}))
         editing.refresh_biases(self.model)
         example = self._example if dummy_input is None else self._taken(dummy_input)
         return export_model(
             self.model, path, filename_prefix, example, opset=opset, prove=prove,
             contrib=self.target.contrib if contrib is None else contrib,
-            deploy=deploy or self._deploy,
+            deploy=self._deploy if deploy is None else deploy,
             scheme=self.quant_scheme.name, encoding_version=encoding_version,
         )  # fmt: skip
 

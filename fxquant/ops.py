@@ -1652,8 +1652,11 @@ def register_op(row: Op) -> None:
     """Give an operator of your own a row: preparation, placement and lowering then know it.
 
     Raises:
-        ConfigError: FXQ201 or FXQ202, the name or a spelling is taken.
+        ConfigError: FXQ201 or FXQ202, the name or a spelling is taken; FXQ204, it is no row.
     """
+    if not isinstance(row, Op):
+        what = f"a row of the table is an Op, not a {type(row).__name__}"
+        raise ConfigError("FXQ204", what, fix='write register_op(Op(name="...", ...))')
     TABLE.add(row)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,11 @@ from fxquant.config import QuantConfig
 from fxquant.errors import ConfigError, ModelError, SelectorError, nearest
 from fxquant.export_methods import ExportMethods
 from fxquant.fingerprint import mark_calibrated
+from fxquant.flags import require_flags
+from fxquant.graph.absent_names import absence
+from fxquant.graph.meta import path_matches
 from fxquant.graph.pass_infra import state_of
-from fxquant.graph.selectors import path_matches
+from fxquant.graph.rewriter import label
 from fxquant.nn import QuantizationMixin
 from fxquant.passes import simulation_pipeline
 from fxquant.prepare import call_arguments, is_prepared, prepare_model
@@ -49,11 +53,13 @@ class QuantizationSimModel(ExportMethods):
         config_file: the same as a path; the file may be one of AIMET's.
         target: name of a shipped target, or a `Target`.
         in_place: build the simulation in the prepared graph that was handed in.
+        unknown: refused, with the nearest names.
 
     Raises:
         ModelError: the model cannot be prepared.
         ConfigError: FXQ230 the model holds quantized modules already, FXQ231 two configurations
-            are given, FXQ233 and FXQ234 bitwidths are; a configuration is wrong.
+            are given, FXQ233 and FXQ234 bitwidths are; FXQ235 an argument is unknown, FXQ236 a
+            switch is neither True nor False; a configuration is wrong.
 
     Example:
         >>> import torch
@@ -77,7 +83,10 @@ class QuantizationSimModel(ExportMethods):
         config_file: str | Path | None = None,
         target: Target | str = "onnxruntime_x86",
         in_place: bool = False,
+        **unknown: Any,
     ) -> None:
+        _refuse_unknown(unknown)
+        require_flags(in_place=in_place)
         _refuse_quantized(model)
         self.target = load_target(target)
         if config is not None and config_file is not None:
@@ -154,16 +163,19 @@ class QuantizationSimModel(ExportMethods):
         Raises:
             SelectorError: FXQ240, nothing matches.
         """
-        nodes = {_label(n): n for n in self.model.graph.nodes if n.op not in ("output", "get_attr")}
-        found = [k for k in nodes if path_matches(name, k)]
+        nodes = {label(n): n for n in self.model.graph.nodes if n.op not in ("output", "get_attr")}
+        found = [k for k in nodes if path_matches(name, k, below=True)]
+        lost = None if found else absence(self.model, name)
+        if lost is not None:
+            raise lost.error("FXQ240")
         if not found:
             raise SelectorError("FXQ240", f"no module is called {name!r}", fix=nearest(name, nodes))
         return "\n".join(self._explain(nodes[k]) for k in found)
 
     def _explain(self, node: fx.Node) -> str:
-        why = state_of(self.model).why.get(_label(node), ("no tensor operation",))
+        why = state_of(self.model).why.get(label(node), ("no tensor operation",))
         source = node.meta.get("source")
-        head = f"{_label(node)} ({source})" if source else _label(node)
+        head = f"{label(node)} ({source})" if source else label(node)
         lines = [head, *(f"  - {reason}" for reason in why)]
         if node.op == "call_module":
             lines += _quantizer_lines(self.model.get_submodule(str(node.target)))
@@ -300,10 +312,6 @@ class QuantizationSimModel(ExportMethods):
         return editing.original_model(self.model, qdq_weights=qdq_weights)
 
 
-def _label(node: fx.Node) -> str:
-    return str(node.target) if node.op == "call_module" else node.name
-
-
 def _quantizer_lines(module: nn.Module) -> list[str]:
     if not isinstance(module, QuantizationMixin):
         return []
@@ -311,8 +319,17 @@ def _quantizer_lines(module: nn.Module) -> list[str]:
     return lines + [f"  {name}: {q}" for name, q in module.param_quantizers.active()]
 
 
+def _refuse_unknown(given: dict[str, Any]) -> None:
+    for name in given:
+        known = list(inspect.signature(QuantizationSimModel.__init__).parameters)[1:]
+        fix = nearest(name, known) or f"the arguments are {', '.join(known)}"
+        if name == "rounding_mode":  # of AIMET's older signature
+            fix = "leave it out: ties go to even"
+        raise ConfigError("FXQ235", f"QuantizationSimModel has no argument {name!r}", fix=fix)
+
+
 def _refuse_quantized(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
+    if not hasattr(model, "_modules") or isinstance(model, type):
         return  # preparation says what is wrong with it
     for name, module in model.named_modules():
         if isinstance(module, (QuantizationMixin, QuantizerBase)):

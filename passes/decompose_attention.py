@@ -97,7 +97,7 @@ class _Attention:
             )
         shape = self.node.meta["spec"].shape
         result = self._call("attention", fn.MatMul(), (weights, value), shape)
-        self.rw.replace(self.node, result)
+        self.rw.replace(self.node, result, "was taken apart; its values come from")
 
     def _repeated(self, name: str) -> fx.Node:
         """Keys or values, one head for every query head."""

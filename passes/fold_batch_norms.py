@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fxquant.errors import QuantizationError
+from fxquant.graph.absent_names import FOLDED
 from fxquant.graph.pass_infra import Fact, Pass
 from fxquant.graph.rewriter import producer
 from fxquant.placement.regions import find_regions
@@ -124,7 +125,7 @@ def _fold(rw: Rewriter, node: fx.Node, layer: fx.Node) -> None:
     rw.changes += 1
     rw.explain(layer, f"batch norm {node.target} was folded into its weight and bias")
     rw.set_module(str(node.target), nn.Identity())
-    rw.replace(node, layer)
+    rw.replace(node, layer, FOLDED)
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from fxquant.graph.pass_infra import Fact, Pass
+from fxquant.graph.rewriter import Gone
 
 if TYPE_CHECKING:
     from fxquant.graph.rewriter import Rewriter
@@ -39,6 +40,8 @@ class FoldParametrizations(Pass):
         for node in rw.nodes:
             module = rw.module(node)
             if module is not None and rw.op(node) is not None and _fold(module):
+                path = str(node.target)
+                rw.gone[f"{path}.parametrizations"] = Gone("was folded into the weights of", path)
                 rw.explain(node, "its parametrized weight was folded into a parameter")
 
 

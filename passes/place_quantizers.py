@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import fx, nn
 
@@ -13,7 +13,7 @@ from fxquant.errors import place
 from fxquant.graph.pass_infra import Fact, Pass
 from fxquant.nn import QuantizationMixin, QuantStub
 from fxquant.nn.mixin import is_ignored
-from fxquant.placement.dataflow import Slot, slot_spec
+from fxquant.placement.dataflow import Slot, is_sequence, slot_spec
 from fxquant.placement.plan import Plan, PlannedQuantizer, WeightPlan
 from fxquant.placement.planner import make_plan
 from fxquant.quantization import QuantizerBase, QuantScheme, affine
@@ -53,6 +53,13 @@ class PlaceQuantizers(Pass):
         self._place_weights(rw, plan, owners)
         for node, reasons in plan.why.items():
             rw.explain(node, *reasons)
+        for node in rw.nodes:
+            module = rw.module(node)
+            if isinstance(module, QuantizationMixin):
+                given: list[fx.Node] = []
+                fx.node.map_arg((node.args, node.kwargs), given.append)
+                module.input_quantizers.limit = sum(_tensors(n.meta.get("spec")) for n in given)
+                module.output_quantizers.limit = _tensors(node.meta.get("spec"))
 
     def _swap_modules(self, rw: Rewriter) -> None:
         for node in rw.nodes:
@@ -66,8 +73,6 @@ class PlaceQuantizers(Pass):
             quantizer = self._activation_quantizer(grid)
             for slot in grid.slots:
                 owner, index = self._owner(rw, slot, plan)
-                while len(owner.output_quantizers) <= index:
-                    owner.output_quantizers.append(None)  # type: ignore[arg-type]
                 owner.output_quantizers[index] = quantizer
                 owners[slot] = quantizer
             quantizer.where = f"the output of {place(grid.slots[0][0])}"
@@ -143,6 +148,17 @@ class PlaceQuantizers(Pass):
         )  # fmt: skip
         bias.where = f"the bias of {place(node)}"
         return bias
+
+
+def _tensors(spec: Any) -> int:
+    """How many tensors a recorded value holds; a value that was not recorded may be one."""
+    if isinstance(spec, dict):
+        return sum(map(_tensors, spec.values()))
+    return (
+        sum(map(_tensors, spec))
+        if is_sequence(spec)
+        else int(spec is None or hasattr(spec, "dtype"))
+    )
 
 
 def _without_bias(plan: WeightPlan) -> WeightPlan:

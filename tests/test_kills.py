@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import signal
@@ -346,3 +347,57 @@ def test_a_whole_export_is_old_or_new_or_refused(tmp_path: Path) -> None:
         old.export(folder, "net", prove=False)
 
     assert sweep(lambda: new.export(folder, "net", prove=False), check, tmp_path, reset) > 40
+
+
+# --- several processes -----------------------------------------------------------------------
+
+
+def forked(work: Callable[[], object]) -> int:
+    """Start work in a copy of this process; returns its number."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # newer Pythons warn of forks beside threads
+        child = os.fork()
+    if child == 0:
+        try:
+            work()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    return child
+
+
+def test_two_writers_of_one_name_leave_the_files_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sim = simulation()
+
+    def often(text: str) -> None:
+        monkeypatch.setattr(export, "_write_all", writer(text))
+        for _ in range(10):
+            sim.export(tmp_path, "net")
+
+    children = [forked(functools.partial(often, text)) for text in ("one", "two")]
+    assert [os.waitstatus_to_exitcode(os.waitpid(c, 0)[1]) for c in children] == [0, 0]
+    assert state_of_set(tmp_path) in ("one", "two")
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_readers_beside_a_writer_see_whole_checkpoints(tmp_path: Path) -> None:
+    first, second = simulation(), simulation()
+    with torch.no_grad():
+        second.model.get_parameter("0.weight").mul_(2)
+    known = {first_weight(first), first_weight(second)}
+    folder = tmp_path / "c"
+    save_checkpoint(first, folder)
+
+    def write() -> None:
+        for _ in range(8):
+            save_checkpoint(second, folder)
+            save_checkpoint(first, folder)
+
+    child, fresh = forked(write), simulation()
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        load_checkpoint(fresh, folder)
+        assert first_weight(fresh) in known
+    load_checkpoint(fresh, folder)
+    assert first_weight(fresh) == first_weight(first)

@@ -9,6 +9,7 @@ import functools
 import io
 import itertools
 import json
+import os
 import pickle
 import random
 import resource
@@ -34,6 +35,7 @@ from fxquant.cli.loading import load_weights
 from fxquant.config import QuantConfig
 from fxquant.encodings import read as read_encodings
 from fxquant.errors import FxQuantError
+from fxquant.onnx.examine import examine
 from fxquant.onnx.io.reader import read_model
 from fxquant.onnx.lint.verify import verify_file
 from fxquant.onnx.ort.feeds import feeds_of
@@ -251,6 +253,89 @@ BOMBS: dict[str, Callable[[], bytes]] = {
 }  # fmt: skip
 
 
+def grown(kind: str, *inputs: str, **attributes: Any) -> list[Any]:
+    return [node(kind, *inputs, output="y", **attributes)]
+
+
+def looped(kind: str, *inputs: str) -> list[Any]:
+    """As many rounds as `n` says, each of which computes `v` anew."""
+    kinds: list[tuple[str, int, Any]] = [
+        ("i", TensorProto.INT64, []), ("go", TensorProto.BOOL, []), ("v", TensorProto.FLOAT, None),
+        ("on", TensorProto.BOOL, []), ("w", TensorProto.FLOAT, None)]  # fmt: skip
+    values = [helper.make_tensor_value_info(*kind) for kind in kinds]
+    more: dict[str, Any] = {"axis": 0} if kind == "Concat" else {}
+    inner = [node("Identity", "go", output="on"), node(kind, "v", "v", output="w", **more)]
+    body = helper.make_graph(inner, "body", values[:3], values[3:])
+    return [node("Loop", *inputs, output="y", body=body)]
+
+
+SHAPE, YES = np.array([1 << 31]), np.bool_(True)
+SQUARE = node("Mul", "side", "side", output="n")
+# sizes that only a run tells, or that only the data's come to
+RUNS: dict[str, Callable[[], bytes]] = {
+    "expand": lambda: model(grown("Expand", "x", "n"), {"n": SHAPE}),
+    "half of that": lambda: model(grown("Expand", "x", "n"), {"n": SHAPE // 4}),
+    "tile": lambda: model(grown("Tile", "x", "n"), {"n": SHAPE}),
+    "pad": lambda: model(grown("Pad", "x", "n"), {"n": np.array([0, 1 << 31])}),
+    "random": lambda: model(
+        [node("Expand", "x", "n"), *grown("RandomNormalLike", "c")], {"n": SHAPE}),
+    "doubled": lambda: model([
+        node("Concat", a, a, output=b, axis=0)
+        for a, b in itertools.pairwise(["x", *(f"c{i}" for i in range(30)), "y"])], {}),
+    "sorted": lambda: model([
+        node("Expand", "x", "n"), helper.make_node("TopK", ["c", "n"], ["y", "i"])],
+        {"n": SHAPE}),
+    "asked for": lambda: model([
+        node("Cast", "x", output="i", to=TensorProto.INT64), node("Mul", "i", "n", output="m"),
+        node("ConstantOfShape", "m"), *grown("Neg", "c")], {"n": SHAPE}),
+    "rounds": lambda: model(
+        looped("Add", "n", "yes", "x"), {"n": np.int64(1 << 60), "yes": YES}),
+    "doubling rounds": lambda: model(
+        looped("Concat", "n", "yes", "x"), {"n": np.int64(33), "yes": YES}),
+}  # fmt: skip
+COMPUTED: dict[str, Callable[[], bytes]] = {
+    "a size that is computed": lambda: model(
+        [SQUARE, node("ConstantOfShape", "n"), USE], {"side": np.array([1 << 15])}),
+    "a range that is computed": lambda: model([
+        node("Cast", "stop", output="end", to=TensorProto.FLOAT),
+        node("Range", "a", "end", "s"), USE],
+        {"a": np.float32(0), "stop": np.float64(1e9), "s": np.float32(1)}),
+    "functions that expand": lambda: functions(16),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_runs_that_take_too_much_are_refused(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    path.write_bytes(RUNS[name]())
+    verify_file(path)  # which runs nothing
+
+    def read() -> None:
+        with pytest.raises(FxQuantError, match=r"FXQ511: .*(bytes|CPU time)"):
+            examine(path, {"x": np.ones(1, np.float32)})
+
+    assert judged(read) is None
+
+
+@pytest.mark.parametrize("name", COMPUTED)
+def test_constants_whose_size_only_a_run_tells(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    path.write_bytes(COMPUTED[name]())
+
+    def read() -> None:
+        with pytest.raises(FxQuantError, match="FXQ511"):
+            verify_file(path)
+
+    assert judged(read) is None
+
+
+def test_what_is_computed_from_constants_is_read_while_it_is_small(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    path.write_bytes(model(
+        [SQUARE, node("ConstantOfShape", "n"), USE], {"side": np.array([3])}))  # fmt: skip
+    assert examine(path, {"x": np.ones(1, np.float32)})
+
+
 @pytest.mark.parametrize("name", BOMBS)
 def test_onnx_files_that_describe_too_much_are_refused(name: str, tmp_path: Path) -> None:
     path = tmp_path / "net.onnx"
@@ -328,6 +413,99 @@ def test_devices_are_no_files(reader: Reader, valid: Path) -> None:
         assert judged(read) is None
     finally:
         path.unlink()
+        path.write_bytes(content)
+
+
+def nested(levels: int) -> dict[str, Any]:
+    """One mapping in two places of another, and so on: two to the power of `levels` paths."""
+    found: dict[str, Any] = {}
+    for _ in range(levels):
+        found = {"a": found, "b": found}
+    return found
+
+
+def test_mappings_in_many_places_are_looked_at_once(tmp_path: Path) -> None:
+    torch.save(nested(60), tmp_path / "w.pt")
+
+    def read() -> None:
+        with pytest.raises(FxQuantError, match="FXQ713"):
+            load_weights(tmp_path / "w.pt")
+
+    assert judged(read) is None
+
+
+def long_pickle() -> bytes:
+    """What `torch.save` wrote before zip files, with a pickle that does little for long."""
+    parts = io.BytesIO()
+    torch.save({}, parts, _use_new_zipfile_serialization=False)
+    start = parts.getvalue().rindex(b"}")  # the state dict itself
+    return parts.getvalue()[:start] + b"N" * (8 << 20) + parts.getvalue()[start:]
+
+
+def test_pickles_end_after_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fxquant.io.reading.CPU_SECONDS", 0.2)
+    monkeypatch.setattr("fxquant.io.reading.CPU_SECONDS_PER_MB", 0.0)
+    (tmp_path / "w.pt").write_bytes(long_pickle())
+    with pytest.raises(FxQuantError, match=r"FXQ712.*more than 0.2 s of CPU time"):
+        load_weights(tmp_path / "w.pt")
+
+
+def test_archives_of_many_arrays_end_after_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fxquant.io.reading.CPU_SECONDS", 0.05)
+    monkeypatch.setattr("fxquant.io.reading.CPU_SECONDS_PER_MB", 0.0)
+    one = npy((1, 1), bytes(4))
+    (tmp_path / "d.npz").write_bytes(zipped({f"a{i}.npy": one for i in range(3000)}))
+    with pytest.raises(FxQuantError, match=r"FXQ722.*more than 0.1 s of CPU time"):
+        load_batches(tmp_path / "d.npz")
+
+
+TEXTS = {
+    "a key twice": (b'{"keep_float": [], "keep_float": ["a"]}', "the key 'keep_float' is given tw"),
+    "a long number": (b'{"activation_bitwidth": ' + b"9" * 10_000 + b"}", "Exceeds the limit"),
+    "no number": (b'{"layers": {"a": {"output": {"max": NaN}}}}', "finite"),
+    "infinity": (b'{"activation_bitwidth": 1e999}', "integer"),
+    "two bytes a character": ('{"layers": {}}'.encode("utf-16"), "codec can't decode"),
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_what_is_odd_in_json(name: str, tmp_path: Path) -> None:
+    content, what = TEXTS[name]
+    (tmp_path / "c.json").write_bytes(content)
+    with pytest.raises(FxQuantError, match=r"FXQ22[01]") as error:
+        QuantConfig.load(tmp_path / "c.json")
+    assert what in error.value.what
+
+
+def test_a_mark_before_json_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_bytes(b'\xef\xbb\xbf{"activation_bitwidth": 4}')
+    assert QuantConfig.load(tmp_path / "c.json").activation_bitwidth == 4
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes")
+@pytest.mark.parametrize("kind", ["pipe", "circle of links", "folder"])
+@pytest.mark.parametrize("reader", READERS, ids=lambda r: r.name)
+def test_what_is_no_file_is_not_opened(reader: Reader, kind: str, valid: Path) -> None:
+    path = valid / reader.name
+    content = path.read_bytes()
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(path.name)
+
+    def read() -> None:
+        with pytest.raises(FxQuantError):
+            reader.read(path)
+
+    try:
+        assert judged(read) is None
+    finally:
+        path.rmdir() if kind == "folder" else path.unlink()
         path.write_bytes(content)
 
 

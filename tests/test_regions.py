@@ -16,7 +16,7 @@ from fxquant.analysis.inspector_regions import inspect_regions
 from fxquant.errors import ConfigError, RegionError, SelectorError
 from fxquant.graph.printer import dump
 from fxquant.nn import DeQuantStub, QuantStub
-from fxquant.onnx.ort.session import Level, open_session
+from fxquant.onnx.session import Level, open_session
 from fxquant.placement.regions import find_regions
 from tests.helpers.grids import output_of
 

@@ -19,6 +19,7 @@ from fxquant import (
     inspect_model,
     load_checkpoint,
     prepare_model,
+    register_op,
     save_checkpoint,
     validate_model,
 )
@@ -195,6 +196,75 @@ rows("FXQ", "on_specialisation", lambda v, _: prepare_model(net(), X, on_special
     "another": "x", "None": None, "bool": True,
 })  # fmt: skip
 
+rows("FXQ235", "argument", lambda v, _: QuantizationSimModel(net(), X, **v), {
+    "of an older signature": {"rounding_mode": "nearest"}, "a typo": {"target_": "x"},
+    "of another class": {"dummy": X}, "bits": {"param_bw": 8},
+})  # fmt: skip
+SWITCHES = {"text": "yes", "number": 1, "None": None, "a list": []}
+rows("FXQ236", "in_place", lambda v, _: QuantizationSimModel(net(), X, in_place=v), SWITCHES)
+rows("FXQ236", "prove", lambda v, d: calibrated().export(d, "n", prove=v), SWITCHES)
+rows("FXQ236", "contrib", lambda v, d: calibrated().export(d, "n", contrib=v), {
+    "text": "no", "number": 5,
+})  # fmt: skip
+rows("FXQ236", "strict", lambda v, _: sim().load_encodings({}, strict=v), SWITCHES)
+rows("FXQ431", "progress", lambda v, _: sim().compute_encodings([X], progress=v), {
+    "number": 5, "bool": True, "text": "x",
+})  # fmt: skip
+rows("FXQ214", "predicate", lambda v, _: sim().exclude_layers_from_quantization(v), {
+    "of three": lambda a, b, c: True, "that fails": lambda p: 1 / 0,
+})  # fmt: skip
+rows("FXQ204", "register_op", lambda v, _: register_op(v), {
+    "None": None, "text": "conv", "a function": torch.relu, "a class": nn.ReLU,
+})  # fmt: skip
+
+
+def first(sim: QuantizationSimModel) -> Any:
+    return next(sim.quantizers())
+
+
+rows("FXQ409", "set_range", lambda v, _: first(sim()).set_range(*v), {
+    "text": ("a", 1), "lists of text": (["a"], [1]), "upside down": (2.0, 1.0),
+    "NaN": (float("nan"), 1.0), "infinity": (0.0, float("inf")), "objects": (object(), 1.0),
+})  # fmt: skip
+rows("FXQ4", "bitwidth", lambda v, _: setattr(first(sim()), "bitwidth", v), {
+    "zero": 0, "one": 1, "negative": -1, "text": "8", "None": None, "64": 64, "float": 8.5,
+    "bool": True,
+})  # fmt: skip
+rows("FXQ410", "symmetric", lambda v, _: setattr(first(sim()), "symmetric", v), {
+    "text": "yes", "None": None, "number": 1,
+})  # fmt: skip
+rows("FXQ414", "narrow floats",
+     lambda v, _: sim().set_activation_quantizers_to_float(["1"], **v), {
+         "nothing": {}, "negative": {"exponent_bits": -1, "mantissa_bits": 3},
+         "integers": {"dtype": torch.int8},
+         "twice": {"exponent_bits": 5, "mantissa_bits": 10, "dtype": torch.float16},
+     })  # fmt: skip
+
+
+def outputs_of(sim: QuantizationSimModel) -> Any:
+    return dict(sim.named_qmodules())["0"].output_quantizers
+
+
+rows("FXQ427", "quantizers by position", lambda v, _: outputs_of(sim()).__setitem__(v, None), {
+         "past the end": 7, "the next": 1, "far before": -5, "text": "0", "bool": True,
+     })  # fmt: skip
+
+
+class Texts(nn.Module):
+    """Returns more than numbers."""
+
+    def forward(self, x: Tensor) -> Any:
+        return torch.relu(x), "label"
+
+
+def with_text(folder: Path) -> object:
+    sim = QuantizationSimModel(Texts(), X)
+    sim.compute_encodings([X])
+    return sim.export(folder, "n")
+
+
+rows("FXQ590", "returned", lambda v, d: v(d), {"text": with_text})
+
 # --- files -------------------------------------------------------------------------------------
 
 PREFIXES = {"a path": Path("n"), "above": "../x", "None": None, "number": 5, "empty": "",
@@ -247,7 +317,7 @@ rows(
 
 
 def test_there_are_some_hundred() -> None:
-    assert len(ROWS) > 300
+    assert len(ROWS) > 350
 
 
 @pytest.mark.parametrize(

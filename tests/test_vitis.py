@@ -23,7 +23,7 @@ from fxquant.errors import (
     SelectorError,
 )
 from fxquant.graph.pass_infra import state_of
-from fxquant.onnx.ort.session import Level, open_session
+from fxquant.onnx.session import Level, open_session
 from fxquant.quantization.affine.pof2 import PowerOfTwoQuantizeDequantize
 from fxquant.quantization.analyzers import MinMax, Percentile
 from fxquant.quantization.float import FloatQuantizeDequantize

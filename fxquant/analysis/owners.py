@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from fxquant.onnx.ort.session import KernelTime
+    from fxquant.onnx.session import KernelTime
 
 _FOLLOW = 8  # nodes between what absorbed an operator and that operator
 CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")

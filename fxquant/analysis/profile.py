@@ -19,12 +19,13 @@ from fxquant.analysis.tensor_errors import TensorError, tensor_errors
 from fxquant.errors import ConfigError
 from fxquant.graph.pytree import tensors
 from fxquant.io.text_tables import table
-from fxquant.onnx.io.reader import read_model
+from fxquant.onnx.io.limits import require_runnable
+from fxquant.onnx.io.reader import read_model, readable
 from fxquant.onnx.ort.coverage import coverage
 from fxquant.onnx.ort.dequantized import without_pairs
 from fxquant.onnx.ort.feeds import feeds_of, with_nan
-from fxquant.onnx.ort.session import KernelTime, kernel_times, packed
 from fxquant.onnx.runs.observed import bound_example
+from fxquant.onnx.session import KernelTime, kernel_times, packed
 from fxquant.sim import QuantizationSimModel
 
 if TYPE_CHECKING:
@@ -163,6 +164,8 @@ def _of_file(
 ) -> Profile:
     model = read_model(path)
     feeds = feeds_of(model.graph, data)
+    with readable(path):
+        require_runnable(path, model, feeds)
     if broken := with_nan(feeds):
         what = f"the data holds NaN in {', '.join(broken)}: errors would say nothing"
         raise ConfigError("FXQ760", what)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from fxquant.onnx.ort.session import Level, open_session, packed
+from fxquant.onnx.session import Level, open_session, packed
 
 if TYPE_CHECKING:
     from pathlib import Path

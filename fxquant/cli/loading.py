@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fxquant.errors import ConfigError, FxQuantError, nearest
-from fxquant.io.reading import Refused, reason, require_archive, require_file
+from fxquant.io.reading import Budget, Metered, Refused, reason, require_archive, require_file
 from fxquant.io.state_dicts import renamed, unwrapped, wrong_tensors
 from fxquant.io.writing import as_path
 
@@ -179,12 +179,14 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 
 def _torch_file(path: Path) -> Any:
     try:
-        require_file(path)
-        if zipfile.is_zipfile(path):  # what torch has written for years; older files are no zip
+        budget = Budget(require_file(path))
+        archived = zipfile.is_zipfile(path)  # what torch has written for years; older are no zip
+        if archived:
             require_archive(path)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), path.open("rb") as file:
             warnings.simplefilter("ignore")  # of old formats, and of what damage looks like
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            source = path if archived else Metered(file, budget)
+            loaded = torch.load(source, map_location="cpu", weights_only=True)  # type: ignore[arg-type]
         _require_stored(loaded)
     except pickle.UnpicklingError as error:
         raise ConfigError(
@@ -199,14 +201,22 @@ def _torch_file(path: Path) -> Any:
 
 def _require_stored(loaded: Any) -> None:
     """Refuse tensors that repeat few bytes: whoever copied them would need all that they show."""
-    for value in loaded.values() if isinstance(loaded, Mapping) else ():
-        if isinstance(value, Mapping):
-            _require_stored(value)
-        elif isinstance(value, Tensor) and value.layout == torch.strided:
-            have = value.untyped_storage().nbytes()
-            if value.numel() * value.element_size() > have:
-                msg = f"a tensor of {list(value.shape)} is stored in {have} bytes"
-                raise Refused(msg)
+    waiting, seen = [loaded], {id(loaded)}  # a pickle may hold one mapping in many places
+    while waiting:
+        mapping = waiting.pop()
+        for value in mapping.values() if isinstance(mapping, Mapping) else ():
+            if isinstance(value, Mapping) and id(value) not in seen:
+                seen.add(id(value))
+                waiting.append(value)
+            _require_own_bytes(value)
+
+
+def _require_own_bytes(value: Any) -> None:
+    if isinstance(value, Tensor) and value.layout == torch.strided:
+        have = value.untyped_storage().nbytes()
+        if value.numel() * value.element_size() > have:
+            msg = f"a tensor of {list(value.shape)} is stored in {have} bytes"
+            raise Refused(msg)
 
 
 def _state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +13,7 @@ from fxquant.encodings.collect import Place, places
 from fxquant.encodings.entry import Entry
 from fxquant.encodings.file import EncodingsFile
 from fxquant.encodings.restore import restored, same_encoding
-from fxquant.encodings.slots import aliases
+from fxquant.encodings.slots import aliases, float_results
 from fxquant.encodings.v2 import VERSIONS as WITHOUT_FLOATS
 from fxquant.errors import QuantizationError, SelectorError, nearest
 from fxquant.quantization.affine import BiasQuantizeDequantize
@@ -58,6 +58,7 @@ def load(
     file: EncodingsFile,
     *,
     names: Callable[[], TensorNames] | None = None,
+    new: Callable[[str, int], QuantizerBase | None] = lambda *_: None,
     strict: bool = True,
     partial: bool = True,
     requires_grad: bool | None = None,
@@ -72,6 +73,8 @@ def load(
         model: the model of a simulation.
         file: what was read.
         names: gives the ONNX names of activations, for files that are not keyed by module.
+        new: gives a quantizer of so many bits for a value that the graph returns and that has none,
+            by its place; None leaves it in floating point.
         strict: refuse entries for which there is no tensor or no quantizer.
         partial: with False, quantizers for which the file has nothing are taken out.
         requires_grad: whether loaded ranges are trained; None leaves that as it is.
@@ -83,8 +86,10 @@ def load(
         QuantizationError: FXQ635 a quantizer cannot have the grid, FXQ636 two entries for one.
     """
     found = list(places(model))
+    results = _Results(float_results(model), new)
     elsewhere = aliases(model) if file.by_module else {}
-    matched, ignored = _match(found, file, names, elsewhere, strict=strict)
+    matched, ignored = _match(found, file, names, elsewhere, results, strict=strict)
+    found = [results.made.get(p.name, p) for p in found]
     steps, taken = _plan(matched)
     kept = {id(p.quantizer) for p in found if _needs_no_entry(p.quantizer, file)}
     missing = [p for p in found if p.quantizer is not None and id(p.quantizer) not in kept | taken]
@@ -99,11 +104,38 @@ def load(
     return Loaded(loaded, tuple(ignored), tuple(p.name for p in missing))
 
 
+@dataclass
+class _Results:
+    """Places for what the graph returns in floating point, with quantizers where a file has grids.
+
+    Attributes:
+        open: names of the places.
+        new: gives a quantizer of so many bits for a place.
+        made: the places that got one.
+    """
+
+    open: frozenset[str]
+    new: Callable[[str, int], QuantizerBase | None]
+    made: dict[str, Place] = field(default_factory=dict)
+
+    def of(self, here: list[Place], entry: Entry) -> list[Place]:
+        """The places among these that take the entry."""
+        if entry.float_type == "float32":
+            return []
+        for place in here:
+            if place.name in self.open and place.name not in self.made:
+                quantizer = self.new(place.name, entry.bits)
+                self.made[place.name] = replace(place, quantizer=quantizer)
+        found = [self.made[p.name] for p in here if p.name in self.made]
+        return [p for p in found if p.quantizer is not None]
+
+
 def _match(
     found: list[Place],
     file: EncodingsFile,
     names: Callable[[], TensorNames] | None,
     elsewhere: Mapping[str, QuantizerBase],
+    results: _Results,
     *,
     strict: bool,
 ) -> tuple[list[tuple[Place, Entry]], list[str]]:
@@ -119,7 +151,7 @@ def _match(
     matched, ignored = [], []
     for entry in file.entries:
         here = by_name.get(entry.name, [])
-        active = [p for p in here if p.quantizer is not None]
+        active = [p for p in here if p.quantizer is not None] or results.of(here, entry)
         if strict and not active:
             raise _unmatched(entry.name, by_name, known=bool(here))
         taking = [p for p in active if not isinstance(p.quantizer, BiasQuantizeDequantize)]
@@ -174,8 +206,9 @@ def _carry_out(model: fx.GraphModule, found: list[Place], steps: list[_Step]) ->
         else:
             new[id(step.old)] = step.made
     for place in found:
-        if id(place.quantizer) in new:
-            place.home[place.key] = new[id(place.quantizer)]
+        given = new.get(id(place.quantizer), place.quantizer)
+        if given is not place.home._modules.get(str(place.key)):
+            place.home[place.key] = given
     refresh_biases(model)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from torch import fx, nn
 
 from fxquant.nn import QuantizationMixin
-from fxquant.placement.dataflow import is_sequence, resolve_grids
+from fxquant.placement.dataflow import is_float_spec, is_sequence, origin, resolve_grids, slot_spec
 
 if TYPE_CHECKING:
     from fxquant.quantization import QuantizerBase
@@ -45,6 +45,25 @@ def names_at_consumers(model: nn.Module) -> dict[str, tuple[str, ...]]:
             key = f"{stubs[operand]}.output.0"
             found[key] = (*found.get(key, ()), name)
     return found
+
+
+def float_results(gm: fx.GraphModule) -> frozenset[str]:
+    """Places of modules without a quantizer there whose floating-point values the graph returns.
+
+    A kernel may write floats there, so placement leaves such values alone unless it is asked; other
+    tools give every tensor a grid.
+    """
+    returned: list[fx.Node] = []
+    fx.node.map_arg(gm.graph.output_node().args, returned.append)
+    found = set()
+    for node in returned:
+        made, index = origin(node, gm)
+        module = gm.get_submodule(str(made.target)) if made.op == "call_module" else None
+        if not isinstance(module, QuantizationMixin) or _holds(module.output_quantizers, index):
+            continue
+        if is_float_spec(slot_spec((made, index))):
+            found.add(f"{made.target}.output.{index}")
+    return frozenset(found)
 
 
 def _quantized(gm: fx.GraphModule) -> Iterator[tuple[fx.Node, QuantizationMixin]]:

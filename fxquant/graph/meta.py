@@ -7,6 +7,7 @@ another size in another run) and ``nn_module_stack`` (for torch's own tools).
 
 from __future__ import annotations
 
+import fnmatch
 import functools
 import linecache
 import os
@@ -159,3 +160,14 @@ _TORCH = os.path.realpath(Path(torch.__file__).parent)
 _STDLIB = os.path.realpath(sysconfig.get_path("stdlib"))
 # libraries of operators: their callers are the model's code, they are not
 _NOT_MODELS = frozenset({"torch", "einops", "numpy", "opt_einsum"})
+
+
+def path_matches(pattern: str, path: str, *, below: bool = False) -> bool:
+    """Whether a path is the one that is written, or fits the glob."""
+    if not isinstance(pattern, str):
+        return False
+    if path == pattern:
+        return bool(path)
+    if below and path.startswith(f"{pattern}."):
+        return True
+    return bool(path) and fnmatch.fnmatchcase(path, pattern)

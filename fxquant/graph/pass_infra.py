@@ -17,7 +17,7 @@ from torch import fx
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from fxquant.errors import PassError
-from fxquant.graph.rewriter import Rewriter, Skip
+from fxquant.graph.rewriter import Gone, Rewriter, Skip
 
 _KEY = "fxquant"
 
@@ -48,6 +48,7 @@ class State:
         any_batch: whether the graph was seen to work at another batch size.
         training_only: paths of modules that do nothing in evaluation.
         why: reasons of decisions, by module path or node name.
+        gone: what became of modules that passes replaced, by path.
     """
 
     facts: frozenset[Fact] = frozenset()
@@ -57,6 +58,7 @@ class State:
     why: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     any_batch: bool = True
     training_only: frozenset[str] = frozenset()
+    gone: Mapping[str, Gone] = field(default_factory=dict)
 
 
 def state_of(gm: fx.GraphModule) -> State:
@@ -125,7 +127,8 @@ class Pass(PassBase):
         state = state_of(graph_module)
         facts = (state.facts - self.breaks) | self.gives
         why = {**state.why, **{k: state.why.get(k, ()) + v for k, v in rw.reasons.items()}}
-        set_state(graph_module, facts=facts, skips=state.skips + tuple(rw.skips), why=why)
+        skips, gone = state.skips + tuple(rw.skips), {**state.gone, **rw.gone}
+        set_state(graph_module, facts=facts, skips=skips, why=why, gone=gone)
         result = Outcome(graph_module, rw.changes > 0)
         result.changes, result.skips = rw.changes, tuple(rw.skips)
         return result

@@ -166,6 +166,8 @@ def _empty_caches(model: nn.Module) -> None:
             continue
         flags = [(m, m.training) for m in module.modules()]
         module.train(True)
+        if not flags[0][1]:  # it may also fill there what evaluation needs
+            module.train(False)
         for part, flag in flags:
             part.training = flag
 

@@ -38,6 +38,18 @@ class Skip(NamedTuple):
         return f"{self.by}: left {self.where} as it is: {self.reason}"
 
 
+class Gone(NamedTuple):
+    """What became of a module that no node calls any more.
+
+    Attributes:
+        how: what was done, as it stands before the name of `by`.
+        by: path or name of what computes it now; empty for nothing.
+    """
+
+    how: str
+    by: str
+
+
 class Rewriter:
     """Reads and edits one `GraphModule`.
 
@@ -49,6 +61,7 @@ class Rewriter:
         changes: number of edits so far.
         skips: near misses with their reasons.
         reasons: why nodes are as they are, by module path or node name.
+        gone: what became of modules whose calls were replaced or erased, by path.
     """
 
     def __init__(self, gm: fx.GraphModule, by: str = "rewriter") -> None:
@@ -57,6 +70,7 @@ class Rewriter:
         self.changes = 0
         self.skips: list[Skip] = []
         self.reasons: dict[str, tuple[str, ...]] = {}
+        self.gone: dict[str, Gone] = {}
         self._before: fx.Node | None = None
 
     # --- reading -----------------------------------------------------------------------------
@@ -254,10 +268,12 @@ class Rewriter:
         node.kwargs = {key: value for key, value in kwargs.items() if value is not None}
         self.changes += 1
 
-    def replace(self, old: fx.Node, new: fx.Node) -> None:
-        """Let every consumer of `old` read `new`, and erase `old`."""
+    def replace(self, old: fx.Node, new: fx.Node, how: str = "was replaced by") -> None:
+        """Let every consumer of `old` read `new`, and erase `old`; `how` is for people."""
         old.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
         self.erase(old)
+        if old.op == "call_module":
+            self.gone[str(old.target)] = Gone(how, label(new))
 
     def redirect(self, old: fx.Node, new: fx.Node, consumers: Iterable[fx.Node]) -> None:
         """Let `consumers` read `new` instead of `old`."""
@@ -280,6 +296,8 @@ class Rewriter:
             consumers = ", ".join(u.name for u in node.users)
             raise PassError("FXQ304", f"{self.by} erases a node that {consumers} reads", at=node)
         self.gm.graph.erase_node(node)
+        if node.op == "call_module":
+            self.gone[str(node.target)] = Gone("was taken out: nothing reads what it computes", "")
         self.changes += 1
 
     def skip(self, node: fx.Node, reason: str) -> None:
@@ -289,7 +307,7 @@ class Rewriter:
 
     def explain(self, node: fx.Node, *reasons: str) -> None:
         """Note why a node is as it is; a reason that is known is not repeated."""
-        key = str(node.target) if node.op == "call_module" else node.name
+        key = label(node)
         self.reasons[key] = tuple(dict.fromkeys((*self.reasons.get(key, ()), *reasons)))
 
     def finish(self) -> None:
@@ -313,6 +331,11 @@ def _copies_itself(kind: type[nn.Module]) -> bool:
     found = (vars(base).get(way) for base in kind.__mro__ for way in ways)
     homes = (str(getattr(method, "__module__", "") or "builtins") for method in found if method)
     return any(home.partition(".")[0] not in ("torch", "builtins", "copyreg") for home in homes)
+
+
+def label(node: fx.Node) -> str:
+    """How people name a node: the path of the module that it calls, or its own name."""
+    return str(node.target) if node.op == "call_module" else node.name
 
 
 def producer(node: fx.Node, root: fx.GraphModule, name: str = "input") -> fx.Node | None:

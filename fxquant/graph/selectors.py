@@ -7,7 +7,6 @@ included.
 
 from __future__ import annotations
 
-import fnmatch
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -16,6 +15,8 @@ from torch import fx, nn
 
 from fxquant import ops
 from fxquant.errors import SelectorError, nearest
+from fxquant.graph.absent_names import absence
+from fxquant.graph.meta import path_matches
 
 if TYPE_CHECKING:
     NodeSelector: TypeAlias = (
@@ -40,7 +41,7 @@ def select(
         below: a path means the module there and all modules below it.
 
     Raises:
-        SelectorError: FXQ213, a selector matches nothing.
+        SelectorError: FXQ213 a selector matches nothing, FXQ214 a predicate raises.
 
     Example:
         >>> sorted(select(nn.Sequential(nn.Linear(1, 1), nn.ReLU()), ["0", nn.ReLU]))
@@ -91,17 +92,6 @@ def hint(selector: Any, named: Mapping[str, nn.Module]) -> str:
     return "a selector is a module, a module class, a path or a predicate"
 
 
-def path_matches(pattern: str, path: str, *, below: bool = False) -> bool:
-    """Whether a path is the one that is written, or fits the glob."""
-    if not isinstance(pattern, str):
-        return False
-    if path == pattern:
-        return bool(path)
-    if below and path.startswith(f"{pattern}."):
-        return True
-    return bool(path) and fnmatch.fnmatchcase(path, pattern)
-
-
 def _matches(selector: Any, path: str, module: nn.Module, below: bool) -> bool:
     if isinstance(selector, str):
         return path_matches(selector, path, below=below)
@@ -113,13 +103,17 @@ def _matches(selector: Any, path: str, module: nn.Module, below: bool) -> bool:
 
 
 def _holds(predicate: Callable[..., bool], path: str, module: nn.Module) -> bool:
+    given: tuple[Any, ...] = (path, module)
     try:
         inspect.signature(predicate).bind(path, module)
-    except TypeError:
-        return bool(predicate(module))
-    except ValueError:  # a builtin without a signature
-        return bool(predicate(module))
-    return bool(predicate(path, module))
+    except (TypeError, ValueError):  # it takes the module alone, or is a builtin that does not say
+        given = (module,)
+    try:
+        return bool(predicate(*given))
+    except Exception as error:  # the user's function may raise anything; say for which module
+        what = f"the predicate {_name(predicate)} raised {type(error).__name__}: {error}"
+        fix = "it is called with (path, module), or with (module) if it takes one"
+        raise SelectorError("FXQ214", what, at=path or "the model itself", fix=fix) from error
 
 
 def _name(selector: object) -> str:
@@ -128,6 +122,21 @@ def _name(selector: object) -> str:
     if isinstance(selector, nn.Module):
         return f"a {type(selector).__name__}"
     return getattr(selector, "__name__", f"a {type(selector).__name__}")
+
+
+def select_in(gm: fx.GraphModule, selector: Any, named: Mapping[str, nn.Module]) -> list[str]:
+    """Paths that one selector names, among these modules of a graph; also those below a path.
+
+    Raises:
+        SelectorError: FXQ213, there are none; it says what became of a module that was there.
+    """
+    try:
+        return select_named(selector, named, below=True)
+    except SelectorError as error:
+        found = absence(gm, selector)
+        if found is None:
+            raise
+        raise found.error(error.code) from error
 
 
 def chosen_nodes(gm: fx.GraphModule, selectors: Iterable[NodeSelector]) -> frozenset[fx.Node]:
@@ -153,7 +162,7 @@ def chosen_nodes(gm: fx.GraphModule, selectors: Iterable[NodeSelector]) -> froze
         if bounds:
             found |= _between(gm, named, at, bounds)
         else:
-            found.update(at[p] for p in select_named(selector, named, below=True))
+            found.update(at[p] for p in select_in(gm, selector, named))
     return frozenset(found)
 
 
@@ -184,9 +193,9 @@ def _bounds(selector: Any) -> tuple[str, str] | None:
 def _between(
     gm: fx.GraphModule, named: dict[str, nn.Module], at: dict[str, fx.Node], bounds: tuple[str, str]
 ) -> set[fx.Node]:
-    first, last = ({at[p] for p in select_named(end, named, below=True)} for end in bounds)
     import networkx as nx  # slow to import, and needed by ranges only
 
+    first, last = ({at[p] for p in select_in(gm, end, named)} for end in bounds)
     flow = nx.DiGraph((i, n) for n in gm.graph.nodes for i in n.all_input_nodes)
     after = first.union(*(nx.descendants(flow, n) for n in first if n in flow))
     before = last.union(*(nx.ancestors(flow, n) for n in last if n in flow))

@@ -1,4 +1,4 @@
-"""Reading files that anybody may have written: budgets of size and depth, which errors name.
+"""Reading files that anybody may have written: budgets of size, depth and time, named in errors.
 
 Every reader asks here before it opens anything: a device never ends, and a small archive may say
 that it holds a large one. What is refused raises `Refused`, a ValueError; readers turn it into the
@@ -7,9 +7,11 @@ error of their kind.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import stat
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -27,19 +29,117 @@ TEXT_SHOWN = 200  # of a parser's message
 ARCHIVE_BYTES = 256 << 20
 ARCHIVE_RATIO = 20
 ARCHIVE_MEMBERS = 100_000
+PICKLE_BYTES = 32 << 20  # of what a weights' file holds beside its numbers
 
 ONNX_BYTES = 2 << 30  # the largest message of protobuf; weights beside the file do not count
 ONNX_NODES = 100_000  # that functions may expand to
+ONNX_EXPANDED = 5_000  # or so many times those that are stored
+ONNX_RATIO = 16
 ONNX_DEPTH = 64  # of functions that call functions; protobuf itself limits graphs in graphs
 # what a file computes from constants alone may have so many elements, or so many times those held
 CONSTANT_ELEMENTS = 64 << 20
 CONSTANT_RATIO = 16
+
+# a reader may compute for so long, and for so long more for each MB that it reads
+CPU_SECONDS = 2.0
+CPU_SECONDS_PER_MB = 0.1
+# a file that is run may need so much memory for its tensors, unless it and its data have a share of
+# it, and so much time
+RUN_BYTES = 128 << 20
+RUN_RATIO = 64
+RUN_SECONDS = 0.5
+RUN_SECONDS_PER_MB = 20.0
 
 _HEADER_BYTES = 10_000  # of one array, as numpy has it
 
 
 class Refused(ValueError):
     """A file that is not read; the text says which limit it breaks."""
+
+
+class Budget:
+    """CPU time that a reader may take.
+
+    Args:
+        size: bytes that it reads.
+        base: seconds for any file.
+        per_mb: seconds more for each MB.
+    """
+
+    def __init__(self, size: int, base: float | None = None, per_mb: float | None = None) -> None:
+        base = CPU_SECONDS if base is None else base
+        per_mb = CPU_SECONDS_PER_MB if per_mb is None else per_mb
+        self.seconds = base + per_mb * size / (1 << 20)
+        self._start = time.process_time()
+
+    @property
+    def text(self) -> str:
+        """The limit, as errors name it."""
+        return f"it takes more than {self.seconds:.1f} s of CPU time, which {_FOR_SIZE}"
+
+    def is_spent(self) -> bool:
+        """Whether more time has passed."""
+        return time.process_time() - self._start > self.seconds
+
+    def check(self) -> None:
+        """Refuse to go on.
+
+        Raises:
+            Refused: the time is spent.
+        """
+        if self.is_spent():
+            raise Refused(self.text)
+
+
+_FOR_SIZE = "is the most for a file of its size"
+
+
+class Metered(io.RawIOBase):
+    """A file for a parser that takes it in small parts; reading ends when the time is spent.
+
+    Args:
+        file: an open file, in binary.
+        budget: the time.
+    """
+
+    def __init__(self, file: Any, budget: Budget) -> None:
+        super().__init__()
+        self._file, self._budget = file, budget
+
+    def readable(self) -> bool:
+        """It can be read."""
+        return True
+
+    def seekable(self) -> bool:
+        """It can be read from another place."""
+        return True
+
+    def read(self, size: int = -1) -> Any:
+        """The next bytes."""
+        self._budget.check()
+        return self._file.read(size)
+
+    def readline(self, size: int | None = -1) -> Any:
+        """The bytes up to the end of the line."""
+        self._budget.check()
+        return self._file.readline(size)
+
+    def readinto(self, buffer: Any) -> Any:
+        """Fill a buffer."""
+        self._budget.check()
+        return self._file.readinto(buffer)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go to another place."""
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        """Where the next bytes come from."""
+        return int(self._file.tell())
+
+    def fileno(self) -> int:
+        """No file descriptor: whoever had one could read past the budget."""
+        raise io.UnsupportedOperation("fileno")
 
 
 def reason(error: BaseException) -> str:
@@ -91,11 +191,23 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         msg = f"it holds {containers} lists and objects; at most {JSON_CONTAINERS} are read"
         raise Refused(msg)
     try:
-        found = json.loads(content.decode("utf-8"))
+        # editors of one system put a mark before the first character
+        found = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_once)
     except RecursionError as error:
         msg = f"it is nested too deep; {JSON_DEPTH} levels are read"
         raise Refused(msg) from error
     _require_shallow(found)
+    return found
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; Python alone would take the last of equal keys and say nothing."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        msg = f"the key {twice[:TEXT_SHOWN]!r} is given twice"
+        raise Refused(msg)
     return found
 
 
@@ -127,6 +239,10 @@ def require_archive(path: Path) -> None:
         msg = f"it holds {len(members)} files; at most {ARCHIVE_MEMBERS} are read"
         raise Refused(msg)
     unpacked = sum(member.file_size for member in members)
+    pickled = max((m.file_size for m in members if m.filename.endswith(".pkl")), default=0)
+    if pickled > PICKLE_BYTES:
+        msg = f"its pickle has {pickled} bytes; at most {PICKLE_BYTES} are read"
+        raise Refused(msg)
     most = max(ARCHIVE_BYTES, ARCHIVE_RATIO * size)
     if unpacked > most:
         msg = (
@@ -155,12 +271,17 @@ def read_arrays(path: Path) -> NDArray[Any] | dict[str, NDArray[Any]]:
 
 def _arrays_of_archive(path: Path) -> dict[str, NDArray[Any]]:
     require_archive(path)
+    budget, found = Budget(path.stat().st_size), {}
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
+            budget.check()
             with archive.open(member) as file:
                 _require_data(file, member.file_size)
     with np.load(path, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+        for name in arrays.files:
+            budget.check()
+            found[name] = arrays[name]
+    return found
 
 
 def _require_data(file: Any, size: int) -> None:

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 class QuantizerList(nn.ModuleList):
-    """Quantizers by position; assigning beyond the end grows the list.
+    """Quantizers by position; assigning beyond the end grows the list, up to its limit.
+
+    Attributes:
+        limit: how many tensors there are, once the graph around the module tells; None: not known.
 
     Example:
         >>> quantizers = QuantizerList([None])
@@ -24,12 +27,16 @@ class QuantizerList(nn.ModuleList):
         3
     """
 
+    limit: int | None = None
+
     def __getitem__(self, index: Any) -> Any:
         return super().__getitem__(index)
 
     def __setitem__(self, index: Any, quantizer: nn.Module | None) -> None:
-        if isinstance(index, bool) or not isinstance(index, int) or index < -len(self):
-            what = f"{index!r} is no position of a quantizer; there are {len(self)}"
+        number = isinstance(index, int) and not isinstance(index, bool)
+        room = len(self) if self.limit is None else max(self.limit, len(self))
+        if not number or index < -len(self) or (self.limit is not None and index >= room):
+            what = f"{index!r} is no position of a quantizer; there are {room}"
             raise QuantizationError("FXQ427", what, fix="count tensors from 0")
         while index >= len(self):
             self.add_module(str(len(self)), None)
@@ -37,6 +44,11 @@ class QuantizerList(nn.ModuleList):
             index += len(self)
         check(quantizer)
         self._modules[str(index)] = quantizer  # type: ignore[assignment]
+
+    def append(self, module: nn.Module | None) -> QuantizerList:
+        """Assign behind the end."""
+        self[len(self)] = module
+        return self
 
     def active(self) -> Iterator[tuple[int, QuantizerBase]]:
         """Positions and quantizers that are not None."""

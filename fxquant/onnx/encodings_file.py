@@ -17,6 +17,7 @@ from fxquant import ops
 from fxquant.encodings.collect import entry_of, places, quantizer_arguments
 from fxquant.encodings.entry import Entry
 from fxquant.encodings.file import EncodingsFile, as_text, write
+from fxquant.encodings.slots import float_results
 from fxquant.io.writing import write_text
 from fxquant.nn import QuantizationMixin
 from fxquant.onnx.lowering.lower import lower
@@ -94,18 +95,7 @@ def tensor_names(gm: fx.GraphModule, example: Any) -> Mapping[str, tuple[str, ..
         example: positional and keyword inputs.
     """
     copied = copy.deepcopy(gm)
-    homes: dict[int, list[str]] = {}
-    stand_ins: dict[int, QuantizeDequantize] = {}
-    for place in list(places(copied)):
-        quantizer = place.quantizer
-        if quantizer is None or place.is_param:
-            continue
-        if not isinstance(quantizer, AffineQuantizer) or quantizer.bitwidth > 16:
-            quantizer = stand_ins.setdefault(id(quantizer), QuantizeDequantize(()))
-            place.home[place.key] = quantizer
-        if not quantizer.is_initialized():
-            quantizer.set_range(-1.0, 1.0)
-        homes.setdefault(id(quantizer), []).append(place.name)
+    homes = _with_ranges(copied)
     for place in list(places(copied)):
         if place.is_param:
             place.home[place.key] = None
@@ -115,6 +105,26 @@ def tensor_names(gm: fx.GraphModule, example: Any) -> Mapping[str, tuple[str, ..
             if name and id(tensor.quantizer) in homes:
                 found.setdefault(name, tuple(homes[id(tensor.quantizer)]))
     return found
+
+
+def _with_ranges(copied: fx.GraphModule) -> dict[int, list[str]]:
+    """Give every activation a quantizer that can be lowered; quantizer -> names of its places."""
+    homes: dict[int, list[str]] = {}
+    stand_ins: dict[int, QuantizeDequantize] = {}
+    results = float_results(copied)  # a file may have grids for them, see `load`
+    for place in list(places(copied)):
+        quantizer = place.quantizer
+        if place.name in results:
+            quantizer = place.home[place.key] = QuantizeDequantize(())
+        if quantizer is None or place.is_param:
+            continue
+        if not isinstance(quantizer, AffineQuantizer) or quantizer.bitwidth > 16:
+            quantizer = stand_ins.setdefault(id(quantizer), QuantizeDequantize(()))
+            place.home[place.key] = quantizer
+        if not quantizer.is_initialized():
+            quantizer.set_range(-1.0, 1.0)
+        homes.setdefault(id(quantizer), []).append(place.name)
+    return homes
 
 
 def _entries(gm: fx.GraphModule, tensors: Iterable[LoweredTensor]) -> list[Entry]:

@@ -23,17 +23,18 @@ from fxquant.errors import ExportError
 from fxquant.io.text_tables import table
 from fxquant.onnx.integer import IntegerModel
 from fxquant.onnx.integer.saturation import Saturation, describe
-from fxquant.onnx.io.reader import first_line, read_model
+from fxquant.onnx.io.limits import require_runnable
+from fxquant.onnx.io.reader import first_line, read_model, readable
 from fxquant.onnx.lint.structure import SCALES, SHAPES, UNLOADED, Finding
 from fxquant.onnx.lint.verify import REFUSED, VerifyReport, verify_file
 from fxquant.onnx.lowering.unsigned_products import exact_model
 from fxquant.onnx.ort.coverage import OperatorRow, coverage
 from fxquant.onnx.ort.cpu import this_cpu
 from fxquant.onnx.ort.feeds import Data, Feeds, feeds_of, with_nan
-from fxquant.onnx.ort.session import Level, open_session, packed, show
 from fxquant.onnx.parity.default_kernels import KernelRun, default_kernels
 from fxquant.onnx.parity.error_bounds import Tolerance, magnitude, tolerances
 from fxquant.onnx.parity.file_outputs import OutputExam, compared, unlike
+from fxquant.onnx.session import Level, open_session, packed, show
 
 _FORCED = ".given"
 _REAL = ".real"
@@ -193,7 +194,8 @@ def examine(path: str | Path, data: Data) -> Examination:
         ConfigError: FXQ583 the data cannot be read, FXQ584 it does not fit the inputs.
     """
     lint = verify_file(path, risks=False)  # they have a table of their own
-    graph = read_model(path).graph
+    model = read_model(path)
+    graph = model.graph
     feeds = feeds_of(graph, data)
     if broken := with_nan(feeds):
         what = f"the data holds NaN in {', '.join(broken)}: equal results say little"
@@ -201,6 +203,8 @@ def examine(path: str | Path, data: Data) -> Examination:
         lint = VerifyReport((*lint.findings, note))
     if any(f.code in _MALFORMED for f in lint.errors):
         return Examination(lint)  # there is nothing to compare, and onnxruntime may even crash
+    with readable(path):
+        require_runnable(path, model, feeds)
     refused = _refused(path)
     if refused is not None:
         return Examination(VerifyReport((*lint.findings, refused)))

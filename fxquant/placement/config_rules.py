@@ -17,7 +17,8 @@ from torch import fx, nn
 
 from fxquant import ops
 from fxquant.errors import ConfigError, SelectorError, nearest
-from fxquant.graph.selectors import computing_nodes, select_named
+from fxquant.graph.rewriter import label
+from fxquant.graph.selectors import computing_nodes, select_in
 from fxquant.placement.dataflow import moves_values
 
 if TYPE_CHECKING:
@@ -145,9 +146,9 @@ class Settings:
             for activation in after:
                 row = ops.row_of(activation, self._gm)
                 if row is None or row.name not in _MONOTONE:
-                    what = f"{setting.key}: the values of {_label(node)} go on into "
-                    what += f"{_label(activation)} inside one kernel and have no grid"
-                    fix = f"write the rule for {_label(after[-1])!r}"
+                    what = f"{setting.key}: the values of {label(node)} go on into "
+                    what += f"{label(activation)} inside one kernel and have no grid"
+                    fix = f"write the rule for {label(after[-1])!r}"
                     raise ConfigError("FXQ224", what, at=node, fix=fix)
                 value = float(_module_at(self._gm, activation)(torch.tensor(value)))
         self._add(after[-1], key, Setting(value, setting.key), rank)
@@ -164,7 +165,7 @@ class Settings:
         named = {p: _module_at(self._gm, n) for p, n in at.items()}
         for pattern, rule in self.config.layers.items():
             try:
-                found = select_named(pattern, named, below=True)
+                found = select_in(self._gm, pattern, named)
             except SelectorError as error:
                 raise SelectorError(
                     error.code, f"layers.{pattern}: {error.what}", fix=error.fix
@@ -177,7 +178,7 @@ class Settings:
         before, rank_before = settings.get(key), self._rank.get((node, key), -1)
         if before is not None and rank == rank_before and before.value != setting.value:
             what = f"{before.key} asks for {before.value}, {setting.key} for {setting.value}"
-            fix = f"write a rule for the layer {_label(node)!r} itself, or change one of the two"
+            fix = f"write a rule for the layer {label(node)!r} itself, or change one of the two"
             if rank == _EXACT:
                 fix = "one kernel computes both and writes one grid: ask for the same, or for one"
             raise ConfigError("FXQ223", what, at=node, fix=fix)
@@ -190,14 +191,14 @@ class Settings:
         part = key.partition(".")[0]
         given = ops.arguments(node, self._gm) if row is not None else {}
         if part == "output" and moves_values(node, self._gm) is not None:
-            what = f"{where}: {_label(node)} only moves values and keeps its producer's grid"
+            what = f"{where}: {label(node)} only moves values and keeps its producer's grid"
             return ConfigError("FXQ224", what, at=node, fix="write the rule for the producer")
         listed = self._target.operators.get(row.name) if row is not None else None
         has_grid = row is not None and (
             row.weight_axis is not None or (listed is not None and listed.weight_grid)
         )
         if part in ("weight", "bias") and not (has_grid and "weight" in given):
-            what = f"{where}: {_label(node)} has no quantized {part} on {self._target.name}"
+            what = f"{where}: {label(node)} has no quantized {part} on {self._target.name}"
             return ConfigError("FXQ224", what, at=node, fix="take the key out")
         return None
 
@@ -246,7 +247,3 @@ def _is_empty(low: Setting, high: Setting) -> bool:
 
 def _module_at(gm: fx.GraphModule, node: fx.Node) -> nn.Module:
     return gm.get_submodule(str(node.target)) if node.op == "call_module" else gm
-
-
-def _label(node: fx.Node) -> str:
-    return str(node.target) if node.op == "call_module" else node.name

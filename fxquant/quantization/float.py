@@ -81,6 +81,9 @@ class FloatQuantizeDequantize(QuantizerBase):
     ) -> None:
         super().__init__()
         asked = dtype
+        if dtype is not None and (exponent_bits, mantissa_bits) != (None, None):
+            what = f"a floating-point format is given twice: by {dtype} and by bits"
+            raise QuantizationError("FXQ414", what, fix="leave one out")
         if dtype is None:
             dtype = _BY_BITS.get((exponent_bits or 0, mantissa_bits or 0))
         elif isinstance(dtype, str):

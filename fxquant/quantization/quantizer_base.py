@@ -170,7 +170,12 @@ class QuantizerBase(nn.Module):
 
     def _checked_end(self, value: Tensor | float) -> Tensor:
         like: Any = self.min
-        given = torch.as_tensor(value, dtype=torch.float32, device=like.device).detach()
+        try:
+            given = torch.as_tensor(value, dtype=torch.float32, device=like.device).detach()
+        except (TypeError, ValueError, RuntimeError) as error:  # of torch, for what is no number
+            what = f"a range cannot end at {value!r}, a {type(value).__name__}"
+            fix = "pass numbers or a tensor"
+            raise QuantizationError("FXQ409", what, at=self.where, fix=fix) from error
         if not torch.isfinite(given).all():
             what = f"a range cannot end at {value}"
             raise QuantizationError("FXQ409", what, at=self.where, fix="use finite numbers")
@@ -185,6 +190,9 @@ class QuantizerBase(nn.Module):
         if not isinstance(x, Tensor):
             what = f"{type(self).__name__} takes a tensor, not a {type(x).__name__}"
             raise QuantizationError("FXQ408", what, at=self.where, fix="pass a tensor")
+        if x.layout != torch.strided:
+            what = f"{type(self).__name__} needs a dense tensor, not one of {x.layout}"
+            raise QuantizationError("FXQ408", what, at=self.where, fix="call .to_dense() before")
         if not x.is_floating_point():
             raise QuantizationError(
                 "FXQ408",

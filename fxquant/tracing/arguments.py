@@ -108,6 +108,7 @@ class Writer:
         self.source: Source | None = None
         self.meta: dict[str, Any] = {}
         self.kept: list[Tensor] = []
+        self.held: dict[str, Tensor] = {}  # the tensors of `constants`, as the model has them
 
     def write(self, value: Any) -> Any:
         """The fx argument for a Python value."""
@@ -205,4 +206,5 @@ class Writer:
         # the tensor itself is kept alive by the table of constants: its id stays its own
         self.constants.append(Constant(name, value, self.source, attribute))
         self.kept.append(tensor)
+        self.held[name] = tensor
         return name

@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.ao.nn.quantized import FloatFunctional, FXFloatFunctional
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._pytree import tree_leaves
 
 from fxquant.errors import FxQuantError, TraceError
+from fxquant.graph import kept_results
 from fxquant.graph.meta import shown_file
 from fxquant.graph.recorded_module import YIELDING, RecordedModule, fresh_copy, restore
 from fxquant.tracing.arguments import Constant
@@ -29,6 +31,8 @@ from fxquant.tracing.signature import Given, bind_inputs, placeholders, write_ba
 from fxquant.tracing.specialization import Specialisation
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fxquant.tracing.leaves import Leaves
 
 __all__ = ["Constant", "Recording", "Specialisation", "record"]
@@ -82,6 +86,7 @@ def record(
     run = _run(model, given, leaves)
     if any(c.attribute is None for c in run.recorder.writer.constants) and forget_results():
         run = _run(model, given, leaves)
+    run = _without_earlier_results(run, model, given, leaves)
     recorder = run.recorder
     restore(run.copied, model, recorder.state.before)
     recorder.state.keep_caches()
@@ -96,6 +101,32 @@ def record(
     )
 
 
+def _without_earlier_results(
+    run: _Run, model: nn.Module, given: Given, leaves: Leaves | None
+) -> _Run:
+    """The run, or one that computes what the model keeps of earlier ones and returns the same."""
+    held = run.recorder.writer.held
+    places = kept_results.places_of(run.copied, held.values())
+    tries = [places, *([p] for p in places)] if len(places) > 1 else [places]
+    for some in tries[:_TRIES] if places else ():
+        try:
+            again = _Attempt(model, given, leaves, forgotten=some).run(grad=True)
+        except (_ForwardError, FxQuantError):
+            continue  # it is no result of a run, but a constant of the author's
+        same = len(again.returned) == len(run.returned)
+        same = same and all(map(torch.equal, again.returned, run.returned))
+        if same and len(again.recorder.writer.constants) < len(held):
+            run, held = again, again.recorder.writer.held
+            break
+    left = {c.name: str(c.source) if c.source else None for c in run.recorder.writer.constants}
+    for name, tensor in held.items():
+        kept_results.require_none_of(model, [tensor], left.get(name))
+    return run
+
+
+_TRIES = 5  # recordings at most
+
+
 def check_model(model: nn.Module) -> None:
     """Models that cannot be recorded, each with the way out."""
     if not isinstance(model, nn.Module):
@@ -104,6 +135,7 @@ def check_model(model: nn.Module) -> None:
             f"a model must be a torch.nn.Module, not {type(model).__name__}",
             fix="wrap a function in a module whose forward calls it",
         )
+    _check_structure(model)
     if isinstance(model, torch.jit.ScriptModule):
         raise TraceError(
             "FXQ104",
@@ -135,6 +167,27 @@ def check_model(model: nn.Module) -> None:
             )
 
 
+def _check_structure(model: nn.Module) -> None:
+    """Modules that are no tree, and tensors that a graph of dense tensors cannot hold."""
+    fix = "call super().__init__() first in its __init__"
+    waiting: list[tuple[str, nn.Module, frozenset[int]]] = [("", model, frozenset())]
+    while waiting:
+        path, module, above = waiting.pop()
+        if "_modules" not in vars(module):
+            what = f"{type(module).__name__} was never initialized as a module"
+            raise TraceError("FXQ117", what, at=path or None, fix=fix)
+        if id(module) in above:
+            what = f"the module {path!r} holds itself: modules are a tree"
+            raise TraceError("FXQ117", what, at=path, fix="keep the outer one in a list")
+        for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            if tensor is not None and tensor.layout != torch.strided:
+                what = f"{name!r} is a tensor of {tensor.layout}"
+                raise TraceError("FXQ117", what, at=path or None, fix="store it with .to_dense()")
+        inside = above | {id(module)}
+        parts = ((n, m) for n, m in module._modules.items() if m is not None)
+        waiting += [(f"{path}.{n}" if path else n, m, inside) for n, m in parts]
+
+
 # what a graph module has beyond a module, and cannot do without
 _GRAPH_NAMES = (
     frozenset({*dir(fx.GraphModule), "meta", "_graph"}) - frozenset(dir(nn.Module)) - YIELDING
@@ -156,6 +209,7 @@ class _Run:
     recorder: Recorder
     copied: nn.Module
     dropped: tuple[str, ...]
+    returned: tuple[Tensor, ...]
 
 
 class _HistoryNeededError(RuntimeError):
@@ -191,14 +245,22 @@ def _run(model: nn.Module, given: Given, leaves: Leaves | None) -> _Run:
 class _Attempt:
     """One model with its inputs, run once or twice."""
 
-    def __init__(self, model: nn.Module, given: Given, leaves: Leaves | None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        given: Given,
+        leaves: Leaves | None,
+        forgotten: Sequence[kept_results.Place] = (),
+    ) -> None:
         self.model = model
+        self.forgotten = forgotten
         self.given = given
         self.leaves = leaves
 
     def run(self, *, grad: bool, keep: bool = False) -> _Run:
         """Record; ``keep`` holds on to what a backward inside forward needs."""
         copied = fresh_copy(self.model)
+        kept_results.forget(copied, self.forgotten)
         given = self.given.fresh()
         hooks = nullcontext() if keep else saved_tensors_hooks(_forget, _unpack)
         with torch.set_grad_enabled(grad), hooks:
@@ -206,11 +268,16 @@ class _Attempt:
             args, kwargs = placeholders(recorder, given)
             try:
                 value = self._forward(recorder, copied, args, kwargs)
+                returned = [
+                    v.detach()
+                    for v in tree_leaves(value)
+                    if isinstance(v, Tensor) and v.layout == torch.strided
+                ]
                 write_back(recorder)
                 dropped = write_output(recorder, value)
             finally:
                 recorder.closed = True
-        return _Run(recorder, copied, dropped)
+        return _Run(recorder, copied, dropped, tuple(returned))
 
     @staticmethod
     def _forward(recorder: Recorder, copied: nn.Module, args: Any, kwargs: Any) -> Any:

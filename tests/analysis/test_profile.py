@@ -23,7 +23,7 @@ from fxquant.onnx.io.reader import read_model
 from fxquant.onnx.io.writer import write_model
 from fxquant.onnx.lowering.lower import lower
 from fxquant.onnx.ort.dequantized import without_pairs
-from fxquant.onnx.ort.session import KernelTime, Level, open_session, packed
+from fxquant.onnx.session import KernelTime, Level, open_session, packed
 from tests.helpers.grids import output_of
 
 

@@ -24,7 +24,7 @@ from fxquant.models import digits
 from fxquant.onnx.integer import IntegerModel
 from fxquant.onnx.lowering.lower import lower
 from fxquant.onnx.ort.cpu import probe_model
-from fxquant.onnx.ort.session import show
+from fxquant.onnx.session import show
 from tests.emulated import arm64
 
 NETWORKS = ("resnet18", "mobilenet_v2", "vit", "bert")

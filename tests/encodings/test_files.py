@@ -520,3 +520,46 @@ def test_files_without_a_version_are_told_by_their_form(flavour: str) -> None:
     found = read(given)
     assert found.version == (version if version != "2.0.0" else "2.1.0")
     assert not simulation().load_encodings(given).missing
+
+
+# --- what the graph returns ----------------------------------------------------------------------
+
+
+def with_results(**config: Any) -> QuantizationSimModel:
+    torch.manual_seed(0)
+    return QuantizationSimModel(Net().eval(), X, config=config or None)
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_a_grid_for_what_the_graph_returns_is_taken(flavour: str) -> None:
+    """Other tools quantize the last layer's output, which placement leaves in floating point."""
+    wide = with_results(quantize_outputs=True)
+    wide.compute_encodings([X])
+    given, sim = content(wide, flavour), with_results()
+    head = dict(sim.named_qmodules())["head"]
+    assert head.output_quantizers[0] is None
+    loaded = sim.load_encodings(given)
+    assert any(name.startswith("head.output") for name in loaded.loaded)
+    assert loaded.missing == ()
+    assert torch.equal(sim.model(X), wide.model(X))
+    assert content(sim, flavour) == given
+
+
+def test_what_is_kept_in_floating_point_on_purpose_takes_no_grid() -> None:
+    wide = with_results(quantize_outputs=True)
+    wide.compute_encodings([X])
+    given = content(wide, TORCH)
+    rules = ({"layers": {"head": {"output": {"quantized": False}}}}, {"keep_float": ["head"]})
+    for rule in rules:
+        sim = with_results(**rule)
+        with pytest.raises(FxQuantError, match="FXQ633"):
+            sim.load_encodings(given)
+        assert dict(sim.named_qmodules())["head"].output_quantizers[0] is None
+
+
+def test_a_file_without_a_grid_for_the_result_goes_with_one_that_has() -> None:
+    narrow_ = calibrated()
+    wide = with_results(quantize_outputs=True)
+    assert wide.load_encodings(content(narrow_, TORCH)).missing == ("head.output.0",)
+    wide.load_encodings(content(narrow_, TORCH), partial=False)
+    assert dict(wide.named_qmodules())["head"].output_quantizers[0] is None

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from fxquant.onnx.integer import IntegerModel
-from fxquant.onnx.ort.session import Level, open_session, packed, show
+from fxquant.onnx.session import Level, open_session, packed, show
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fxquant import QuantizationSimModel
 from fxquant.onnx.lowering.lower import lower
-from fxquant.onnx.ort.session import Level, open_session, packed
+from fxquant.onnx.session import Level, open_session, packed
 from fxquant.passes import MoveScales
 from tests.helpers.golden import assert_rewrites, ready
 

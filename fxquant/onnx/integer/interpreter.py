@@ -22,7 +22,7 @@ from fxquant.onnx.integer.kernels.kernel_graph import MICROSOFT, constant, prese
 from fxquant.onnx.integer.kernels.lanes import Lanes
 from fxquant.onnx.integer.kernels.registry import KernelCall, UnsupportedError, kernels
 from fxquant.onnx.integer.rewrite.weight_only import KERNEL
-from fxquant.onnx.ort.session import Level, Session, as_feed, open_session, packed
+from fxquant.onnx.session import Level, Session, as_feed, open_session, packed
 
 # imported for the kernels they register
 _FAMILIES = (lookup, dynamic_quantization, float_ops, data_movement, gemm, reductions, reductions)

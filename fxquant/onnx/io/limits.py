@@ -1,21 +1,26 @@
-"""Limits on foreign ONNX files: few bytes may describe many nodes, or constants without end.
+"""Limits on foreign ONNX files: few bytes may describe many nodes, or tensors without end.
 
-All of it is told from the file, before anything is written out or computed.
+What the file tells is checked before anything is written out. Sizes that only a run tells are found
+by a run in little memory and time, before anything else runs the file.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import onnx
 import onnx_ir as ir
+from numpy.typing import NDArray
 
+from fxquant.errors import ExportError
 from fxquant.io import reading
-from fxquant.io.reading import Refused
+from fxquant.io.reading import Budget, Refused
+from fxquant.onnx.session import OutOfMemoryError, OutOfTimeError, Source, packed, run_within
+from fxquant.onnx.weightless import weight_bytes, without_weights
 
-_SMALL = 1 << 16  # bytes of a constant that may say a shape
 # what these compute has as many elements as what they take
 _KEEP_SIZE = frozenset(
     ("DequantizeLinear", "QuantizeLinear", "Cast", "Reshape", "Transpose", "Squeeze", "Unsqueeze",
@@ -38,6 +43,8 @@ def _expanded(
 ) -> int:
     """Nodes of a graph once its functions are written out; `sizes` keeps those of functions."""
     most = reading.ONNX_DEPTH
+    stored = sum(len(f) for f in model.functions.values()) + len(model.graph)
+    nodes = min(reading.ONNX_NODES, max(reading.ONNX_EXPANDED, reading.ONNX_RATIO * stored))
     if depth > most:
         msg = f"its functions are nested too deep, or in a circle; {most} levels are read"
         raise Refused(msg)
@@ -47,8 +54,8 @@ def _expanded(
         if called in model.functions and called not in sizes:
             sizes[called] = _expanded(model.functions[called], model, sizes, depth + 1)
         total += sizes.get(called, 1)
-        if total > reading.ONNX_NODES:
-            msg = f"its functions expand to more than {reading.ONNX_NODES} nodes"
+        if total > nodes:
+            msg = f"its functions expand to more than {nodes} nodes"
             raise Refused(msg)
     return total
 
@@ -74,8 +81,12 @@ def require_content(model: ir.Model) -> None:
             raise Refused(msg)
 
 
-def require_small_constants(model: ir.Model) -> None:
+def require_small_constants(model: ir.Model, size: int) -> None:
     """Refuse files that compute constants which are far larger than those that they hold.
+
+    Args:
+        model: the model.
+        size: bytes of its file.
 
     Raises:
         Refused: there are more than `CONSTANT_ELEMENTS` and `CONSTANT_RATIO` times the stored ones.
@@ -91,14 +102,70 @@ def require_small_constants(model: ir.Model) -> None:
     except Exception:  # of the checker's kind: the lint says what is wrong
         return
     known = {v.name: v for v in (*proto.graph.value_info, *proto.graph.output)}
-    total = 0
+    total, untold = 0, False
     for node in _on_constants(model.graph, stored):
         for output in node.outputs:
+            untold = untold or not _is_told(known.get(output.name))
             if output.name in known:
                 total += _elements_of(known[output.name])
         if total > most:
             msg = f"it computes constants of {total} elements; at most {most} are read"
             raise Refused(msg)
+    if untold:
+        with packed(_constant_part(model)) as source:
+            _run_once(source, {}, size + weight_bytes(model))
+
+
+def require_runnable(path: str | Path, model: ir.Model, feeds: Mapping[str, NDArray[Any]]) -> None:
+    """Refuse files whose run needs far more memory or time than their size, and the data's, says.
+
+    Args:
+        path: the file.
+        model: what was read from it; its weights may lie in another file.
+        feeds: inputs by name.
+
+    Raises:
+        Refused: a limit is broken.
+    """
+    data = sum(x.nbytes for x in feeds.values())
+    _run_once(path, feeds, Path(path).stat().st_size + weight_bytes(model) + data)
+
+
+def _run_once(source: Source, feeds: Mapping[str, NDArray[Any]], size: int) -> None:
+    budget = Budget(size, reading.RUN_SECONDS, reading.RUN_SECONDS_PER_MB)
+    large = size * reading.RUN_RATIO > reading.RUN_BYTES
+    try:
+        run_within(source, feeds, budget, bounded=not large)
+    except OutOfTimeError as error:
+        raise Refused(budget.text) from error
+    except OutOfMemoryError as error:
+        msg = f"a run needs more than {reading.RUN_BYTES} bytes, for a file and data of {size}"
+        raise Refused(msg) from error
+    except ExportError:  # whoever runs it for its results tells what is wrong
+        return
+
+
+def _constant_part(model: ir.Model) -> ir.Model:
+    """The nodes that read constants alone, as a model without inputs."""
+    part = model.clone()
+    graph = part.graph
+    kept = dict.fromkeys(_on_constants(graph, set(graph.initializers)))
+    read = {v for node in kept for v in node.inputs if v is not None}
+    graph.outputs.clear()
+    for node in reversed([node for node in graph if node not in kept]):
+        graph.remove(node, safe=True)
+    graph.inputs.clear()
+    for name in [n for n, v in graph.initializers.items() if v not in read]:
+        del graph.initializers[name]
+    graph.outputs.extend(v for node in kept for v in node.outputs if v.name and v not in read)
+    return part
+
+
+def _is_told(value: onnx.ValueInfoProto | None) -> bool:
+    """Whether shape inference has found the size of every dimension."""
+    if value is None or not value.type.tensor_type.HasField("shape"):
+        return False
+    return all(d.HasField("dim_value") for d in value.type.tensor_type.shape.dim)
 
 
 def _on_constants(graph: ir.Graph, known: set[str]) -> Iterator[ir.Node]:
@@ -116,18 +183,3 @@ def _elements(shape: ir.Shape | None) -> int:
 
 def _elements_of(value: onnx.ValueInfoProto) -> int:
     return math.prod(d.dim_value for d in value.type.tensor_type.shape.dim)
-
-
-def without_weights(model: ir.Model) -> ir.Model:
-    """A copy that takes its large weights as inputs: the checker looks at their type and shape.
-
-    It would copy them several times, and protobuf ends at 2 GB.
-    """
-    light = model.clone()
-    for name, value in list(light.graph.initializers.items()):
-        tensor = value.const_value
-        if tensor is not None and tensor.nbytes > _SMALL and not value.is_graph_input():
-            del light.graph.initializers[name]
-            value.const_value = None
-            light.graph.inputs.append(value)
-    return light

@@ -30,7 +30,7 @@ def read_model(path: str | Path) -> ir.Model:
     path = as_path(path)
     require_whole(path)
     with readable(path):
-        require_file(path, reading.ONNX_BYTES)
+        size = require_file(path, reading.ONNX_BYTES)
         model = ir.load(path)
         if not model.opset_imports:  # protobuf reads an empty file, and many others, as no content
             msg = "it names no version of the operators"
@@ -39,7 +39,7 @@ def read_model(path: str | Path) -> ir.Model:
         _require_weights(model)
         tidy(model)
         require_content(model)
-        require_small_constants(model)
+        require_small_constants(model, size)
     return model
 
 
@@ -56,7 +56,10 @@ def readable(path: str | Path) -> Iterator[None]:
         raise
     except Exception as error:  # protobuf, onnx_ir and the file system each have their own
         what = f"{str(path)!r} cannot be read as ONNX: {first_line(error)}"
-        raise ExportError("FXQ511", what, fix="give the path of a whole .onnx file") from error
+        fix = "give the path of a whole .onnx file"
+        if isinstance(error, Refused):
+            fix += "; whoever must read this one raises the limits of fxquant.io.reading"
+        raise ExportError("FXQ511", what, fix=fix) from error
 
 
 def tidy(model: ir.Model) -> ir.Model:
@@ -120,12 +123,6 @@ def _require_weights(model: ir.Model) -> None:
             what = f"the weight {value.name!r} is not in {str(path)!r}: the file is "
             what += "missing" if have < 0 else f"too short, {have} of {end} bytes"
             raise ExportError("FXQ570", what, fix="put the file with the weights beside the model")
-
-
-def weight_bytes(model: ir.Model) -> int:
-    """Bytes of all initializers."""
-    tensors = (value.const_value for value in model.graph.initializers.values())
-    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
 def first_line(error: BaseException) -> str:

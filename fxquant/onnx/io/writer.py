@@ -12,7 +12,7 @@ from fxquant._version import __version__
 from fxquant.encodings.file import digest
 from fxquant.errors import ExportError
 from fxquant.io.writing import as_path, publish, remove_unused, stage
-from fxquant.onnx.io.reader import weight_bytes
+from fxquant.onnx.weightless import weight_bytes
 
 if TYPE_CHECKING:
     from fxquant.onnx.lowering.result import Lowered

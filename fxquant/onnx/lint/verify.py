@@ -17,11 +17,11 @@ import onnx_ir as ir
 from fxquant.errors import ExportError
 from fxquant.onnx.integer import IntegerModel
 from fxquant.onnx.integer.saturation import describe
-from fxquant.onnx.io.limits import without_weights
 from fxquant.onnx.io.reader import first_line, is_whole, read_model, readable
 from fxquant.onnx.lint.fusion import check_groups
 from fxquant.onnx.lint.structure import Finding, check_graph
 from fxquant.onnx.ort.cpu import this_cpu
+from fxquant.onnx.weightless import without_weights
 
 # the newest that onnxruntime 1.31 loads
 _MOST_OPSET, _MOST_IR = 26, 13  # of onnxruntime 1.31, the oldest that is supported

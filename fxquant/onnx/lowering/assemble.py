@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fxquant._version import __version__
+from fxquant.errors import ExportError
 from fxquant.onnx.lowering.builder import Builder, describe
 from fxquant.onnx.lowering.values import LoweredValue, SizeValue
 from fxquant.onnx.runs.observed import Shaped
@@ -85,12 +86,19 @@ def _is_record(value: Any) -> bool:
     return is_dataclass(value) and not ours
 
 
+_SHOWN = 60  # of a text
+
+
 def _value(builder: Builder, part: Any) -> tuple[ir.Value, Shaped]:
     if isinstance(part, LoweredValue):
         return part.value(builder), part.spec
     if isinstance(part, SizeValue):
         return builder.op("Squeeze", part.value, [0]), Shaped((), part.dtype)
     if not isinstance(part, Tensor):
+        if not isinstance(part, bool | int | float | complex):
+            what = f"the model returns a {type(part).__name__}: {str(part)[:_SHOWN]!r}"
+            fix = "return tensors and numbers; keep texts beside the model"
+            raise ExportError("FXQ590", what, fix=fix)
         part = torch.tensor(part)
     return builder.constant(part), Shaped(tuple(part.shape), part.dtype)
 

@@ -31,10 +31,10 @@ import numpy as np
 import onnx_ir as ir
 
 from fxquant.errors import ExportError
-from fxquant.onnx.io.reader import weight_bytes
 from fxquant.onnx.lowering.builder import unique
 from fxquant.onnx.lowering.unsigned_products import SHIFT, make_unsigned
 from fxquant.onnx.ort.fusion_rules import SUMS
+from fxquant.onnx.weightless import weight_bytes
 from fxquant.targets import DEPLOYMENTS
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ import onnx_ir as ir
 
 from fxquant.onnx.io.reader import read_model
 from fxquant.onnx.ort.fusion_rules import MOVES, SUMS, reason
-from fxquant.onnx.ort.session import optimized
 from fxquant.onnx.qdq import dequantized
+from fxquant.onnx.session import optimized
 
 _FOLLOW = 8  # nodes between an operator and the output of the kernel that absorbed it
 _BYTES = frozenset((ir.DataType.INT8, ir.DataType.UINT8))

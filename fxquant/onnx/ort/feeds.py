@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fxquant.errors import ConfigError
 from fxquant.io.reading import read_arrays, reason
-from fxquant.onnx.ort.session import as_feed
+from fxquant.onnx.session import as_feed
 
 Feeds = dict[str, NDArray[Any]]
 Data = str | Path | Mapping[str, Any] | Sequence[Any]

@@ -18,8 +18,8 @@ import onnx_ir as ir
 
 from fxquant.onnx.integer import IntegerModel
 from fxquant.onnx.ort.cpu import this_cpu
-from fxquant.onnx.ort.session import Level, open_session, packed, show
 from fxquant.onnx.parity.float_comparison import label_agreement
+from fxquant.onnx.session import Level, open_session, packed, show
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

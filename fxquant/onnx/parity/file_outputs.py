@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fxquant.onnx.lint.structure import Finding
-from fxquant.onnx.ort.session import Level, open_session
 from fxquant.onnx.parity.error_bounds import FLOAT_ISLAND_SLACK, magnitude
 from fxquant.onnx.parity.float_comparison import label_agreement
+from fxquant.onnx.session import Level, open_session
 
 if TYPE_CHECKING:
     from fxquant.onnx.integer import IntegerModel

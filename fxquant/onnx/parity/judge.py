@@ -14,10 +14,10 @@ from fxquant.onnx.parity.float_comparison import label_agreement
 from fxquant.onnx.parity.report import OutputRow, TensorRow
 
 if TYPE_CHECKING:
-    from fxquant.onnx.ort.session import Level
     from fxquant.onnx.parity.error_analysis import Rounding
     from fxquant.onnx.parity.error_bounds import Tolerance
     from fxquant.onnx.parity.teacher_forcing import Reference
+    from fxquant.onnx.session import Level
 
 
 def classify(reference: Reference, runtime: NDArray[Any], allowed: Tolerance) -> dict[str, Any]:

@@ -36,7 +36,6 @@ from fxquant.onnx.lowering.deployment import unsigned
 from fxquant.onnx.lowering.unsigned_products import exact_model
 from fxquant.onnx.ort.coverage import coverage
 from fxquant.onnx.ort.cpu import this_cpu
-from fxquant.onnx.ort.session import Level, show, version
 from fxquant.onnx.parity.default_kernels import default_kernels
 from fxquant.onnx.parity.further_inputs import variations
 from fxquant.onnx.parity.judge import output_row
@@ -45,6 +44,7 @@ from fxquant.onnx.parity.segments import Example, forced, graph_feeds, runs
 from fxquant.onnx.parity.shipped_file import Shipped, check_same, run_shipped
 from fxquant.onnx.parity.teacher_forcing import Reference, ReferenceRun
 from fxquant.onnx.runs.observed import bound_example
+from fxquant.onnx.session import Level, show, version
 
 if TYPE_CHECKING:
     from fxquant.onnx.lowering.result import Lowered
@@ -60,7 +60,7 @@ def prove(
         lowered: its lowering: which value of the file is which tensor of the simulation.
         example: positional and keyword inputs of the simulation.
         path: the file.
-        threads: of onnxruntime, see `fxquant.onnx.ort.session.open_session`.
+        threads: of onnxruntime, see `fxquant.onnx.session.open_session`.
 
     Returns:
         The report; `raise_unless_proven` turns it into an error.

@@ -18,7 +18,6 @@ from fxquant.graph.pytree import tensors
 from fxquant.onnx.lowering.context import path_of
 from fxquant.onnx.lowering.result import LoweredTensor
 from fxquant.onnx.lowering.unsigned_products import exact_model
-from fxquant.onnx.ort.session import Level, as_feed, open_session, packed
 from fxquant.onnx.parity.error_analysis import Rounding
 from fxquant.onnx.parity.error_bounds import (
     FLOAT_ISLAND_SLACK,
@@ -37,6 +36,7 @@ from fxquant.onnx.parity.report import ChoiceRow, OutputRow, TensorRow, verdict
 from fxquant.onnx.parity.teacher_forcing import Reference, ReferenceRun, cut, teach
 from fxquant.onnx.qdq import constant
 from fxquant.onnx.runs.observed import bound_example
+from fxquant.onnx.session import Level, as_feed, open_session, packed
 
 if TYPE_CHECKING:
     from fxquant.onnx.lowering.result import Lowered

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fxquant.errors import ParityError
-from fxquant.onnx.ort.session import Level, open_session
+from fxquant.onnx.session import Level, open_session
 
 Values: TypeAlias = "Mapping[str, NDArray[Any]]"
 Shipped: TypeAlias = "dict[Level, Values]"

@@ -23,10 +23,10 @@ from torch import Tensor, fx, nn
 from fxquant.errors import ExportError
 from fxquant.graph.pytree import leaves, tensors
 from fxquant.nn.modes import evaluating
-from fxquant.onnx.ort.session import show
 from fxquant.onnx.parity.index_choices import Choice, Chooser, choice_of
 from fxquant.onnx.qparams import type_range
 from fxquant.onnx.runs.observed import bound_example
+from fxquant.onnx.session import show
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 
 from fxquant.quantization import kernels, traced
 from fxquant.quantization.affine.known import Known
-from fxquant.quantization.affine.options import analyzer_of, grid_of, layout_of, options_of
+from fxquant.quantization.affine.options import (
+    Options,
+    analyzer_of,
+    grid_of,
+    layout_of,
+    options_of,
+    resized,
+)
 from fxquant.quantization.encodings import AffineEncoding
 from fxquant.quantization.quantizer_base import QuantizerBase, float32
 from fxquant.quantization.range_to_qparams import IntegerRange, not_above_zero
@@ -119,7 +126,7 @@ class AffineQuantizer(QuantizerBase):
 
     @bitwidth.setter
     def bitwidth(self, bits: int) -> None:
-        self._set_grid(IntegerRange.of_bits(bits, signed=self.signed, symmetric=self.symmetric))
+        self._set_grid(resized(self._grid, bits))
 
     @property
     def signed(self) -> bool:
@@ -139,7 +146,7 @@ class AffineQuantizer(QuantizerBase):
 
     @symmetric.setter
     def symmetric(self, symmetric: bool) -> None:
-        self._set_grid(IntegerRange(self.qmin, self.qmax, symmetric))
+        self._set_grid(grid_of(Options(qmin=self.qmin, qmax=self.qmax, symmetric=symmetric)))
 
     def _set_grid(self, grid: IntegerRange) -> None:
         self._grid = grid

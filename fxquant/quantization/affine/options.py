@@ -75,6 +75,17 @@ def grid_of(given: Options) -> IntegerRange:
     )
 
 
+def resized(grid: IntegerRange, bits: int | None) -> IntegerRange:
+    """The grid of another number of bits.
+
+    Raises:
+        QuantizationError: FXQ410 `bits` is no integer, FXQ406 there are too few or too many.
+    """
+    if bits is None:
+        raise QuantizationError("FXQ410", "bits are an integer, not None", fix=_FORMS)
+    return grid_of(Options(bitwidth=bits, signed=grid.signed, symmetric=grid.symmetric))
+
+
 def layout_of(shape: Sequence[int], block_size: Sequence[int] | None) -> Layout:
     """How the ranges lie.
 

@@ -12,7 +12,7 @@ from fxquant.onnx.integer import IntegerModel
 from fxquant.onnx.integer.kernels.float_functions import softmax
 from fxquant.onnx.integer.kernels.lane_probe import lanes_here
 from fxquant.onnx.integer.kernels.lanes import AVX2, AVX512, SSE, Lanes
-from fxquant.onnx.ort.session import Level, open_session, packed
+from fxquant.onnx.session import Level, open_session, packed
 from tests.helpers.qdq import Graph
 
 SHAPE = (64, 129)

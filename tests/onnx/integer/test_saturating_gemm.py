@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fxquant.onnx.integer import IntegerModel
 from fxquant.onnx.integer.saturation import saturations
 from fxquant.onnx.ort.cpu import this_cpu
-from fxquant.onnx.ort.session import Level, open_session, packed
+from fxquant.onnx.session import Level, open_session, packed
 
 Array = NDArray[Any]
 Attributes = dict[str, Any]

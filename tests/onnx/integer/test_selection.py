@@ -12,7 +12,7 @@ import onnx_ir as ir
 import pytest
 
 from fxquant.onnx.integer import IntegerModel
-from fxquant.onnx.ort.session import optimized
+from fxquant.onnx.session import optimized
 from tests.helpers.integers import assert_equal, compare, kernels
 from tests.helpers.qdq import Graph
 from tests.onnx.integer.test_kernels import floats, normal

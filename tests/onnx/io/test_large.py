@@ -16,7 +16,7 @@ from torch import nn
 from fxquant import QuantizationSimModel
 from fxquant.onnx.io.writer import write_model
 from fxquant.onnx.lint.verify import verify_model
-from fxquant.onnx.ort.session import Level, open_session
+from fxquant.onnx.session import Level, open_session
 
 if TYPE_CHECKING:
     from typing import Any

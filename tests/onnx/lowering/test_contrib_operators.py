@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fxquant import QuantizationSimModel
 from fxquant.onnx.integer import IntegerModel
-from fxquant.onnx.ort.session import Level, open_session
+from fxquant.onnx.session import Level, open_session
 
 
 class Net(nn.Module):

@@ -16,7 +16,7 @@ from fxquant.onnx.lowering.lower import lower
 from fxquant.onnx.lowering.result import Lowered
 from fxquant.onnx.lowering.unsigned_products import make_unsigned
 from fxquant.onnx.ort.fusion_rules import SUMS
-from fxquant.onnx.ort.session import Level, open_session, packed
+from fxquant.onnx.session import Level, open_session, packed
 from fxquant.sim import QuantizationSimModel
 from fxquant.targets import load_target
 from tests.helpers.nets import Attention, Residual, image, simulated

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from fxquant import QuantizationSimModel
 from fxquant.nn import DeQuantStub, QuantStub
-from fxquant.onnx.ort import session
-from fxquant.onnx.ort.session import Level, open_session
+from fxquant.onnx import session
+from fxquant.onnx.session import Level, open_session
 
 if TYPE_CHECKING:
     from pathlib import Path

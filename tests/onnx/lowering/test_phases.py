@@ -12,7 +12,7 @@ from torch import nn
 
 from fxquant import QuantizationSimModel
 from fxquant.onnx.lowering.lower import lower
-from fxquant.onnx.ort.session import Level, open_session, packed
+from fxquant.onnx.session import Level, open_session, packed
 
 CASES = [
     (k, p)

@@ -24,8 +24,8 @@ HOWS: dict[str, Any] = {
     "factors": {"scale_factor": (0.5, 1.7, 2.0)},
     "recomputed": {"scale_factor": (1.3, 1.3, 1.3), "recompute_scale_factor": True},
 }
-MODES = {1: ("nearest", "linear"), 2: ("nearest-exact", "bilinear", "bicubic", "area"),
-         3: ("nearest", "trilinear")}  # fmt: skip
+MODES = {1: ("nearest", "linear", "area"), 2: ("nearest-exact", "bilinear", "bicubic", "area"),
+         3: ("nearest", "trilinear", "area")}  # fmt: skip
 
 
 class Between(nn.Module):

@@ -12,10 +12,10 @@ import torch
 from fxquant.errors import ParityError
 from fxquant.onnx.lowering.lower import lower
 from fxquant.onnx.lowering.result import Lowered
-from fxquant.onnx.ort.session import Level
 from fxquant.onnx.parity.prove import prove
 from fxquant.onnx.parity.report import ParityReport
 from fxquant.onnx.parity.shipped_file import ALL_LEVELS, check_same, run_shipped
+from fxquant.onnx.session import Level
 from fxquant.sim import QuantizationSimModel
 from tests.helpers.nets import Attention, Residual, image, simulated
 

@@ -61,11 +61,19 @@ class NodeQuantParams:
         return bool(self.dtype is other.dtype and same and self.zero.item() == other.zero.item())
 
 
+_LONG = 1 << 16  # elements of a vector that is no shape
+
+
 def load(source: Source) -> ir.Model:
     """A copy of a model in which every constant is an initializer and every function is inlined."""
     model = tidy(_copied(source))
-    if any(not _described(v) for node in model.graph for v in node.outputs):
-        model = ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model).model
+    for propagate in (False, True):
+        made = [v for node in model.graph for v in node.outputs]
+        # it writes out what every vector may hold, and vectors may be endless
+        endless = propagate and any(_is_long_vector(v) for v in made)
+        if not endless and not all(map(_described, made)):
+            options: dict[str, bool] = {"check_type": False, "strict_mode": False}
+            model = ShapeInferencePass(data_prop=propagate, **options)(model).model
     for node in model.graph:  # quantizers of other domains are unknown to shape inference
         if is_quantize(node) and node.outputs[0].dtype is None and (grid := grid_of(node)):
             node.outputs[0].type = ir.TensorType(grid.dtype)
@@ -78,6 +86,11 @@ def _copied(source: Source) -> ir.Model:
     if isinstance(source, onnx.ModelProto):
         return ir.from_proto(source)
     return read_model(source)
+
+
+def _is_long_vector(value: ir.Value) -> bool:
+    sizes = list(value.shape) if value.shape is not None else []
+    return len(sizes) == 1 and isinstance(sizes[0], int) and sizes[0] > _LONG
 
 
 def _described(value: ir.Value) -> bool:

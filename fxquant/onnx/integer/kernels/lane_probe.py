@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from fxquant.onnx.integer.kernels.float_functions import softmax
 from fxquant.onnx.integer.kernels.lanes import AVX2, AVX512, SSE, Lanes
-from fxquant.onnx.ort.session import Level, open_session, packed
+from fxquant.onnx.session import Level, open_session, packed
 
 _SHAPE = (64, 61)
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from fxquant.onnx.lowering.context import Call, UnsupportedError, static_sizes
-from fxquant.onnx.lowering.emit.spatial import pad_value
+from fxquant.onnx.lowering.emit.spatial import along_axis, pad_value
 from fxquant.onnx.lowering.emitters import emits
 
 if TYPE_CHECKING:
@@ -174,15 +174,7 @@ def _axis_mean(c: Call, x: ir.Value, axis: int, rank: int, given: int, made: int
     matrix = torch.zeros(given, made, dtype=c.spec().dtype)
     for i, (start, end) in enumerate(_bounds(given, made)):
         matrix[start:end, i] = 1 / (end - start)
-    last = rank - 1
-    if axis == last:
-        return c.op("MatMul", x, c.builder.constant(matrix))
-    if axis == last - 1:
-        return c.op("MatMul", c.builder.constant(matrix.T), x)
-    order = [i for i in range(rank) if i != axis] + [axis]
-    back = [order.index(i) for i in range(rank)]
-    y = c.op("MatMul", c.op("Transpose", x, perm=order), c.builder.constant(matrix))
-    return c.op("Transpose", y, perm=back)
+    return along_axis(c, x, axis, rank, matrix)
 
 
 @emits("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d")

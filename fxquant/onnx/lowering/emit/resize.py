@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 
 from fxquant.onnx.lowering.context import Call, UnsupportedError, static_sizes
+from fxquant.onnx.lowering.emit.spatial import along_axis
 from fxquant.onnx.lowering.emitters import emits
 
 if TYPE_CHECKING:
@@ -74,14 +75,12 @@ def _by_matrices(c: Call) -> ir.Value:
     """
     given = static_sizes(c.spec().shape[2:], "the input")
     made = static_sizes(c.out.shape[2:], "the result")
-    if len(given) > 2:
-        msg = f"interpolation of volumes by {c.static('mode')!r}"
-        raise UnsupportedError(msg)
     factors: Sequence[float | None] = _factors(c) or [None] * len(given)
     weights = [_weights(c, *sizes) for sizes in zip(given, made, factors, strict=True)]
-    weights[-1] = weights[-1].T  # columns, whose place is on the right
-    y = c.op("MatMul", c.tensor(), weights[-1])
-    return c.op("MatMul", weights[0], y) if len(weights) > 1 else y
+    y, rank = c.tensor(), len(given) + 2
+    for i in reversed(range(len(given))):
+        y = along_axis(c, y, i + 2, rank, weights[i].T)
+    return y
 
 
 def _weights(c: Call, given: int, made: int, factor: float | None) -> torch.Tensor:

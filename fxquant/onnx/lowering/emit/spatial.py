@@ -12,6 +12,7 @@ from fxquant.onnx.lowering.emitters import emits
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+    from torch import Tensor
 
 _MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
@@ -153,3 +154,16 @@ def _tensor_unfold(c: Call) -> ir.Value:
     x = c.op("Gather", c.tensor(), c.builder.constant(table.astype(np.int64)), axis=axis)
     order = [*range(axis + 1), *range(axis + 2, rank + 1), axis + 1]
     return c.op("Transpose", x, perm=order)
+
+
+def along_axis(c: Call, x: ir.Value, axis: int, rank: int, matrix: Tensor) -> ir.Value:
+    """One axis of `x` times a matrix `[given, made]`."""
+    last = rank - 1
+    if axis == last:
+        return c.op("MatMul", x, c.builder.constant(matrix))
+    if axis == last - 1:
+        return c.op("MatMul", c.builder.constant(matrix.T), x)
+    order = [i for i in range(rank) if i != axis] + [axis]
+    back = [order.index(i) for i in range(rank)]
+    y = c.op("MatMul", c.op("Transpose", x, perm=order), c.builder.constant(matrix))
+    return c.op("Transpose", y, perm=back)

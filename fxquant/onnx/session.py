@@ -7,8 +7,10 @@ of EXTENDED equal those of ALL: integer kernels are fused at EXTENDED, and ALL a
 from __future__ import annotations
 
 import enum
+import functools
 import json
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,10 +21,13 @@ import numpy as np
 import onnx_ir as ir
 
 from fxquant.errors import ExportError
-from fxquant.onnx.io.reader import weight_bytes
+from fxquant.io import reading
+from fxquant.onnx.weightless import weight_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from fxquant.io.reading import Budget
 
 _INLINE_LIMIT = (
     1 << 30
@@ -81,6 +86,14 @@ class Session:
 Source = bytes | str | Path
 
 
+class OutOfMemoryError(Exception):
+    """A run needed more memory than it was given."""
+
+
+class OutOfTimeError(Exception):
+    """A run needed more CPU time than it was given."""
+
+
 def open_session(
     source: Source, level: Level, *, threads: int = 1, entries: Mapping[str, str] | None = None
 ) -> Session:
@@ -97,6 +110,74 @@ def open_session(
         ExportError: FXQ551, onnxruntime cannot load the model.
     """
     return _create(source, _options(level, threads, entries or {}))
+
+
+def run_within(
+    source: Source, feeds: Mapping[str, NDArray[Any]], budget: Budget, *, bounded: bool = True
+) -> None:
+    """Run a model once, without optimizations, in little memory and time.
+
+    Nothing is computed before the run, constants neither, and every tensor lies in an arena of
+    `reading.RUN_BYTES`, so that what is too large is refused before it is touched.
+
+    Args:
+        source: path of a file, or what `packed` gives.
+        feeds: inputs by name.
+        budget: the time; a kernel that has begun comes to its end.
+        bounded: whether memory is bounded.
+
+    Raises:
+        OutOfMemoryError: it needs more memory.
+        OutOfTimeError: it needs more time.
+        ExportError: onnxruntime cannot load or run the model for another reason.
+    """
+    entries = {"session.use_env_allocators": "1"} if bounded and _arena() else {}
+    options = _options(Level.OFF, 1, entries)
+    options.log_severity_level = 4  # what fails here is told by who asked
+    session = _create(source, options)
+    run = _onnxruntime().RunOptions()
+    run.log_severity_level = 4
+    if entries:
+        run.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(_WATCH_SECONDS):
+            if budget.is_spent():
+                run.terminate = True
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        given = {name: feeds[name] for name in session.inputs if name in feeds}
+        session.handle.run(None, given, run)
+    except Exception as error:  # onnxruntime's errors share no base but Exception
+        if run.terminate:
+            raise OutOfTimeError from error
+        if any(word in str(error) for word in _NO_MEMORY):
+            raise OutOfMemoryError from error
+        raise ExportError("FXQ552", f"onnxruntime failed while running: {error}") from error
+    finally:
+        done.set()
+        watcher.join()
+
+
+_WATCH_SECONDS = 0.02
+_NO_MEMORY = ("BFCArena", "bad_alloc", "Failed to allocate", "exceeds the supported maximum")
+
+
+@functools.cache
+def _arena() -> bool:
+    """Register the arena of this process for sessions that ask for it; False if another has one."""
+    ort = _onnxruntime()
+    kind = ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR
+    place = ort.OrtMemoryInfo("Cpu", kind, 0, ort.OrtMemType.DEFAULT)
+    try:
+        # as much at a time as is asked for, instead of the next power of two
+        ort.create_and_register_allocator(place, ort.OrtArenaCfg(reading.RUN_BYTES, 1, -1, -1))
+    except Exception:  # of onnxruntime: the program has registered one of its own
+        return False
+    return True
 
 
 @contextmanager
