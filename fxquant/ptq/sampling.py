@@ -82,12 +82,19 @@ def layer_data(
     Raises:
         CalibrationError: FXQ446 they hold NaN or infinity, FXQ447 there are none.
     """
-    collected = _Collector(layer)
-    total, before = sum(walk.samples), 0
-    for batch, samples in enumerate(walk.samples):
+
+    def values(batch: int) -> tuple[Tensor, Tensor]:
         x = layer.input(*walk.operands(layer.node, source, batch))
-        y = plain(walk.value(layer.node, wanted, batch))
-        collected.reach(x, y)
+        return x, plain(walk.value(layer.node, wanted, batch))
+
+    total, before = sum(walk.samples), 0
+    # batches may differ in size, and a larger image reaches more of a kernel
+    reached = [
+        layer.product.reached(*values(b)) for b in range(len(walk) if layer.product.dims else 1)
+    ]
+    collected = _Collector(layer, torch.nonzero(torch.stack(reached).any(0))[:, 0])
+    for batch, samples in enumerate(walk.samples):
+        x, y = values(batch)
         positions = layer.product.positions(y)
         most = -(-sampling.positions(layer) * samples // total)
         chosen = _chosen(positions, most, (sampling.seed, hash_of(layer.path), batch), x.device)
@@ -104,22 +111,17 @@ def layer_data(
 @dataclass
 class _Collector:
     layer: Layer
-    live: Tensor | None = None
+    live: Tensor
     moments: Moments | None = None
     rows: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     held: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-
-    def reach(self, x: Tensor, y: Tensor) -> None:
-        """Which columns are live for the sizes of the first batch."""
-        if self.live is None:
-            self.live = torch.nonzero(self.layer.product.reached(x, y))[:, 0]
 
     def add(self, x: Tensor, y: Tensor, seen: Tensor, held: Tensor) -> None:
         """Gather rows; products are formed when there are enough."""
         product = self.layer.product
         for home, chosen in ((self.rows, seen), (self.held, held)):
             columns = product.inputs(x, y, chosen)
-            if self.live is not None and len(self.live) < columns.shape[-1]:
+            if len(self.live) < columns.shape[-1]:
                 columns = columns[:, :, self.live]
             home.append((columns.float(), product.outputs(y, chosen).float()))
         if sum(c.shape[1] for c, _ in self.rows) >= _ROWS:
@@ -139,7 +141,7 @@ class _Collector:
         if self.moments is None and not any(c.shape[1] for c, _ in self.rows):
             self.rows = [held]
         self._flush()
-        if self.live is None or self.moments is None:
+        if self.moments is None:
             raise CalibrationError("FXQ447", f"{path} has no output to look at", at=node)
         if not all(bool(t.isfinite().all()) for t in (self.moments.yy, self.moments.xx)):
             what = f"input or output of {path} holds NaN or infinity"

@@ -248,6 +248,17 @@ def test_one_sample_and_other_batch_sizes() -> None:
     reconstruct(sim, [data(12)[0][:1]])  # one row for a layer: nothing that can be learned from
 
 
+def test_images_of_several_sizes_reach_all_of_a_kernel() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU())
+    large = data(3, 6, 6)
+    sim = simulation(model, large)
+    small = [x[:, :, :1, :1].contiguous() for x in large]
+    before = sqnr(model, sim, large)
+    report = reconstruct(sim, [small[0], *large[1:]])
+    assert report.layers[0].changed == "weight and bias"
+    assert sqnr(model, sim, large) > before + 3
+
+
 NAN = data(3, 12, 12)[0] * torch.tensor(float("nan"))
 
 
