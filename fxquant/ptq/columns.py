@@ -1,0 +1,178 @@
+"""A layer as a matrix product: its weight as `[G, O, D]`, its inputs as `D` numbers an output.
+
+A convolution computes every output position from the inputs under its kernel. Only the positions
+that are asked for are gathered; the whole unfolded input is never built. A transposed convolution
+is a convolution of the input with zeros between its elements and the kernel turned round.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fxquant import ops
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_CONVOLUTIONS = {
+    f"conv{kind}{n}d": (n, bool(kind)) for n in (1, 2, 3) for kind in ("", "_transpose")
+}
+
+
+@dataclass(frozen=True)
+class Product:
+    """How a layer multiplies.
+
+    Attributes:
+        module: the layer.
+        groups: independent products.
+        dims: spatial axes; 0 for a linear layer.
+        transposed: whether it is a transposed convolution.
+    """
+
+    module: Any
+    groups: int
+    dims: int
+    transposed: bool
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """The weight, or a tensor of its shape, as a matrix: `[...] -> [G, O, D]`."""
+        if not self.dims:
+            return weight[None]
+        first, second, *kernel = weight.shape
+        if not self.transposed:
+            return weight.reshape(self.groups, first // self.groups, second * math.prod(kernel))
+        split = weight.reshape(self.groups, first // self.groups, second, *kernel)
+        return split.transpose(1, 2).reshape(self.groups, second, -1)
+
+    def weight(self, matrix: Tensor, shape: Sequence[int]) -> Tensor:
+        """The way back: `[G, O, D] -> shape`."""
+        if not self.transposed:
+            return matrix.reshape(tuple(shape))
+        first, second, *kernel = shape
+        split = matrix.reshape(self.groups, second, first // self.groups, *kernel)
+        return split.transpose(1, 2).reshape(tuple(shape))
+
+    def positions(self, y: Tensor) -> int:
+        """Number of positions of an output, over all samples."""
+        channels = y.shape[-1] if not self.dims else y.shape[-1 - self.dims]
+        return y.numel() // channels if channels else 0
+
+    def outputs(self, y: Tensor, chosen: Tensor) -> Tensor:
+        """The outputs at some positions: `[N, C, ...] -> [G, P, O]`."""
+        if not self.dims:
+            return y.reshape(-1, y.shape[-1])[chosen][None]
+        y = self._batched(y)
+        sample, *place = _unravel(chosen, (len(y), *y.shape[2:]))
+        rows = y.movedim(1, -1)[(sample, *place)]
+        return self._by_groups(rows)
+
+    def inputs(self, x: Tensor, y: Tensor, chosen: Tensor) -> Tensor:
+        """What the outputs at some positions are computed from: `[N, C, ...] -> [G, P, D]`.
+
+        Args:
+            x: the layer's input.
+            y: its output, of which only the shape counts.
+            chosen: flat positions over samples and places, int64 `[P]`.
+        """
+        if not self.dims:
+            return x.reshape(-1, x.shape[-1])[chosen][None]
+        x, y = self._batched(x), self._batched(y)
+        sizes = (len(y), *y.shape[2:])
+        windows = self._stuffed(x, y.shape[2:]) if self.transposed else self._padded(x, y.shape[2:])
+        sample, *place = _unravel(chosen, sizes)
+        found = windows[(sample, *place)]  # [P, C, *kernel]
+        if self.transposed:
+            found = found.flip(list(range(2, 2 + self.dims)))
+        return self._by_groups(found)
+
+    def reached(self, x: Tensor, y: Tensor) -> Tensor:
+        """Which inputs of an output are more than padding somewhere, `[D]`.
+
+        A kernel of 3 over an axis of 1 only ever meets its middle.
+        """
+        shape, module = self.module.weight.shape, self.module
+        if not self.dims or self.transposed or module.padding_mode != "zeros":
+            columns = self.matrix(torch.empty(shape, device="meta")).shape[-1]
+            return torch.ones(columns, dtype=torch.bool, device=x.device)
+        found = torch.ones(shape[1], dtype=torch.bool, device=x.device)
+        before = module._reversed_padding_repeated_twice[::-1][1::2]
+        sizes, out = self._batched(x).shape[2:], self._batched(y).shape[2:]
+        for axis in range(self.dims):
+            taps = torch.arange(module.kernel_size[axis], device=x.device) * module.dilation[axis]
+            starts = torch.arange(out[axis], device=x.device) * module.stride[axis] - before[axis]
+            places = starts[:, None] + taps
+            inside = ((places >= 0) & (places < sizes[axis])).any(0)
+            found = found[..., None] & inside
+        return found.reshape(-1)
+
+    def _by_groups(self, rows: Tensor) -> Tensor:
+        """`[P, C, ...] -> [G, P, C/G * ...]`, also of no rows."""
+        count = math.prod(rows.shape[1:]) // self.groups
+        return rows.reshape(len(rows), self.groups, count).transpose(0, 1)
+
+    def _batched(self, x: Tensor) -> Tensor:
+        return x if x.dim() == self.dims + 2 else x[None]
+
+    def _padded(self, x: Tensor, out: Sequence[int]) -> Tensor:
+        """Windows of a convolution's input, a view: `[N, *out, C, *kernel]`."""
+        module = self.module
+        padding, mode = module._reversed_padding_repeated_twice, module.padding_mode
+        x = F.pad(x, padding, mode="constant" if mode == "zeros" else mode)
+        return _windows(x.contiguous(), out, module.kernel_size, module.stride, module.dilation)
+
+    def _stuffed(self, x: Tensor, out: Sequence[int]) -> Tensor:
+        """Windows of a transposed convolution's input, a view: `[N, *out, C, *kernel]`."""
+        module, places = self.module, x.shape[2:]
+        sizes = [(n - 1) * s + 1 for n, s in zip(places, module.stride, strict=True)]
+        wide = x.new_zeros(*x.shape[:2], *sizes)
+        inner = wide
+        for axis, step in enumerate(module.stride):
+            inner = inner[(slice(None),) * (2 + axis) + (slice(None, None, step),)]
+        inner.copy_(x)
+        padding: list[int] = []
+        axes = zip(sizes, out, module.kernel_size, module.dilation, module.padding, strict=True)
+        for size, length, kernel, dilation, removed in axes:
+            before = dilation * (kernel - 1) - removed
+            padding = [before, length + dilation * (kernel - 1) - before - size, *padding]
+        wide = F.pad(wide, padding).contiguous()
+        ones = (1,) * self.dims
+        return _windows(wide, out, module.kernel_size, ones, module.dilation)
+
+
+def product_of(module: nn.Module) -> Product | None:
+    """How a module multiplies its input with its weight, or None if it does otherwise."""
+    row = ops.row_for_module(module)
+    if row is None or not isinstance(getattr(module, "weight", None), Tensor):
+        return None
+    if row.name == "linear":
+        return Product(module, 1, 0, False)
+    if row.name in _CONVOLUTIONS:
+        dims, transposed = _CONVOLUTIONS[row.name]
+        return Product(module, int(getattr(module, "groups", 1)), dims, transposed)
+    return None
+
+
+def _unravel(flat: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """Coordinates of flat positions, one tensor an axis."""
+    found: list[Tensor] = []
+    for size in reversed(sizes):
+        found.insert(0, flat % size)
+        flat = torch.div(flat, size, rounding_mode="floor")
+    return found
+
+
+def _windows(
+    x: Tensor, out: Sequence[int], kernel: Sequence[int], stride: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:  # fmt: skip
+    n, c, *axes = x.stride()
+    steps = [a * s for a, s in zip(axes, stride, strict=True)]
+    inner = [a * d for a, d in zip(axes, dilation, strict=True)]
+    return x.as_strided((len(x), *out, x.shape[1], *kernel), (n, *steps, c, *inner))

@@ -1,0 +1,229 @@
+"""Reconstruction: integers, scales and biases of a simulation, chosen by what layers put out.
+
+One walk over the graph with two environments: the float model and the simulation, whose layers are
+changed one after the other. A layer sees inputs that are already quantized, and its target is what
+the float model puts out there, so that every layer makes up for errors of those before it. What is
+found for a layer is kept only if its error falls on data held out.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx
+
+from fxquant.errors import ConfigError
+from fxquant.nn.modes import evaluating
+from fxquant.ptq.layers import Layer, layers_of
+from fxquant.ptq.reconstruction_report import LayerReport, ReconstructionReport
+from fxquant.ptq.sampling import LayerData, Sampling, layer_data
+from fxquant.ptq.solver import Solution, SolverOptions, damp, inverse_of, solve
+from fxquant.ptq.walk import Environment, FloatEnvironment, Walk
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fxquant.ptq.grids import WeightGrid
+    from fxquant.ptq.walk import Progress
+    from fxquant.sim import QuantizationSimModel
+
+
+@dataclass(frozen=True)
+class ReconstructionOptions:
+    """How a simulation is reconstructed.
+
+    Attributes:
+        solver: how integers and scales are found.
+        samples: samples of the data that are used.
+        columns: positions of a layer's output that are looked at, over all samples.
+        held_out: one of so many samples is held out to judge by.
+        float_target: aim at the float model's output; False: at the float weights, with the
+            quantized inputs.
+        correct_bias: change biases too.
+        max_memory: bytes of values that are held in memory; the rest lies in files.
+        folder: where these files are.
+        seed: of the choice of positions.
+        threads: of torch; 1 gives the same result on every machine; None: as they are.
+    """
+
+    solver: SolverOptions = field(default_factory=SolverOptions)
+    samples: int = 256
+    columns: int = 8192
+    held_out: int = 8
+    float_target: bool = True
+    correct_bias: bool = True
+    max_memory: int | None = None
+    folder: str | Path | None = None
+    seed: int = 0
+    threads: int | None = 1
+
+    def __post_init__(self) -> None:
+        numbers = {"samples": 1, "columns": 1, "held_out": 2}
+        for name, least in numbers.items():
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                what = f"the option {name} of a reconstruction is {value!r}"
+                raise ConfigError("FXQ291", what, fix=f"pass a number from {least} on")
+
+
+def reconstruct(
+    sim: QuantizationSimModel,
+    data: Any,
+    options: ReconstructionOptions | None = None,
+    *,
+    progress: Progress | None = None,
+) -> ReconstructionReport:
+    """Choose the integers, scales and biases of a calibrated simulation, in place.
+
+    Weights then lie on their grids, whose ranges `compute_encodings` leaves alone from now on.
+    Frozen ranges are kept: only integers are chosen there.
+
+    Args:
+        sim: the simulation; its weights are those of the float model.
+        data: an iterable of batches, as for `compute_encodings`.
+        options: see `ReconstructionOptions`.
+        progress: called after each node with (nodes done, nodes in all).
+
+    Returns:
+        What was done, layer by layer.
+
+    Raises:
+        CalibrationError: FXQ441 the model does not take a batch, FXQ442 to FXQ445 the data are no
+            batches or hold NaN, FXQ446 a layer's input or output is not finite.
+        UncalibratedError: FXQ401, the simulation is not calibrated.
+
+    Source: the target is that of `Moments.target`, the integers are those of GPTQ
+    (arXiv:2210.17323), improved by coordinate descent, biases by empirical bias correction
+    (arXiv:1906.04721).
+
+    Example:
+        >>> from torch import nn
+        >>> from fxquant import QuantizationSimModel
+        >>> x = torch.randn(64, 8)
+        >>> sim = QuantizationSimModel(nn.Sequential(nn.Linear(8, 4)), x, default_param_bw=4)
+        >>> sim.compute_encodings([x])
+        >>> report = reconstruct(sim, [x])
+        >>> report.layers[0].error_after < report.layers[0].error_before
+        True
+    """
+    return _Reconstruction(sim.model, options or ReconstructionOptions()).run(data, progress)
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if count is None else count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Reconstruction:
+    def __init__(self, gm: fx.GraphModule, options: ReconstructionOptions) -> None:
+        self.gm, self.options = gm, options
+        self.layers, skipped = layers_of(gm)
+        self.report = ReconstructionReport(skipped=skipped)
+        self.float = FloatEnvironment(gm, "float")
+        self.sim = Environment(gm, "simulation")
+
+    def run(self, data: Any, progress: Progress | None) -> ReconstructionReport:
+        given, report = self.options, self.report
+        begin = time.process_time()
+        with _threads(given.threads), evaluating(self.gm), torch.no_grad():
+            walk = Walk(
+                self.gm, data, (self.float, self.sim), samples=given.samples,
+                max_memory=given.max_memory, folder=given.folder, progress=progress,
+            )  # fmt: skip
+            for node in walk.nodes():
+                start = time.process_time()
+                walk.compute(node, self.float)
+                report.float_seconds += time.process_time() - start
+                layer = self.layers.get(node)
+                if layer is not None:
+                    report.layers.append(self._layer(layer, walk))
+        report.samples = sum(walk.samples)
+        report.seconds = time.process_time() - begin
+        report.peak_bytes, report.written_bytes = walk.store.peak, walk.store.written
+        return report
+
+    def _layer(self, layer: Layer, walk: Walk) -> LayerReport:
+        begin, given = time.process_time(), self.options
+        sampling = Sampling(given.columns, given.held_out, given.seed)
+        data = layer_data(layer, walk, self.sim, self.float, sampling)
+        problem = _Problem(layer, data, given)
+        before, after = problem.before(), problem.solve(problem.grid)
+        tried = [before, after, before]
+        biases = [problem.old_bias, *(problem.bias(s.weight.double()) for s in tried[1:])]
+        errors = [data.error(s.weight.double(), b) for s, b in zip(tried, biases, strict=True)]
+        totals = [float(squared.sum()) for squared, _ in errors]
+        offsets = [float(mean.abs().mean()) for _, mean in errors]
+        best = min(range(len(tried)), key=lambda i: totals[i])
+        if best:
+            layer.write(
+                problem.whole(tried[best]), problem.places, problem.whole_bias, problem.again
+            )
+        changed = ("nothing", "weight and bias" if problem.moved else "weight", "bias")[best]
+        return LayerReport(
+            layer.path, changed, problem.loss(before), problem.loss(tried[best]),
+            totals[0], totals[best], offsets[0], offsets[best], time.process_time() - begin,
+        )  # fmt: skip
+
+
+class _Problem:
+    """What is asked of the solver for one layer; its matrices hold live columns only."""
+
+    def __init__(self, layer: Layer, data: LayerData, options: ReconstructionOptions) -> None:
+        self.layer, self.data, self.options = layer, data, options
+        self.moved = layer.has_bias and options.correct_bias
+        self.every, self.old_bias = layer.weight(), layer.bias()
+        self.weight = self.every[:, :, data.live]
+        self.grid, self.places = layer.grid()
+        second = damp(data.seen.second(centred=self.moved), options.solver.damping)
+        self.moments = second.float()
+        self.inverse = inverse_of(second)
+        target = self.weight
+        if options.float_target:
+            target = data.seen.target(self.weight, self.inverse, centred=self.moved)
+        self.target = target.float()
+
+    def before(self) -> Solution:
+        """The weight as it is, on its grid."""
+        grid = self._part(self.grid)
+        return Solution(grid.nearest(self.weight.float()), grid)
+
+    def solve(self, grid: WeightGrid) -> Solution:
+        """The live columns of the best weight on a grid of all columns."""
+        solver = self.options.solver
+        return solve(self.target, self.moments, self._part(grid), solver, inverse=self.inverse)
+
+    def _part(self, grid: WeightGrid) -> WeightGrid:
+        return grid.part(self.data.live).to(torch.float32)
+
+    def whole(self, found: Solution) -> Solution:
+        """A solution of the live columns with all others nearest to what they were."""
+        grid = self.grid.with_scale(found.scale.double())
+        integers = grid.nearest(self.every)
+        integers[:, :, self.data.live] = found.integers.double()
+        return Solution(integers, grid)
+
+    def again(self, grid: WeightGrid) -> Solution:
+        """The best weight on a grid of all columns."""
+        return self.whole(self.solve(grid))
+
+    def bias(self, weight: Tensor) -> Tensor:
+        """The bias for the live columns of a weight, `[G, O, D] -> [G, O]`."""
+        return self.data.seen.bias(weight) if self.moved else self.old_bias
+
+    def whole_bias(self, weight: Tensor) -> Tensor:
+        """The bias for a weight, `[G, O, D] -> [G, O]`."""
+        return self.bias(weight[:, :, self.data.live])
+
+    def loss(self, found: Solution) -> float:
+        """Loss of a solution on the samples that were solved on."""
+        return float(found.loss(self.target, self.moments).sum())

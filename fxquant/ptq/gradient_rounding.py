@@ -1,0 +1,91 @@
+"""Integers by gradient descent on a relaxed rounding, as AdaRound has it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fxquant.ptq.grids import quadratic
+
+if TYPE_CHECKING:
+    from fxquant.ptq.grids import WeightGrid
+
+# the sigmoid is stretched to these ends and cut to 0..1, so that it reaches both
+_LOW, _HIGH = -0.1, 1.1
+
+
+@dataclass(frozen=True)
+class AdaroundOptions:
+    """Options of the relaxed rounding.
+
+    Attributes:
+        iterations: steps of Adam.
+        rate: learning rate.
+        regularization: weight of the term that drives to 0 or 1.
+        beta: first and last exponent of that term.
+        warm_start: share of the iterations without that term.
+    """
+
+    iterations: int = 10_000
+    rate: float = 1e-2
+    regularization: float = 0.01
+    beta: tuple[float, float] = (20.0, 2.0)
+    warm_start: float = 0.2
+
+
+def adaround(
+    target: Tensor, moments: Tensor, grid: WeightGrid, options: AdaroundOptions | None = None
+) -> Tensor:
+    """Learn whether to round up or down.
+
+    The mean squared error of the layer's output over the data is the quadratic of their second
+    moments; it is minimized instead of the error on random batches.
+
+    Args:
+        target: the weight, `[G, O, D]`.
+        moments: second moments of the inputs, `[G, D, D]`.
+        grid: the grid.
+        options: see `AdaroundOptions`.
+
+    Returns:
+        Centred integers, `[G, O, D]`.
+
+    Source: Nagel et al. 2020, "Up or Down? Adaptive Rounding for Post-Training Quantization",
+    arXiv:2004.10568, equations 21 to 25.
+    """
+    given = options or AdaroundOptions()
+    scale, low, high = (grid.spread(r) for r in (grid.scale, grid.low, grid.high))
+    below = torch.floor(target / scale)
+    share = (target / scale - below).clamp(1e-4, 1 - 1e-4)
+    with torch.enable_grad():
+        v = -torch.log((_HIGH - _LOW) / (share - _LOW) - 1)
+        v = v.detach().requires_grad_()
+        optimizer = torch.optim.Adam([v], lr=given.rate)
+        for step in range(given.iterations):
+            optimizer.zero_grad()
+            up = _relaxed(v)
+            integers = torch.minimum(torch.maximum(below + up, low), high)
+            loss = quadratic(integers * scale - target, moments).sum()
+            loss = loss + _pull(up, step / given.iterations, given)
+            loss.backward()
+            optimizer.step()
+    up = (_relaxed(v.detach()) >= 0.5).to(target.dtype)
+    return torch.minimum(torch.maximum(below + up, low), high)
+
+
+def _relaxed(v: Tensor) -> Tensor:
+    return (torch.sigmoid(v) * (_HIGH - _LOW) + _LOW).clamp(0, 1)
+
+
+def _pull(up: Tensor, progress: float, given: AdaroundOptions) -> Tensor | float:
+    """The regularizer `sum(1 - |2 h - 1| ** beta)`, with a falling exponent."""
+    if progress < given.warm_start:
+        return 0.0
+    left = (progress - given.warm_start) / (1 - given.warm_start)
+    first, last = given.beta
+    beta = last + 0.5 * (first - last) * (1 + math.cos(left * math.pi))
+    return given.regularization * (1 - (2 * up - 1).abs().pow(beta)).sum()

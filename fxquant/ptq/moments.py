@@ -1,0 +1,150 @@
+"""Second moments of what a layer is given and should give, collected in pieces and merged.
+
+Kept are counts, means and centred sums of products. Every piece is centred on its own mean before
+products are formed, so that a large mean does not eat the digits of a small variance; pieces are
+put together by the formula of Chan, Golub and LeVeque (1979), "Updating Formulae and a Pairwise
+Algorithm for Computing Sample Variances", equation 2.1, in float64. Memory does not depend on the
+number of samples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fxquant.errors import ShapeMismatchError
+
+# samples whose products are formed at once; sums of so many float32 products are good to 1e-6
+_PIECE = 2048
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Statistics of a layer's inputs `x` and of the outputs `y` that are wanted.
+
+    Attributes:
+        count: number of samples.
+        mean_x: means of the inputs, float64 `[G, D]`.
+        mean_y: means of the wanted outputs, float64 `[G, O]`.
+        xx: centred products of inputs, `[G, D, D]`.
+        yx: centred products of wanted outputs and inputs, `[G, O, D]`.
+        yy: centred squares of wanted outputs, `[G, O]`.
+    """
+
+    count: int
+    mean_x: Tensor
+    mean_y: Tensor
+    xx: Tensor
+    yx: Tensor
+    yy: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor, y: Tensor) -> Moments | None:
+        """Statistics of samples: `[G, N, D], [G, N, O]`; None if there are none."""
+        found = None
+        for a, b in zip(x.split(_PIECE, 1), y.split(_PIECE, 1), strict=True):
+            found = merge(found, cls._of_piece(a, b))
+        return found
+
+    @classmethod
+    def _of_piece(cls, x: Tensor, y: Tensor) -> Moments | None:
+        if not x.shape[1]:
+            return None
+        (x, mean_x, dx), (y, mean_y, dy) = _centred(x), _centred(y)
+        count = x.shape[1]
+        xx, yx = (torch.bmm(a.mT, x).double() for a in (x, y))
+        yy = _sum(y.square()).double()
+        return cls(
+            count, mean_x, mean_y, xx.sub_(_outer(dx, dx), alpha=count),
+            yx.sub_(_outer(dy, dx), alpha=count), yy.sub_(dy.square(), alpha=count),
+        )  # fmt: skip
+
+    def second(self, *, centred: bool) -> Tensor:
+        """Second moments of the inputs, about their means or about zero: `[G, D, D]`."""
+        found = self.xx / self.count
+        return found if centred else found + _outer(self.mean_x, self.mean_x)
+
+    def cross(self, *, centred: bool) -> Tensor:
+        """Second moments of wanted outputs and inputs: `[G, O, D]`."""
+        found = self.yx / self.count
+        return found if centred else found + _outer(self.mean_y, self.mean_x)
+
+    def target(self, weight: Tensor, inverse: Tensor, *, centred: bool) -> Tensor:
+        """The weight that makes the wanted outputs of these inputs best, before any rounding.
+
+        The least-squares solution `E[y x^T] E[x x^T]^-1`, drawn towards the given weight where the
+        data say little: `W + (E[y x^T] - W H) (H + a I)^-1`.
+
+        Args:
+            weight: the layer's weight, `[G, O, D]`.
+            inverse: inverse of the damped second moments, `(H + a I)^-1`, `[G, D, D]`.
+            centred: whether the layer has a bias, which takes the means in.
+
+        Source: the normal equations behind Frantar and Alistarh 2022, "Optimal Brain Compression",
+        arXiv:2208.11580, section 4, with the outputs of the float model as what is wanted.
+        """
+        second, wanted = self.second(centred=centred), self.cross(centred=centred)
+        # a difference of numbers that are nearly equal, but for what is to be made up for
+        missing = wanted - torch.bmm(weight, second)
+        return weight + torch.bmm(missing.float(), inverse.float())
+
+    def bias(self, weight: Tensor) -> Tensor:
+        """The bias that takes the mean error away: `[G, O, D] -> [G, O]`.
+
+        Source: the empirical bias correction of Nagel et al. 2019, "Data-Free Quantization Through
+        Weight Equalization and Bias Correction", arXiv:1906.04721, appendix D.
+        """
+        return self.mean_y - torch.bmm(weight, self.mean_x[:, :, None])[:, :, 0]
+
+
+def merge(first: Moments | None, second: Moments | None) -> Moments | None:
+    """Statistics of both sets of samples; the order does not matter but for rounding.
+
+    Raises:
+        ShapeMismatchError: FXQ440, they are of other layers.
+    """
+    if first is None or second is None:
+        return second if first is None else first
+    if first.yx.shape != second.yx.shape:
+        what = f"moments of {tuple(first.yx.shape)} and {tuple(second.yx.shape)}"
+        fix = "merge moments of one layer"
+        raise ShapeMismatchError("FXQ440", f"{what} cannot be merged", fix=fix)
+    count = first.count + second.count
+    dx, dy = second.mean_x - first.mean_x, second.mean_y - first.mean_y
+    share = first.count * second.count / count
+    return Moments(
+        count,
+        first.mean_x + dx * (second.count / count),
+        first.mean_y + dy * (second.count / count),
+        first.xx + second.xx + _outer(dx, dx) * share,
+        first.yx + second.yx + _outer(dy, dx) * share,
+        first.yy + second.yy + dy.square() * share,
+    )
+
+
+def _outer(a: Tensor, b: Tensor) -> Tensor:
+    return a[:, :, None] * b[:, None, :]
+
+
+def _centred(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Samples nearly without their mean, the mean, and what is left of it, in float64.
+
+    Args:
+        x: samples, `[G, N, D]`.
+
+    Returns:
+        `[G, N, D]`, `[G, D]`, `[G, D]`.
+    """
+    mean = _sum(x) / x.shape[1]
+    x = x - mean[:, None]
+    # the sum of what is left is small, and so is its rounding
+    left = _sum(x).double() / x.shape[1]
+    return x, mean.double() + left, left
+
+
+def _sum(x: Tensor) -> Tensor:
+    """Sums over samples, as a product: groups lie in strides, over which `sum` is slow."""
+    ones = x.new_ones(()).expand(len(x), 1, x.shape[1])
+    return torch.bmm(ones, x)[:, 0]

@@ -1,0 +1,172 @@
+"""What is looked at of a layer's inputs and outputs: some positions, of samples to solve on and of
+samples held out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fxquant.errors import CalibrationError
+from fxquant.ptq.moments import Moments, merge
+from fxquant.quantization.tensor import plain
+
+if TYPE_CHECKING:
+    from fxquant.ptq.layers import Layer
+    from fxquant.ptq.walk import Environment, Walk
+
+# rows that are gathered before their products are formed
+_ROWS = 4096
+# positions of a layer, at least and by input of an output
+_LEAST, _EACH = 2048, 64
+
+
+@dataclass(frozen=True)
+class LayerData:
+    """What a layer is given and should put out.
+
+    Attributes:
+        live: columns that some input reaches, int64; the others only ever see padding.
+        seen: moments of the samples to solve on, of the live columns.
+        held: inputs `[G, N, D]` and wanted outputs `[G, N, O]` of the samples to judge by.
+    """
+
+    live: Tensor
+    seen: Moments
+    held: tuple[Tensor, Tensor]
+
+    def error(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean squared error and mean error of every channel on the samples held out.
+
+        Args:
+            weight: the live columns of a weight, `[G, O, D]`.
+            bias: its bias, `[G, O]`.
+
+        Returns:
+            Two tensors `[G, O]`.
+        """
+        x, y = self.held
+        left = y - torch.bmm(x, weight.to(x.dtype).mT)
+        left = left.double() - bias[:, None]
+        return left.square().mean(1), left.mean(1)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which positions and samples.
+
+    Attributes:
+        columns: positions over all samples.
+        held_out: one of so many samples is held out.
+        seed: of the choice.
+    """
+
+    columns: int
+    held_out: int
+    seed: int
+
+    def positions(self, layer: Layer) -> int:
+        """Positions of a layer: some for every number that is fitted to them."""
+        weight: Tensor = layer.module.weight
+        inputs = weight[0].numel()
+        return min(self.columns, max(_LEAST, _EACH * inputs))
+
+
+def layer_data(
+    layer: Layer, walk: Walk, source: Environment, wanted: Environment, sampling: Sampling
+) -> LayerData:
+    """Collect inputs from one environment and wanted outputs from another.
+
+    Raises:
+        CalibrationError: FXQ446 they hold NaN or infinity, FXQ447 there are none.
+    """
+
+    def values(batch: int) -> tuple[Tensor, Tensor]:
+        x = layer.input(*walk.operands(layer.node, source, batch))
+        return x, plain(walk.value(layer.node, wanted, batch))
+
+    total, before = sum(walk.samples), 0
+    # batches may differ in size, and a larger image reaches more of a kernel
+    reached = [
+        layer.product.reached(*values(b)) for b in range(len(walk) if layer.product.dims else 1)
+    ]
+    collected = _Collector(layer, torch.nonzero(torch.stack(reached).any(0))[:, 0])
+    for batch, samples in enumerate(walk.samples):
+        x, y = values(batch)
+        positions = layer.product.positions(y)
+        most = -(-sampling.positions(layer) * samples // total)
+        chosen = _chosen(positions, most, (sampling.seed, hash_of(layer.path), batch), x.device)
+        # samples are held out, not positions: neighbours in an image are much alike
+        sample = before + torch.div(chosen * samples, max(positions, 1), rounding_mode="floor")
+        if total < sampling.held_out:
+            sample = torch.arange(len(chosen), device=x.device)
+        held = sample % sampling.held_out == sampling.held_out - 1
+        collected.add(x, y, chosen[~held], chosen[held])
+        before += samples
+    return collected.finish()
+
+
+@dataclass
+class _Collector:
+    layer: Layer
+    live: Tensor
+    moments: Moments | None = None
+    rows: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    held: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    def add(self, x: Tensor, y: Tensor, seen: Tensor, held: Tensor) -> None:
+        """Gather rows; products are formed when there are enough."""
+        product = self.layer.product
+        for home, chosen in ((self.rows, seen), (self.held, held)):
+            columns = product.inputs(x, y, chosen)
+            if len(self.live) < columns.shape[-1]:
+                columns = columns[:, :, self.live]
+            home.append((columns.float(), product.outputs(y, chosen).float()))
+        if sum(c.shape[1] for c, _ in self.rows) >= _ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self.rows:
+            self.moments = merge(self.moments, Moments.of(*_joined(self.rows)))
+            self.rows.clear()
+
+    def finish(self) -> LayerData:
+        """What was collected; with nothing held out it is judged by all."""
+        node, path = self.layer.node, self.layer.path
+        held = _joined(self.held)
+        if not held[0].shape[1] and self.rows:
+            held = _joined(self.rows)
+        if self.moments is None and not any(c.shape[1] for c, _ in self.rows):
+            self.rows = [held]
+        self._flush()
+        if self.moments is None:
+            raise CalibrationError("FXQ447", f"{path} has no output to look at", at=node)
+        if not all(bool(t.isfinite().all()) for t in (self.moments.yy, self.moments.xx)):
+            what = f"input or output of {path} holds NaN or infinity"
+            raise CalibrationError("FXQ446", what, at=node, fix="clean the data")
+        return LayerData(self.live, self.moments, held)
+
+
+def _joined(rows: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    return torch.cat([x for x, _ in rows], 1), torch.cat([y for _, y in rows], 1)
+
+
+def hash_of(text: str) -> int:
+    """A number made of a text, the same in every process."""
+    found = 0
+    for byte in text.encode():
+        found = (found * 257 + byte) % (2**31 - 1)
+    return found
+
+
+def _chosen(count: int, most: int, seeds: tuple[int, ...], device: torch.device) -> Tensor:
+    """Up to `most` of `count` positions in order, the same for the same seeds."""
+    if count <= most:
+        return torch.arange(count, device=device)
+    seed = 0
+    for part in seeds:
+        seed = (seed * 1_000_003 + part) % 2**63
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(count, generator=generator)[:most].sort().values.to(device)

@@ -1,0 +1,164 @@
+"""Integers and scale of one layer's weight: a pure function of its target, moments and grid.
+
+The loss of a weight `w` against a target `t` is `(w - t) H (w - t)^T` per output channel, with the
+second moments `H` of the layer's inputs: the mean squared error that the layer's output gets. For
+inputs that are quantized as well, the target is the one of `fxquant.ptq.moments`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from fxquant.errors import ConfigError, nearest
+from fxquant.ptq.gradient_rounding import AdaroundOptions, adaround
+from fxquant.ptq.grids import quadratic
+from fxquant.ptq.rounding import descend, gptq
+from fxquant.ptq.scales import refit, search
+
+if TYPE_CHECKING:
+    from fxquant.ptq.grids import WeightGrid
+
+Method = Literal["nearest", "scale_search", "gptq", "descend", "adaround"]
+METHODS: tuple[Method, ...] = get_args(Method)
+# their integers are next to the real numbers, so the scale is searched for such integers
+_ROUNDED_ONLY = ("scale_search", "adaround")
+# inputs from which on factors are computed in float32: measured, integers are as good by them
+_LARGE = 256
+
+
+@dataclass(frozen=True)
+class SolverOptions:
+    """How integers and scale are found.
+
+    Attributes:
+        method: "nearest": the nearest integers on the grid as it is; "scale_search": on the best
+            scale; "gptq": GPTQ on the best scale; "descend": the same, then coordinate descent in
+            turns with the closed form of the scale; "adaround": gradient descent on the rounding.
+        damping: added to the diagonal of the moments, as a share of its mean.
+        search_scale: whether "gptq", "descend" and "adaround" search the scale first.
+        refits: how often the scale is fitted to the integers, which then descend again.
+        adaround: options of that method.
+    """
+
+    method: Method = "descend"
+    damping: float = 0.01
+    search_scale: bool = True
+    refits: int = 5
+    adaround: AdaroundOptions = field(default_factory=AdaroundOptions)
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            fix = nearest(str(self.method), METHODS) or f"use one of {', '.join(METHODS)}"
+            raise ConfigError("FXQ290", f"unknown method {self.method!r}", fix=fix)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What a solver found.
+
+    Attributes:
+        integers: centred integers, `[G, O, D]`.
+        grid: the grid with its steps.
+    """
+
+    integers: Tensor
+    grid: WeightGrid
+
+    @property
+    def scale(self) -> Tensor:
+        """Steps, `[R, B]`."""
+        return self.grid.scale
+
+    @property
+    def weight(self) -> Tensor:
+        """Real values, `[G, O, D]`."""
+        return self.grid.weight(self.integers)
+
+    def loss(self, target: Tensor, moments: Tensor) -> Tensor:
+        """Mean squared error of every output channel, `[G, O]`."""
+        return quadratic(self.weight - target, moments)
+
+
+@torch.no_grad()
+def solve(
+    target: Tensor,
+    moments: Tensor,
+    grid: WeightGrid,
+    options: SolverOptions | None = None,
+    *,
+    inverse: Tensor | None = None,
+) -> Solution:
+    """Find integers and scale.
+
+    Args:
+        target: what the weight should be, `[G, O, D]`.
+        moments: second moments of the inputs, positive definite (see `damp`), `[G, D, D]`.
+        grid: ranges with their start; tensors of the target's type.
+        options: see `SolverOptions`.
+        inverse: inverse of the moments, if it is known.
+
+    Returns:
+        Integers and scale. With "descend" the loss is never above that of the nearest integers on
+        the best scale that was found.
+
+    Example:
+        >>> from fxquant.ptq.grids import WeightGrid
+        >>> target, moments = torch.tensor([[[0.3, -0.8]]]), torch.eye(2)[None]
+        >>> solve(target, moments, WeightGrid.uniform(target, 4)).weight
+        tensor([[[ 0.3000, -0.8000]]])
+    """
+    given = options or SolverOptions()
+    if given.method == "nearest":
+        return Solution(grid.nearest(target), grid)
+    start = grid
+    if given.search_scale or given.method == "scale_search":
+        start = search(target, moments, grid, correlated=given.method in _ROUNDED_ONLY)
+    if given.method == "scale_search":
+        return Solution(start.nearest(target), start)
+    if given.method == "adaround":
+        return Solution(adaround(target, moments, start, given.adaround), start)
+    integers = gptq(target, inverse_of(moments) if inverse is None else inverse, start)
+    if given.method == "gptq":
+        return Solution(integers, start)
+    return _descended(integers, target, moments, start, given)
+
+
+def damp(moments: Tensor, share: float) -> Tensor:
+    """Moments with a share of their mean diagonal added to the diagonal, `[G, D, D]`."""
+    mean = torch.diagonal(moments, dim1=1, dim2=2).mean(1)
+    damped = moments.clone()
+    diagonal = torch.diagonal(damped, dim1=1, dim2=2)
+    diagonal += torch.where(mean > 0, share * mean, 1.0)[:, None]
+    return damped
+
+
+def inverse_of(moments: Tensor) -> Tensor:
+    """Inverse of damped moments, `[G, D, D]`; in float32 where it is large and that is enough."""
+    if moments.shape[-1] >= _LARGE:
+        factor, failed = torch.linalg.cholesky_ex(moments.float())
+        if not bool(failed.any()):
+            return torch.cholesky_inverse(factor)
+    return torch.cholesky_inverse(torch.linalg.cholesky(moments.double()))
+
+
+def _descended(
+    integers: Tensor, target: Tensor, moments: Tensor, grid: WeightGrid, given: SolverOptions
+) -> Solution:
+    """Coordinate descent in turns with the scale, from the better of two starts in every range."""
+    plain = grid.nearest(target)
+    losses = [grid.by_rows(quadratic(grid.weight(k) - target, moments)) for k in (integers, plain)]
+    worse = losses[0] > losses[1]
+    integers = torch.where(worse[grid.rows][:, :, None], plain, integers)
+    pulled = torch.bmm(target, moments)
+    integers, slope = descend(integers, target, moments, grid)
+    for _ in range(given.refits):
+        grid, slope = refit(integers, slope, pulled, moments, grid)
+        again, slope = descend(integers, target, moments, grid, slope=slope)
+        if torch.equal(again, integers):
+            break
+        integers = again
+    return Solution(integers, grid)

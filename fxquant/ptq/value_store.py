@@ -1,0 +1,132 @@
+"""Values of a graph's nodes, in memory up to a limit and in files beyond it.
+
+Memory is counted by storage: views of one tensor count once. What is written out is the oldest
+value that is larger than a page; it is read again when it is asked for, and forgotten after its
+last use like the others.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fxquant.graph.pytree import map_leaves, tensors
+from fxquant.quantization.tensor import DequantizedTensor, adopt, plain
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+_SMALLEST = 4096  # bytes; below that a file costs more than it frees
+
+
+class _Written:
+    """A tensor in a file; no dataclass, whose fields would count as parts of a nested value."""
+
+    def __init__(self, tensor: Tensor, path: Path) -> None:
+        self.path, self.shape = path, tuple(tensor.shape)
+        self.dtype, self.device = tensor.dtype, tensor.device
+        self.kind = type(tensor) if isinstance(tensor, DequantizedTensor) else None
+        self.encoding = getattr(tensor, "encoding", None)
+        numbers = plain(tensor).detach().cpu().contiguous().reshape(-1)
+        path.write_bytes(numbers.view(torch.uint8).numpy().data)
+
+    def read(self) -> Tensor:
+        count = math.prod(self.shape)
+        flat = torch.from_file(str(self.path), shared=False, size=count, dtype=self.dtype)
+        value = flat.clone().reshape(self.shape).to(self.device)
+        return value if self.kind is None else adopt(value, self.encoding, self.kind)
+
+
+class ValueStore:
+    """Values by key; tensors beyond `max_memory` bytes lie in a temporary folder.
+
+    Attributes:
+        peak: most bytes that were held in memory.
+        written: bytes that were written to files.
+    """
+
+    def __init__(self, max_memory: int | None = None, folder: str | Path | None = None) -> None:
+        self.max_memory = max_memory
+        self.peak = self.written = 0
+        self._values: dict[Hashable, Any] = {}
+        self._bytes: dict[int, list[int]] = {}  # storage -> [bytes, uses]
+        self._held = 0
+        self._numbers = itertools.count()
+        self._home = folder
+        self._folder: TemporaryDirectory[str] | None = None
+
+    def __enter__(self) -> ValueStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Forget all values and remove the files."""
+        self._values.clear()
+        self._bytes.clear()
+        self._held = 0
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._values
+
+    def put(self, key: Hashable, value: Any) -> None:
+        """Keep a value."""
+        self.drop(key)
+        self._values[key] = value
+        self._count(value, 1)
+        if self.max_memory is not None and self._held > self.max_memory:
+            self._spill(self.max_memory)
+        self.peak = max(self.peak, self._held)
+
+    def get(self, key: Hashable) -> Any:
+        """The value; one that lies in files is read for this use only."""
+        return map_leaves(self._values[key], lambda x: x.read() if isinstance(x, _Written) else x)
+
+    def drop(self, key: Hashable) -> None:
+        """Forget a value."""
+        if key not in self._values:
+            return
+        value = self._values.pop(key)
+        self._count(value, -1)
+        map_leaves(value, lambda x: x.path.unlink() if isinstance(x, _Written) else None)
+
+    def _count(self, value: Any, change: int) -> None:
+        for tensor in tensors(value):
+            storage = tensor.untyped_storage()
+            entry = self._bytes.setdefault(storage.data_ptr(), [storage.nbytes(), 0])
+            if entry[1] == 0:
+                self._held += entry[0]
+            entry[1] += change
+            if entry[1] == 0:
+                self._held -= entry[0]
+                del self._bytes[storage.data_ptr()]
+
+    def _spill(self, limit: int) -> None:
+        """Write values to files, the oldest first, until the rest fits."""
+        for key in list(self._values):
+            if self._held <= limit:
+                return
+            value = self._values[key]
+            if not any(t.nbytes > _SMALLEST for t in tensors(value)):
+                continue
+            self._values[key] = map_leaves(value, self._write)
+            self._count(value, -1)
+            self._count(self._values[key], 1)
+
+    def _write(self, leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or leaf.nbytes <= _SMALLEST:
+            return leaf
+        if self._folder is None:
+            self._folder = TemporaryDirectory(prefix="fxquant-", dir=self._home)
+        self.written += leaf.nbytes
+        return _Written(leaf, Path(self._folder.name) / f"{next(self._numbers)}.bin")

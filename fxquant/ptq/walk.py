@@ -1,0 +1,245 @@
+"""One walk over a graph with several environments at once, node after node, all data at each node.
+
+An environment is the same graph computed in another way, such as in floating point and in the
+simulation. At a node every environment holds the values of all its operands, for all batches: what
+the node is made of can be looked at in both, changed, and then computed. Values are freed at their
+last use, and lie in files beyond a limit of memory.
+
+Why node after node and not batch after batch: a layer that is changed feeds the layers behind it,
+and computing the network anew for every layer would cost the square of its depth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxquant import ops
+from fxquant.errors import CalibrationError, FxQuantError
+from fxquant.graph.pytree import fresh_inputs, tensors
+from fxquant.nn import QuantizationMixin
+from fxquant.ptq.value_store import ValueStore
+from fxquant.tracing.signature import mismatch
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Progress = Callable[[int, int], None]
+
+
+class Environment(fx.Interpreter):
+    """The graph as it is: the simulation with its quantizers."""
+
+    def __init__(self, gm: fx.GraphModule, name: str) -> None:
+        super().__init__(gm, garbage_collect_values=False)
+        self.name = name
+
+    def compute(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The value of one node that is no placeholder, from those of its operands."""
+        return getattr(self, node.op)(node.target, args, kwargs)
+
+
+class FloatEnvironment(Environment):
+    """The graph without quantizers, with the parameters as they are when a node is computed."""
+
+    def __init__(self, gm: fx.GraphModule, name: str) -> None:
+        super().__init__(gm, name)
+        self._plain = {
+            path: module.get_original_module()
+            for path, module in gm.named_modules()
+            if isinstance(module, QuantizationMixin)
+        }
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call the module without its quantizers."""
+        plain = self._plain.get(str(target))
+        if plain is None:
+            return super().call_module(target, args, kwargs)
+        return plain(*args, **kwargs)
+
+
+class Walk:
+    """Walks a graph; see the module's docstring.
+
+    Args:
+        gm: the graph.
+        data: an iterable of batches: a tensor, a tuple or list of positional inputs (what exceeds
+            the number of inputs, such as labels, is left out) or a dict of keyword inputs; a
+            tensor alone is one batch.
+        environments: ways to compute it.
+        samples: samples that are enough; no further batch is asked for then.
+        max_memory: bytes of values in memory; None: no limit.
+        folder: where values beyond that are written; the system's temporary folder by default.
+        progress: called after each node with (nodes done, nodes in all).
+
+    Attributes:
+        samples: number of samples of each batch.
+        store: the values.
+
+    Raises:
+        CalibrationError: FXQ442 there are no data, FXQ443 `data` is no iterable of batches, FXQ444
+            a batch lacks an input, FXQ445 it holds NaN.
+    """
+
+    def __init__(
+        self,
+        gm: fx.GraphModule,
+        data: Any,
+        environments: Sequence[Environment],
+        *,
+        samples: int | None = None,
+        max_memory: int | None = None,
+        folder: str | Path | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.gm, self.environments = gm, tuple(environments)
+        self.store = ValueStore(max_memory, folder)
+        self.samples: list[int] = []
+        self._progress = progress
+        self._nodes: list[fx.Node] = list(gm.graph.nodes)
+        self._holders = [n for n in self._nodes if n.op == "placeholder"]
+        self._last = _last_uses(self._nodes)
+        self._writes = any(ops.is_inplace(n) for n in self._nodes)
+        self._collect(data, samples)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def _collect(self, data: Any, most: int | None) -> None:
+        for batch in _iterated(data):
+            values = _bound(self._holders, batch)
+            count = _samples(values)
+            if count == 0:
+                continue
+            _refuse_nan(self._holders, values, len(self))
+            for holder, value in zip(self._holders, values, strict=True):
+                self.store.put(("", holder, len(self)), value)
+            self.samples.append(count)
+            if most is not None and sum(self.samples) >= most:
+                break
+        if not self.samples:
+            what, fix = "there are no data: no batch holds a sample", "pass a non-empty loader"
+            raise CalibrationError("FXQ442", what, fix=fix)
+
+    def nodes(self) -> Iterator[fx.Node]:
+        """Every node in order; operands are at hand, the node itself is yet to be computed.
+
+        What the caller has not computed with `compute` is computed when it asks for the next node.
+        """
+        with self.store:
+            for done, node in enumerate(self._nodes):
+                yield node
+                for environment in self.environments:
+                    self.compute(node, environment)
+                for past in self._last.get(node, ()):
+                    self._drop(past)
+                if self._progress is not None:
+                    self._progress(done + 1, len(self._nodes))
+
+    def compute(self, node: fx.Node, environment: Environment) -> None:
+        """Compute a node for all batches, unless it has been."""
+        for batch in range(len(self)):
+            key = (environment.name, node, batch)
+            if key not in self.store:
+                self.store.put(key, self._computed(node, environment, batch))
+
+    def operands(
+        self, node: fx.Node, environment: Environment, batch: int
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional and keyword arguments of a node."""
+        read = lambda n: self.store.get((environment.name, n, batch))  # noqa: E731
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), read)
+        return tuple(args), dict(kwargs)
+
+    def value(self, node: fx.Node, environment: Environment, batch: int) -> Any:
+        """The value of a node that was computed."""
+        return self.store.get((environment.name, node, batch))
+
+    def _computed(self, node: fx.Node, environment: Environment, batch: int) -> Any:
+        if node.op == "placeholder":
+            value = self.store.get(("", node, batch))
+            # a graph that writes must not write into the user's data
+            return fresh_inputs(value) if self._writes else value
+        args, kwargs = self.operands(node, environment, batch)
+        if node.op == "output":
+            return args[0]
+        try:
+            return environment.compute(node, args, kwargs)
+        except (FxQuantError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            known = [(h, ("", h, batch)) for h in self._holders]
+            given = {str(h.target): self.store.get(k) for h, k in known if k in self.store}
+            found = mismatch(self.gm, (), given, error)
+            what = f"the model does not take batch {batch}: {found.what}"
+            raise CalibrationError("FXQ441", what, at=node, fix=found.fix) from error
+
+    def _drop(self, node: fx.Node) -> None:
+        for name in ("", *(e.name for e in self.environments)):
+            for batch in range(len(self)):
+                self.store.drop((name, node, batch))
+
+
+def _last_uses(nodes: Sequence[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
+    """Node -> the nodes whose values are not needed once it has been computed."""
+    last = {n: n for n in nodes}
+    for node in nodes:
+        for operand in node.all_input_nodes:
+            last[operand] = node
+    found: dict[fx.Node, list[fx.Node]] = {}
+    for node, user in last.items():
+        if node.op != "output":
+            found.setdefault(user, []).append(node)
+    return found
+
+
+def _iterated(data: Any) -> Iterable[Any]:
+    if isinstance(data, Tensor):
+        return [data]
+    fits = isinstance(data, Iterable) and not isinstance(data, (str, bytes, Mapping, nn.Module))
+    if not fits or type(data).__name__ == "ndarray":
+        what = f"data are a {type(data).__name__}, not an iterable of batches"
+        raise CalibrationError("FXQ443", what, fix="pass a list of batches, or a loader")
+    return data  # type: ignore[no-any-return]
+
+
+def _bound(holders: Sequence[fx.Node], batch: Any) -> list[Any]:
+    """Values of the placeholders in order."""
+    args = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
+    named: Mapping[str, Any] = {}
+    if isinstance(batch, Mapping):
+        args, named = (), batch
+    values = []
+    for i, holder in enumerate(holders):
+        name = str(holder.target).lstrip("*")
+        if i < len(args):
+            values.append(args[i])
+        elif name in named:
+            values.append(named[name])
+        elif holder.args:
+            values.append(holder.args[0])
+        else:
+            what = f"a batch has no value for input {name!r}"
+            fix = "pass every input the model was prepared with"
+            raise CalibrationError("FXQ444", what, at=holder, fix=fix)
+    return values
+
+
+def _samples(values: Sequence[Any]) -> int:
+    """Samples of a batch: the first size of the first tensor that has one."""
+    found = tensors(list(values))
+    if any(t.numel() == 0 for t in found):
+        return 0
+    return next((len(t) for t in found if t.dim()), 1)
+
+
+def _refuse_nan(holders: Sequence[fx.Node], values: Sequence[Any], batch: int) -> None:
+    """Infinity may be meant, as in a mask; where it reaches a layer it is refused there."""
+    for holder, value in zip(holders, values, strict=True):
+        for tensor in tensors(value):
+            if tensor.is_floating_point() and bool(tensor.isnan().any()):
+                what = f"batch {batch} holds NaN"
+                raise CalibrationError("FXQ445", what, at=holder, fix="clean the data")
