@@ -5,7 +5,7 @@ placement · 4xx quantizers and calibration · 5xx lowering, verify and parity �
 7xx command line and files.
 
     FxQuantError
-    ├── ModelError ── TraceError, GuidelineError, RegionError
+    ├── ModelError ── TraceError, RegionError
     ├── ConfigError ── SelectorError
     ├── PassError
     ├── QuantizationError ── UncalibratedError, CalibrationError, ShapeMismatchError
@@ -67,10 +67,6 @@ class ModelError(FxQuantError):
 
 class TraceError(ModelError):
     """Recording the model as a graph failed or would have been wrong."""
-
-
-class GuidelineError(ModelError):
-    """The graph breaks a guideline that the requested step relies on."""
 
 
 class RegionError(ModelError):

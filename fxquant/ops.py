@@ -1620,7 +1620,9 @@ class Table:
         taken = table.get(key)
         if taken and taken.op is not spelling.op and not replace:
             raise ConfigError(
-                "FXQ202", f"{key} is a spelling of {taken.op.name!r} and of {spelling.op.name!r}"
+                "FXQ202",
+                f"{key} is a spelling of {taken.op.name!r} and of {spelling.op.name!r}",
+                fix="leave it out of the names of one of them",
             )
         table[key] = spelling
 

@@ -124,16 +124,20 @@ def test_one_end_of_a_range_by_rule_and_the_other_by_calibration() -> None:
 
 def test_a_rule_for_an_operator_does_not_clip_what_shares_its_grid() -> None:
     class Joined(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.cat([torch.tanh(x), torch.sigmoid(x) * 4], 1)
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(6, 2, 1)
 
-    rules = {"operators": {"tanh": {"output": {"quantized": True, "max": 1.0}}}}
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv(torch.cat([x.relu(), x * 4], 1))
+
+    rules = {"operators": {"relu": {"output": {"quantized": True, "max": 1.0}}}}
     x = torch.randn(2, 3, 8, 8)
-    with pytest.raises(ConfigError, match=r"FXQ232: operators.tanh.output.max changes nothing"):
+    with pytest.raises(ConfigError, match=r"FXQ232: operators.relu.output.max changes nothing"):
         QuantizationSimModel(Joined(), x, "min_max", config=rules)
     # a file of another tool is meant for many networks
     limited = {"is_output_quantized": "True", "encoding_constraints": {"max": 1.0}}
-    config = QuantConfig.load(aimet(op_type={"Tanh": limited}))
+    config = QuantConfig.load(aimet(op_type={"Relu": limited}))
     sim = QuantizationSimModel(Joined(), x, "min_max", config=config)
     sim.compute_encodings([x])
     assert quantized(sim, "cat").output_quantizers[0].max.item() > 1.0

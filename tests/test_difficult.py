@@ -33,7 +33,6 @@ NOT_EXPORTED = {
     "Buffers": "FXQ529",
     "CarriedState": "FXQ529",
     "InPlace": "FXQ529",
-    "PackedSequences": "FXQ5",
     "RandomNumbers": "FXQ533",
     "WritesParameters": "FXQ529",
 }

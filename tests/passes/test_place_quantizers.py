@@ -111,7 +111,7 @@ def test_a_concatenation_of_floats_that_only_outputs_read_has_no_grid() -> None:
     x = torch.randn(2, 3, 8, 8)
     model = Head(read=False).eval()
     sim = QuantizationSimModel(model, x)
-    assert "no integer reader" in sim.explain("cat")
+    assert "no integer consumer" in sim.explain("cat")
     assert not list(quantized(sim, "cat").output_quantizers.active())
     sim.compute_encodings([x])
     with torch.no_grad():
