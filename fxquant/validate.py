@@ -16,10 +16,9 @@ from torch import fx, nn
 
 from fxquant import ops
 from fxquant.errors import TraceError
-from fxquant.graph.meta import TensorSpec, module_path, source, spec
+from fxquant.graph.meta import TensorSpec, computes_floats, module_path, source, spec
 from fxquant.graph.pass_infra import set_state, state_of
 from fxquant.graph.pytree import leaves
-from fxquant.graph.rewriter import computes_floats
 from fxquant.graph.selectors import Selector, select
 from fxquant.io.text_tables import table
 from fxquant.nn.modes import evaluating

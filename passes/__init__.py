@@ -5,15 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fxquant.graph.pass_infra import Fact, Pipeline
+from fxquant.passes.align_grids import AlignGrids
+from fxquant.passes.align_shifts import AlignShifts
+from fxquant.passes.approximate import Approximate
 from fxquant.passes.decompose_attention import DecomposeAttention
 from fxquant.passes.drop_dead_code import DropDeadCode
 from fxquant.passes.enclose_complex import EncloseComplex
 from fxquant.passes.fold_batch_norms import FoldBatchNorms
 from fxquant.passes.fold_parametrizations import FoldParametrizations
 from fxquant.passes.functionals_to_modules import FunctionalsToModules
+from fxquant.passes.insert_stubs import InsertStubs
 from fxquant.passes.keep_training_modules import KeepTrainingModules
 from fxquant.passes.move_scales import MoveScales
 from fxquant.passes.pad_packed_sequences import PadPackedSequences
+from fxquant.passes.place_quantizers import PlaceQuantizers
 from fxquant.passes.remove_writes import RemoveWrites
 from fxquant.passes.stable_sorts import StableSorts
 from fxquant.passes.unique_modules import UniqueModules
@@ -38,9 +43,6 @@ PREPARED = frozenset({Fact.UNIQUE_MODULES, Fact.NO_WRITES, Fact.MODULES_ONLY})
 
 def simulation_pipeline(config: QuantConfig, target: Target, scheme: QuantScheme) -> Pipeline:
     """The passes from a prepared model to its simulation."""
-    # placement needs the quantized modules, which preparation does without
-    from fxquant.passes.place_quantizers import PlaceQuantizers
-
     folding = (FoldBatchNorms(),) if config.fold_batch_norms else ()
     # a kernel that writes floats multiplies its sums by a number in any case
     product = target.operators.get("matmul")
@@ -55,14 +57,20 @@ def simulation_pipeline(config: QuantConfig, target: Target, scheme: QuantScheme
 __all__ = [
     "PREPARE",
     "PREPARED",
+    "AlignGrids",
+    "AlignShifts",
+    "Approximate",
     "DecomposeAttention",
     "DropDeadCode",
     "EncloseComplex",
     "FoldBatchNorms",
     "FoldParametrizations",
     "FunctionalsToModules",
+    "InsertStubs",
     "KeepTrainingModules",
     "MoveScales",
+    "PadPackedSequences",
+    "PlaceQuantizers",
     "RemoveWrites",
     "StableSorts",
     "UniqueModules",

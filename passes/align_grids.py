@@ -69,6 +69,5 @@ def _align(
     if not given.overwritable:
         rw.skip(operand, f"its range is fixed, so {node.name} rescales it")
         return
-    given.set_range(wanted.min, wanted.max)
-    rw.changes += 1
+    rw.set_range(given, wanted.min, wanted.max)
     rw.explain(operand, f"its range is that of {node.name}, which cannot rescale")

@@ -63,8 +63,7 @@ def _repair(rw: Rewriter, shift: Shift) -> None:
         return
     found = moved.get_position()
     if found is not None:
-        moved.set_position(found + change)
-        rw.changes += 1
+        rw.set_position(moved, found + change)
         rw.explain(
             shift.node, f"shift {shift.kind} was {shift.value}: a position moved by {change}"
         )

@@ -61,9 +61,6 @@ class Approximate(Pass):
         text, make = _SIMPLER[name]
         if getattr(module, "negative_slope", None) == _SLOPE:
             return
-        if name == "leaky_relu" and not isinstance(module, nn.LeakyReLU):
-            rw.skip(node, "its slope is computed at run time")
-            return
         rw.set_module(str(node.target), make().train(module.training))
         rw.explain(node, f"{_NOTE}{name} became {text}, at {place(node)}")
 

@@ -32,7 +32,6 @@ class DecomposeAttention(Pass):
     """
 
     needs = frozenset({Fact.MODULES_ONLY})
-    gives = frozenset({Fact.ATTENTION_DECOMPOSED})
 
     def run(self, rw: Rewriter) -> None:
         """Rewrite every attention of the graph."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from fxquant import ops
 from fxquant.graph.alias_analysis import written
-from fxquant.graph.pass_infra import Fact, Pass
+from fxquant.graph.pass_infra import Pass
 from fxquant.nn.functional import Functional
 
 if TYPE_CHECKING:
@@ -39,8 +39,6 @@ class DropDeadCode(Pass):
     What may have an effect stays: writes into tensors, random numbers, batch norms, modules with
     hooks, and everything that has no row. Modules and parameters stay in the module tree.
     """
-
-    gives: ClassVar[frozenset[Fact]] = frozenset({Fact.NO_DEAD_CODE})
 
     def run(self, rw: Rewriter) -> None:
         """Walk backwards, so that what only dead code reads goes too."""

@@ -43,7 +43,6 @@ class FoldBatchNorms(Pass):
     """
 
     needs: ClassVar[frozenset[Fact]] = frozenset({Fact.MODULES_ONLY, Fact.UNIQUE_MODULES})
-    gives: ClassVar[frozenset[Fact]] = frozenset({Fact.BATCH_NORMS_FOLDED})
 
     def run(self, rw: Rewriter) -> None:
         """Fold wherever it is right."""
@@ -121,16 +120,17 @@ def _fold(rw: Rewriter, node: fx.Node, layer: fx.Node) -> None:
         return
     row = rw.op(layer)
     axis = row.weight_axis if row and row.weight_axis is not None else 0
-    fold_into(weighted, norm, axis)
-    rw.changes += 1
+    grad = weighted.get_parameter("weight").requires_grad
+    for name, value in folded(weighted, norm, axis).items():
+        rw.set_parameter(weighted, name, value, grad)
     rw.explain(layer, f"batch norm {node.target} was folded into its weight and bias")
     rw.set_module(str(node.target), nn.Identity())
     rw.replace(node, layer, FOLDED)
 
 
 @torch.no_grad()
-def fold_into(layer: nn.Module, norm: nn.modules.batchnorm._BatchNorm, axis: int) -> None:
-    """Change a layer so that it computes what it and the batch norm computed (in evaluation).
+def folded(layer: nn.Module, norm: nn.modules.batchnorm._BatchNorm, axis: int) -> dict[str, Tensor]:
+    """Weight and bias with which a layer computes what it and the batch norm do in evaluation.
 
     Args:
         layer: convolution (also transposed) or linear layer.
@@ -143,8 +143,7 @@ def fold_into(layer: nn.Module, norm: nn.modules.batchnorm._BatchNorm, axis: int
     groups = int(getattr(layer, "groups", 1)) if axis == 1 else 1
     scaled = scale_channels(weight, scale, axis, groups)
     moved = shift if bias is None else bias.double() * scale + shift
-    layer.weight = nn.Parameter(scaled, weight.requires_grad)
-    layer.bias = nn.Parameter(moved.to(weight.dtype), weight.requires_grad)
+    return {"weight": scaled, "bias": moved.to(weight.dtype)}
 
 
 def norm_as_affine(norm: nn.modules.batchnorm._BatchNorm) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from fxquant.graph.pass_infra import Fact, Pass
-from fxquant.graph.rewriter import Gone
+from fxquant.graph.pass_log import Gone
 
 if TYPE_CHECKING:
     from fxquant.graph.rewriter import Rewriter
@@ -39,31 +39,37 @@ class FoldParametrizations(Pass):
         """Fold in every module that is called."""
         for node in rw.nodes:
             module = rw.module(node)
-            if module is not None and rw.op(node) is not None and _fold(module):
+            if module is not None and rw.op(node) is not None and _computes_weights(module):
+                rw.edit(_fold, module)
                 path = str(node.target)
                 rw.gone[f"{path}.parametrizations"] = Gone("was folded into the weights of", path)
                 rw.explain(node, "its parametrized weight was folded into a parameter")
 
 
-def _fold(module: nn.Module) -> bool:
-    """Make computed parameters plain ones; tells whether there were any."""
+def _computes_weights(module: nn.Module) -> bool:
+    return parametrize.is_parametrized(module) or bool(_hooks(module))
+
+
+def _hooks(module: nn.Module) -> dict[int, WeightNorm | SpectralNorm]:
+    """The older weight and spectral norm, which are hooks that run before each call."""
+    hooks = module._forward_pre_hooks.items()
+    return {k: hook for k, hook in hooks if isinstance(hook, WeightNorm | SpectralNorm)}
+
+
+def _fold(module: nn.Module) -> None:
+    """Make computed parameters plain ones."""
     was = module.training
     module.training = False  # spectral norm iterates while training
     try:
-        names = _fold_new(module) + _fold_hooks(module)
+        if parametrize.is_parametrized(module):
+            _own_class(module)
+            for name in list(module.parametrizations):  # type: ignore[arg-type]
+                parametrize.remove_parametrizations(module, name)
+        for key, hook in _hooks(module).items():
+            hook.remove(module)
+            del module._forward_pre_hooks[key]
     finally:
         module.training = was
-    return bool(names)
-
-
-def _fold_new(module: nn.Module) -> list[str]:
-    if not parametrize.is_parametrized(module):
-        return []
-    _own_class(module)
-    names = list(module.parametrizations)  # type: ignore[arg-type]
-    for name in names:
-        parametrize.remove_parametrizations(module, name)
-    return names
 
 
 def _own_class(module: nn.Module) -> None:
@@ -71,14 +77,3 @@ def _own_class(module: nn.Module) -> None:
     shared = type(module)
     space = {k: v for k, v in vars(shared).items() if k not in ("__dict__", "__weakref__")}
     module.__class__ = type(shared.__name__, shared.__bases__, space)
-
-
-def _fold_hooks(module: nn.Module) -> list[str]:
-    """The older weight and spectral norm, which are hooks that run before each call."""
-    names = []
-    for key, hook in list(module._forward_pre_hooks.items()):
-        if isinstance(hook, WeightNorm | SpectralNorm):
-            hook.remove(module)
-            del module._forward_pre_hooks[key]
-            names.append(hook.name)
-    return names

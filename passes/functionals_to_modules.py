@@ -10,8 +10,8 @@ from torch import fx, nn
 
 from fxquant import ops
 from fxquant.graph.alias_analysis import written
+from fxquant.graph.meta import computes_floats
 from fxquant.graph.pass_infra import Fact, Pass
-from fxquant.graph.rewriter import computes_floats
 from fxquant.nn.functional import Functional, ScaledDotProductAttention
 from fxquant.nn.opaque import Opaque
 from fxquant.tracing.training_mode import IN_TRAINING
@@ -43,7 +43,6 @@ class FunctionalsToModules(Pass):
 
     needs: ClassVar[frozenset[Fact]] = frozenset({Fact.NO_WRITES})
     gives: ClassVar[frozenset[Fact]] = frozenset({Fact.MODULES_ONLY})
-    breaks: ClassVar[frozenset[Fact]] = frozenset({Fact.NO_DEAD_CODE})
 
     def run(self, rw: Rewriter) -> None:
         """Walk the nodes in order."""

@@ -27,7 +27,6 @@ class InsertStubs(Pass):
     """
 
     needs = frozenset({Fact.MODULES_ONLY})
-    gives = frozenset({Fact.STUBBED})
 
     nodes: frozenset[str] = field(default_factory=frozenset)
 

@@ -14,6 +14,7 @@ from fxquant.placement.regions import find_regions
 
 if TYPE_CHECKING:
     from fxquant.graph.rewriter import Rewriter
+    from fxquant.placement.regions import Regions
 
 
 @dataclass(frozen=True)
@@ -38,35 +39,50 @@ class MoveScales(Pass):
             row = rw.op(node)
             if row is None or row.name not in ("matmul", "bmm"):
                 continue
-            if regions is not None and not regions.holds(node):
-                continue
             given = rw.arguments(node)
-            for name in row.inputs:
-                scale = _scale(rw, given[name])
-                if scale is not None and (regions is None or regions.holds(scale[0])):
-                    _move(rw, node, *scale)
+            for operand in dict.fromkeys(given[name] for name in row.inputs):
+                path = _to_scale(rw, operand)
+                if not path:
+                    continue
+                number = rw.arguments(path[-1])["other"]
+                reason = _objection(rw, node, path, number, regions)
+                if reason:
+                    rw.skip(path[-1], reason)
+                else:
+                    _move(rw, node, path[-1], float(number))
 
 
-def _scale(rw: Rewriter, operand: fx.Node) -> tuple[fx.Node, float] | None:
-    """The product with a positive number behind an operand that nothing else reads."""
-    node = operand
-    while len(node.users) == 1:
-        row = rw.op(node)
-        if row is not None and row.name == "mul":
-            return _number(rw, node)
-        above = moves_values(node, rw.gm)
-        if above is None:
-            return None
+def _to_scale(rw: Rewriter, operand: fx.Node) -> list[fx.Node]:
+    """The way from an operand up to the product with a number that it comes from, if it does."""
+    path, node = [operand], operand
+    while (above := moves_values(node, rw.gm)) is not None:
+        path.append(above)
         node = above
-    return None
-
-
-def _number(rw: Rewriter, node: fx.Node) -> tuple[fx.Node, float] | None:
+    row = rw.op(node)
+    if row is None or row.name != "mul" or not is_float_spec(node.meta.get("spec")):
+        return []
     other = rw.arguments(node)["other"]
-    plain = isinstance(other, float | int) and not isinstance(other, bool)
-    plain = plain and node.op == "call_module"
-    if plain and math.isfinite(other) and other > 0 and is_float_spec(node.meta.get("spec")):
-        return node, float(other)
+    return path if isinstance(other, float | int) and not isinstance(other, bool) else []
+
+
+def _objection(
+    rw: Rewriter, product: fx.Node, path: list[fx.Node], number: float, regions: Regions | None
+) -> str | None:
+    """Why the number cannot go behind the product, or None."""
+    if not (math.isfinite(number) and number > 0):
+        return f"{number} is no positive number"
+    below = product
+    for node in path:
+        others = [user.name for user in node.users if user is not below]
+        if others:
+            return f"{node.name} is also read by {', '.join(others)}"
+        below = node
+    if sum(operand is path[0] for operand in rw.arguments(product).values()) > 1:
+        return f"{product.name} multiplies it with itself"
+    if rw.module(path[-1]) is None:
+        return "it is no module"
+    if regions is not None and not all(map(regions.holds, (product, path[-1]))):
+        return "it lies outside of the quantized regions"
     return None
 
 

@@ -73,7 +73,7 @@ class PlaceQuantizers(Pass):
             quantizer = self._activation_quantizer(grid)
             for slot in grid.slots:
                 owner, index = self._owner(rw, slot, plan)
-                owner.output_quantizers[index] = quantizer
+                rw.set_quantizer(owner.output_quantizers, index, quantizer)
                 owners[slot] = quantizer
             quantizer.where = f"the output of {place(grid.slots[0][0])}"
         return owners
@@ -126,14 +126,14 @@ class PlaceQuantizers(Pass):
             key = (id(module.weight), _without_bias(wanted))
             weight = shared.setdefault(key, self._weight_quantizer(wanted))
             weight.where = weight.where or f"the weight of {place(node)}"
-            module.param_quantizers["weight"] = weight
+            rw.set_quantizer(module.param_quantizers, "weight", weight)
             if wanted.own_bias:
-                module.param_quantizers["bias"] = self._own_bias_quantizer(node)
+                rw.set_quantizer(module.param_quantizers, "bias", self._own_bias_quantizer(node))
             source = owners.get(wanted.bias_input) if wanted.bias_input else None
             if source is not None:
                 bias = affine.BiasQuantizeDequantize(source, weight)
                 bias.where = f"the bias of {place(node)}"
-                module.param_quantizers["bias"] = bias
+                rw.set_quantizer(module.param_quantizers, "bias", bias)
 
     def _weight_quantizer(self, wanted: WeightPlan) -> affine.QuantizeDequantize:
         return quantizer_for(

@@ -1,4 +1,4 @@
-"""What every test shares: one thread, fixed seeds, and the ``--accept`` switch of golden texts."""
+"""What every test shares: one thread, fixed seeds, facts that are checked, and ``--accept``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from tests.helpers import golden
+from fxquant.graph.pass_infra import Pass
+from tests.helpers import facts, golden
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,6 +34,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_sessionfinish() -> None:
     golden.write_accepted()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _facts_hold() -> Iterator[None]:
+    """What a graph states is looked for in it after every pass of every test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Pass, "call", facts.checked(Pass.call))
+        yield
 
 
 @pytest.fixture

@@ -129,7 +129,8 @@ def test_a_rule_for_an_operator_does_not_clip_what_shares_its_grid() -> None:
             self.conv = nn.Conv2d(6, 2, 1)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.conv(torch.cat([x.relu(), x * 4], 1))
+            joined: torch.Tensor = self.conv(torch.cat([x.relu(), x * 4], 1))
+            return joined
 
     rules = {"operators": {"relu": {"output": {"quantized": True, "max": 1.0}}}}
     x = torch.randn(2, 3, 8, 8)

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from fxquant import QuantizationSimModel, prepare_model
 from fxquant.errors import ExportError, ParityError
-from fxquant.graph.meta import TensorSpec, is_float, spec
+from fxquant.graph.meta import TensorSpec, spec
 from fxquant.graph.pytree import fresh_inputs, leaves
 from fxquant.models.difficult import NETWORKS
 from fxquant.nn import QuantizationMixin
+from fxquant.placement.dataflow import is_float_spec
 from fxquant.prepare import SpecialisationWarning, call_arguments
 from fxquant.tracing.replay import difference, other_batch, replay_equal
 
@@ -91,7 +92,7 @@ def test_simulated_and_exported(name: str, tmp_path: Path) -> None:
         module = sim.model.get_submodule(str(node.target)) if node.op == "call_module" else None
         if isinstance(module, QuantizationMixin) and isinstance(spec(node), TensorSpec):
             grids = list(module.output_quantizers.children())
-            assert not grids or is_float(node), f"a grid on integers: {node}"
+            assert not grids or is_float_spec(spec(node)), f"a grid on integers: {node}"
     code = NOT_EXPORTED.get(name)
     if code is None:
         assert sim.export(tmp_path, name)

@@ -140,7 +140,7 @@ def graph_of(
     for holder in reversed([n for n in graph.nodes if n.op == "placeholder"]):
         graph._root.append(holder)
     gm = fx.GraphModule(root.eval(), graph)
-    set_state(gm, facts=frozenset({Fact.RECORDED, Fact.UNIQUE_MODULES}))
+    set_state(gm, facts=frozenset({Fact.UNIQUE_MODULES}))
     return gm, inputs
 
 

@@ -307,3 +307,22 @@ def test_files_with_slopes_and_norms_on_grids_are_proven(layer: nn.Module, tmp_p
     assert sim.export(tmp_path, "net")
     stored = {i.name: i.data_type for i in onnx.load(tmp_path / "net.onnx").graph.initializer}
     assert onnx.TensorProto.INT8 in {t for n, t in stored.items() if n.startswith("1.weight")}
+
+
+@pytest.mark.parametrize("path_first", [True, False])
+def test_a_path_decides_before_a_glob_in_whatever_order(path_first: bool) -> None:
+    """And a glob before an operator's rule: another layer of the kind keeps the glob's."""
+    rules = [("left", rule("weight.bitwidth", 5)), ("l*t", rule("weight.bitwidth", 6))]
+    config: dict[str, Any] = {
+        "layers": dict(rules if path_first else rules[::-1]),
+        "operators": {"conv2d": rule("weight.bitwidth", 7)},
+    }
+    sim = QuantizationSimModel(PREPARED, X, config=config)
+    config["layers"]["r*t"] = config["layers"].pop("l*t")
+    other = QuantizationSimModel(PREPARED, X, config=config)
+
+    def bits(sim: QuantizationSimModel, path: str) -> int:
+        return int(quantized(sim, path).param_quantizers["weight"].bitwidth)
+
+    assert (bits(sim, "left"), bits(sim, "right")) == (5, 7)
+    assert (bits(other, "left"), bits(other, "right")) == (5, 6)

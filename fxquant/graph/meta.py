@@ -10,6 +10,7 @@ from __future__ import annotations
 import fnmatch
 import functools
 import linecache
+import operator
 import os
 import sys
 import sysconfig
@@ -67,10 +68,29 @@ def spec(node: Node) -> Spec:
     return node.meta.get("spec")
 
 
-def is_float(node: Node) -> bool:
-    """Whether the node's value is one floating-point tensor."""
-    found = spec(node)
-    return isinstance(found, TensorSpec) and found.dtype.is_floating_point
+def computes_floats(node: Node) -> bool:
+    """Whether a node computes floating-point (or complex) tensors from others.
+
+    Putting values into a container, taking them out and filling a tensor with a number is no
+    computation.
+    """
+    if node.op not in ("call_function", "call_method", "call_module") or not _floats(spec(node)):
+        return False
+    if node.op == "call_module":
+        return True
+    name = str(getattr(node.target, "__name__", node.target))
+    moved = node.target is operator.getitem or isinstance(node.target, type)
+    filled = name.endswith("_like") or name.startswith("new_")
+    tensors = any(isinstance(spec(n), TensorSpec) for n in node.all_input_nodes)
+    return tensors and not moved and not filled
+
+
+def _floats(found: Spec) -> bool:
+    """Whether a recorded value is or holds a tensor of real or complex numbers."""
+    if isinstance(found, TensorSpec):
+        return found.dtype.is_floating_point or found.dtype.is_complex
+    parts = found.values() if isinstance(found, dict) else found
+    return isinstance(found, tuple | list | dict) and any(map(_floats, parts))
 
 
 def spec_of(value: object) -> Spec:

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import enum
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from torch import fx
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from fxquant.errors import PassError
-from fxquant.graph.rewriter import Gone, Rewriter, Skip
+from fxquant.errors import FxQuantError, PassError
+from fxquant.graph.pass_log import Gone, Skip
+from fxquant.graph.rewriter import Rewriter
 
 _KEY = "fxquant"
 
@@ -29,10 +31,6 @@ class Fact(enum.Enum):
     UNIQUE_MODULES = "every module is called once"
     NO_WRITES = "no operation writes into a tensor that something else reads"
     MODULES_ONLY = "every tensor operation that has a row is a module"
-    NO_DEAD_CODE = "every operation has a consumer or an effect"
-    ATTENTION_DECOMPOSED = "attention is matrix products and a softmax"
-    BATCH_NORMS_FOLDED = "no batch norm follows a convolution that could take it in"
-    STUBBED = "stubs mark the boundaries of quantized regions"
     PLACED = "every tensor's grid has its one owner"
 
 
@@ -120,10 +118,15 @@ class Pass(PassBase):
         return self.call(graph_module)
 
     def call(self, graph_module: fx.GraphModule) -> Outcome:
-        """Run on a graph in place."""
+        """Run on a graph in place.
+
+        Raises:
+            PassError: FXQ306, the pass failed with an error that is none of fxquant's.
+        """
         rw = Rewriter(graph_module, self.name)
-        self.run(rw)
-        rw.finish()
+        with _named(rw):
+            self.run(rw)
+            rw.finish()
         state = state_of(graph_module)
         facts = (state.facts - self.breaks) | self.gives
         why = {**state.why, **{k: state.why.get(k, ()) + v for k, v in rw.reasons.items()}}
@@ -132,6 +135,24 @@ class Pass(PassBase):
         result = Outcome(graph_module, rw.changes > 0)
         result.changes, result.skips = rw.changes, tuple(rw.skips)
         return result
+
+
+@contextmanager
+def _named(rw: Rewriter) -> Iterator[None]:
+    """Errors inside say which pass they come from, and at which node it was."""
+    try:
+        yield
+    except FxQuantError as e:
+        e.add_note(f"in the pass {rw.by}")
+        raise
+    except Exception as e:
+        said = str(e).strip().split("\n")[0]
+        raise PassError(
+            "FXQ306",
+            f"the pass {rw.by} failed: {type(e).__name__}{': ' if said else ''}{said}",
+            at=rw.current,
+            fix="this is a fault of the pass: report it with the traceback",
+        ) from e
 
 
 _FIX_STATE = "call prepare_model(model, dummy_input) first, or put the pass into a Pipeline"

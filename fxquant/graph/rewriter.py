@@ -1,4 +1,4 @@
-"""The only editor of graphs.
+"""The only editor of graphs, and of the modules, weights and ranges in them.
 
 Every pass changes a graph through a `Rewriter`: new nodes inherit the user's source line, module
 path and recorded value from the node they stand for; edits are counted, so that a pass knows
@@ -8,46 +8,25 @@ whether it changed anything; and a pattern that nearly matched leaves a reason b
 from __future__ import annotations
 
 import logging
-import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from torch import Tensor, fx, nn
 
 from fxquant import ops
 from fxquant.errors import PassError, place
-from fxquant.graph.meta import Spec, TensorSpec, module_path, spec
+from fxquant.graph.meta import Spec, TensorSpec, module_path
+from fxquant.graph.pass_log import Gone, Skip
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from fxquant.nn.containers import QuantizerDict, QuantizerList
+    from fxquant.quantization import QuantizerBase
+    from fxquant.quantization.affine import AffineQuantizer
+    from fxquant.quantization.affine.pof2 import PowerOfTwoQuantizeDequantize
 
 _log = logging.getLogger("fxquant")
 M = TypeVar("M", bound=nn.Module)
-
-
-class Skip(NamedTuple):
-    """A place that a pass left alone, and why."""
-
-    by: str
-    node: str
-    where: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.by}: left {self.where} as it is: {self.reason}"
-
-
-class Gone(NamedTuple):
-    """What became of a module that no node calls any more.
-
-    Attributes:
-        how: what was done, as it stands before the name of `by`.
-        by: path or name of what computes it now; empty for nothing.
-    """
-
-    how: str
-    by: str
 
 
 class Rewriter:
@@ -59,6 +38,7 @@ class Rewriter:
 
     Attributes:
         changes: number of edits so far.
+        current: node at which a walk over `nodes` is now, if there is one.
         skips: near misses with their reasons.
         reasons: why nodes are as they are, by module path or node name.
         gone: what became of modules whose calls were replaced or erased, by path.
@@ -68,6 +48,7 @@ class Rewriter:
         self.gm = gm
         self.by = by
         self.changes = 0
+        self.current: fx.Node | None = None
         self.skips: list[Skip] = []
         self.reasons: dict[str, tuple[str, ...]] = {}
         self.gone: dict[str, Gone] = {}
@@ -78,7 +59,7 @@ class Rewriter:
     @property
     def nodes(self) -> tuple[fx.Node, ...]:
         """All nodes in order, as they are now."""
-        return tuple(self.gm.graph.nodes)
+        return _Nodes(self)
 
     @property
     def output(self) -> fx.Node:
@@ -155,18 +136,47 @@ class Rewriter:
         setattr(module, name, value)
         self.changes += 1
 
+    def set_parameter(self, module: nn.Module, name: str, value: Tensor, grad: bool) -> None:
+        """Give a module a new parameter; `grad` says whether it learns."""
+        setattr(module, name, nn.Parameter(value, grad))
+        self.changes += 1
+
+    def edit(self, change: Callable[..., object], *args: Any) -> None:
+        """Call a function that changes a module in place: for what torch does in one call."""
+        change(*args)
+        self.changes += 1
+
+    # --- quantizers --------------------------------------------------------------------------
+
+    def set_quantizer(
+        self, home: QuantizerList | QuantizerDict, key: Any, quantizer: QuantizerBase | None
+    ) -> None:
+        """Give a tensor its quantizer.
+
+        Args:
+            home: quantizers of a module: of its inputs, outputs or parameters.
+            key: position or name of the tensor.
+            quantizer: the quantizer; None leaves the tensor in floating point.
+        """
+        home[key] = quantizer
+        self.changes += 1
+
+    def set_range(self, quantizer: AffineQuantizer, low: Tensor, high: Tensor) -> None:
+        """Set the range of a quantizer; both ends in the shape of its ranges."""
+        quantizer.set_range(low, high)
+        self.changes += 1
+
+    def set_position(self, quantizer: PowerOfTwoQuantizeDequantize, position: Tensor | int) -> None:
+        """Set the position of the binary point: the scale becomes `2 ** -position`."""
+        quantizer.set_position(position)
+        self.changes += 1
+
+    # --- nodes -------------------------------------------------------------------------------
+
     def set_argument(self, node: fx.Node, name: str, value: Any) -> None:
         """Give a node a keyword argument."""
         node.kwargs = {**node.kwargs, name: value}
         self.changes += 1
-
-    def _scope(self, path: str) -> nn.Module:
-        try:
-            return self.gm.get_submodule(path)
-        except AttributeError as e:
-            raise PassError("FXQ303", f"{self.by}: the model has no module {path!r}") from e
-
-    # --- nodes -------------------------------------------------------------------------------
 
     @contextmanager
     def before(self, node: fx.Node) -> Iterator[None]:
@@ -316,6 +326,12 @@ class Rewriter:
             self.gm.graph.lint()
             self.gm.recompile()
 
+    def _scope(self, path: str) -> nn.Module:
+        try:
+            return self.gm.get_submodule(path)
+        except AttributeError as e:
+            raise PassError("FXQ303", f"{self.by}: the model has no module {path!r}") from e
+
     def _at(self, like: fx.Node) -> Any:
         return self.gm.graph.inserting_before(self._before or like)
 
@@ -323,6 +339,29 @@ class Rewriter:
         node.meta = dict(like.meta)
         self.changes += 1
         return node
+
+
+class _Nodes(tuple[fx.Node, ...]):
+    """The nodes of a graph; the rewriter knows where a walk over them is, for errors."""
+
+    def __new__(cls, rw: Rewriter) -> _Nodes:
+        return super().__new__(cls, rw.gm.graph.nodes)
+
+    def __init__(self, rw: Rewriter) -> None:
+        self.rw = rw
+
+    def __iter__(self) -> Iterator[fx.Node]:
+        return self._walk(super().__iter__())
+
+    def __reversed__(self) -> Iterator[fx.Node]:
+        return self._walk(iter(self[::-1]))
+
+    def _walk(self, nodes: Iterator[fx.Node]) -> Iterator[fx.Node]:
+        outer = self.rw.current
+        for node in nodes:
+            self.rw.current = node
+            yield node
+        self.rw.current = outer
 
 
 def _copies_itself(kind: type[nn.Module]) -> bool:
@@ -344,28 +383,3 @@ def producer(node: fx.Node, root: fx.GraphModule, name: str = "input") -> fx.Nod
         return None
     found = ops.arguments(node, root).get(name)
     return found if isinstance(found, fx.Node) else None
-
-
-def computes_floats(node: fx.Node) -> bool:
-    """Whether a node computes floating-point (or complex) tensors from others.
-
-    Putting values into a container, taking them out and filling a tensor with a number is no
-    computation.
-    """
-    if node.op not in ("call_function", "call_method", "call_module") or not _floats(spec(node)):
-        return False
-    if node.op == "call_module":
-        return True
-    name = str(getattr(node.target, "__name__", node.target))
-    moved = node.target is operator.getitem or isinstance(node.target, type)
-    filled = name.endswith("_like") or name.startswith("new_")
-    tensors = any(isinstance(spec(n), TensorSpec) for n in node.all_input_nodes)
-    return tensors and not moved and not filled
-
-
-def _floats(found: Spec) -> bool:
-    """Whether a recorded value is or holds a tensor of real or complex numbers."""
-    if isinstance(found, TensorSpec):
-        return found.dtype.is_floating_point or found.dtype.is_complex
-    parts = found.values() if isinstance(found, dict) else found
-    return isinstance(found, tuple | list | dict) and any(map(_floats, parts))

@@ -10,7 +10,7 @@ from torch import fx, nn
 from fxquant import ops
 from fxquant.errors import ConfigError
 from fxquant.graph.rewriter import Rewriter
-from fxquant.passes.fold_batch_norms import fold_batch_norms, fold_into
+from fxquant.passes.fold_batch_norms import fold_batch_norms, folded
 from fxquant.prepare import is_prepared, prepare_model
 
 if TYPE_CHECKING:
@@ -68,7 +68,9 @@ def _fold(model: nn.Module, layer_path: str, norm_path: str) -> tuple[nn.Module,
     layer, norm = model.get_submodule(layer_path), model.get_submodule(norm_path)
     row = ops.row_for_module(layer)
     if isinstance(norm, nn.modules.batchnorm._BatchNorm):
-        fold_into(layer, norm, (row.weight_axis if row else 0) or 0)
+        grad = layer.get_parameter("weight").requires_grad
+        for name, value in folded(layer, norm, (row.weight_axis if row else 0) or 0).items():
+            setattr(layer, name, nn.Parameter(value, grad))
     owner, _, name = norm_path.rpartition(".")
     model.get_submodule(owner)._modules[name] = nn.Identity()
     return layer, norm

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 from torch import fx, nn
 
 from fxquant import ops
-from fxquant.graph.meta import Source, module_path, source
-from fxquant.graph.rewriter import computes_floats
+from fxquant.graph.meta import Source, computes_floats, module_path, source
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator

@@ -78,6 +78,27 @@ def test_views_that_can_be_written_back_to() -> None:
 
 
 @pytest.mark.parametrize(
+    ("function", "shares"),
+    [
+        (lambda x: x[0], True),
+        (lambda x: x[:, 1:3], True),
+        (lambda x: x[[0, 1]], False),
+        (lambda x: x[:, [0, 2]], False),
+        (lambda x: x[torch.tensor([1, 0])], False),
+        (lambda x: x[..., torch.tensor([1, 0])], False),
+        (lambda x: x[x > 0], False),
+    ],
+)
+def test_an_index_of_tensors_or_lists_copies(
+    function: Callable[[Tensor], Tensor], shares: bool
+) -> None:
+    gm = recorded(Fn(function), X)
+    index = [n for n in gm.graph.nodes if n.name == "getitem"]
+    assert [bool(viewed(n, gm)) for n in index] == [shares]
+    assert (function(X).untyped_storage().data_ptr() == X.untyped_storage().data_ptr()) == shares
+
+
+@pytest.mark.parametrize(
     ("function", "names"),
     [
         (lambda x: x.mul(2).add_(1), {"add_"}),

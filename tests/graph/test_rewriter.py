@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxquant.errors import PassError
-from fxquant.graph.meta import TensorSpec, module_path, source, spec
-from fxquant.graph.rewriter import Rewriter, computes_floats, producer
+from fxquant.graph.meta import TensorSpec, computes_floats, module_path, source, spec
+from fxquant.graph.rewriter import Rewriter, producer
 from fxquant.nn.functional import Add
 from tests.helpers.golden import assert_dump, recorded
 

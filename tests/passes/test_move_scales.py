@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fxquant import QuantizationSimModel
+from fxquant.graph.pytree import tensors
+from fxquant.nn import DeQuantStub, QuantStub
 from fxquant.onnx.lowering.lower import lower
 from fxquant.onnx.session import Level, open_session, packed
 from fxquant.passes import MoveScales
@@ -94,3 +96,65 @@ def test_what_the_graph_returns_keeps_its_value() -> None:
     sim = _simulated(Both())
     kinds = [node.op_type for node in lower(sim.model, sim.example).model.graph]
     assert "Mul" in kinds
+
+
+class Odd(nn.Module):
+    """Products that nearly match."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, q: Tensor, k: Tensor) -> Any:
+        scaled = q * (-0.3 if self.kind == "negative" else 0.3)
+        if self.kind == "itself":
+            square = (k[:, :, :5] * 0.3)[:, :5].contiguous()
+            return torch.matmul(square, square)
+        moved = scaled.contiguous()
+        found = torch.matmul(moved, k)
+        return (found, moved) if self.kind == "twice" else found
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("negative", "-0.3 is no positive number"),
+        ("twice", "contiguous is also read by output"),
+        ("itself", "matmul multiplies it with itself"),
+    ],
+)
+def test_near_misses_leave_a_reason(kind: str, reason: str) -> None:
+    gm = ready(Odd(kind).eval(), MoveScales.needs, (Q, K))
+    want = gm(Q, K)
+    outcome = MoveScales()(gm)
+    assert not outcome.modified
+    assert [s.reason for s in outcome.skips] == [reason]
+    for a, b in zip(tensors(gm(Q, K)), tensors(want), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_scale_moves_through_what_moves_values() -> None:
+    gm = ready(Odd("plain").eval(), MoveScales.needs, (Q, K))
+    want = gm(Q, K)
+    outcome = MoveScales()(gm)
+    assert outcome.modified
+    assert outcome.skips == ()
+    torch.testing.assert_close(gm(Q, K), want)
+
+
+def test_no_scale_moves_across_the_boundary_of_a_region() -> None:
+    class Part(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.quant, self.dequant = QuantStub(), DeQuantStub()
+
+        def forward(self, q: Tensor, k: Tensor) -> Tensor:
+            inside = self.dequant(torch.matmul(self.quant(q) * 0.5, self.quant(k)))
+            return torch.matmul(inside * 0.3, k.transpose(1, 2))
+
+    gm = ready(Part().eval(), MoveScales.needs, (Q, K))
+    outcome = MoveScales()(gm)
+    assert outcome.modified
+    assert [(s.node, s.reason) for s in outcome.skips] == [
+        ("mul_1", "it lies outside of the quantized regions")
+    ]
