@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fxquant.ops import Op, register_op
     from fxquant.prepare import prepare_model
     from fxquant.ptq.bn_fold import fold_all_batch_norms
+    from fxquant.ptq.equalization import equalize_model
     from fxquant.quantization import QuantScheme
     from fxquant.regions import insert_stubs
     from fxquant.sim import QuantizationSimModel
@@ -41,6 +42,7 @@ else:
         "QuantizationSimModel": "sim",
         "Rewriter": "graph.rewriter",
         "Target": "targets",
+        "equalize_model": "ptq.equalization",
         "fold_all_batch_norms": "ptq.bn_fold",
         "insert_stubs": "regions",
         "inspect_model": "analysis.inspect",
@@ -78,6 +80,7 @@ __all__ = [
     "Rewriter",
     "Target",
     "__version__",
+    "equalize_model",
     "fold_all_batch_norms",
     "insert_stubs",
     "inspect_model",

@@ -54,7 +54,7 @@ def fold_all_batch_norms(
         rw.finish()
         return [(model.get_submodule(a), norms[b]) for a, b in pairs]
     if dummy_input is None:
-        dummy_input = _inputs(model, input_shapes)
+        dummy_input = example_inputs(model, input_shapes)
     pairs = fold_batch_norms(Rewriter(prepare_model(model, dummy_input)))
     return [_fold(model, layer, norm) for layer, norm in pairs if _has(model, layer, norm)]
 
@@ -76,7 +76,8 @@ def _fold(model: nn.Module, layer_path: str, norm_path: str) -> tuple[nn.Module,
     return layer, norm
 
 
-def _inputs(model: nn.Module, shapes: Sequence[Any] | None) -> tuple[torch.Tensor, ...]:
+def example_inputs(model: nn.Module, shapes: Sequence[Any] | None) -> tuple[torch.Tensor, ...]:
+    """Random inputs of these shapes, on the device of the model."""
     if not shapes:
         raise ConfigError(
             "FXQ212",

@@ -1,0 +1,47 @@
+"""Transformations of float models: prepared ones in place, others through a prepared copy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx, nn
+
+from fxquant.errors import ConfigError
+from fxquant.nn import QuantizationMixin
+from fxquant.prepare import is_prepared, prepare_model
+from fxquant.ptq.bn_fold import example_inputs, fold_all_batch_norms
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def folded_graph(
+    model: nn.Module, input_shapes: Sequence[Any] | None, dummy_input: Any
+) -> fx.GraphModule:
+    """The prepared graph of a float model, batch norms folded; the model itself if it is prepared.
+
+    Raises:
+        ConfigError: FXQ292, the model is a simulation.
+    """
+    if any(isinstance(m, QuantizationMixin) for m in model.modules()):
+        what = "the model is quantized: its weights have ranges already"
+        fix = "transform the float model first, then build the simulation"
+        raise ConfigError("FXQ292", what, fix=fix)
+    if is_prepared(model) and isinstance(model, fx.GraphModule):
+        fold_all_batch_norms(model)
+        return model
+    given = example_inputs(model, input_shapes) if dummy_input is None else dummy_input
+    fold_all_batch_norms(model, dummy_input=given)
+    return prepare_model(model, given)
+
+
+@torch.no_grad()
+def write_back(gm: fx.GraphModule, model: nn.Module) -> None:
+    """Give a model the parameters of its prepared copy, by name."""
+    if gm is model:
+        return
+    own = dict(model.named_parameters(remove_duplicate=False))
+    for name, found in gm.named_parameters(remove_duplicate=False):
+        if name in own:
+            own[name].copy_(found)

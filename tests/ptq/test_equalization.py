@@ -1,0 +1,241 @@
+"""Equalization changes ranges of weights and nothing that the model computes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from fxquant import QuantizationSimModel, equalize_model, prepare_model
+from fxquant.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+X = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def unequal(net: nn.Module, seed: int = 0) -> Any:
+    """Channels that differ by orders of magnitude."""
+    rng = torch.Generator().manual_seed(seed)
+    for module in net.modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, nn.Parameter) and weight.dim() > 1:
+            rows = 10 ** (torch.rand(weight.shape[0], generator=rng) * 2 - 1)
+            weight.data.mul_(rows.reshape(-1, *[1] * (weight.dim() - 1)))
+    return net.eval()
+
+
+def difference(got: Tensor, want: Tensor) -> float:
+    return float((got - want).abs().max() / want.abs().max())
+
+
+@torch.no_grad()
+def equalized(net: nn.Module, x: Tensor = X) -> tuple[Any, Any]:
+    gm = prepare_model(net, x)
+    want = net(x)
+    report = equalize_model(gm)
+    assert difference(gm(x), want) < 1e-5
+    return gm, report
+
+
+def layers(gm: Any) -> list[Any]:
+    return [m for m in gm.modules() if getattr(m, "weight", None) is not None]
+
+
+def test_ranges_of_a_depthwise_triple_are_the_cube_root() -> None:
+    net = unequal(
+        nn.Sequential(
+            nn.Conv2d(4, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 6, 3, groups=6), nn.ReLU(),
+            nn.Conv2d(6, 5, 1),
+        )
+    )  # fmt: skip
+    ranges = [
+        net[0].weight.abs().amax((1, 2, 3)),
+        net[2].weight.abs().amax((1, 2, 3)),
+        net[4].weight.abs().amax((0, 2, 3)),
+    ]
+    want = (ranges[0] * ranges[1] * ranges[2]) ** (1 / 3)
+    gm, report = equalized(net)
+    assert [s.scaled for s in report.spaces] == [6, 6, 0]
+    first, second, third = layers(gm)
+    for found in (
+        first.weight.abs().amax((1, 2, 3)),
+        second.weight.abs().amax((1, 2, 3)),
+        third.weight.abs().amax((0, 2, 3)),
+    ):
+        torch.testing.assert_close(found, want, rtol=5e-3, atol=0)
+
+
+ACTIVATIONS: list[Callable[[], nn.Module]] = [
+    nn.ReLU, lambda: nn.LeakyReLU(0.2), nn.PReLU, nn.Identity, nn.Dropout, lambda: nn.MaxPool2d(1),
+]  # fmt: skip
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    kinds=st.lists(
+        st.sampled_from(["conv", "transposed", "grouped", "depthwise"]), min_size=2, max_size=5
+    ),
+    acts=st.lists(st.integers(0, len(ACTIVATIONS) - 1), min_size=5, max_size=5),
+    head=st.booleans(),
+    seed=st.integers(0, 100),
+)
+def test_chains_compute_the_same(kinds: list[str], acts: list[int], head: bool, seed: int) -> None:
+    torch.manual_seed(seed)
+    make: dict[str, Callable[[], nn.Module]] = {
+        "conv": lambda: nn.Conv2d(4, 4, 3, padding=1),
+        "transposed": lambda: nn.ConvTranspose2d(4, 4, 3, padding=1, groups=2),
+        "grouped": lambda: nn.Conv2d(4, 4, 1, groups=2),
+        "depthwise": lambda: nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False),
+    }
+    parts = [p for k, a in zip(kinds, acts, strict=False) for p in (make[k](), ACTIVATIONS[a]())]
+    if head:
+        parts += [nn.AvgPool2d(4), nn.Flatten(), nn.Linear(16, 4), nn.ReLU(), nn.Linear(4, 3)]
+    _, report = equalized(unequal(nn.Sequential(*parts), seed))
+    inner = report.spaces[:-1]
+    assert all(s.scaled == s.channels for s in inner), str(report)
+
+
+class Branches(nn.Module):
+    """Residual sums, a shuffle, a concatenation, attention's values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+        self.q, self.v, self.o = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.a(x))
+        x = F.relu(x + self.b(x))
+        left, right = x.chunk(2, 1)
+        x = torch.cat([right, left], 1)
+        n, c, h, w = x.shape
+        x = x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+        y = torch.cat([self.c(x), x], 1).flatten(2).transpose(1, 2)
+
+        def heads(t: Tensor) -> Tensor:
+            return t.view(n, -1, 4, 4).transpose(1, 2)
+
+        weights = torch.softmax(heads(self.q(y)) @ heads(y).transpose(2, 3), -1)
+        z = (weights @ heads(self.v(y))).transpose(1, 2).reshape(n, -1, 16)
+        return self.o(z)  # type: ignore[no-any-return]
+
+
+def test_branches_are_scaled_where_every_consumer_takes_part() -> None:
+    _, report = equalized(unequal(Branches()))
+    found = {s.producers: s for s in report.spaces}
+    assert found["v",].scaled == 16
+    assert found["q",].scaled == 0
+    assert any("matmul" in reason for reason in found["q",].reasons)
+    # `y` is an operand of the attention itself
+    assert all(s.scaled == 0 for p, s in found.items() if "a" in p)
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.a(x))
+        return self.c(F.relu(x + self.b(x)))  # type: ignore[no-any-return]
+
+
+def test_both_sides_of_a_sum_have_the_same_factors() -> None:
+    _, report = equalized(unequal(Residual()))
+    assert report.spaces[0].producers == ("a", "b")
+    assert report.spaces[0].consumers == ("b", "c")
+    assert report.spaces[0].scaled == 8
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.b.weight = self.a.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(F.relu(self.a(x)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("net", "reason"),
+    [
+        (nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 8)), "1 reads it"),
+        (nn.Sequential(nn.Linear(8, 8), nn.ReLU6(), nn.Linear(8, 8)), "1 reads it"),
+        (Tied(), None),
+    ],
+    ids=["gelu", "relu6", "tied"],
+)
+def test_what_is_not_scaled_has_a_reason(net: nn.Module, reason: str | None) -> None:
+    _, report = equalized(unequal(net), X)
+    assert not any(s.scaled for s in report.spaces)
+    assert not report.changed
+    assert reason is None or reason in report.spaces[0].reasons
+
+
+def test_relu6_is_replaced_when_asked_for() -> None:
+    net = unequal(nn.Sequential(nn.Linear(8, 8), nn.ReLU6(), nn.Linear(8, 8)))
+    report = equalize_model(net, (1, 8), replace_relu6=True)
+    assert report.replaced == ("1",)
+    assert report.spaces[0].scaled == 8
+    assert isinstance(net[1], nn.ReLU)
+
+
+def test_dead_channels_stay() -> None:
+    net = unequal(nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2)))
+    with torch.no_grad():
+        net[0].weight[1] = 0
+        net[2].weight[:, 2] = 0
+    _, report = equalized(net)
+    assert report.spaces[0].scaled == 2
+
+
+def test_the_users_own_model_is_changed_in_place() -> None:
+    net = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    unequal(net)
+    with torch.no_grad():
+        want = net(X)
+        report = equalize_model(net, dummy_input=X)
+        assert difference(net(X), want) < 1e-5
+    assert report.changed == ("0", "3")
+    assert isinstance(net[1], nn.Identity)
+
+
+def test_a_simulation_is_refused() -> None:
+    sim = QuantizationSimModel(nn.Sequential(nn.Linear(8, 4)), X)
+    with pytest.raises(ConfigError, match="FXQ292"):
+        equalize_model(sim.model)
+
+
+def test_weights_per_tensor_are_rescued() -> None:
+    torch.manual_seed(0)
+    net: Any = nn.Sequential(
+        nn.Conv2d(4, 16, 3),
+        nn.ReLU(),
+        nn.Conv2d(16, 16, 3, groups=16),
+        nn.ReLU(),
+        nn.Conv2d(16, 4, 1),
+    ).eval()
+    with torch.no_grad():
+        k = 10 ** (torch.rand(16) * 3 - 1.5)
+        net[0].weight.mul_(k.view(-1, 1, 1, 1)), net[0].bias.mul_(k)
+        net[2].weight.div_(k.view(-1, 1, 1, 1))
+
+    @torch.no_grad()
+    def decibels(model: nn.Module) -> float:
+        sim = QuantizationSimModel(model, X, "min_max", 8, 8, config={"per_channel": False})
+        sim.compute_encodings([X])
+        want = net(X)
+        return float(10 * torch.log10(want.var() / (sim.model(X) - want).square().mean()))
+
+    before = decibels(net)
+    gm, _ = equalized(net)
+    assert before < 15
+    assert decibels(gm) > 30
