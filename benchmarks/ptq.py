@@ -23,7 +23,7 @@ from fxquant.models.digits import RECIPES
 from fxquant.models.training import digits, trained
 from fxquant.onnx.ort.cpu import this_cpu
 from fxquant.ptq import ReconstructionOptions, SolverOptions, reconstruct
-from fxquant.ptq.gradient_rounding import AdaroundOptions
+from fxquant.ptq.solving.gradient_rounding import AdaroundOptions
 
 if TYPE_CHECKING:
     from torch import nn

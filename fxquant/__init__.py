@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fxquant.ops import Op, register_op
     from fxquant.prepare import prepare_model
     from fxquant.ptq.bn_fold import fold_all_batch_norms
-    from fxquant.ptq.equalization import equalize_model
+    from fxquant.ptq.cross_layer.equalization import equalize_model
     from fxquant.quantization import QuantScheme
     from fxquant.regions import insert_stubs
     from fxquant.sim import QuantizationSimModel
@@ -42,7 +42,7 @@ else:
         "QuantizationSimModel": "sim",
         "Rewriter": "graph.rewriter",
         "Target": "targets",
-        "equalize_model": "ptq.equalization",
+        "equalize_model": "ptq.cross_layer.equalization",
         "fold_all_batch_norms": "ptq.bn_fold",
         "insert_stubs": "regions",
         "inspect_model": "analysis.inspect",

@@ -4,7 +4,7 @@ from fxquant.ptq.engine import ReconstructionOptions, reconstruct
 from fxquant.ptq.moments import Moments, merge
 from fxquant.ptq.reconstruction_report import LayerReport, ReconstructionReport
 from fxquant.ptq.snapshot import Snapshot, restore, snapshot
-from fxquant.ptq.solver import Solution, SolverOptions, solve
+from fxquant.ptq.solving.solver import Solution, SolverOptions, solve
 
 __all__ = [
     "LayerReport",

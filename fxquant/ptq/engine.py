@@ -22,13 +22,13 @@ from fxquant.nn.modes import evaluating
 from fxquant.ptq.layers import Layer, layers_of
 from fxquant.ptq.reconstruction_report import LayerReport, ReconstructionReport
 from fxquant.ptq.sampling import LayerData, Sampling, layer_data
-from fxquant.ptq.solver import Solution, SolverOptions, damp, inverse_of, solve
+from fxquant.ptq.solving.solver import Solution, SolverOptions, damp, inverse_of, solve
 from fxquant.ptq.walk import Environment, FloatEnvironment, Walk
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from fxquant.ptq.grids import WeightGrid
+    from fxquant.ptq.solving.grids import WeightGrid
     from fxquant.ptq.walk import Progress
     from fxquant.sim import QuantizationSimModel
 

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from fxquant.nn import QuantizationMixin
 from fxquant.nn.calibration import weight_of
 from fxquant.ptq.columns import Product, product_of
-from fxquant.ptq.grids import WeightGrid
+from fxquant.ptq.solving.grids import WeightGrid
 from fxquant.quantization.affine import AffineQuantizer, BiasQuantizeDequantize
 from fxquant.quantization.affine.pof2 import PowerOfTwoQuantizeDequantize
 from fxquant.quantization.ranges import range_of
@@ -20,7 +20,7 @@ from fxquant.quantization.tensor import plain
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fxquant.ptq.solver import Solution
+    from fxquant.ptq.solving.solver import Solution
 
 # what a bias may use of an int32; the rest is left to the products (see `affine/bias.py`)
 _BIAS_STEPS = 2.0**30

@@ -14,7 +14,7 @@ from fxquant.errors import CalibrationError, ConfigError, QuantizationError, Unc
 from fxquant.nn import QuantizationMixin
 from fxquant.ptq.engine import ReconstructionOptions, reconstruct
 from fxquant.ptq.snapshot import restore, snapshot
-from fxquant.ptq.solver import METHODS, SolverOptions
+from fxquant.ptq.solving.solver import METHODS, SolverOptions
 from fxquant.quantization import affine
 
 if TYPE_CHECKING:

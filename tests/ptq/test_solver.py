@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fxquant.errors import ConfigError
-from fxquant.ptq.gradient_rounding import AdaroundOptions
-from fxquant.ptq.grids import WeightGrid, quadratic
-from fxquant.ptq.rounding import descend, gptq
-from fxquant.ptq.scales import refit, search
-from fxquant.ptq.solver import METHODS, Method, SolverOptions, damp, inverse_of, solve
+from fxquant.ptq.solving.gradient_rounding import AdaroundOptions
+from fxquant.ptq.solving.grids import WeightGrid, quadratic
+from fxquant.ptq.solving.rounding import descend, gptq
+from fxquant.ptq.solving.scales import refit, search
+from fxquant.ptq.solving.solver import METHODS, Method, SolverOptions, damp, inverse_of, solve
 
 QUICK = AdaroundOptions(iterations=60)
 

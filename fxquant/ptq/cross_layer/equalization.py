@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from fxquant.flags import require_flags
 from fxquant.graph.rewriter import Rewriter, label
-from fxquant.ptq.channel_spaces import ChannelSpaces, Space
+from fxquant.ptq.cross_layer.channel_spaces import ChannelSpaces, Space
 from fxquant.ptq.float_models import folded_graph, write_back
 
 if TYPE_CHECKING:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fxquant.ptq.channel_flow import ChannelFlow
+from fxquant.ptq.cross_layer.channel_flow import ChannelFlow
 
 if TYPE_CHECKING:
     from torch import fx
 
-    from fxquant.ptq.scalable_layers import ScalableLayer
+    from fxquant.ptq.cross_layer.scalable_layers import ScalableLayer
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fxquant.ptq.grids import quadratic
+from fxquant.ptq.solving.grids import quadratic
 
 if TYPE_CHECKING:
-    from fxquant.ptq.grids import WeightGrid
+    from fxquant.ptq.solving.grids import WeightGrid
 
 # the sigmoid is stretched to these ends and cut to 0..1, so that it reaches both
 _LOW, _HIGH = -0.1, 1.1

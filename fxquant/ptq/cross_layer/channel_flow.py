@@ -18,8 +18,8 @@ from fxquant import ops
 from fxquant.graph.rewriter import label
 from fxquant.nn.stubs import DeQuantStub, QuantStub
 from fxquant.placement.dataflow import is_float_spec, is_sequence, takes_item
-from fxquant.ptq.scalable_layers import NORMS, ScalableLayer, layer_row, unshared
-from fxquant.ptq.scale_ids import ScaleIds, along, settled, squeezed
+from fxquant.ptq.cross_layer.scalable_layers import NORMS, ScalableLayer, layer_row, unshared
+from fxquant.ptq.cross_layer.scale_ids import ScaleIds, along, settled, squeezed
 
 _PASS = ops.DROPOUTS | {
     "relu", "leaky_relu", "prelu", "abs", "neg", "contiguous", "clone", "detach", "identity", "to",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from fxquant.ptq.grids import WeightGrid
+    from fxquant.ptq.solving.grids import WeightGrid
 
 _BLOCK = 64
 # a fall of the loss that is smaller, in units of one step of one integer, is rounding

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fxquant.ptq.grids import quadratic
+from fxquant.ptq.solving.grids import quadratic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from fxquant.ptq.grids import WeightGrid
+    from fxquant.ptq.solving.grids import WeightGrid
 
 #: shares of the step that clips nothing; fewer bits gain from more clipping
 COARSE = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from fxquant.errors import ConfigError, nearest
-from fxquant.ptq.gradient_rounding import AdaroundOptions, adaround
-from fxquant.ptq.grids import quadratic
-from fxquant.ptq.rounding import descend, gptq
-from fxquant.ptq.scales import refit, search
+from fxquant.ptq.solving.gradient_rounding import AdaroundOptions, adaround
+from fxquant.ptq.solving.grids import quadratic
+from fxquant.ptq.solving.rounding import descend, gptq
+from fxquant.ptq.solving.scales import refit, search
 
 if TYPE_CHECKING:
-    from fxquant.ptq.grids import WeightGrid
+    from fxquant.ptq.solving.grids import WeightGrid
 
 Method = Literal["nearest", "scale_search", "gptq", "descend", "adaround"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -106,7 +106,7 @@ def solve(
         the best scale that was found.
 
     Example:
-        >>> from fxquant.ptq.grids import WeightGrid
+        >>> from fxquant.ptq.solving.grids import WeightGrid
         >>> target, moments = torch.tensor([[[0.3, -0.8]]]), torch.eye(2)[None]
         >>> solve(target, moments, WeightGrid.uniform(target, 4)).weight
         tensor([[[ 0.3000, -0.8000]]])

@@ -1,0 +1,1 @@
+"""Cross-layer equalization: which channels may be scaled, and by how much."""

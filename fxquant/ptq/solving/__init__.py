@@ -1,0 +1,1 @@
+"""The pure solver: integers and a scale for a weight, given what its inputs look like."""
