@@ -16,6 +16,7 @@ from fxquant import ops
 from fxquant.graph.alias_analysis import written
 from fxquant.graph.pass_infra import Fact, Outcome, Pass, state_of
 from fxquant.nn import DeQuantStub, QuantizationMixin, QuantStub
+from fxquant.nn.mixin import is_ignored
 from fxquant.placement.dataflow import moves_values, resolve_grids
 from fxquant.quantization import affine
 
@@ -71,7 +72,7 @@ def _placed(gm: fx.GraphModule) -> Iterator[str]:
         row = ops.row_for_module(module)
         quantizable = row is not None and row.grid is not ops.Grid.INDEX
         if not isinstance(module, QuantizationMixin):
-            if quantizable and QuantizationMixin.from_module(module) is not module:
+            if quantizable and not is_ignored(module):
                 yield f"{node.name} is no quantized module"
             continue
         above = moves_values(node, gm)
