@@ -79,7 +79,9 @@ def test_the_integer_model_returns_what_the_simulation_returns(seed: int) -> Non
     for a, b in zip(tensors(ours), tensors(theirs), strict=True):
         assert a.shape == b.shape
         assert a.dtype == b.dtype
-        assert np.abs((a - b).numpy()).max() <= 0.1 * np.abs(b.numpy()).max() + 1e-6
+        # float outputs have no step; they are sums of the same integers, in another order
+        bound = 8 * np.finfo(np.float32).eps * np.abs(b.numpy()).max()
+        assert np.abs((a - b).numpy()).max() <= bound
 
 
 def test_networks_are_the_same_for_a_seed() -> None:
