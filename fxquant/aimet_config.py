@@ -28,38 +28,16 @@ _OP = (
     "per_channel_quantization", "supported_kernels", "encoding_constraints",
 )  # fmt: skip
 
-OPERATORS: dict[str, tuple[str, ...]] = {
-    "Conv": ("conv1d", "conv2d", "conv3d"),
-    "Conv1d": ("conv1d",), "Conv3d": ("conv3d",), "DepthwiseConv": (),
-    "ConvTranspose": ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
-    "Gemm": ("linear", "addmm"), "MatMul": ("matmul", "bmm"),
-    "Relu": ("relu",), "Clip": ("relu6", "hardtanh", "clamp"), "LeakyRelu": ("leaky_relu",),
-    "PRelu": ("prelu",), "Elu": ("elu",), "Celu": ("celu",), "Selu": ("selu",), "Gelu": ("gelu",),
-    "Mish": ("mish",), "Softplus": ("softplus",), "Softsign": ("softsign",), "Swish": ("silu",),
-    "HardSigmoid": ("hardsigmoid",), "HardSwish": ("hardswish",), "Sigmoid": ("sigmoid",),
-    "Tanh": ("tanh",), "Softmax": ("softmax",), "LogSoftmax": ("log_softmax",), "Erf": ("erf",),
-    "Add": ("add",), "Sub": ("sub",), "Mul": ("mul",), "Div": ("div",), "Pow": ("pow",),
-    "Sqrt": ("sqrt",), "Exp": ("exp",), "Log": ("log",), "Abs": ("abs",), "Neg": ("neg",),
-    "Sin": ("sin",), "Cos": ("cos",), "Floor": ("floor",), "Ceil": ("ceil",), "Round": ("round",),
-    "Max": ("maximum",), "Min": ("minimum",), "Where": ("where",), "Concat": ("cat",),
-    "AveragePool": ("avg_pool1d", "avg_pool2d", "avg_pool3d"),
-    "GlobalAveragePool": ("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"),
-    "MaxPool": ("max_pool1d", "max_pool2d", "max_pool3d"), "LpPool": ("lp_pool1d", "lp_pool2d"),
-    "BatchNormalization": ("batch_norm",), "InstanceNormalization": ("instance_norm",),
-    "GroupNormalization": ("group_norm",), "LayerNormalization": ("layer_norm",),
-    "RMSNormalization": ("rms_norm",), "LRN": ("local_response_norm",),
-    "ReduceMean": ("mean",), "ReduceSum": ("sum",), "ReduceMax": ("amax",), "ReduceMin": ("amin",),
-    "ReduceProd": ("prod",), "ArgMax": ("argmax",), "ArgMin": ("argmin",), "TopK": ("topk",),
-    "Reshape": ("reshape", "view"), "Flatten": ("flatten",), "Transpose": ("permute", "transpose"),
-    "Squeeze": ("squeeze",), "Unsqueeze": ("unsqueeze",), "Split": ("split", "chunk"),
-    "Slice": ("narrow", "getitem"), "Gather": ("embedding", "select", "index_select"),
-    "GatherElements": ("gather",), "ScatterElements": ("scatter",), "Expand": ("expand",),
-    "Tile": ("repeat", "tile"), "Pad": ("pad",), "Resize": ("interpolate",),
-    "Upsample": ("interpolate",), "DepthToSpace": ("pixel_shuffle",), "Identity": ("identity",),
-    "SpaceToDepth": ("pixel_unshuffle",), "GridSample": ("grid_sample",), "CumSum": ("cumsum",),
-    "Dropout": ("dropout",), "LSTM": ("lstm",), "GRU": ("gru",), "RNN": ("rnn",),
-}  # fmt: skip
-"""ONNX operator -> names of rows of the operator table."""
+_NO_ROW = frozenset({"DepthwiseConv"})  # operator types of these files that are no row of their own
+
+
+def operator_types() -> dict[str, tuple[str, ...]]:
+    """Operator type of these files -> names of rows of the operator table."""
+    found: dict[str, tuple[str, ...]] = dict.fromkeys(_NO_ROW, ())
+    for row in ops.TABLE.rows.values():
+        for name in row.onnx.split():
+            found[name] = (*found.get(name, ()), row.name)
+    return found
 
 
 @dataclass(frozen=True)
@@ -98,6 +76,7 @@ def from_aimet(data: dict[str, Any]) -> AimetConfig:
 class _Reader:
     def __init__(self, data: dict[str, Any]) -> None:
         self.data = data
+        self.types = operator_types()
         self.notes: list[str] = []
         self.kernels: dict[str, Any] = {}
         self.operators: dict[str, dict[str, dict[str, Any]]] = {}
@@ -186,8 +165,8 @@ class _Reader:
 
     def _op_type(self, name: str, rule: dict[str, Any], where: str) -> None:
         _keys(rule, _OP, where)
-        if name not in OPERATORS or not OPERATORS[name]:
-            hint = nearest(name, OPERATORS)
+        if name not in self.types or not self.types[name]:
+            hint = nearest(name, self.types)
             self.notes.append(
                 f"{where}: no operator of the table is called so" + (f" ({hint})" if hint else "")
             )
@@ -203,7 +182,7 @@ class _Reader:
             if param == "weight":
                 asked[param]["symmetric"] = _flag(wanted, "is_symmetric", key)
         asked["weight"]["per_channel"] = _flag(rule, "per_channel_quantization", where)
-        for row in OPERATORS[name]:
+        for row in self.types[name]:
             self._ask(row, asked, where)
 
     def _output(self, rule: dict[str, Any], where: str) -> dict[str, Any]:
@@ -248,7 +227,7 @@ class _Reader:
             where = f"supergroups.{i}"
             _keys(group, ("op_list",), where)
             names = group.get("op_list", [])
-            unknown = [n for n in names if n not in OPERATORS]
+            unknown = [n for n in names if n not in self.types]
             if len(names) < 2 or unknown:
                 what = (
                     f"{where}.op_list: {unknown[0]!r} is unknown"
@@ -256,11 +235,11 @@ class _Reader:
                     else f"{where}.op_list: two or more"
                 )
                 raise ConfigError(
-                    "FXQ228", what, fix=nearest(unknown[0], OPERATORS) if unknown else None
+                    "FXQ228", what, fix=nearest(unknown[0], self.types) if unknown else None
                 )
             chains: list[tuple[str, ...]] = [()]
             for name in names:
-                chains = [(*chain, row) for chain in chains for row in OPERATORS[name]]
+                chains = [(*chain, row) for chain in chains for row in self.types[name]]
             # batch norms are folded into the operator before them
             folded = [tuple(row for row in chain if row != "batch_norm") for chain in chains]
             chains += [chain for chain in folded if len(chain) > 1]

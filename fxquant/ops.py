@@ -50,6 +50,90 @@ class Sized(enum.Enum):
     LARGEST = "largest"  # up to the largest
 
 
+class Memory(enum.Enum):
+    """Whose memory the result of an operator may be."""
+
+    NEW = "new"  # its own
+    VIEW = "view"  # the first operand's, or a part of it
+    PARTS = "parts"  # several parts of the first operand's, none of which overlap
+
+
+class Effect(enum.Enum):
+    """What an operator does besides its result: without it, later draws and states would differ."""
+
+    RANDOM = "random"  # it draws random numbers
+    STATISTICS = "statistics"  # it may update running statistics
+
+
+class Moved(enum.Enum):
+    """Which integers an operator between DQ and Q shall move instead of real values."""
+
+    # onnxruntime would turn a signed pair of QuantizeLinear and DequantizeLinear unsigned, and
+    # fails to load one that it has moved
+    SIGNED = "signed"
+    # written as several nodes: the runtime sees through one move between DQ and Q, not a chain
+    BYTES = "bytes"  # signed ones and unsigned ones
+
+
+class Scores(enum.Enum):
+    """What an operator is to the scores of a softmax, which stay in floating point."""
+
+    NORMALIZED = "normalized"  # it makes probabilities of them
+    PASSED_ON = "passed on"  # arithmetic that makes scores of scores
+
+
+class WeightUse(enum.Enum):
+    """What an operator does with its parameter `weight`."""
+
+    SUMS = "sums"  # weighted sums plus a bias: scaling and shifting a result is another layer
+    TABLE = "table"  # its rows are looked up: no integer kernel computes them
+
+
+class Sizes(enum.Enum):
+    """How the sizes of a result follow from those of the inputs: `tracing.shape_rules` computes it.
+
+    The default, `BROADCAST`, may only err towards "can change".
+    """
+
+    BROADCAST = "broadcast"  # element by element
+    SAME = "same"  # those of the first tensor, whatever those of its parameters
+    INHERIT = "inherit"  # axis by axis those of the first tensor
+    OTHER = "other"  # those of the second tensor
+    VIEW = "view"
+    EXPAND = "expand"
+    REPEAT = "repeat"
+    PERMUTE = "permute"
+    TRANSPOSE = "transpose"
+    REVERSE = "reverse"
+    MOVE = "move"
+    UNSQUEEZE = "unsqueeze"
+    SQUEEZE = "squeeze"
+    FLATTEN = "flatten"
+    UNFLATTEN = "unflatten"
+    DROP = "drop"  # one axis less
+    REDUCE = "reduce"
+    NORM = "norm"
+    TOP = "top"
+    JOIN = "join"
+    STACK = "stack"
+    SPLIT = "split"
+    PRODUCT = "product"
+    LINEAR = "linear"
+    CONVOLVE = "convolve"
+    PAD = "pad"
+    RESIZE = "resize"
+    UNFOLD = "unfold"
+    LOOK_UP = "look up"
+    ATTENTION = "attention"
+    EINSUM = "einsum"
+    RECURRENT = "recurrent"
+    INDEX = "index"  # x[i]
+    BY_INDEX = "by index"  # those of an operand that holds positions
+    WHERE = "where"
+    COPIES = "copies"
+    BY_VALUE = "by value"
+
+
 #: operators that have no row and whose first operand's values decide the result's size, by name
 SIZED_BY_VALUE = {
     "argwhere": Sized.NONZERO,
@@ -121,6 +205,14 @@ class Op:
         when: refines `grid` by the arguments (`interpolate` moves values only when nearest).
         absorbs: names of activations that an integer kernel takes in.
         weight_axis: output-channel axis of `weight`.
+        weight_use: what it does with `weight`.
+        memory: whose memory the result may be.
+        effect: what it does besides its result.
+        moved: which integers it moves instead of real values.
+        sizes: how the sizes of its result follow from those of its inputs.
+        scores: what it is to the scores of a softmax.
+        clips: an activation that only cuts values off: the ends of a range go through as values do.
+        onnx: space-separated names of operator types by which AIMET's files mean it.
         sized_by: the parameter whose values decide how large the result is, and how.
         mode: arguments that may follow the mode of the module that calls, the flag first:
             `training=self.training`. `build` takes the flag for one that follows.
@@ -143,6 +235,14 @@ class Op:
     when: Callable[[Mapping[str, Any]], Grid] | None = None
     absorbs: frozenset[str] = frozenset()
     weight_axis: int | None = None
+    weight_use: WeightUse | None = None
+    memory: Memory = Memory.NEW
+    effect: Effect | None = None
+    moved: Moved | None = None
+    sizes: Sizes = Sizes.BROADCAST
+    scores: Scores | None = None
+    clips: bool = False
+    onnx: str = ""
     sized_by: tuple[str, Sized] | None = None
     mode: tuple[str, ...] = ()
     constant: Callable[[dict[str, Any]], nn.Module | None] | None = None
@@ -351,10 +451,6 @@ def _when_grid_sample(a: Mapping[str, Any]) -> Grid:
     return Grid.SAME if a.get("mode") == "nearest" else Grid.OWN
 
 
-#: rows that drop values in training and pass them on in evaluation
-DROPOUTS = frozenset(
-    {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"}
-)
 _ACTIVATIONS = frozenset({"relu", "relu6", "hardtanh"})
 _X = (s(t(2, 4, 5, 5)),)
 _V = (s(t(2, 6)),)
@@ -374,25 +470,50 @@ def _activations() -> tuple[Op, ...]:
         return Op(name, full, module, samples=kw.pop("samples", _X), **kw)
 
     return (
-        row("relu", "inplace=False", nn.ReLU),
-        row("relu6", "inplace=False", nn.ReLU6),
-        row("hardtanh", "min_val=-1.0, max_val=1.0, inplace=False", nn.Hardtanh),
-        row("leaky_relu", "negative_slope=0.01, inplace=False", nn.LeakyReLU),
-        row("elu", "alpha=1.0, inplace=False", nn.ELU),
-        row("selu", "inplace=False", nn.SELU),
-        row("celu", "alpha=1.0, inplace=False", nn.CELU),
+        row("relu", "inplace=False", nn.ReLU, onnx="Relu", clips=True),
+        row("relu6", "inplace=False", nn.ReLU6, onnx="Clip", clips=True),
         row(
-            "gelu", "*, approximate='none'", nn.GELU, samples=(*_X, s(t(2, 6), approximate="tanh"))
+            "hardtanh",
+            "min_val=-1.0, max_val=1.0, inplace=False",
+            nn.Hardtanh,
+            onnx="Clip",
+            clips=True,
         ),
-        row("silu", "inplace=False", nn.SiLU),
-        row("mish", "inplace=False", nn.Mish),
-        row("hardswish", "inplace=False", nn.Hardswish),
-        row("hardsigmoid", "inplace=False", nn.Hardsigmoid, grid=_FIXED, fixed=(0.0, 1.0)),
-        row("sigmoid", "", nn.Sigmoid, grid=_FIXED, fixed=(0.0, 1.0), names="sigmoid expit"),
-        row("tanh", "", nn.Tanh, grid=_FIXED, fixed=(-1.0, 1.0)),
+        row("leaky_relu", "negative_slope=0.01, inplace=False", nn.LeakyReLU, onnx="LeakyRelu"),
+        row("elu", "alpha=1.0, inplace=False", nn.ELU, onnx="Elu"),
+        row("selu", "inplace=False", nn.SELU, onnx="Selu"),
+        row("celu", "alpha=1.0, inplace=False", nn.CELU, onnx="Celu"),
+        row(
+            "gelu",
+            "*, approximate='none'",
+            nn.GELU,
+            samples=(*_X, s(t(2, 6), approximate="tanh")),
+            onnx="Gelu",
+        ),
+        row("silu", "inplace=False", nn.SiLU, onnx="Swish"),
+        row("mish", "inplace=False", nn.Mish, onnx="Mish"),
+        row("hardswish", "inplace=False", nn.Hardswish, onnx="HardSwish"),
+        row(
+            "hardsigmoid",
+            "inplace=False",
+            nn.Hardsigmoid,
+            grid=_FIXED,
+            fixed=(0.0, 1.0),
+            onnx="HardSigmoid",
+        ),
+        row(
+            "sigmoid",
+            "",
+            nn.Sigmoid,
+            grid=_FIXED,
+            fixed=(0.0, 1.0),
+            names="sigmoid expit",
+            onnx="Sigmoid",
+        ),
+        row("tanh", "", nn.Tanh, grid=_FIXED, fixed=(-1.0, 1.0), onnx="Tanh"),
         row("logsigmoid", "", nn.LogSigmoid),
-        row("softplus", "beta=1.0, threshold=20.0", nn.Softplus),
-        row("softsign", "", nn.Softsign, grid=_FIXED, fixed=(-1.0, 1.0)),
+        row("softplus", "beta=1.0, threshold=20.0", nn.Softplus, onnx="Softplus"),
+        row("softsign", "", nn.Softsign, grid=_FIXED, fixed=(-1.0, 1.0), onnx="Softsign"),
         row("tanhshrink", "", nn.Tanhshrink),
         row("softshrink", "lambd=0.5", nn.Softshrink),
         row("hardshrink", "lambd=0.5", nn.Hardshrink),
@@ -410,6 +531,8 @@ def _activations() -> tuple[Op, ...]:
             dynamic=fn.DynamicRReLU,
             build=_rrelu,
             mode=("training",),
+            memory=Memory.VIEW,
+            effect=Effect.RANDOM,
         ),
         Op(
             "prelu",
@@ -418,6 +541,8 @@ def _activations() -> tuple[Op, ...]:
             dynamic=fn.DynamicPReLU,
             build=_prelu,
             samples=(s(t(2, 4, 5), t(4, kind="positive")),),
+            sizes=Sizes.SAME,
+            onnx="PRelu",
         ),
         Op(
             "softmax",
@@ -432,6 +557,8 @@ def _activations() -> tuple[Op, ...]:
             read=lambda m: {"dim": -3} if isinstance(m, nn.Softmax2d) else {},
             fixed=(0.0, 1.0),
             samples=(s(t(2, 3, 5), -1), s(t(2, 3, 5), dim=1)),
+            onnx="Softmax",
+            scores=Scores.NORMALIZED,
         ),
         Op(
             "softmin",
@@ -440,6 +567,7 @@ def _activations() -> tuple[Op, ...]:
             _FIXED,
             fixed=(0.0, 1.0),
             samples=(s(t(2, 5), dim=1),),
+            scores=Scores.NORMALIZED,
         ),
         Op(
             "log_softmax",
@@ -452,6 +580,8 @@ def _activations() -> tuple[Op, ...]:
             },
             build=lambda a: nn.LogSoftmax(a["dim"]) if a.get("dtype") is None else None,
             samples=(s(t(2, 5), dim=1),),
+            onnx="LogSoftmax",
+            scores=Scores.NORMALIZED,
         ),
     )
 
@@ -471,6 +601,9 @@ def _weighted() -> tuple[Op, ...]:
             build=_conv(module),
             absorbs=_ACTIVATIONS,
             weight_axis=0,
+            weight_use=WeightUse.SUMS,
+            sizes=Sizes.CONVOLVE,
+            onnx="Conv" if n == 2 else f"Conv Conv{n}d",
             samples=(
                 s(t(*x), t(*w, kind="weight"), t(6), groups=2),
                 s(t(*x), t(6, 4, *(3,) * n, kind="weight"), None, 2, 1),
@@ -486,6 +619,9 @@ def _weighted() -> tuple[Op, ...]:
             dynamic=dynamic,
             build=_conv(module, transposed=True),
             weight_axis=1,
+            weight_use=WeightUse.SUMS,
+            sizes=Sizes.CONVOLVE,
+            onnx="ConvTranspose",
             samples=(
                 s(t(*x), t(*w, kind="weight"), t(6)),
                 s(t(*x), t(*w, kind="weight"), None, 2, 1, 1),
@@ -511,6 +647,9 @@ def _weighted() -> tuple[Op, ...]:
                 s(t(2, 6), t(4, 6, kind="weight"), t(4)),
                 s(t(2, 3, 6), t(4, 6, kind="weight")),
             ),
+            sizes=Sizes.LINEAR,
+            onnx="Gemm",
+            weight_use=WeightUse.SUMS,
         ),
         Op(
             "embedding",
@@ -527,6 +666,9 @@ def _weighted() -> tuple[Op, ...]:
                     "weight, input, padding_idx=None, scale_grad_by_freq=False, sparse=False"
                 )
             },
+            sizes=Sizes.LOOK_UP,
+            onnx="Gather",
+            weight_use=WeightUse.TABLE,
         ),
         Op(
             "embedding_bag",
@@ -558,6 +700,8 @@ def _weighted() -> tuple[Op, ...]:
             absorbs=_ACTIVATIONS,
             odd={Tensor.__rmatmul__: "other, input"},
             samples=(s(t(2, 3, 4, 5), t(2, 3, 5, 6)), s(t(2, 4, 5), t(5, 3)), s(t(4, 5), t(5, 3))),
+            sizes=Sizes.PRODUCT,
+            onnx="MatMul",
         ),
         Op(
             "bmm",
@@ -566,6 +710,8 @@ def _weighted() -> tuple[Op, ...]:
             inputs=("input", "mat2"),
             absorbs=_ACTIVATIONS,
             samples=(s(t(2, 4, 5), t(2, 5, 3)),),
+            sizes=Sizes.PRODUCT,
+            onnx="MatMul",
         ),
         Op(
             "baddbmm",
@@ -583,6 +729,7 @@ def _weighted() -> tuple[Op, ...]:
             fn.Addmm,
             inputs=("input", "mat1", "mat2"),
             samples=(s(t(3), t(2, 5), t(5, 3)), s(t(2, 3), t(2, 5), t(5, 3))),
+            onnx="Gemm",
         ),
         Op(
             "einsum",
@@ -593,6 +740,7 @@ def _weighted() -> tuple[Op, ...]:
                 s("bij,bjk->bik", t(2, 3, 4), t(2, 4, 5)),
                 s("nchw,oc->nohw", t(2, 3, 4, 4), t(5, 3)),
             ),
+            sizes=Sizes.EINSUM,
         ),
         Op(
             "outer",
@@ -616,11 +764,36 @@ def _weighted() -> tuple[Op, ...]:
                 s(t(2, 2, 5, 4), t(2, 2, 6, 4), t(2, 2, 6, 4), t(5, 6)),
                 s(t(2, 4, 5, 4), t(2, 2, 5, 4), t(2, 2, 5, 4), enable_gqa=True),
             ),
+            sizes=Sizes.ATTENTION,
         ),
         Op("causal_mask", "input", fn.CausalMask, _FLOAT, names=""),
-        Op("lstm", _RECURRENT, nn.LSTM, names="", inputs=("input", "hx", "lengths")),
-        Op("gru", _RECURRENT, nn.GRU, names="", inputs=("input", "hx", "lengths")),
-        Op("rnn", _RECURRENT, nn.RNN, names="", inputs=("input", "hx", "lengths")),
+        Op(
+            "lstm",
+            _RECURRENT,
+            nn.LSTM,
+            names="",
+            inputs=("input", "hx", "lengths"),
+            sizes=Sizes.RECURRENT,
+            onnx="LSTM",
+        ),
+        Op(
+            "gru",
+            _RECURRENT,
+            nn.GRU,
+            names="",
+            inputs=("input", "hx", "lengths"),
+            sizes=Sizes.RECURRENT,
+            onnx="GRU",
+        ),
+        Op(
+            "rnn",
+            _RECURRENT,
+            nn.RNN,
+            names="",
+            inputs=("input", "hx", "lengths"),
+            sizes=Sizes.RECURRENT,
+            onnx="RNN",
+        ),
     )
 
 
@@ -682,6 +855,9 @@ def _norms() -> tuple[Op, ...]:
             constant=_frozen_batch_norm,
             mode=("training",),
             samples=(s(t(2, 4, 5, 5), t(4), t(4, kind="positive"), t(4), t(4)),),
+            effect=Effect.STATISTICS,
+            sizes=Sizes.SAME,
+            onnx="BatchNormalization",
         ),
         Op(
             "instance_norm",
@@ -692,6 +868,9 @@ def _norms() -> tuple[Op, ...]:
             mode=("use_input_stats",),
             classes=(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
             samples=(s(t(2, 4, 5, 5)),),
+            effect=Effect.STATISTICS,
+            sizes=Sizes.SAME,
+            onnx="InstanceNormalization",
         ),
         Op(
             "layer_norm",
@@ -706,6 +885,8 @@ def _norms() -> tuple[Op, ...]:
                 )
             },
             samples=(s(t(2, 3, 6), (6,), t(6), t(6)), s(t(2, 3, 6), (3, 6))),
+            sizes=Sizes.SAME,
+            onnx="LayerNormalization",
         ),
         Op(
             "group_norm",
@@ -720,6 +901,8 @@ def _norms() -> tuple[Op, ...]:
                 )
             },
             samples=(s(t(2, 4, 5, 5), 2, t(4), t(4)), s(t(2, 4, 5, 5), 4)),
+            sizes=Sizes.SAME,
+            onnx="GroupNormalization",
         ),
         Op(
             "rms_norm",
@@ -729,12 +912,15 @@ def _norms() -> tuple[Op, ...]:
             dynamic=fn.DynamicRMSNorm,
             build=_rms_norm,
             samples=(s(t(2, 3, 6), (6,), t(6)),),
+            sizes=Sizes.SAME,
+            onnx="RMSNormalization",
         ),
         Op(
             "local_response_norm",
             "input, size, alpha=0.0001, beta=0.75, k=1.0",
             nn.LocalResponseNorm,
             samples=(s(t(2, 6, 5, 5), 3),),
+            onnx="LRN",
         ),
         Op(
             "normalize",
@@ -748,6 +934,7 @@ def _norms() -> tuple[Op, ...]:
             "input, p='fro', dim=None, keepdim=False, out=None, dtype=None",
             fn.Norm,
             samples=(s(t(2, 5)), s(t(2, 5), 2, -1, True)),
+            sizes=Sizes.NORM,
         ),
         Op(
             "vector_norm",
@@ -756,6 +943,7 @@ def _norms() -> tuple[Op, ...]:
             names="linalg.vector_norm",
             inputs=("x",),
             samples=(s(t(2, 5), 2, -1, True),),
+            sizes=Sizes.NORM,
         ),
         Op(
             "linalg_norm",
@@ -787,6 +975,8 @@ def _pools() -> tuple[Op, ...]:
                 "return_indices=False",
                 getattr(nn, f"MaxPool{n}d"),
                 _SAME,
+                sizes=Sizes.INHERIT,
+                onnx="MaxPool",
                 dynamic=getattr(fn, f"DynamicMaxPool{n}d"),
                 names=f"max_pool{n}d F.max_pool{n}d",
                 odd={
@@ -802,6 +992,8 @@ def _pools() -> tuple[Op, ...]:
                 "input, kernel_size, stride=None, padding=0, ceil_mode=False, "
                 "count_include_pad=True" + (", divisor_override=None" if n > 1 else ""),
                 getattr(nn, f"AvgPool{n}d"),
+                sizes=Sizes.INHERIT,
+                onnx="AveragePool",
                 dynamic=getattr(fn, f"DynamicAvgPool{n}d"),
                 samples=(
                     s(x, 2),
@@ -813,6 +1005,8 @@ def _pools() -> tuple[Op, ...]:
                 f"adaptive_avg_pool{n}d",
                 "input, output_size",
                 getattr(nn, f"AdaptiveAvgPool{n}d"),
+                sizes=Sizes.RESIZE,
+                onnx="GlobalAveragePool",
                 dynamic=getattr(fn, f"DynamicAdaptiveAvgPool{n}d"),
                 samples=(s(x, 1), s(x, 4)),
             ),
@@ -821,6 +1015,7 @@ def _pools() -> tuple[Op, ...]:
                 "input, output_size, return_indices=False",
                 getattr(nn, f"AdaptiveMaxPool{n}d"),
                 _SAME,
+                sizes=Sizes.RESIZE,
                 dynamic=getattr(fn, f"DynamicAdaptiveMaxPool{n}d"),
                 names=f"F.adaptive_max_pool{n}d",
                 samples=(s(x, 1), s(x, 4)),
@@ -844,6 +1039,8 @@ def _pools() -> tuple[Op, ...]:
             nn.LPPool1d,
             dynamic=fn.DynamicLPPool1d,
             samples=(s(t(2, 4, 8, kind="positive"), 2, 2),),
+            sizes=Sizes.INHERIT,
+            onnx="LpPool",
         ),
         Op(
             "lp_pool2d",
@@ -851,6 +1048,8 @@ def _pools() -> tuple[Op, ...]:
             nn.LPPool2d,
             dynamic=fn.DynamicLPPool2d,
             samples=(s(t(2, 4, 8, 8, kind="positive"), 2, 2),),
+            sizes=Sizes.INHERIT,
+            onnx="LpPool",
         ),
     )
     return tuple(rows)
@@ -876,6 +1075,8 @@ def _elementwise() -> tuple[Op, ...]:
             inputs=_TWO,
             absorbs=_ACTIVATIONS,
             samples=(*_PAIR, s(t(2, 3), t(2, 3), alpha=2)),
+            onnx="Add",
+            scores=Scores.PASSED_ON,
         ),
         Op(
             "sub",
@@ -885,6 +1086,8 @@ def _elementwise() -> tuple[Op, ...]:
             inputs=_TWO,
             samples=(*_PAIR, s(1.5, t(2, 3))),
             odd={torch.rsub: "other, input, *, alpha=1", Tensor.__rsub__: "other, input"},
+            onnx="Sub",
+            scores=Scores.PASSED_ON,
         ),
         Op(
             "mul",
@@ -893,6 +1096,8 @@ def _elementwise() -> tuple[Op, ...]:
             names="mul multiply __mul__ __rmul__ __imul__ operator.imul",
             inputs=_TWO,
             samples=_PAIR,
+            onnx="Mul",
+            scores=Scores.PASSED_ON,
         ),
         Op(
             "div",
@@ -908,6 +1113,8 @@ def _elementwise() -> tuple[Op, ...]:
                 s(2.0, t(2, 4, kind="positive")),
             ),
             odd={Tensor.__rtruediv__: "other, input"},
+            onnx="Div",
+            scores=Scores.PASSED_ON,
         ),
         Op(
             "floor_divide",
@@ -941,6 +1148,7 @@ def _elementwise() -> tuple[Op, ...]:
                 s(2.0, t(2, 4)),
             ),
             odd={Tensor.__rpow__: "exponent, input"},
+            onnx="Pow",
         ),
         Op(
             "atan2",
@@ -957,6 +1165,7 @@ def _elementwise() -> tuple[Op, ...]:
             _SHARED,
             inputs=_TWO,
             samples=(s(t(2, 4), t(2, 4)),),
+            onnx="Max",
         ),
         Op(
             "minimum",
@@ -965,6 +1174,7 @@ def _elementwise() -> tuple[Op, ...]:
             _SHARED,
             inputs=_TWO,
             samples=(s(t(2, 4), t(2, 4)),),
+            onnx="Min",
         ),
         Op(
             "lerp",
@@ -992,32 +1202,35 @@ def _elementwise() -> tuple[Op, ...]:
                 s(t(2, 4, kind="bool"), t(2, 4), t(2, 4)),
                 s(t(2, 4, kind="bool"), t(2, 4), 0.0),
             ),
+            sizes=Sizes.WHERE,
+            onnx="Where",
+            scores=Scores.PASSED_ON,
         ),
-        one("neg", fn.Neg, names="neg negative __neg__"),
-        one("abs", fn.Abs, names="abs absolute __abs__"),
-        one("sqrt", fn.Sqrt, _POSITIVE),
+        one("neg", fn.Neg, names="neg negative __neg__", onnx="Neg"),
+        one("abs", fn.Abs, names="abs absolute __abs__", onnx="Abs"),
+        one("sqrt", fn.Sqrt, _POSITIVE, onnx="Sqrt"),
         one("rsqrt", fn.RSqrt, _POSITIVE),
         one("square", fn.Square),
         one("reciprocal", fn.Reciprocal, _POSITIVE),
-        one("exp", fn.Exponential),
+        one("exp", fn.Exponential, onnx="Exp"),
         one("exp2", fn.Exp2),
         one("expm1", fn.Expm1),
-        one("log", fn.Log, _POSITIVE),
+        one("log", fn.Log, _POSITIVE, onnx="Log"),
         one("log2", fn.Log2, _POSITIVE),
         one("log10", fn.Log10, _POSITIVE),
         one("log1p", fn.Log1p, _POSITIVE),
-        one("erf", fn.Erf, grid=_FIXED, fixed=(-1.0, 1.0)),
-        one("sin", fn.Sin, grid=_FIXED, fixed=(-1.0, 1.0)),
-        one("cos", fn.Cos, grid=_FIXED, fixed=(-1.0, 1.0)),
+        one("erf", fn.Erf, grid=_FIXED, fixed=(-1.0, 1.0), onnx="Erf"),
+        one("sin", fn.Sin, grid=_FIXED, fixed=(-1.0, 1.0), onnx="Sin"),
+        one("cos", fn.Cos, grid=_FIXED, fixed=(-1.0, 1.0), onnx="Cos"),
         one("tan", fn.Tan, _UNIT),
         one("asin", fn.Asin, _UNIT, "asin arcsin"),
         one("acos", fn.Acos, _UNIT, "acos arccos"),
         one("atan", fn.Atan, names="atan arctan"),
         one("sinh", fn.Sinh),
         one("cosh", fn.Cosh),
-        one("floor", fn.Floor, grid=_FLOAT),
-        one("ceil", fn.Ceil, grid=_FLOAT),
-        Op("round", "input, *, decimals=0", fn.Round, _FLOAT, samples=_V),
+        one("floor", fn.Floor, grid=_FLOAT, onnx="Floor"),
+        one("ceil", fn.Ceil, grid=_FLOAT, onnx="Ceil"),
+        Op("round", "input, *, decimals=0", fn.Round, _FLOAT, samples=_V, onnx="Round"),
         one("trunc", fn.Trunc, names="trunc fix", grid=_FLOAT),
         one("frac", fn.Frac, grid=_FLOAT),
         one("sign", fn.Sign, names="sign sgn", grid=_FLOAT),
@@ -1027,6 +1240,7 @@ def _elementwise() -> tuple[Op, ...]:
             fn.Clamp,
             names="clamp clip",
             samples=(s(t(2, 4), -0.5, 0.5), s(t(2, 4), min=0.0), s(t(2, 4), max=0.3)),
+            onnx="Clip",
         ),
         Op("clamp_min", "input, min", fn.ClampMin, samples=(s(t(2, 4), 0.0),)),
         Op("clamp_max", "input, max", fn.ClampMax, samples=(s(t(2, 4), 0.5),)),
@@ -1103,38 +1317,53 @@ def _reductions() -> tuple[Op, ...]:
             "input, dim=None, keepdim=False, *, dtype=None",
             fn.Mean,
             samples=(*dims, s(t(2, 4))),
+            sizes=Sizes.REDUCE,
+            onnx="ReduceMean",
         ),
         Op(
             "sum",
             "input, dim=None, keepdim=False, *, dtype=None",
             fn.Sum,
             samples=(*dims, s(t(2, 4))),
+            sizes=Sizes.REDUCE,
+            onnx="ReduceSum",
         ),
         Op(
             "prod",
             "input, dim=None, keepdim=False, *, dtype=None",
             fn.Prod,
             samples=(s(t(2, 4, kind="positive"), 1),),
+            sizes=Sizes.REDUCE,
+            onnx="ReduceProd",
         ),
         Op(
             "var",
             "input, dim=None, unbiased=True, keepdim=False, *, correction=None",
             fn.Var,
             samples=(s(t(2, 4, 5), -1, False), s(t(2, 4, 5), dim=1, unbiased=False, keepdim=True)),
+            sizes=Sizes.REDUCE,
         ),
         Op(
             "std",
             "input, dim=None, unbiased=True, keepdim=False, *, correction=None",
             fn.Std,
             samples=(s(t(2, 4, 5), -1, False),),
+            sizes=Sizes.REDUCE,
         ),
         Op(
             "var_mean",
             "input, dim=None, unbiased=True, keepdim=False, *, correction=None",
             fn.VarMean,
             samples=(s(t(2, 4, 5), -1, False),),
+            sizes=Sizes.REDUCE,
         ),
-        Op("logsumexp", "input, dim, keepdim=False", fn.LogSumExp, samples=one_dim),
+        Op(
+            "logsumexp",
+            "input, dim, keepdim=False",
+            fn.LogSumExp,
+            samples=one_dim,
+            sizes=Sizes.REDUCE,
+        ),
         Op(
             "max",
             "input, dim=None, keepdim=False",
@@ -1146,6 +1375,7 @@ def _reductions() -> tuple[Op, ...]:
                 s(t(2, 4, 5), dim=-1, keepdim=True),
                 s(t(2, 4), t(2, 4)),
             ),
+            sizes=Sizes.REDUCE,
         ),
         Op(
             "min",
@@ -1153,17 +1383,51 @@ def _reductions() -> tuple[Op, ...]:
             fn.Min,
             _SAME,
             samples=(s(t(2, 4)), s(t(2, 4, 5), 1), s(t(2, 4), t(2, 4))),
+            sizes=Sizes.REDUCE,
         ),
-        Op("amax", "input, dim=(), keepdim=False", fn.AMax, _SAME, samples=dims),
-        Op("amin", "input, dim=(), keepdim=False", fn.AMin, _SAME, samples=dims),
-        Op("argmax", "input, dim=None, keepdim=False", fn.ArgMax, _INDEX, samples=one_dim),
-        Op("argmin", "input, dim=None, keepdim=False", fn.ArgMin, _INDEX, samples=one_dim),
+        Op(
+            "amax",
+            "input, dim=(), keepdim=False",
+            fn.AMax,
+            _SAME,
+            samples=dims,
+            sizes=Sizes.REDUCE,
+            onnx="ReduceMax",
+        ),
+        Op(
+            "amin",
+            "input, dim=(), keepdim=False",
+            fn.AMin,
+            _SAME,
+            samples=dims,
+            sizes=Sizes.REDUCE,
+            onnx="ReduceMin",
+        ),
+        Op(
+            "argmax",
+            "input, dim=None, keepdim=False",
+            fn.ArgMax,
+            _INDEX,
+            samples=one_dim,
+            sizes=Sizes.REDUCE,
+            onnx="ArgMax",
+        ),
+        Op(
+            "argmin",
+            "input, dim=None, keepdim=False",
+            fn.ArgMin,
+            _INDEX,
+            samples=one_dim,
+            sizes=Sizes.REDUCE,
+            onnx="ArgMin",
+        ),
         Op(
             "any",
             "input, dim=None, keepdim=False",
             fn.ReduceAny,
             _INDEX,
             samples=(s(t(2, 4, kind="bool"), 1),),
+            sizes=Sizes.REDUCE,
         ),
         Op(
             "all",
@@ -1171,8 +1435,9 @@ def _reductions() -> tuple[Op, ...]:
             fn.ReduceAll,
             _INDEX,
             samples=(s(t(2, 4, kind="bool"), 1),),
+            sizes=Sizes.REDUCE,
         ),
-        Op("cumsum", "input, dim, *, dtype=None", fn.CumSum, samples=one_dim),
+        Op("cumsum", "input, dim, *, dtype=None", fn.CumSum, samples=one_dim, onnx="CumSum"),
         Op("cumprod", "input, dim, *, dtype=None", fn.CumProd, samples=one_dim),
         Op(
             "topk",
@@ -1180,6 +1445,8 @@ def _reductions() -> tuple[Op, ...]:
             fn.TopK,
             _SAME,
             samples=(s(t(2, 7), 3),),
+            sizes=Sizes.TOP,
+            onnx="TopK",
         ),
         Op(
             "sort",
@@ -1207,6 +1474,10 @@ def _moves() -> tuple[Op, ...]:
     def move(name: str, params: str, module: type[nn.Module], *samples: Sample, **kw: Any) -> Op:
         full = f"input, {params}" if params else "input"
         return Op(name, full, module, kw.pop("grid", _SAME), samples=samples, **kw)
+
+    def view(name: str, params: str, module: type[nn.Module], *samples: Sample, **kw: Any) -> Op:
+        shared = {"memory": Memory.VIEW, "moved": Moved.SIGNED} | kw
+        return move(name, params, module, *samples, **shared)
 
     x = t(2, 3, 4)
     image = t(2, 4, 6, 6)
@@ -1237,6 +1508,8 @@ def _moves() -> tuple[Op, ...]:
             names="torch.cat torch.concat torch.concatenate",
             inputs=("tensors",),
             samples=(s([t(2, 3), t(2, 4)], 1), s((t(2, 3), t(2, 3)), dim=-1)),
+            sizes=Sizes.JOIN,
+            onnx="Concat",
         ),
         Op(
             "stack",
@@ -1245,8 +1518,19 @@ def _moves() -> tuple[Op, ...]:
             _SHARED,
             inputs=("tensors",),
             samples=(s([t(2, 3), t(2, 3)]), s((t(2, 3), t(2, 3)), dim=1)),
+            sizes=Sizes.STACK,
         ),
-        move("chunk", "chunks, dim=0", fn.Chunk, s(t(2, 6), 2, 1), s(t(2, 6), 3, dim=-1)),
+        move(
+            "chunk",
+            "chunks, dim=0",
+            fn.Chunk,
+            s(t(2, 6), 2, 1),
+            s(t(2, 6), 3, dim=-1),
+            memory=Memory.PARTS,
+            moved=Moved.SIGNED,
+            sizes=Sizes.SPLIT,
+            onnx="Split",
+        ),
         move(
             "split",
             "split_size_or_sections, dim=0",
@@ -1255,11 +1539,31 @@ def _moves() -> tuple[Op, ...]:
             s(t(2, 6), [2, 4], dim=1),
             names="split split_with_sizes",
             odd={Tensor.split: "input, split_size_or_sections, dim=0"},
+            memory=Memory.PARTS,
+            moved=Moved.SIGNED,
+            sizes=Sizes.SPLIT,
+            onnx="Split",
         ),
-        move("tensor_split", "indices_or_sections, dim=0", fn.TensorSplit, s(t(2, 6), 2, 1)),
-        move("unbind", "dim=0", fn.Unbind, s(t(2, 3, 4), 1)),
-        move("view", "*shape", fn.View, s(x, 2, 12), s(x, 2, -1)),
         move(
+            "tensor_split",
+            "indices_or_sections, dim=0",
+            fn.TensorSplit,
+            s(t(2, 6), 2, 1),
+            memory=Memory.PARTS,
+            moved=Moved.SIGNED,
+            sizes=Sizes.SPLIT,
+        ),
+        move(
+            "unbind",
+            "dim=0",
+            fn.Unbind,
+            s(t(2, 3, 4), 1),
+            memory=Memory.PARTS,
+            moved=Moved.SIGNED,
+            sizes=Sizes.DROP,
+        ),
+        view("view", "*shape", fn.View, s(x, 2, 12), s(x, 2, -1), sizes=Sizes.VIEW, onnx="Reshape"),
+        view(
             "reshape",
             "*shape",
             fn.Reshape,
@@ -1267,9 +1571,18 @@ def _moves() -> tuple[Op, ...]:
             s(x, 2, -1),
             names="Tensor.reshape",
             odd={torch.reshape: "input, shape"},
+            sizes=Sizes.VIEW,
+            onnx="Reshape",
         ),
-        move("view_as", "other", fn.ViewAs, s(x, t(2, 12)), names="view_as reshape_as"),
-        move(
+        view(
+            "view_as",
+            "other",
+            fn.ViewAs,
+            s(x, t(2, 12)),
+            names="view_as reshape_as",
+            sizes=Sizes.OTHER,
+        ),
+        view(
             "flatten",
             "start_dim=0, end_dim=-1",
             nn.Flatten,
@@ -1278,8 +1591,10 @@ def _moves() -> tuple[Op, ...]:
             s(t(2, 3, 4, 5), start_dim=2),
             odd={torch.ravel: "input", Tensor.ravel: "input"},
             dynamic=fn.DynamicFlatten,
+            sizes=Sizes.FLATTEN,
+            onnx="Flatten",
         ),
-        move(
+        view(
             "unflatten",
             "dim, unflattened_size",
             nn.Unflatten,
@@ -1290,26 +1605,68 @@ def _moves() -> tuple[Op, ...]:
                 torch.unflatten: "input, dim, unflattened_size",
             },
             names="",
+            sizes=Sizes.UNFLATTEN,
         ),
-        move(
+        view(
             "permute",
             "*dims",
             fn.Permute,
             s(x, 0, 2, 1),
             names="Tensor.permute",
             odd={torch.permute: "input, dims"},
+            sizes=Sizes.PERMUTE,
+            onnx="Transpose",
         ),
-        move("transpose", "dim0, dim1", fn.Transpose, s(x, 1, 2)),
-        move("swapaxes", "axis0, axis1", fn.SwapDims, s(x, 1, 2), names="swapaxes swapdims"),
-        move("movedim", "source, destination", fn.MoveDim, s(x, 1, 2), names="movedim moveaxis"),
-        move("t", "", fn.MatrixTranspose, s(t(3, 4))),
-        move("adjoint", "", fn.AdjointTranspose, s(x)),
-        move("squeeze", "dim=None", fn.Squeeze, s(t(2, 1, 3), 1)),
-        move("unsqueeze", "dim", fn.Unsqueeze, s(x, 1)),
-        move("expand", "*size", fn.Expand, s(t(2, 1, 4), 2, 3, 4), s(t(2, 1, 4), -1, 3, -1)),
-        move("expand_as", "other", fn.ExpandAs, s(t(2, 1, 4), x)),
-        move("broadcast_to", "size", fn.BroadcastTo, s(t(2, 1, 4), (2, 3, 4))),
-        move("repeat", "*repeats", fn.Repeat, s(x, 1, 2, 1)),
+        view(
+            "transpose",
+            "dim0, dim1",
+            fn.Transpose,
+            s(x, 1, 2),
+            sizes=Sizes.TRANSPOSE,
+            onnx="Transpose",
+        ),
+        view(
+            "swapaxes",
+            "axis0, axis1",
+            fn.SwapDims,
+            s(x, 1, 2),
+            names="swapaxes swapdims",
+            sizes=Sizes.TRANSPOSE,
+        ),
+        view(
+            "movedim",
+            "source, destination",
+            fn.MoveDim,
+            s(x, 1, 2),
+            names="movedim moveaxis",
+            sizes=Sizes.MOVE,
+        ),
+        view("t", "", fn.MatrixTranspose, s(t(3, 4)), sizes=Sizes.REVERSE),
+        view("adjoint", "", fn.AdjointTranspose, s(x)),
+        view(
+            "squeeze", "dim=None", fn.Squeeze, s(t(2, 1, 3), 1), sizes=Sizes.SQUEEZE, onnx="Squeeze"
+        ),
+        view("unsqueeze", "dim", fn.Unsqueeze, s(x, 1), sizes=Sizes.UNSQUEEZE, onnx="Unsqueeze"),
+        view(
+            "expand",
+            "*size",
+            fn.Expand,
+            s(t(2, 1, 4), 2, 3, 4),
+            s(t(2, 1, 4), -1, 3, -1),
+            sizes=Sizes.EXPAND,
+            onnx="Expand",
+        ),
+        view("expand_as", "other", fn.ExpandAs, s(t(2, 1, 4), x), sizes=Sizes.OTHER),
+        view("broadcast_to", "size", fn.BroadcastTo, s(t(2, 1, 4), (2, 3, 4)), sizes=Sizes.EXPAND),
+        move(
+            "repeat",
+            "*repeats",
+            fn.Repeat,
+            s(x, 1, 2, 1),
+            moved=Moved.BYTES,
+            sizes=Sizes.REPEAT,
+            onnx="Tile",
+        ),
         move(
             "tile",
             "*dims",
@@ -1317,6 +1674,9 @@ def _moves() -> tuple[Op, ...]:
             s(x, 1, 2, 1),
             names="Tensor.tile",
             odd={torch.tile: "input, dims"},
+            moved=Moved.SIGNED,
+            sizes=Sizes.REPEAT,
+            onnx="Tile",
         ),
         move(
             "repeat_interleave",
@@ -1324,15 +1684,30 @@ def _moves() -> tuple[Op, ...]:
             fn.RepeatInterleave,
             s(x, 2, 1),
             sized_by=("repeats", Sized.SUM),
+            moved=Moved.BYTES,
+            sizes=Sizes.COPIES,
         ),
-        move("roll", "shifts, dims=None", fn.Roll, s(x, 1, 1), s(image, (1, -2), (2, 3))),
         move(
-            "flip", "*dims", fn.Flip, s(x, 1), names="Tensor.flip", odd={torch.flip: "input, dims"}
+            "roll",
+            "shifts, dims=None",
+            fn.Roll,
+            s(x, 1, 1),
+            s(image, (1, -2), (2, 3)),
+            moved=Moved.BYTES,
         ),
-        move("rot90", "k=1, dims=(0, 1)", fn.Rot90, s(image, 1, (2, 3))),
-        move("narrow", "dim, start, length", fn.Narrow, s(x, 1, 0, 2)),
-        move("select", "dim, index", fn.Select, s(x, 1, 0)),
         move(
+            "flip",
+            "*dims",
+            fn.Flip,
+            s(x, 1),
+            names="Tensor.flip",
+            odd={torch.flip: "input, dims"},
+            moved=Moved.SIGNED,
+        ),
+        move("rot90", "k=1, dims=(0, 1)", fn.Rot90, s(image, 1, (2, 3)), moved=Moved.BYTES),
+        view("narrow", "dim, start, length", fn.Narrow, s(x, 1, 0, 2), onnx="Slice"),
+        view("select", "dim, index", fn.Select, s(x, 1, 0), sizes=Sizes.DROP, onnx="Gather"),
+        view(
             "getitem",
             "index",
             fn.GetItem,
@@ -1341,12 +1716,42 @@ def _moves() -> tuple[Op, ...]:
             s(x, (Ellipsis, None, 1)),
             names="operator.getitem __getitem__",
             sized_by=("index", Sized.MASK),
+            sizes=Sizes.INDEX,
+            onnx="Slice",
         ),
         move("setitem", "index, value", fn.SetItem, names="", grid=_FLOAT),
-        move("index_select", "dim, index", fn.IndexSelect, s(x, 1, t(4, kind="int", high=3))),
-        move("gather", "dim, index", fn.Gather, s(x, 2, index)),
-        move("take_along_dim", "indices, dim=None", fn.TakeAlongDim, s(x, index, 2)),
-        move("diagonal", "offset=0, dim1=0, dim2=1", fn.Diagonal, s(t(2, 4, 4), 0, 1, 2)),
+        move(
+            "index_select",
+            "dim, index",
+            fn.IndexSelect,
+            s(x, 1, t(4, kind="int", high=3)),
+            moved=Moved.SIGNED,
+            sizes=Sizes.BY_INDEX,
+            onnx="Gather",
+        ),
+        move(
+            "gather",
+            "dim, index",
+            fn.Gather,
+            s(x, 2, index),
+            sizes=Sizes.BY_INDEX,
+            onnx="GatherElements",
+        ),
+        move(
+            "take_along_dim",
+            "indices, dim=None",
+            fn.TakeAlongDim,
+            s(x, index, 2),
+            sizes=Sizes.BY_INDEX,
+        ),
+        move(
+            "diagonal",
+            "offset=0, dim1=0, dim2=1",
+            fn.Diagonal,
+            s(t(2, 4, 4), 0, 1, 2),
+            memory=Memory.VIEW,
+            moved=Moved.BYTES,
+        ),
         move("tril", "diagonal=0", fn.Tril, s(t(2, 4, 4))),
         move("triu", "diagonal=0", fn.Triu, s(t(2, 4, 4), 1)),
         move(
@@ -1356,6 +1761,7 @@ def _moves() -> tuple[Op, ...]:
             s(x, 2, index, t(2, 3, 2)),
             grid=_FLOAT,
             odd={Tensor.scatter: "input, dim, index, src"},
+            onnx="ScatterElements",
         ),
         move(
             "scatter_add", "dim, index, src", fn.ScatterAdd, s(x, 2, index, t(2, 3, 2)), grid=_FLOAT
@@ -1374,6 +1780,7 @@ def _moves() -> tuple[Op, ...]:
             fn.MaskedFill,
             s(x, t(2, 3, 4, kind="bool"), -1e9),
             grid=_FLOAT,
+            scores=Scores.PASSED_ON,
         ),
         move(
             "masked_select",
@@ -1382,6 +1789,7 @@ def _moves() -> tuple[Op, ...]:
             s(x, t(2, 3, 4, kind="bool")),
             grid=_FLOAT,
             sized_by=("mask", Sized.NONZERO),
+            sizes=Sizes.BY_VALUE,
         ),
         move(
             "pad",
@@ -1394,6 +1802,8 @@ def _moves() -> tuple[Op, ...]:
             classes=pads,
             read=_pad_arguments,
             when=_when_pad,
+            sizes=Sizes.PAD,
+            onnx="Pad",
         ),
         move(
             "interpolate",
@@ -1406,6 +1816,8 @@ def _moves() -> tuple[Op, ...]:
             names="F.interpolate F.upsample",
             classes=(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d),
             when=_when_interpolate,
+            sizes=Sizes.RESIZE,
+            onnx="Resize Upsample",
         ),
         move(
             "grid_sample",
@@ -1414,6 +1826,7 @@ def _moves() -> tuple[Op, ...]:
             s(image, T((2, 5, 5, 2), "unit"), align_corners=False),
             names="F.grid_sample",
             when=_when_grid_sample,
+            onnx="GridSample",
         ),
         Op(
             "affine_grid",
@@ -1430,6 +1843,9 @@ def _moves() -> tuple[Op, ...]:
             nn.PixelShuffle,
             s(image, 2),
             names="pixel_shuffle F.pixel_shuffle",
+            memory=Memory.VIEW,
+            sizes=Sizes.INHERIT,
+            onnx="DepthToSpace",
         ),
         move(
             "pixel_unshuffle",
@@ -1437,6 +1853,10 @@ def _moves() -> tuple[Op, ...]:
             nn.PixelUnshuffle,
             s(image, 2),
             names="pixel_unshuffle F.pixel_unshuffle",
+            memory=Memory.VIEW,
+            moved=Moved.BYTES,
+            sizes=Sizes.INHERIT,
+            onnx="SpaceToDepth",
         ),
         move(
             "channel_shuffle",
@@ -1444,6 +1864,9 @@ def _moves() -> tuple[Op, ...]:
             nn.ChannelShuffle,
             s(image, 2),
             names="channel_shuffle F.channel_shuffle",
+            memory=Memory.VIEW,
+            moved=Moved.BYTES,
+            sizes=Sizes.INHERIT,
         ),
         move(
             "unfold",
@@ -1452,6 +1875,7 @@ def _moves() -> tuple[Op, ...]:
             s(image, 2),
             names="F.unfold",
             dynamic=fn.DynamicUnfold,
+            sizes=Sizes.UNFOLD,
         ),
         move(
             "tensor_unfold",
@@ -1459,6 +1883,9 @@ def _moves() -> tuple[Op, ...]:
             fn.TensorUnfold,
             s(x, 2, 2, 1),
             names="Tensor.unfold",
+            memory=Memory.VIEW,
+            moved=Moved.BYTES,
+            sizes=Sizes.UNFOLD,
         ),
         move(
             "fold",
@@ -1469,11 +1896,17 @@ def _moves() -> tuple[Op, ...]:
             grid=Grid.OWN,
             dynamic=fn.DynamicFold,
         ),
-        move("contiguous", "*, memory_format=None", fn.Contiguous, s(x)),
+        move("contiguous", "*, memory_format=None", fn.Contiguous, s(x), memory=Memory.VIEW),
         move("clone", "*, memory_format=None", fn.Clone, s(x)),
-        move("detach", "", fn.Detach, s(x), names="torch.detach Tensor.detach"),
+        move("detach", "", fn.Detach, s(x), names="torch.detach Tensor.detach", memory=Memory.VIEW),
         move(
-            "identity", "", nn.Identity, s(x), names="torch.positive Tensor.positive operator.pos"
+            "identity",
+            "",
+            nn.Identity,
+            s(x),
+            names="torch.positive Tensor.positive operator.pos",
+            memory=Memory.VIEW,
+            onnx="Identity",
         ),
         move(
             "dropout",
@@ -1486,6 +1919,9 @@ def _moves() -> tuple[Op, ...]:
             mode=("training", "p"),
             odd={torch.dropout: "input, p, train"},
             classes=(fn.TrainingOnly,),
+            memory=Memory.VIEW,
+            effect=Effect.RANDOM,
+            onnx="Dropout",
         ),
         *(
             move(
@@ -1497,6 +1933,8 @@ def _moves() -> tuple[Op, ...]:
                 dynamic=dynamic,
                 build=_dropout(cls),
                 mode=("training", "p"),
+                memory=Memory.VIEW,
+                effect=Effect.RANDOM,
                 odd={getattr(torch, name): "input, p, train"} if hasattr(torch, name) else {},
             )
             for name, rank, cls, dynamic in (
@@ -1520,15 +1958,40 @@ def _moves() -> tuple[Op, ...]:
             names="Tensor.to",
             odd={Tensor.type: "input, *args"},
             when=_when_cast,
+            memory=Memory.VIEW,
         ),
-        move("type_as", "other", fn.TypeAs, s(x, t(1)), names="Tensor.type_as"),
-        move("float", "", fn.ToFloat, s(x), names="Tensor.float"),
-        move("double", "", fn.ToDouble, s(x), names="Tensor.double"),
-        move("half", "", fn.ToHalf, s(x), names="Tensor.half"),
-        move("bfloat16", "", fn.ToBFloat16, s(x), names="Tensor.bfloat16"),
-        move("long", "", fn.ToLong, s(t(2, 3, kind="bool")), names="Tensor.long", grid=_INDEX),
-        move("int", "", fn.ToInt, s(t(2, 3, kind="bool")), names="Tensor.int", grid=_INDEX),
-        move("bool", "", fn.ToBool, s(t(2, 3, kind="int")), names="Tensor.bool", grid=_INDEX),
+        move("type_as", "other", fn.TypeAs, s(x, t(1)), names="Tensor.type_as", memory=Memory.VIEW),
+        move("float", "", fn.ToFloat, s(x), names="Tensor.float", memory=Memory.VIEW),
+        move("double", "", fn.ToDouble, s(x), names="Tensor.double", memory=Memory.VIEW),
+        move("half", "", fn.ToHalf, s(x), names="Tensor.half", memory=Memory.VIEW),
+        move("bfloat16", "", fn.ToBFloat16, s(x), names="Tensor.bfloat16", memory=Memory.VIEW),
+        move(
+            "long",
+            "",
+            fn.ToLong,
+            s(t(2, 3, kind="bool")),
+            names="Tensor.long",
+            grid=_INDEX,
+            memory=Memory.VIEW,
+        ),
+        move(
+            "int",
+            "",
+            fn.ToInt,
+            s(t(2, 3, kind="bool")),
+            names="Tensor.int",
+            grid=_INDEX,
+            memory=Memory.VIEW,
+        ),
+        move(
+            "bool",
+            "",
+            fn.ToBool,
+            s(t(2, 3, kind="int")),
+            names="Tensor.bool",
+            grid=_INDEX,
+            memory=Memory.VIEW,
+        ),
         move(
             "one_hot",
             "num_classes=-1",
@@ -1552,6 +2015,7 @@ def _moves() -> tuple[Op, ...]:
             s(t(2, 3, kind="int")),
             grid=_INDEX,
             sized_by=("input", Sized.NONZERO),
+            sizes=Sizes.BY_VALUE,
         ),
     )
 
@@ -1586,6 +2050,7 @@ class Table:
         self._functions: dict[Any, Spelling] = {}
         self._methods: dict[str, Spelling] = {}
         self._classes: dict[type[nn.Module], Op] = {}
+        self._named: dict[str, Op] = {}
         for row in rows:
             self.add(row)
 
@@ -1610,6 +2075,7 @@ class Table:
             self._enter(target, Spelling(row, parse_signature(text)), replace=True)
         for cls in (row.module, *row.classes, *([row.dynamic] if row.dynamic else [])):
             self._classes.setdefault(cls, row)
+            self._named.setdefault(cls.__name__, row)
 
     def _enter(self, target: Any, spelling: Spelling, *, replace: bool = False) -> None:
         if _is_method(target):
@@ -1625,12 +2091,19 @@ class Table:
                 fix="leave it out of the names of one of them",
             )
         table[key] = spelling
+        name = str(getattr(target, "__name__", target))
+        if not name.startswith("__"):  # `__rmatmul__`: the operands are the other way round
+            self._named.setdefault(name, spelling.op)
 
     def spelling(self, node: fx.Node) -> Spelling | None:
         """The spelling that a call_function or call_method node uses."""
         if node.op == "call_method":
             return self._methods.get(str(node.target))
         return self._functions.get(node.target) if node.op == "call_function" else None
+
+    def named(self, name: str) -> Op | None:
+        """The row of a function, method or module class with this plain name."""
+        return self._named.get(name)
 
     def of_class(self, cls: type) -> Op | None:
         """The row of a module class or of its nearest base class."""

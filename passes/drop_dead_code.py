@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 
     from fxquant.graph.rewriter import Rewriter
 
-# they draw random numbers or update statistics: without them, later draws and states would differ
-_EFFECTS = ops.DROPOUTS | {"rrelu", "batch_norm", "instance_norm"}
-
 
 @dataclass(frozen=True)
 class DropDeadCode(Pass):
@@ -60,11 +57,11 @@ def _is_pure(rw: Rewriter, node: fx.Node) -> bool:
     if getattr(node.target, "__module__", None) in ("_operator", "operator", "math"):
         return node.target is not operator.setitem
     row = rw.op(node)
-    return node.target in ("size", "dim", "numel") or (row is not None and row.name not in _EFFECTS)
+    return node.target in ("size", "dim", "numel") or (row is not None and row.effect is None)
 
 
 def _is_pure_module(module: nn.Module) -> bool:
     row = ops.row_for_module(module)
     hooked = module._forward_hooks or module._forward_pre_hooks
     known = type(module).__module__.startswith("torch.nn.") or isinstance(module, Functional)
-    return row is not None and row.name not in _EFFECTS and known and not hooked
+    return row is not None and row.effect is None and known and not hooked

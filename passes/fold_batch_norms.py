@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
+from fxquant import ops
 from fxquant.errors import QuantizationError
 from fxquant.graph.absent_names import FOLDED
 from fxquant.graph.pass_infra import Fact, Pass
@@ -18,10 +19,6 @@ if TYPE_CHECKING:
     from torch import fx
 
     from fxquant.graph.rewriter import Rewriter
-
-_FOLDABLE = frozenset({"linear"}) | {
-    f"{kind}{n}d" for kind in ("conv", "conv_transpose") for n in (1, 2, 3)
-}
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,7 @@ def _objection(rw: Rewriter, node: fx.Node, layer: fx.Node) -> str | None:
     if rw.module(layer) is None:
         return "no layer computes its input"
     row = rw.op(layer)
-    if row is None or row.name not in _FOLDABLE:
+    if row is None or row.weight_use is not ops.WeightUse.SUMS:
         return f"{layer.target} before it is no convolution or linear layer"
     others = [u.name for u in layer.users if u is not node]
     if others:

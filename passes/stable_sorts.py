@@ -10,8 +10,6 @@ from fxquant.graph.pass_infra import Fact, Pass
 if TYPE_CHECKING:
     from fxquant.graph.rewriter import Rewriter
 
-_SORTS = frozenset({"sort", "argsort", "topk"})
-
 
 @dataclass(frozen=True)
 class StableSorts(Pass):
@@ -35,5 +33,6 @@ class StableSorts(Pass):
         """Set the flag of every sort."""
         for node in rw.nodes:
             row = rw.op(node)
-            if node.op == "call_module" and row is not None and row.name in _SORTS:
+            sorts = row is not None and "stable" in row.signature.parameters
+            if node.op == "call_module" and sorts:
                 rw.set_argument(node, "stable", True)

@@ -16,54 +16,6 @@ from torch import fx, nn
 from fxquant import ops
 from fxquant.graph.meta import TensorSpec, spec, spec_of
 
-# rows that return (parts of) their operand instead of new memory
-_VIEWS = ops.DROPOUTS | frozenset(
-    {
-        "chunk",
-        "split",
-        "tensor_split",
-        "unbind",
-        "view",
-        "reshape",
-        "view_as",
-        "flatten",
-        "unflatten",
-        "permute",
-        "transpose",
-        "swapaxes",
-        "movedim",
-        "t",
-        "adjoint",
-        "squeeze",
-        "unsqueeze",
-        "expand",
-        "expand_as",
-        "broadcast_to",
-        "narrow",
-        "select",
-        "getitem",
-        "diagonal",
-        "tensor_unfold",
-        "contiguous",
-        "detach",
-        "identity",
-        "to",
-        "type",
-        "type_as",
-        "float",
-        "double",
-        "half",
-        "bfloat16",
-        "long",
-        "int",
-        "bool",
-        "pixel_shuffle",
-        "pixel_unshuffle",
-        "channel_shuffle",
-        "rrelu",
-    }
-)
-_PARTS = frozenset({"chunk", "split", "tensor_split", "unbind"})
 _NO_VALUE_WRITTEN = frozenset({"requires_grad_", "retain_grad", "rename_", "share_memory_"})
 OUT_OF_PLACE = {
     operator.iadd: operator.add,
@@ -140,7 +92,7 @@ def viewed(node: fx.Node, root: fx.GraphModule) -> list[fx.Node]:
     if row is None:
         new = _is_plain(node) or _fills(node) or _makes_memory(_function_name(node, root))
         return [] if new else _tensors(node)
-    if row.name in _VIEWS:
+    if row.memory is not ops.Memory.NEW:
         return node.all_input_nodes[:1]
     return [] if _is_house_module(node, root) else _tensors(node)
 
@@ -262,7 +214,7 @@ def _part(node: fx.Node, root: fx.GraphModule) -> tuple[fx.Node, Any] | None:
     if not isinstance(container, fx.Node) or not isinstance(key, int):
         return None
     row = ops.row_of(container, root)
-    apart = row is not None and (row.name in _PARTS or row.name not in _VIEWS)
+    apart = row is not None and row.memory is not ops.Memory.VIEW
     return (container, key) if apart else None
 
 

@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fxquant")
 
-# activations through which the ends of a range go as its values do
-_MONOTONE = frozenset({"relu", "relu6", "hardtanh"})
-
 
 _EXACT = 2  # rank of a rule that names a layer by its path
 
@@ -145,7 +142,7 @@ class Settings:
         if key in ("output.min", "output.max"):
             for activation in after:
                 row = ops.row_of(activation, self._gm)
-                if row is None or row.name not in _MONOTONE:
+                if row is None or not row.clips:
                     what = f"{setting.key}: the values of {label(node)} go on into "
                     what += f"{label(activation)} inside one kernel and have no grid"
                     fix = f"write the rule for {label(after[-1])!r}"

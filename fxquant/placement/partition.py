@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from fxquant.placement.regions import Regions
     from fxquant.targets import OperatorRule, Target, Violation
 
-_SOFTMAX = frozenset({"softmax", "log_softmax", "softmin"})
-
 
 @dataclass
 class Classes:
@@ -225,10 +223,9 @@ class _Classifier:
         row = self.rows.get(user)
         if row is None:
             return False
-        if row.name in _SOFTMAX:
+        if row.scores is ops.Scores.NORMALIZED:
             return True
-        passes = row.name in ("add", "mul", "sub", "div", "masked_fill", "where")
-        passes = passes or moves_values(user, self.gm) is not None
+        passes = row.scores is ops.Scores.PASSED_ON or moves_values(user, self.gm) is not None
         return passes and user not in self.rules and self._feeds_softmax_only(user)
 
     def _is_unbounded(self, node: fx.Node) -> bool:
@@ -252,4 +249,4 @@ class _Classifier:
     def _is_integer(self, node: fx.Node) -> bool:
         """Whether a kernel makes the value from integers; a table look-up does not."""
         row = self.rows.get(node)
-        return node in self.rules and row is not None and row.name != "embedding"
+        return node in self.rules and row is not None and row.weight_use is not ops.WeightUse.TABLE

@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from fxquant.config import QuantConfig
     from fxquant.targets import OperatorRule, Target
 
-_WITHOUT_WEIGHT_GRID = frozenset({"lstm", "gru", "rnn"})
-
 
 def make_plan(gm: fx.GraphModule, config: QuantConfig, target: Target) -> Plan:
     """Decide every grid of a prepared graph, inside its regions if it has stubs.
@@ -312,7 +310,7 @@ class _Planner:
             if row is None or rule is None or not (rule.weight_grid or row.weight_axis is not None):
                 continue
             weight = ops.arguments(node, self.gm).get("weight")
-            if not isinstance(weight, torch.Tensor) or row.name in _WITHOUT_WEIGHT_GRID:
+            if not isinstance(weight, torch.Tensor):
                 continue
             setting = self._weight_setting(node, "quantized", self.config.quantize_weights)
             if setting.value:

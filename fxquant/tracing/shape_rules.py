@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fxquant.graph.symbolic_ints import Change, Tracked, plain
+from fxquant.ops import SIZED_BY_VALUE, Sizes
 
 Dims: TypeAlias = tuple[Change, ...]
 NEVER = Change.NEVER
@@ -278,15 +279,24 @@ def product(call: Call, out: Tensor) -> Dims:
 
 
 def linear(call: Call, out: Tensor) -> Dims:
-    weight = call.lookup(call.tensor(1, "weight"))
+    weight = _weight(call)
+    if weight is None:
+        return (*call.dims[:-1], NEVER)
     return (*call.dims[:-1], *weight[:1][: out.dim()])
 
 
 def convolved(call: Call, out: Tensor) -> Dims:
-    weight = call.lookup(call.tensor(1, "weight"))
-    spatial = len(weight) - 2
+    weight = _weight(call)
+    spatial = _spatial(call.name) if weight is None else len(weight) - 2
+    channels = NEVER if weight is None else max(weight[:2])
     batch = call.dims[: -spatial - 1]
-    return (*batch, max(weight[:2]), *(max(c, call.sized) for c in call.dims[-spatial:]))
+    return (*batch, channels, *(max(c, call.sized) for c in call.dims[-spatial:]))
+
+
+def _weight(call: Call) -> Dims | None:
+    """The dims of the weight that a call is given; None of a module, which holds its own."""
+    weight = call.get(1, "weight")
+    return call.lookup(weight) if isinstance(weight, Tensor) else None
 
 
 def resized(call: Call, out: Tensor) -> Dims:
@@ -305,7 +315,8 @@ def _spatial(name: str) -> int:
 
 
 def embedded(call: Call, out: Tensor) -> Dims:
-    return (*call.dims, *call.lookup(call.tensor(1, "weight"))[1:])
+    weight = _weight(call)
+    return (*call.dims, *((NEVER,) if weight is None else weight[1:]))
 
 
 def attention(call: Call, out: Tensor) -> Dims:
@@ -412,15 +423,56 @@ def recurrent(call: Call, out: Tensor) -> Dims:
     return (NEVER, *(max(call.dims[:2]) for _ in range(out.dim() - 2)), NEVER)
 
 
-def linear_module(call: Call, out: Tensor) -> Dims:
-    return (*call.dims[:-1], NEVER)
+Rule: TypeAlias = Callable[[Call, Tensor], Dims]
 
+RULES: dict[Sizes, Rule] = {
+    Sizes.BROADCAST: broadcast,
+    Sizes.SAME: alike,
+    Sizes.INHERIT: inherit,
+    Sizes.OTHER: like_other,
+    Sizes.VIEW: viewed,
+    Sizes.EXPAND: expanded,
+    Sizes.REPEAT: repeated,
+    Sizes.PERMUTE: permuted,
+    Sizes.TRANSPOSE: transposed,
+    Sizes.REVERSE: turned,
+    Sizes.MOVE: moved,
+    Sizes.UNSQUEEZE: unsqueezed,
+    Sizes.SQUEEZE: squeezed,
+    Sizes.FLATTEN: flattened,
+    Sizes.UNFLATTEN: unflattened,
+    Sizes.DROP: without,
+    Sizes.REDUCE: reduced,
+    Sizes.NORM: norm,
+    Sizes.TOP: top,
+    Sizes.JOIN: joined,
+    Sizes.STACK: stacked,
+    Sizes.SPLIT: split,
+    Sizes.PRODUCT: product,
+    Sizes.LINEAR: linear,
+    Sizes.CONVOLVE: convolved,
+    Sizes.PAD: padded,
+    Sizes.RESIZE: resized,
+    Sizes.UNFOLD: unfolded,
+    Sizes.LOOK_UP: embedded,
+    Sizes.ATTENTION: attention,
+    Sizes.EINSUM: einsum,
+    Sizes.RECURRENT: recurrent,
+    Sizes.INDEX: indexed,
+    Sizes.BY_INDEX: by_index,
+    Sizes.WHERE: chosen,
+    Sizes.COPIES: copied,
+    Sizes.BY_VALUE: by_value,
+}
+"""The rule of each word of the operator table."""
 
-def embedding_module(call: Call, out: Tensor) -> Dims:
-    return (*call.dims, NEVER)
-
-
-def conv_module(call: Call, out: Tensor) -> Dims:
-    spatial = _spatial(call.name)
-    ends = (max(c, call.sized) for c in call.dims[-spatial:])
-    return (*call.dims[: -spatial - 1], NEVER, *ends)
+UNLISTED: dict[str, Rule] = {
+    "getattr": attribute,
+    "meshgrid": grid,
+    **dict.fromkeys(("zeros", "ones", "empty", "rand", "randn", "full"), created),
+    **dict.fromkeys(("new_zeros", "new_ones", "new_empty", "new_full"), created_beside),
+    **dict.fromkeys(("std_mean", "median", "nanmean", "nansum", "count_nonzero"), reduced),
+    **dict.fromkeys(SIZED_BY_VALUE, by_value),
+    **dict.fromkeys(("tensor", "as_tensor", "asarray"), made),
+}
+"""The rules of functions of Python and torch that have no row, by name."""

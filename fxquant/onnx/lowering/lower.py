@@ -223,7 +223,7 @@ class _Lowering:
         quantizers = own or (self.grids.get(node, ()) if moves else ())
         call.inherits = bool(quantizers) and not own
         if quantizers and not own and row is not None:
-            call.integer = moves_integers(row.name, self.resolve(arguments.get(call.primary)))
+            call.integer = moves_integers(row, self.resolve(arguments.get(call.primary)))
         with self.builder.scope(path_of(node)):
             emitted = self._emit(call, row)
         return self._results(call, emitted, quantizers)

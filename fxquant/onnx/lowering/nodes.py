@@ -14,20 +14,7 @@ from fxquant.nn.opaque import Opaque
 from fxquant.onnx.lowering.context import Call
 from fxquant.onnx.lowering.values import LoweredValue
 from fxquant.onnx.runs.observed import Shaped
-
-# written as several nodes: the runtime sees through one move between DQ and Q, not through a chain
-_SEVERAL_NODES = frozenset({
-    "roll", "rot90", "repeat", "repeat_interleave", "channel_shuffle", "pixel_unshuffle",
-    "tensor_unfold", "diagonal",
-})  # fmt: skip
-# moved on the integers themselves when these are signed: onnxruntime would turn a signed pair of
-# QuantizeLinear and DequantizeLinear unsigned, and fails to load one that it has moved
-_MOVED_AS_INTEGERS = frozenset({
-    "view", "reshape", "view_as", "flatten", "unflatten", "permute", "transpose", "swapaxes",
-    "movedim", "t", "adjoint", "squeeze", "unsqueeze", "expand", "expand_as", "broadcast_to",
-    "repeat", "repeat_interleave", "tile", "roll", "flip", "narrow", "select", "getitem",
-    "index_select", "chunk", "split", "tensor_split", "unbind",
-})  # fmt: skip
+from fxquant.ops import Moved, Op
 
 
 def needed(gm: fx.GraphModule, constants: Mapping[fx.Node, Any]) -> set[fx.Node]:
@@ -59,15 +46,15 @@ def check_real(wanted: set[fx.Node], constants: Mapping[fx.Node, Any], specs: An
             )
 
 
-def moves_integers(row: str, value: Any) -> bool:
+def moves_integers(row: Op, value: Any) -> bool:
     """Whether an operator shall move integers instead of real values between DQ and Q."""
     if not isinstance(value, LoweredValue) or value.integers is None or value.grid is None:
         return False
     if value.grid.grid.axis is not None:
         return False
-    if row in _SEVERAL_NODES:
+    if row.moved is Moved.BYTES:
         return value.grid.grid.dtype in (ir.DataType.INT8, ir.DataType.UINT8)
-    return row in _MOVED_AS_INTEGERS and value.grid.grid.dtype is ir.DataType.INT8
+    return row.moved is Moved.SIGNED and value.grid.grid.dtype is ir.DataType.INT8
 
 
 def operator_name(call: Call) -> str:

@@ -11,7 +11,6 @@ from fxquant.nn import DeQuantStub, QuantStub
 from fxquant.onnx.lowering.builder import data_type
 from fxquant.onnx.lowering.context import Call, Emitted, UnsupportedError
 from fxquant.onnx.lowering.emitters import emits, emits_class
-from fxquant.ops import DROPOUTS
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -221,7 +220,10 @@ def _causal_mask(c: Call) -> ir.Value:
     return c.op("Add", x, c.builder.constant(mask))
 
 
-@emits(*DROPOUTS, "identity", "contiguous", "clone", "detach")
+@emits(
+    "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout",
+    "identity", "contiguous", "clone", "detach",
+)  # fmt: skip
 def _unchanged(c: Call) -> Emitted:
     if c.arguments.get("training") is True and c.module is not None and c.arguments.get("p"):
         # nn.Dropout has no such argument: this one drops in evaluation mode too
@@ -230,7 +232,7 @@ def _unchanged(c: Call) -> Emitted:
     return c.held("input")
 
 
-@emits("to", "type", "type_as", "float", "double", "half", "bfloat16", "long", "int", "bool")
+@emits("to", "type_as", "float", "double", "half", "bfloat16", "long", "int", "bool")
 def _cast(c: Call) -> Emitted:
     if c.spec().dtype == c.out.dtype:
         return c.held("input")
