@@ -21,7 +21,13 @@ from fxquant.placement.dataflow import is_float_spec, is_sequence, takes_item
 from fxquant.ptq.cross_layer.scalable_layers import NORMS, ScalableLayer, layer_row, unshared
 from fxquant.ptq.cross_layer.scale_ids import ScaleIds, along, settled, squeezed
 
-_PASS = ops.DROPOUTS | {
+# what draws numbers in training and returns its operand in evaluation: the dropouts
+_DROPS = {
+    name
+    for name, row in ops.TABLE.rows.items()
+    if row.effect is ops.Effect.RANDOM and row.memory is ops.Memory.VIEW
+}
+_PASS = _DROPS | {
     "relu", "leaky_relu", "prelu", "abs", "neg", "contiguous", "clone", "detach", "identity", "to",
     "type_as", "float", "double", "half", "bfloat16",
 }  # fmt: skip
