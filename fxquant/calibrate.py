@@ -60,7 +60,7 @@ def calibrate(
     counter = _Counter(progress, _length(data))
     try:
         with (
-            _threads(threads), counter.watch(model), evaluating(model), torch.no_grad(),
+            using_threads(threads), counter.watch(model), evaluating(model), torch.no_grad(),
             qnn.compute_encodings(model),
         ):  # fmt: skip
             run()
@@ -87,7 +87,8 @@ def _check_threads(count: Any) -> None:
 
 
 @contextmanager
-def _threads(count: int | None) -> Iterator[None]:
+def using_threads(count: int | None) -> Iterator[None]:
+    """Threads of torch for a while; None: as many as there are."""
     before = torch.get_num_threads()
     torch.set_num_threads(before if count is None else count)
     try:

@@ -289,8 +289,8 @@ _SHARED = ("_parameters", "_buffers", "_non_persistent_buffers_set")
 def shared_copy(module: M) -> M:
     """A module that computes the same with the same parameters and buffers.
 
-    Training flag, hooks (the same callables) and plain attributes are taken over; submodules become
-    twins.
+    Training flag, hooks (the same callables) and plain attributes are taken over; submodules are
+    copied alike.
     """
     made: M = module.__new__(type(module))
     state: dict[str, Any] = {}

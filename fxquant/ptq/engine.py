@@ -9,14 +9,13 @@ found for a layer is kept only if its error falls on data held out.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
 
+from fxquant.calibrate import using_threads
 from fxquant.errors import ConfigError
 from fxquant.nn.modes import evaluating
 from fxquant.ptq.layers import Layer, layers_of
@@ -114,16 +113,6 @@ def reconstruct(
     return _Reconstruction(sim.model, options or ReconstructionOptions()).run(data, progress)
 
 
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(before if count is None else count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 class _Reconstruction:
     def __init__(self, gm: fx.GraphModule, options: ReconstructionOptions) -> None:
         self.gm, self.options = gm, options
@@ -135,7 +124,7 @@ class _Reconstruction:
     def run(self, data: Any, progress: Progress | None) -> ReconstructionReport:
         given, report = self.options, self.report
         begin = time.process_time()
-        with _threads(given.threads), evaluating(self.gm), torch.no_grad():
+        with using_threads(given.threads), evaluating(self.gm), torch.no_grad():
             walk = Walk(
                 self.gm, data, (self.float, self.sim), samples=given.samples,
                 max_memory=given.max_memory, folder=given.folder, progress=progress,

@@ -22,7 +22,7 @@ from fxquant.errors import CalibrationError, FxQuantError
 from fxquant.graph.pytree import fresh_inputs, tensors
 from fxquant.nn import QuantizationMixin
 from fxquant.ptq.value_store import ValueStore
-from fxquant.tracing.signature import mismatch
+from fxquant.tracing.signature import MissingInputError, mismatch, placeholder_values
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -212,20 +212,12 @@ def _bound(holders: Sequence[fx.Node], batch: Any) -> list[Any]:
     named: Mapping[str, Any] = {}
     if isinstance(batch, Mapping):
         args, named = (), batch
-    values = []
-    for i, holder in enumerate(holders):
-        name = str(holder.target).lstrip("*")
-        if i < len(args):
-            values.append(args[i])
-        elif name in named:
-            values.append(named[name])
-        elif holder.args:
-            values.append(holder.args[0])
-        else:
-            what = f"a batch has no value for input {name!r}"
-            fix = "pass every input the model was prepared with"
-            raise CalibrationError("FXQ444", what, at=holder, fix=fix)
-    return values
+    try:
+        return placeholder_values(holders, args, named)
+    except MissingInputError as error:
+        what = f"a batch has no value for input {error.name!r}"
+        fix = "pass every input the model was prepared with"
+        raise CalibrationError("FXQ444", what, at=error.holder, fix=fix) from None
 
 
 def _samples(values: Sequence[Any]) -> int:

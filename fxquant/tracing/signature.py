@@ -61,6 +61,46 @@ def bind_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     return Given(tuple(names), bound.args, bound.kwargs)
 
 
+class MissingInputError(LookupError):
+    """A placeholder for which there is no value.
+
+    Attributes:
+        holder: the placeholder.
+        name: the input, as forward calls it.
+    """
+
+    def __init__(self, holder: fx.Node, name: str) -> None:
+        super().__init__(name)
+        self.holder, self.name = holder, name
+
+
+def placeholder_values(
+    holders: Sequence[fx.Node], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> list[Any]:
+    """Values of placeholders in order: by position, by name, or as forward has them by default.
+
+    Args:
+        holders: the placeholders of a graph.
+        args: positional inputs; what exceeds the placeholders is left out.
+        kwargs: inputs by name.
+
+    Raises:
+        MissingInputError: one has no value.
+    """
+    values = []
+    for i, holder in enumerate(holders):
+        name = str(holder.target).lstrip("*")
+        if i < len(args):
+            values.append(args[i])
+        elif name in kwargs:
+            values.append(kwargs[name])
+        elif holder.args:
+            values.append(holder.args[0])
+        else:
+            raise MissingInputError(holder, name)
+    return values
+
+
 def placeholders(recorder: Recorder, given: Given) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Write a placeholder for each input; returns the inputs to run with."""
     values = [*given.args, *given.kwargs.values()]

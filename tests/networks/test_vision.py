@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from torch import Tensor
 from fxquant import QuantizationSimModel, prepare_model
 from fxquant.graph.pytree import tensors
 from fxquant.onnx.parity.report import ParityReport
+from tests.helpers.shipped import Shipped
 from tests.networks import blocks, detection, motion, segmentation
 from tests.networks.parts import Entry
 
@@ -24,7 +24,6 @@ NETS: dict[str, Entry] = {
     **motion.NETS,
 }
 VARIABLE = [name for name, entry in NETS.items() if entry.sizes]
-LEVELS = ("ORT_ENABLE_ALL", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_BASIC", "ORT_DISABLE_ALL")
 # convolutions whose groups are the images of a batch have no form for another batch
 FIXED = frozenset({"siamese tracker", "condconv"})
 # written by torch's exporter, which takes seconds for each call
@@ -72,13 +71,14 @@ def test_the_file_computes_what_the_simulation_does(name: str, tmp_path: Path) -
     assert bool(fixed) == (name in FIXED), fixed
     assert any("torch's exporter" in n for n in report.notes) == (name in SLOW), report.notes
     target = sim.integer_model()
+    file = Shipped(tmp_path / "net.onnx")
     model, batch = entry.model(), entry.shapes[0][0]
     for wanted in {batch} if name in FIXED else {1, batch + 2}:
         given = entry.example([(wanted, *s[1:]) for s in entry.shapes], seed=3)
         with torch.no_grad():
             ours, real = tensors(sim.model(*given)), tensors(model(*given))
-        for level in LEVELS:
-            assert_close(ours, run(tmp_path / "net.onnx", given, level))
+        for found in file.run(given):
+            assert_close(ours, found)
         assert_close(ours, [t.numpy() for t in tensors(target(*given))])
         if name not in CHOOSING:
             assert_near(real, ours)
@@ -116,8 +116,8 @@ def test_a_file_of_another_size(name: str, tmp_path: Path) -> None:
         assert report.proven
         with torch.no_grad():
             ours = tensors(sim.model(*given))
-        for level in LEVELS:
-            assert_close(ours, run(tmp_path / "net.onnx", given, level))
+        for found in Shipped(tmp_path / "net.onnx").run(given):
+            assert_close(ours, found)
 
 
 @pytest.mark.parametrize(
@@ -130,15 +130,6 @@ def test_torch_exports_the_simulation(name: str) -> None:
         exported: Any = torch.export.export(sim.model, x).module()
         for a, b in zip(tensors(sim.model(*x)), tensors(exported(*x)), strict=True):
             assert torch.equal(a, b)
-
-
-def run(path: Path, given: tuple[Tensor, ...], level: str) -> list[Any]:
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
-    options.intra_op_num_threads, options.log_severity_level = 1, 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    names = [i.name for i in session.get_inputs()]
-    return list(session.run(None, {n: t.numpy() for n, t in zip(names, given, strict=True)}))
 
 
 def assert_close(ours: list[Tensor], theirs: list[Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -96,22 +97,26 @@ def test_a_network_improves_by_far_and_its_weights_lie_on_their_grids(per_channe
     assert "float forward passes" in str(report)
 
 
-KINDS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
-    "linear of rank 3": (nn.Linear(12, 8), (5, 12)),
-    "conv1d": (nn.Conv1d(8, 6, 3, groups=2), (8, 12)),
-    "conv3d": (nn.Conv3d(3, 6, 2), (3, 4, 4, 4)),
-    "conv_transpose1d": (nn.ConvTranspose1d(8, 6, 3, stride=2), (8, 9)),
-    "conv_transpose2d of groups": (nn.ConvTranspose2d(8, 6, 3, stride=2, groups=2), (8, 6, 6)),
-    "without a bias": (nn.Conv2d(8, 6, 3, bias=False), (8, 6, 6)),
+KINDS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "linear of rank 3": (lambda: nn.Linear(12, 8), (5, 12)),
+    "conv1d": (lambda: nn.Conv1d(8, 6, 3, groups=2), (8, 12)),
+    "conv3d": (lambda: nn.Conv3d(3, 6, 2), (3, 4, 4, 4)),
+    "conv_transpose1d": (lambda: nn.ConvTranspose1d(8, 6, 3, stride=2), (8, 9)),
+    "conv_transpose2d of groups": (
+        lambda: nn.ConvTranspose2d(8, 6, 3, stride=2, groups=2),
+        (8, 6, 6),
+    ),
+    "without a bias": (lambda: nn.Conv2d(8, 6, 3, bias=False), (8, 6, 6)),
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_kind_of_layer_and_every_method(kind: str, method: Any) -> None:
-    layer, shape = KINDS[kind]
+    make, shape = KINDS[kind]
     batches = data(*shape)
-    model = nn.Sequential(layer, nn.ReLU())
+    torch.manual_seed(0)  # weights by chance may be ones that plain GPTQ rounds no better
+    model = nn.Sequential(make(), nn.ReLU())
     sim = simulation(model, batches, 3)
     options = SolverOptions(method)
     if method == "adaround":

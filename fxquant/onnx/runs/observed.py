@@ -33,6 +33,7 @@ from fxquant.onnx.runs.probe import Recorder, Trial, arguments_at
 from fxquant.onnx.runs.value_dependent import SizeSource, following_values, size_sources
 from fxquant.onnx.runs.varying import Varying, candidates, other_values
 from fxquant.onnx.runs.visible_writes import preserved
+from fxquant.tracing.signature import MissingInputError, placeholder_values
 
 Example: TypeAlias = tuple[tuple[Any, ...], Mapping[str, Any]]
 
@@ -127,19 +128,12 @@ def bound_example(gm: fx.GraphModule, example: Example) -> list[Any]:
     """
     args, kwargs = example
     holders = [n for n in gm.graph.nodes if n.op == "placeholder"]
-    values = []
-    for i, holder in enumerate(holders):
-        name = str(holder.target).lstrip("*")
-        if i < len(args):
-            values.append(args[i])
-        elif name in kwargs:
-            values.append(kwargs[name])
-        elif holder.args:
-            values.append(holder.args[0])
-        else:
-            raise ExportError("FXQ501", f"the example has no value for input {name!r}", at=holder,
-                              fix="pass every input the model was prepared with")  # fmt: skip
-    return values
+    try:
+        return placeholder_values(holders, args, kwargs)
+    except MissingInputError as error:
+        what = f"the example has no value for input {error.name!r}"
+        fix = "pass every input the model was prepared with"
+        raise ExportError("FXQ501", what, at=error.holder, fix=fix) from None
 
 
 def inputs_of(gm: fx.GraphModule, node: fx.Node, recorded: Recorded) -> tuple[Any, Any]:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from fxquant.onnx.parity.error_bounds import UNIT, Bound, bounds_of
 from fxquant.onnx.parity.error_rules import Valued, narrowed
 from fxquant.onnx.parity.prove import prove
 from tests.helpers.qdq import Graph
+from tests.helpers.shipped import Shipped
 
 TYPES = (torch.float16, torch.bfloat16)
 UNITS = {ir.DataType.FLOAT16: 2.0**-11, ir.DataType.BFLOAT16: 2.0**-8}
@@ -61,8 +61,7 @@ def simulated(name: str, dtype: torch.dtype) -> tuple[QuantizationSimModel, Tens
 def test_a_part_in_half_precision_is_proven(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     sim, x = simulated(name, dtype)
     assert sim.export(tmp_path, "net", x)
-    session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"))
-    (found,) = session.run(None, {"x": x.numpy()})
+    (found,) = next(Shipped(tmp_path / "net.onnx").run([x]))
     with torch.no_grad():
         wanted = sim.model(x).numpy()
     # single integers may differ by a step; a lost cast or factor would move all

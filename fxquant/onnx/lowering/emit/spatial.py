@@ -74,25 +74,26 @@ def _pixel_shuffle(c: Call) -> ir.Value:
 
 
 def _regrouped(c: Call, factor: int) -> ir.Value:
-    *outer, channels, height, width = c.spec().shape
-    n = len(outer)
-    inner = static_sizes([channels, height, width], "the image")
-    split = [inner[0] // factor**2, factor, factor, inner[1], inner[2]]
-    x = c.reshape(c.tensor(), [*outer, *split], c.held("input"))
-    x = c.op("Transpose", x, perm=[*range(n), n, n + 3, n + 1, n + 4, n + 2])
-    return c.reshape(x, c.out.shape, c.held("input"))
+    channels, height, width = static_sizes(c.spec().shape[-3:], "the image")
+    split = [channels // factor**2, factor, factor, height, width]
+    return _transposed(c, split, (0, 3, 1, 4, 2))
 
 
 @emits("pixel_unshuffle")
 def _pixel_unshuffle(c: Call) -> ir.Value:
     # SpaceToDepth of ONNX puts the block in front of the channel
     factor = int(c.static("downscale_factor"))
-    *outer, channels, height, width = c.spec().shape
+    channels, height, width = static_sizes(c.spec().shape[-3:], "the image")
+    split = [channels, height // factor, factor, width // factor, factor]
+    return _transposed(c, split, (0, 2, 4, 1, 3))
+
+
+def _transposed(c: Call, split: list[int], order: tuple[int, ...]) -> ir.Value:
+    """Channels, height and width split into other dimensions, which change places and rejoin."""
+    outer = c.spec().shape[:-3]
     n = len(outer)
-    inner = static_sizes([channels, height, width], "the image")
-    split = [inner[0], inner[1] // factor, factor, inner[2] // factor, factor]
     x = c.reshape(c.tensor(), [*outer, *split], c.held("input"))
-    x = c.op("Transpose", x, perm=[*range(n), n, n + 2, n + 4, n + 1, n + 3])
+    x = c.op("Transpose", x, perm=[*range(n), *(n + i for i in order)])
     return c.reshape(x, c.out.shape, c.held("input"))
 
 
