@@ -84,6 +84,8 @@ class PlaceQuantizers(Pass):
         if slot in plan.boundaries:
             inside = plan.inside or frozenset()
             return self._stub(rw, slot, [u for u in node.users if u in inside]), 0
+        if slot in plan.integer_consumers:
+            return self._stub(rw, slot, plan.integer_consumers[slot]), 0
         module = rw.module(node)
         if isinstance(module, QuantizationMixin):
             return module, index

@@ -1,9 +1,11 @@
 """Which operators of a graph the target computes in integers, and which kernels take in others.
 
-An operator is *integer* when the target lists it with these arguments. Sums and products stay in
-floating point between floating-point neighbours and before a softmax, and so do concatenations of
-floating-point values that no integer operator reads. Which values then need a grid is
-`graph.plan`'s part.
+An operator is *integer* when the target lists it with these arguments. Elementwise operators are
+cheap in floating point: their integer kernels pay only where every operand lies on a grid anyway
+and an integer operator reads the result. Elsewhere a grid costs accuracy and gains nothing, as in
+the residual stream of a transformer: its linear layers write floats, and a norm reads the sums.
+Concatenations of floating-point values that no integer operator reads stay floating point as well,
+and so does what only a softmax reads. Which values then need a grid is `planner`'s part.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ from fxquant.placement.dataflow import (
     moves_values,
     operands,
     origin,
-    takes_item,
 )
+from fxquant.placement.integer_reads import IntegerReads
 
 if TYPE_CHECKING:
     from fxquant.placement.config_rules import Settings
@@ -76,6 +78,7 @@ class _Classifier:
         self.rows = {n: ops.row_of(n, gm) for n in gm.graph.nodes}
         self.kept = chosen_nodes(gm, settings.config.keep_float)
         self.classes = Classes()
+        self.reads = IntegerReads(gm, self.classes.kernels, settings, regions)
         self.rules, self.absorbed = self.classes.kernels, self.classes.absorbed
         self.kernel_ends = self.classes.kernel_ends
 
@@ -83,7 +86,9 @@ class _Classifier:
         for node in reversed(self.gm.graph.nodes):
             self._classify(node)
         for node in self.gm.graph.nodes:
-            self._demote(node)
+            self._demote_by_operands(node)
+        for node in reversed(self.gm.graph.nodes):
+            self._demote_by_consumers(node)
         self._demote_unread()
         for activation, node in self.absorbed.items():
             if node in self.rules:
@@ -170,18 +175,36 @@ class _Classifier:
             return "an operand is a constant without a finite range (a mask)"
         return None
 
-    def _demote(self, node: fx.Node) -> None:
-        """Take back a sum or product none of whose operands comes from integers.
+    def _demote_by_operands(self, node: fx.Node) -> None:
+        """Take back an elementwise operator with an operand that has a grid for its sake only.
 
         Producers come before consumers here, so what is taken back counts for the nodes after it.
         """
-        rule = self.rules.get(node)
-        if rule is None or not rule.elementwise:
+        if not self._is_elementwise(node):
             return
-        if not any(self._is_near_integer(n) for _, n in operands(node, self.gm)):
-            del self.rules[node]
-            reason = "its operands are made in floating point: a grid would only cost accuracy"
-            self.classes.why[node] = [reason]
+        made = (n for _, n in operands(node, self.gm) if not self._has_grid_anyway(n, node))
+        first = next(made, None)
+        if first is not None:
+            self._demote(node, f"{origin(first, self.gm)[0].name} needs no grid but for it")
+
+    def _demote_by_consumers(self, node: fx.Node) -> None:
+        """Take back an elementwise operator whose result only floating-point operators read.
+
+        Consumers come before producers here.
+        """
+        if self._is_elementwise(node) and not self.reads.in_integers(self._end(node)):
+            self._demote(node, "only floating-point operators read its result")
+
+    def _demote(self, node: fx.Node, reason: str) -> None:
+        del self.rules[node]
+        self.classes.why[node] = [f"it stays in floating point: {reason}"]
+
+    def _is_elementwise(self, node: fx.Node) -> bool:
+        rule = self.rules.get(node)
+        return rule is not None and rule.elementwise
+
+    def _end(self, node: fx.Node) -> fx.Node:
+        return self.kernel_ends.get(node, node)
 
     def _demote_unread(self) -> None:
         """Take back what is in integers for its consumers, where none of them reads integers.
@@ -192,7 +215,8 @@ class _Classifier:
         unread: set[fx.Node] = set()
         for node in reversed(self.gm.graph.nodes):
             rule = self.rules.get(node)
-            if rule is not None and rule.for_consumers and not self._is_read(node, unread):
+            read = self.reads.in_integers(node, but=unread.__contains__)
+            if rule is not None and rule.for_consumers and not read:
                 unread.add(node)
         for node in [n for n in self.gm.graph.nodes if n in unread]:
             made = [origin(n, self.gm)[0] for _, n in operands(node, self.gm)]
@@ -200,19 +224,6 @@ class _Classifier:
                 del self.rules[node]
                 reason = "it has floating-point operands and no integer consumer: it needs no grid"
                 self.classes.why[node] = [reason]
-
-    def _is_read(self, node: fx.Node, unread: set[fx.Node]) -> bool:
-        """Whether an integer operator, or what must be integers, reads a value."""
-        for user in node.users:
-            if user.op == "output" and not self.settings.config.quantize_outputs:
-                continue
-            outside = self.regions is not None and not self.regions.holds(user)
-            if user.op == "output" or outside or (user in self.rules and user not in unread):
-                return True
-            moves = takes_item(user) or moves_values(user, self.gm)
-            if moves is not None and self._is_read(user, unread):
-                return True
-        return False
 
     def _feeds_softmax_only(self, node: fx.Node) -> bool:
         """All consumers, through moves and floating-point arithmetic, are softmaxes."""
@@ -236,17 +247,27 @@ class _Classifier:
         row = self.rows.get(producer)
         return row is not None and row.grid is ops.Grid.FLOAT
 
-    def _is_near_integer(self, node: fx.Node) -> bool:
-        """Made by an integer kernel, or by one function of such a value."""
+    def _has_grid_anyway(self, node: fx.Node, consumer: fx.Node) -> bool:
+        """Whether an operand of `consumer` lies on a grid that is not there for its sake only.
+
+        The kernel that makes it writes integers, or it is one function of such a value; another
+        kernel reads it in integers; it is a constant, rounded before the network runs; or it comes
+        from outside of the graph or of a region, where values become integers.
+        """
         producer = origin(node, self.gm)[0]
-        if self._is_integer(producer):
+        enters = self.regions is not None and not self.regions.holds(producer)
+        known = enters or producer.op in ("get_attr", "placeholder")
+        if known or self._writes_integers(producer):
+            return True
+        if self.reads.in_integers(producer, but=self._is_elementwise):
             return True
         row = self.rows.get(producer)
         if row is None or len(row.inputs) != 1:
             return False
-        return any(self._is_integer(origin(n, self.gm)[0]) for _, n in operands(producer, self.gm))
+        above = (origin(n, self.gm)[0] for _, n in operands(producer, self.gm))
+        return any(self._writes_integers(n) for n in above)
 
-    def _is_integer(self, node: fx.Node) -> bool:
-        """Whether a kernel makes the value from integers; a table look-up does not."""
-        row = self.rows.get(node)
-        return node in self.rules and row is not None and row.weight_use is not ops.WeightUse.TABLE
+    def _writes_integers(self, node: fx.Node) -> bool:
+        """Whether the kernel that makes a value can write integers only."""
+        rule = self.rules.get(self.absorbed.get(node, node))
+        return rule is not None and rule.output == "required"

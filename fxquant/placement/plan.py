@@ -43,6 +43,7 @@ class Plan:
     Attributes:
         inside: nodes that may read integers; None where the whole graph may.
         boundaries: slots outside of the regions whose values get a grid for consumers inside only.
+        integer_consumers: slots that only some consumers read in integers -> these consumers.
         kernels: operators that the target computes, with their rules.
         absorbed: operators that are computed inside the kernel of another one.
         violations: constraints of the target that operators do not keep.
@@ -50,6 +51,7 @@ class Plan:
 
     inside: frozenset[fx.Node] | None = None
     boundaries: set[Slot] = field(default_factory=set)
+    integer_consumers: dict[Slot, list[fx.Node]] = field(default_factory=dict)
     grids: list[PlannedQuantizer] = field(default_factory=list)
     weights: dict[fx.Node, WeightPlan] = field(default_factory=dict)
     kernels: dict[fx.Node, OperatorRule] = field(default_factory=dict)

@@ -8,7 +8,8 @@ The rules, in order:
 1. Which operators are integer is `graph.classify`'s answer.
 2. The operands of integer operators need a grid, and so does an output that the kernel can write as
    integers only. An activation that the kernel absorbs takes the output's place.
-3. The grid belongs to the slot where the values were made (`graph.grids.origin`).
+3. The grid belongs to the slot where the values were made (`dataflow.origin`); consumers in
+   floating point, such as the shortcut beside a linear layer, read floats before their grid.
 4. Concatenations put their operands and their output on one grid.
 5. The configuration's rules add grids, take them away and change their type (`graph.settings`).
 """
@@ -24,7 +25,15 @@ from torch import fx
 from fxquant import ops
 from fxquant.errors import ConfigError
 from fxquant.placement.config_rules import Setting, Settings, check_supergroups
-from fxquant.placement.dataflow import Slot, is_float_spec, operands, origin, slot_spec
+from fxquant.placement.dataflow import (
+    Slot,
+    is_float_spec,
+    is_sequence,
+    operands,
+    origin,
+    slot_spec,
+)
+from fxquant.placement.integer_reads import IntegerReads
 from fxquant.placement.partition import classify
 from fxquant.placement.plan import Plan, PlannedQuantizer, WeightPlan
 from fxquant.placement.regions import find_regions
@@ -96,6 +105,7 @@ class _Planner:
                 chains.setdefault(self.kernel_ends[head], []).append(node)
         for node, reasons in self.settings.join(chains).items():
             self.plan.why.setdefault(node, []).extend(reasons)
+        self.reads = IntegerReads(gm, self.rules, self.settings, self.regions)
         self.needs: dict[Slot, _Need] = {}
         self.parent: dict[Slot, Slot] = {}
 
@@ -105,6 +115,7 @@ class _Planner:
         self._ask_ends()
         self._ask_rules()
         self._group()
+        self._split()
         self._weights()
         check_effects(self.gm, self.settings, self.plan)
         return self.plan
@@ -233,6 +244,18 @@ class _Planner:
             else:
                 groups.setdefault(self._find(slot), []).append(slot)
         self.plan.grids = [self._grid(slots) for slots in groups.values()]
+
+    def _split(self) -> None:
+        """Let float consumers of values that are made in floating point read them as they are."""
+        for node, index in (slot for grid in self.plan.grids for slot in grid.slots):
+            made_float = node.op == "call_module" and node not in self.rules
+            if not made_float or node in self.plan.absorbed or is_sequence(node.meta.get("spec")):
+                continue
+            others = self.reads.float_users(node)
+            asked = self.settings.of(node, "output.quantized").value
+            if others and not asked and (node, index) not in self.plan.boundaries:
+                self.plan.integer_consumers[node, index] = self.reads.integer_users(node)
+                self._note(node, f"{others[0].name} reads it in floating point, before its grid")
 
     def _grid(self, slots: list[Slot]) -> PlannedQuantizer:
         grid, config = self.target.activation, self.config

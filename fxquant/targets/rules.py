@@ -36,7 +36,8 @@ class OperatorRule(BaseModel):
             "optional": it can write floats, so the output has one only where a consumer needs it.
         kernel: "float" when the runtime dequantizes and computes in floating point all the same.
         second: "symmetric" when the second operand of a product wants a symmetric signed grid.
-        elementwise: stays floating point between floating-point neighbours.
+        elementwise: its floating-point kernel costs little: it is computed in integers only where
+            all operands lie on a grid anyway and an integer operator reads the result.
         for_consumers: stays floating point where an operand is made in floating point and no
             integer operator reads the result: a grid would only cost accuracy.
         weight_grid: its weight lies on one grid for the tensor, where only kernels of products have

@@ -27,7 +27,7 @@ class Chain(nn.Module):
 
 def simulated(net: nn.Module) -> QuantizationSimModel:
     torch.manual_seed(3)
-    sim = QuantizationSimModel(net.eval(), X, "min_max")
+    sim = QuantizationSimModel(net.eval(), X, "min_max", target="qualcomm_htp")
     sim.compute_encodings([X])
     return sim
 

@@ -124,7 +124,7 @@ def test_a_concatenation_of_floats_that_only_outputs_read_has_no_grid() -> None:
 def test_a_concatenation_does_not_stretch_the_grid_of_a_gate_that_others_read() -> None:
     x = torch.randn(2, 3, 8, 8)
     sim = QuantizationSimModel(Head(read=True).eval(), x)
-    gate, joined = owners(sim, "sigmoid", "cat")
+    gate, joined = owners(sim, "sigmoid_stub", "cat")
     assert gate is not joined
     assert "others read sigmoid" in sim.explain("cat")
     sim.compute_encodings([x])
@@ -171,14 +171,59 @@ def test_float_islands_have_a_grid_only_where_integers_read_them() -> None:
         Islands(),
         torch.randn(2, 5, 8),
         """
-        x_stub: uint8
         norm: uint8
         fc1: float int8 x 16 channels
         gelu: uint8
-        fc2: uint8 int8 x 8 channels
-        add: uint8
+        fc2: float int8 x 8 channels
+        add: float
         """,
     )
+
+
+class Residual(nn.Module):
+    def __init__(self, last: nn.Module) -> None:
+        super().__init__()
+        self.a, self.b, self.last = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), last
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.last(self.b(x) + x)  # type: ignore[no-any-return]
+
+
+def test_a_sum_of_integers_is_an_integer_where_an_integer_operator_reads_it() -> None:
+    x = torch.randn(1, 4, 4, 4)
+    assert "add: uint8" in placed(Residual(nn.Conv2d(4, 2, 1)), x)
+    assert "add: float" in placed(Residual(nn.Sigmoid()), x)
+    on_request = placed(Residual(nn.Identity()), x, config={"quantize_outputs": True})
+    assert "add: uint8" in on_request
+    assert "add: float" in placed(Residual(nn.Identity()), x)
+
+
+class PostNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.fc = nn.LayerNorm(8), nn.LayerNorm(8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.norm(self.fc(x) + x)  # type: ignore[no-any-return]
+
+
+def test_a_shortcut_reads_the_norm_before_its_grid() -> None:
+    expect(
+        PostNorm(),
+        torch.randn(2, 5, 8),
+        """
+        first: float
+        first_stub: uint8
+        fc: float int8 x 8 channels
+        add: float
+        norm: float
+        """,
+    )
+    # asked for by name, the grid is that of all consumers
+    config = {"layers": {"first": {"output": {"quantized": True}}}}
+    assert "first: uint8" in placed(PostNorm(), torch.randn(2, 5, 8), config=config)
 
 
 class Table(nn.Module):

@@ -45,7 +45,7 @@ from fxquant.onnx.lowering.nodes import (
     needed,
     operator_name,
 )
-from fxquant.onnx.lowering.ort_workarounds import fold_scales, shield_float_layers
+from fxquant.onnx.lowering.ort_workarounds import fold_scales, separate_norms, shield_float_layers
 from fxquant.onnx.lowering.quantize import Quantized
 from fxquant.onnx.lowering.result import Fallback, Lowered
 from fxquant.onnx.lowering.stored_weights import Arrangement, Weights
@@ -149,6 +149,7 @@ class _Lowering:
         self.owners |= {made: self.owners[by] for made, by in inserted.items() if by in self.owners}
         inserted = shield_float_layers(self.builder) | fold_scales(self.builder, outputs)
         self.owners |= {made: self.owners[by] for made, by in inserted.items() if by in self.owners}
+        separate_norms(self.builder)
         model, kept = assemble(self.builder, self.inputs, outputs)
         lowered = Lowered(
             model=model, tensors=tuple(self.quantized.tensors(kept)),

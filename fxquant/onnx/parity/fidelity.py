@@ -7,6 +7,7 @@ hardly uses, weights that were changed after the ranges had been measured.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
 Example = tuple[tuple[Any, ...], Mapping[str, Any]]
+_Arrays = dict[str, np.ndarray[Any, Any]]
 
 _CLIPPED = 0.05  # share of a tensor off its grid from which that is worth a warning
 _FEW_STEPS = 3  # of a grid: what an example spans without saying anything
@@ -126,20 +128,48 @@ def fidelity(gm: fx.GraphModule, example: Example) -> Fidelity:
         finally:
             for handle in handles:
                 handle.remove()
-        with ExitStack() as stack:
-            for module in list(gm.modules()):
-                if isinstance(module, QuantizationMixin):
-                    stack.enter_context(module._remove_all_quantizers())
-            real = _outputs(gm(*fresh_inputs(values)))
+        real = _run_with(gm, values, None)
+        outputs = _compared(real, ours)
+        costly = _costly(gm, values, real) if any(map(_is_noisy, outputs)) else ""
+    samples = next((len(t) for t in tensors(values) if t.dim()), 1)
+    warnings = (*_noisy(outputs, costly), *_unused(uses), *_stale(gm), *_cut(gm))
+    return Fidelity(samples, outputs, warnings)
+
+
+def _run_with(gm: fx.GraphModule, values: list[Any], only: str | None) -> _Arrays:
+    """Outputs of the model with the quantizers of one module at most."""
+    with ExitStack() as stack:
+        for path, module in list(gm.named_modules()):
+            if isinstance(module, QuantizationMixin) and path != only:
+                stack.enter_context(module._remove_all_quantizers())
+        return _outputs(gm(*fresh_inputs(values)))
+
+
+def _compared(real: _Arrays, ours: _Arrays) -> tuple[Agreement, ...]:
     # rows that values choose may be others: they have no like
     same = {n for n, x in real.items() if n in ours and ours[n].shape == x.shape}
     rows = compare_with_float({n: real[n] for n in real if n in same}, {n: ours[n] for n in same})
-    outputs = tuple(row for row in rows if row.sqnr_db is not None)
-    samples = next((len(t) for t in tensors(values) if t.dim()), 1)
-    return Fidelity(samples, outputs, (*_noisy(outputs), *_unused(uses), *_stale(gm), *_cut(gm)))
+    return tuple(row for row in rows if row.sqnr_db is not None)
 
 
-def _outputs(result: Any) -> dict[str, np.ndarray[Any, Any]]:
+def _costly(gm: fx.GraphModule, values: list[Any], real: _Arrays) -> str:
+    """The modules whose quantizers alone cost the outputs most; one run for each module.
+
+    Measured at the outputs, as a tensor's own signal says little: where one channel is large, its
+    energy hides what the grid does to the others.
+    """
+    found: dict[str, float] = {}
+    for path, module in gm.named_modules():
+        if isinstance(module, QuantizationMixin) and any(
+            isinstance(m, QuantizerBase) for m in module.modules()
+        ):
+            rows = _compared(real, _run_with(gm, values, path))
+            found[path] = min((r.sqnr_db for r in rows if r.sqnr_db is not None), default=math.inf)
+    worst = sorted(found, key=found.__getitem__)[:_LISTED]
+    return ", ".join(f"{path} {found[path]:.1f} dB" for path in worst if found[path] < math.inf)
+
+
+def _outputs(result: Any) -> _Arrays:
     found = [value for _, value in leaves(result) if isinstance(value, Tensor)]
     names = ["output"] if len(found) == 1 else [f"output {i}" for i in range(len(found))]
     plain = (t.detach().as_subclass(Tensor).cpu() for t in found)
@@ -172,11 +202,16 @@ def _check_state(gm: nn.Module) -> None:
 # --- warnings ------------------------------------------------------------------------------------
 
 
-def _noisy(outputs: tuple[Agreement, ...]) -> list[str]:
-    bad = [r for r in outputs if r.sqnr_db is not None and r.sqnr_db < _NOISY]
+def _is_noisy(row: Agreement) -> bool:
+    return row.sqnr_db is not None and row.sqnr_db < _NOISY
+
+
+def _noisy(outputs: tuple[Agreement, ...], costly: str) -> list[str]:
+    bad = [row for row in outputs if _is_noisy(row)]
+    alone = f". Quantized alone, these cost most: {costly}" if costly else ""
     found = [
         f"{r.name} of the simulation keeps {r.sqnr_db:.1f} dB of the float model's: "
-        "more is lost than quantization should cost; `fxquant profile` shows where"
+        f"more is lost than quantization should cost{alone}. `fxquant profile` shows more"
         for r in bad
     ]
     other = [r for r in outputs if r not in bad and r.labels is not None and r.labels < _DISAGREE]

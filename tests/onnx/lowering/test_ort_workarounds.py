@@ -177,3 +177,26 @@ def test_words_times_bytes_keep_their_sixteen_bits(tmp_path: Path) -> None:
     sim.compute_encodings([x])
     assert sim.export(tmp_path, "net").max_steps <= 1
     assert "MatMulNBits" not in kernels(tmp_path)
+
+
+class Norms(nn.Module):
+    """A shortcut that a norm reads, and a norm right behind a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.a, self.b = nn.Linear(8, 8), nn.LayerNorm(8), nn.LayerNorm(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, L, 8] -> [N, L, 8]."""
+        x = self.a(self.fc(x) + x)
+        return self.b(self.fc(x))  # type: ignore[no-any-return]
+
+
+def test_a_norm_is_not_fused_with_the_sum_before_it(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    export(Norms(), torch.randn(2, 5, 8), tmp_path)
+    found = kernels(tmp_path)
+    assert found.count("LayerNormalization") == 2
+    assert "Sum" in found
+    assert "SkipLayerNormalization" not in found
+    assert "Add" not in found  # biases are inside of their layers

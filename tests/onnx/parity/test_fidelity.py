@@ -127,3 +127,18 @@ def test_the_simulation_is_left_as_it_was() -> None:
         assert torch.equal(sim.model(x), before)
     assert [n for n, _ in sim.named_quantizers()] == names
     assert not any(q._forward_hooks for q in sim.quantizers())
+
+
+def test_what_costs_most_is_named() -> None:
+    """One large channel makes the grid of the others coarse; a tensor's own energy hides that."""
+    torch.manual_seed(0)
+    norm, blind = nn.LayerNorm(8), nn.Linear(8, 4)
+    model = nn.Sequential(nn.Linear(8, 8), norm, blind, nn.Linear(4, 4)).eval()
+    with torch.no_grad():
+        norm.weight[0] = 3e4
+        blind.weight[:, 0] = 0.0
+    x = torch.randn(64, 8)
+    sim = QuantizationSimModel(model, x, "min_max")
+    sim.compute_encodings([x])
+    (warning,) = (w for w in fidelity(sim.model, ((x,), {})).warnings if "keeps" in w)
+    assert "Quantized alone, these cost most: 1 " in warning

@@ -47,12 +47,12 @@ class Centred(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.fc, self.out = nn.Linear(16, 64), nn.Linear(64, 4)
+        self.fc, self.out, self.gain = nn.Linear(16, 64), nn.Linear(64, 4), nn.Linear(1, 4)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.fc(x)
         y = y - y.mean(1, keepdim=True)
-        result: Tensor = self.out(y) + y.mean(1, keepdim=True)
+        result: Tensor = self.out(y) + self.gain(y.mean(1, keepdim=True))
         return result
 
 
