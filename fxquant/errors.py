@@ -2,7 +2,7 @@
 
 Codes: 1xx trace, prepare, validate, regions · 2xx configuration and selectors · 3xx passes and
 placement · 4xx quantizers and calibration · 5xx lowering, verify and parity · 6xx checkpoints ·
-7xx command line and files.
+7xx command line and files · 8xx training.
 
     FxQuantError
     ├── ModelError ── TraceError, RegionError
@@ -10,7 +10,8 @@ placement · 4xx quantizers and calibration · 5xx lowering, verify and parity �
     ├── PassError
     ├── QuantizationError ── UncalibratedError, CalibrationError, ShapeMismatchError
     ├── ExportError ── ParityError
-    └── CheckpointError
+    ├── CheckpointError
+    └── TrainingError
 """
 
 from __future__ import annotations
@@ -111,6 +112,10 @@ class ParityError(ExportError):
 
 class CheckpointError(FxQuantError):
     """A checkpoint is missing, damaged or does not fit the model."""
+
+
+class TrainingError(FxQuantError):
+    """Training in simulation is set up wrongly or went wrong."""
 
 
 def place(at: Node | str | None) -> str | None:

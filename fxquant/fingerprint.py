@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, fx, nn
 
+from fxquant.nn.calibration import follow_parameters
 from fxquant.quantization import QuantizerBase
 
 CALIBRATED = "calibrated"  # key of `GraphModule.meta`
@@ -35,12 +36,14 @@ def mark_calibrated(model: fx.GraphModule) -> None:
 def changed_since(model: nn.Module, before: tuple[Mapping[str, str], str] | None) -> list[str]:
     """Names of weights that changed while the ranges did not, in the order of the model.
 
-    Training that learns ranges moves both, which is legitimate.
+    Training moves both, which is legitimate.
 
     Args:
         model: a simulated model.
         before: what `mark_calibrated` put into its `meta`; None if it was never called.
     """
+    for module in model.modules():
+        follow_parameters(module)
     if before is None or _ranges(model) != before[1]:
         return []
     return [name for name, found in fingerprints(model).items() if before[0].get(name) != found]

@@ -24,7 +24,7 @@ from fxquant.passes import simulation_pipeline
 from fxquant.prepare import call_arguments, is_prepared, prepare_model
 from fxquant.quantization import QuantizerBase, QuantScheme, affine
 from fxquant.targets import Target, load_target
-from fxquant.targets.quantizer_choice import quantizer_for
+from fxquant.targets.quantizer_choice import quantizer_for, set_training
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -289,10 +289,12 @@ class QuantizationSimModel(ExportMethods):
         """
 
         def make(shape: tuple[int, ...], blocks: tuple[int, ...]) -> affine.QuantizeDequantize:
-            return affine.GroupedBlockQuantizeDequantize(
+            made = affine.GroupedBlockQuantizeDequantize(
                 shape, bitwidth, symmetric, decompressed_bw, block_size=blocks,
                 block_grouping=editing.grouping(shape, blocks, block_grouping),
             )  # fmt: skip
+            set_training(made, "weight", self.quant_scheme)
+            return made
 
         editing.set_blocks(self.model, arg, block_size, make)
 

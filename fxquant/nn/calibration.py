@@ -90,3 +90,13 @@ def fit_biases(model: nn.Module) -> None:
         step = quantizer.needed_step(bias)
         if step is not None and isinstance(weight, AffineQuantizer) and weight.overwritable:
             weight.widen(step)
+
+
+def follow_parameters(module: nn.Module) -> None:
+    """Lay the ranges of a module's own parameters around these, where training has begun to."""
+    quantizers = module._modules.get("param_quantizers")
+    if isinstance(quantizers, QuantizerDict):
+        for name, quantizer in quantizers.active():
+            value = weight_of(module, name)
+            if value is not None:
+                quantizer.follow(value, begin=False)

@@ -72,6 +72,9 @@ class QuantizerBase(nn.Module):
         """The quantized tensor without its encoding; what `forward` does outside of calibration."""
         raise NotImplementedError
 
+    def follow(self, x: Tensor, *, begin: bool = True) -> None:
+        """Lay the range around a parameter that is trained, where the quantizer is set to do so."""
+
     # observing -----------------------------------------------------------------------------------
 
     @property

@@ -22,6 +22,7 @@ HUNDREDS = {
     "5": "Lowering, verification and parity",
     "6": "Checkpoints and encodings files",
     "7": "Command line and files",
+    "8": "Training in simulation",
 }
 HEAD = """\
 # Error codes
