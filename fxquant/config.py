@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import typing
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
     BaseModel,
@@ -118,7 +118,8 @@ class QuantConfig(_Frozen):
         quantize_bias: put biases on their int32 grid.
         quantize_inputs: give the graph's inputs a grid where integers are read.
         quantize_outputs: give the graph's outputs a grid even where the kernel can write floats.
-        fold_batch_norms: fold batch norms into the convolution before them.
+        fold_batch_norms: fold batch norms into the convolution before them; "live": with every
+            call, so that they go on learning in training.
         deploy: the CPUs that files are written for ("any", "vnni", "avx2", "arm"); default: what
             the target says.
         keep_float: paths or globs of modules that stay in floating point.
@@ -144,7 +145,7 @@ class QuantConfig(_Frozen):
     quantize_bias: StrictBool = True
     quantize_inputs: StrictBool = True
     quantize_outputs: StrictBool = False
-    fold_batch_norms: StrictBool = True
+    fold_batch_norms: StrictBool | Literal["live"] = True
     deploy: Deploy | None = None
     keep_float: tuple[str, ...] = ()
     supergroups: tuple[tuple[str, ...], ...] = ()

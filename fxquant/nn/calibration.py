@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fxquant.nn.containers import QuantizerDict
+from fxquant.nn.live_norm import live_norm_of
 from fxquant.quantization import QuantizerBase
 from fxquant.quantization.affine import AffineQuantizer, BiasQuantizeDequantize
 
@@ -76,7 +77,13 @@ def _param_quantizers(model: nn.Module) -> Iterator[tuple[Tensor, QuantizerBase]
 
 
 def weight_of(module: nn.Module, name: str) -> Tensor | None:
-    """A parameter, or the buffer that stands in for one, as in a filter that is not trained."""
+    """A parameter as it is quantized.
+
+    It may be a buffer, as in a filter that is not trained, and a batch norm may be folded in.
+    """
+    live = live_norm_of(module)
+    if live is not None:
+        return live.folded(module).get(name)
     value = module._parameters.get(name)
     return value if value is not None else module._buffers.get(name)
 

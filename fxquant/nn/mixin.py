@@ -24,9 +24,10 @@ from fxquant.errors import QuantizationError
 from fxquant.nn import calibration, custom_kernels
 from fxquant.nn.containers import QuantizerDict, QuantizerList, Removed, Walk, remove
 from fxquant.nn.functional import Functional
+from fxquant.nn.live_norm import live_norm_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from fxquant.nn.custom_kernels import Kernel
     from fxquant.quantization import QuantizerBase
@@ -111,6 +112,9 @@ class QuantizationMixin(nn.Module):
             walk = Walk(inputs)
             args = walk.over(args)
             kwargs = {name: walk.over(value) for name, value in kwargs.items()}
+        live = live_norm_of(self)
+        if live is not None:
+            return self._quantize_outputs(live.forward_of(self, args, kwargs))
         swapped = self._quantized_parameters()
         kernel = self.__dict__.get("_kernel") or type(self).default_kernel
         if kernel is not None and not custom_kernels.observing(self):
@@ -197,15 +201,17 @@ class QuantizationMixin(nn.Module):
 
     # parameters ----------------------------------------------------------------------------------
 
-    def _quantized_parameters(self) -> dict[str, Tensor]:
-        """The quantized parameters by name; those that nothing changed are not computed again."""
+    def _quantized_parameters(
+        self, values: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """The quantized parameters by name, or what stands in for them; kept where unchanged."""
         found: dict[str, Tensor] = {}
         quantizers: Any = self._modules["param_quantizers"]
         for name, quantizer in quantizers._modules.items():
             if quantizer is None:
                 continue
-            parameter = calibration.weight_of(self, name)
-            if parameter is not None and not quantizer._observing:
+            parameter = calibration.weight_of(self, name) if values is None else values.get(name)
+            if parameter is not None and not quantizer._observing and quantizer._enabled:
                 found[name] = self._quantized_parameter(name, parameter, quantizer)
         return found
 

@@ -10,7 +10,8 @@ from torch import fx, nn
 from fxquant import ops
 from fxquant.errors import ConfigError
 from fxquant.graph.rewriter import Rewriter
-from fxquant.passes.fold_batch_norms import fold_batch_norms, folded
+from fxquant.nn.norm_folding import folded
+from fxquant.passes.fold_batch_norms import fold_batch_norms
 from fxquant.prepare import is_prepared, prepare_model
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def _has(model: nn.Module, *paths: str) -> bool:
     return all(path in known for path in paths)
 
 
+@torch.no_grad()
 def _fold(model: nn.Module, layer_path: str, norm_path: str) -> tuple[nn.Module, nn.Module]:
     layer, norm = model.get_submodule(layer_path), model.get_submodule(norm_path)
     row = ops.row_for_module(layer)

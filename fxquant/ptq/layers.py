@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from fxquant.nn import QuantizationMixin
 from fxquant.nn.calibration import weight_of
+from fxquant.nn.training_state import require_ended
 from fxquant.ptq.columns import Product, product_of
 from fxquant.ptq.solving.grids import WeightGrid
 from fxquant.quantization.affine import AffineQuantizer, BiasQuantizeDequantize
@@ -147,6 +148,7 @@ class Layer:
 
 def layers_of(gm: fx.GraphModule) -> tuple[dict[fx.Node, Layer], dict[str, str]]:
     """Layers in the order of the graph, and why other quantized weights are left as they are."""
+    require_ended(gm)
     weights, quantizers = _users(gm)
     found: dict[fx.Node, Layer] = {}
     skipped: dict[str, str] = {}

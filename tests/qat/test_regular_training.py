@@ -110,7 +110,6 @@ def test_ranges_are_up_to_date_wherever_they_leave(how: str, tmp_path: Path) -> 
     elif how == "eval":
         sim.model.eval()
     else:
-        sim.model.eval()
         sim.export(tmp_path, "net", x)
         with torch.no_grad():
             want = sim.model(x)

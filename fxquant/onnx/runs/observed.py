@@ -29,6 +29,7 @@ from torch import Tensor, fx
 from fxquant.errors import ExportError
 from fxquant.graph.pytree import tensors
 from fxquant.nn.modes import evaluating
+from fxquant.nn.training_state import require_ended
 from fxquant.onnx.runs.probe import Recorder, Trial, arguments_at
 from fxquant.onnx.runs.value_dependent import SizeSource, following_values, size_sources
 from fxquant.onnx.runs.varying import Varying, candidates, other_values
@@ -114,7 +115,9 @@ def record(gm: fx.GraphModule, example: Example, *, fixed: str = "") -> Recorded
     Raises:
         ExportError: FXQ501, the example lacks an input; FXQ535, values decide how many items a
             value has.
+        TrainingError: FXQ802, the graph is in the middle of training.
     """
+    require_ended(gm)
     values = bound_example(gm, example)
     with preserved(gm), evaluating(gm, kept=True), torch.no_grad():
         return _Trials(gm, values, fixed).compared()

@@ -258,6 +258,8 @@ class AffineQuantizer(Gridded):
             if self._overwritable:
                 self._observe(x)
             return x
+        if not self._enabled:
+            return x
         if torch.compiler.is_compiling():
             return self._traced(x)
         known = self._state()
