@@ -58,7 +58,8 @@ def test_the_documented_run(target: str, tmp_path: Path) -> None:
     assert model.training
     before = [q.detach().clone() for q in model.quantizer_parameters()]
     train(model)
-    assert any(not torch.equal(a, b) for a, b in zip(before, model.quantizer_parameters(), strict=True))  # fmt: skip
+    after = model.quantizer_parameters()
+    assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
     deployed = p.to_deployable(model, tmp_path)
     model.eval()
     assert torch.equal(deployed(X), model(X))
