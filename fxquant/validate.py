@@ -29,6 +29,7 @@ from fxquant.tracing.record import check_model, record
 Severity: TypeAlias = Literal["error", "warning", "note"]
 
 _PREPARE = "run prepare_model(model, dummy_input) first"
+_CONSTANT = "pass it through attributes, or know that the graph keeps it as it is"
 _SHOWN = 60
 
 
@@ -234,11 +235,12 @@ def inputs_and_outputs(gm: fx.GraphModule) -> Iterator[Finding]:
         if node.op == "placeholder" and not isinstance(spec(node), TensorSpec):
             kind = type(spec(node)).__name__
             what = f"input {node.target!r} is no tensor but of type {kind}"
-            yield _finding("FXQ134", "note", node, what)
+            yield _finding("FXQ134", "note", node, what, _CONSTANT)
     output = gm.graph.output_node()
     for path, leaf in leaves(output.args[0]):
         if not isinstance(leaf, fx.Node) or not isinstance(spec(leaf), TensorSpec):
-            yield _finding("FXQ134", "note", output, f"output {path or 0} is no tensor")
+            what = f"output {path or 0} is no tensor"
+            yield _finding("FXQ134", "note", output, what, _CONSTANT)
 
 
 def operators_without_row(gm: fx.GraphModule) -> Iterator[Finding]:

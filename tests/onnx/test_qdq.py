@@ -161,7 +161,8 @@ def test_results_are_elements_of_the_data_operands(name: str) -> None:
         value.name = f"o{i}"
     feeds = {f"i{i}": o for i, o in enumerate(operands) if o is not None}
     proto = ir.to_proto(node)
-    found = ReferenceEvaluator(proto, opsets={"": 21}).run(None, feeds)
+    run: Any = ReferenceEvaluator(proto, opsets={"": 21}).run
+    found = run(None, feeds)
     data = [feeds[str(v.name)] for v in data_operands(node)]
     if name == "Pad":  # what it fills with, where nothing is given
         data.append(np.zeros((), np.float32))
