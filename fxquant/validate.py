@@ -15,7 +15,7 @@ import torch
 from torch import fx, nn
 
 from fxquant import ops
-from fxquant.errors import TraceError
+from fxquant.errors import Report, TraceError
 from fxquant.graph.meta import TensorSpec, computes_floats, module_path, source, spec
 from fxquant.graph.pass_infra import set_state, state_of
 from fxquant.graph.pytree import leaves
@@ -60,24 +60,14 @@ Check: TypeAlias = Callable[[fx.GraphModule], Iterable[Finding]]
 
 
 @dataclass(frozen=True)
-class ValidationReport:
-    """All findings; truthy when none of them is an error.
+class ValidationReport(Report[Finding]):
+    """Findings of all guidelines; errors break a later step.
 
     Example:
         >>> report = validate_model(nn.Sequential(nn.ReLU()), torch.ones(1, 2))
         >>> bool(report), str(report)
         (True, 'the model follows all guidelines')
     """
-
-    findings: tuple[Finding, ...] = ()
-
-    def __bool__(self) -> bool:
-        return not self.errors
-
-    @property
-    def errors(self) -> tuple[Finding, ...]:
-        """The findings that break a later step."""
-        return tuple(f for f in self.findings if f.severity == "error")
 
     def __str__(self) -> str:
         if not self.findings:

@@ -90,7 +90,7 @@ _CASES: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "Concat": ((), {"axis": 1}),
     "Where": ((np.arange(64).reshape(1, 4, 4, 4) % 2 == 0,), {}),
     "Pad": (([0, 0, 1, 1, 0, 0, 1, 1],), {}),
-    "Resize": ((None, np.float32([1, 1, 2, 2])), {}),
+    "Resize": ((None, np.array([1, 1, 2, 2], np.float32)), {}),
     "DepthToSpace": ((), {"blocksize": 2}),
     "SpaceToDepth": ((), {"blocksize": 2}),
     "Identity": ((), {}),
