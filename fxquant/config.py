@@ -22,7 +22,7 @@ from pydantic import (
     ValidationError,
 )
 
-from fxquant.aimet_config import from_aimet
+from fxquant.aimet_config import from_aimet, is_aimet
 from fxquant.errors import ConfigError, nearest
 from fxquant.io import reading
 from fxquant.io.writing import as_path
@@ -104,6 +104,9 @@ class Rule(_Frozen):
         return found | {f"{k}.{name}": v for k, part in inner.items() for name, v in part.items()}
 
 
+_SCHEMA = "QuantConfig.json_schema() tells all keys and their values"
+
+
 class QuantConfig(_Frozen):
     """What to quantize and how.
 
@@ -180,7 +183,7 @@ class QuantConfig(_Frozen):
         if isinstance(source, QuantConfig):
             return source
         data = source if isinstance(source, dict) else read_json(_preset_or_file(source))
-        if isinstance(data, dict) and {"defaults", "op_type"} <= data.keys():
+        if is_aimet(data):
             return _from_aimet(data)
         try:
             return cls.model_validate(data)
@@ -188,7 +191,7 @@ class QuantConfig(_Frozen):
             first = error.errors()[0]
             key = ".".join(str(p) for p in first["loc"]) or "the configuration"
             what = f"{key}: {first['msg']}"
-            raise ConfigError("FXQ221", what, fix=_fix(first["loc"])) from error
+            raise ConfigError("FXQ221", what, fix=_fix(first["loc"]) or _SCHEMA) from error
 
     def replace(self, **changes: Any) -> QuantConfig:
         """A copy with some fields changed; values are checked."""

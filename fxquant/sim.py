@@ -98,7 +98,8 @@ class QuantizationSimModel(ExportMethods):
         self._example = call_arguments(dummy_input)
         prepared = model if is_prepared(model) else prepare_model(model, dummy_input)
         if not isinstance(prepared, fx.GraphModule):
-            raise ModelError("FXQ150", "preparation did not return a GraphModule")
+            fix = "give a torch.nn.Module, or what prepare_model gave"
+            raise ModelError("FXQ150", "preparation did not return a GraphModule", fix=fix)
         owned = in_place or prepared is not model
         self.model: fx.GraphModule = prepared if owned else copy.deepcopy(prepared)
         pipeline = simulation_pipeline(self.config, self.target, self.quant_scheme)

@@ -28,7 +28,9 @@ def folded(layer: nn.Module, norm: nn.modules.batchnorm._BatchNorm, axis: int) -
 def norm_as_affine(norm: nn.modules.batchnorm._BatchNorm) -> tuple[Tensor, Tensor]:
     """The batch norm in evaluation as `x * scale + shift`; both [C], double."""
     if norm.running_mean is None or norm.running_var is None:
-        raise QuantizationError("FXQ305", "the batch norm keeps no running statistics")
+        what = "the batch norm keeps no running statistics"
+        fix = "train it with track_running_stats=True; without them it normalizes each batch"
+        raise QuantizationError("FXQ305", what, fix=fix)
     sigma = (norm.running_var.double() + norm.eps).sqrt()
     weight, bias = norm._parameters["weight"], norm._parameters["bias"]
     gamma = torch.ones_like(sigma) if weight is None else weight.double()

@@ -142,7 +142,8 @@ class _Collector:
             self.rows = [held]
         self._flush()
         if self.moments is None:
-            raise CalibrationError("FXQ447", f"{path} has no output to look at", at=node)
+            what = f"{path} has no output to look at"
+            raise CalibrationError("FXQ447", what, at=node, fix="give data that reaches the layer")
         if not all(bool(t.isfinite().all()) for t in (self.moments.yy, self.moments.xx)):
             what = f"input or output of {path} holds NaN or infinity"
             raise CalibrationError("FXQ446", what, at=node, fix="clean the data")

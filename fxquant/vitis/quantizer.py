@@ -101,7 +101,8 @@ class TorchQuantizer:
             CalibrationError: FXQ432, `quant_model` was never called.
         """
         if self.mode != "calib":
-            raise ConfigError("FXQ281", "export_quant_config belongs to quant_mode='calib'")
+            fix = "calibrate with quant_mode='calib'; 'test' reads what that wrote"
+            raise ConfigError("FXQ281", "export_quant_config belongs to calibration", fix=fix)
         self._end_calibration()
         path = as_path(output_dir or self.folder) / NAME
         write_info(self.quant_model, path, self._options)

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -369,10 +368,3 @@ def _equal_values(a: Tensor, b: Tensor) -> bool:
     if a.data_ptr() == b.data_ptr() and a.stride() == b.stride():
         return True
     return torch.equal(a, b) or bool(torch.allclose(a, b, rtol=0, atol=0, equal_nan=True))
-
-
-def forward_names(gm: fx.GraphModule) -> list[str]:
-    """Names of the graph's inputs as the user's forward calls them."""
-    known = set(inspect.signature(gm.forward).parameters)
-    holders = [n for n in gm.graph.nodes if n.op == "placeholder"]
-    return [str(n.target).lstrip("*") if n.target not in known else str(n.target) for n in holders]
