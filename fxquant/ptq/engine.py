@@ -176,9 +176,9 @@ class _Problem:
         second = damp(data.seen.second(centred=self.moved), options.solver.damping)
         self.moments = second.float()
         self.inverse = inverse_of(second)
-        target = self.weight
+        target = layer.float_weight()[:, :, data.live]
         if options.float_target:
-            target = data.seen.target(self.weight, self.inverse, centred=self.moved)
+            target = data.seen.target(target, self.inverse, centred=self.moved)
         self.target = target.float()
 
     def before(self) -> Solution:

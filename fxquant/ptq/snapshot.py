@@ -39,7 +39,7 @@ class Snapshot:
 
     Attributes:
         tensors: parameter or buffer, and a copy of its values.
-        places: registry of a quantized module, and the quantizers that stood in it.
+        places: registry of a quantized module, and the quantizers or parameters that stood in it.
         traits: quantizer, and what it keeps beside its range.
     """
 
@@ -70,6 +70,8 @@ def snapshot(sim: QuantizationSimModel) -> Snapshot:
         if isinstance(module, QuantizationMixin)
         for home in _HOMES
     ]
+    # a technique may give a layer a bias that had none
+    places += [m._parameters for m in model.modules() if isinstance(m, QuantizationMixin)]
     quantizers = [q for q in model.modules() if isinstance(q, QuantizerBase)]
     return Snapshot(
         model,
