@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from fxquant.ptq.cross_layer.equalization import equalize_model
     from fxquant.ptq.techniques.adaround import Adaround, AdaroundParameters
     from fxquant.ptq.techniques.bias_correction import correct_bias
+    from fxquant.ptq.techniques.fast_finetune import fast_finetune
     from fxquant.ptq.techniques.seq_mse import SeqMseParams, apply_seq_mse
     from fxquant.quantization import QuantScheme
     from fxquant.regions import insert_stubs
@@ -51,6 +52,7 @@ else:
         "apply_seq_mse": "ptq.techniques.seq_mse",
         "correct_bias": "ptq.techniques.bias_correction",
         "equalize_model": "ptq.cross_layer.equalization",
+        "fast_finetune": "ptq.techniques.fast_finetune",
         "fold_all_batch_norms": "ptq.bn_fold",
         "insert_stubs": "regions",
         "inspect_model": "analysis.inspect",
@@ -94,6 +96,7 @@ __all__ = [
     "apply_seq_mse",
     "correct_bias",
     "equalize_model",
+    "fast_finetune",
     "fold_all_batch_norms",
     "insert_stubs",
     "inspect_model",

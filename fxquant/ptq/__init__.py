@@ -6,6 +6,11 @@ from fxquant.ptq.reconstruction_report import LayerReport, ReconstructionReport
 from fxquant.ptq.snapshot import Snapshot, restore, snapshot
 from fxquant.ptq.solving.solver import Solution, SolverOptions, solve
 from fxquant.ptq.techniques.bias_correction import BiasReport, correct_bias
+from fxquant.ptq.techniques.fast_finetune import (
+    FinetuneParams,
+    FinetuneReport,
+    fast_finetune,
+)
 from fxquant.ptq.techniques.gptq import GptqParams, apply_gptq
 from fxquant.ptq.techniques.layerwise import DataOptions
 from fxquant.ptq.techniques.seq_mse import SeqMseParams, SeqMseReport, apply_seq_mse
@@ -13,6 +18,8 @@ from fxquant.ptq.techniques.seq_mse import SeqMseParams, SeqMseReport, apply_seq
 __all__ = [
     "BiasReport",
     "DataOptions",
+    "FinetuneParams",
+    "FinetuneReport",
     "GptqParams",
     "LayerReport",
     "Moments",
@@ -26,6 +33,7 @@ __all__ = [
     "apply_gptq",
     "apply_seq_mse",
     "correct_bias",
+    "fast_finetune",
     "merge",
     "reconstruct",
     "restore",

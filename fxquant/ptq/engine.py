@@ -197,9 +197,7 @@ class _Problem:
     def whole(self, found: Solution) -> Solution:
         """A solution of the live columns with all others nearest to what they were."""
         grid = self.grid.with_scale(found.scale.double())
-        integers = grid.nearest(self.every)
-        integers[:, :, self.data.live] = found.integers.double()
-        return Solution(integers, grid)
+        return self.layer.solution(grid, self.data.live, found.integers)
 
     def again(self, grid: WeightGrid) -> Solution:
         """The best weight on a grid of all columns."""

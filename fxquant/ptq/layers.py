@@ -13,6 +13,7 @@ from fxquant.nn.calibration import weight_of
 from fxquant.ptq.columns import Product, product_of
 from fxquant.ptq.originals import changing, float_value
 from fxquant.ptq.solving.grids import WeightGrid
+from fxquant.ptq.solving.solver import Solution
 from fxquant.quantization.affine import AffineQuantizer, BiasQuantizeDequantize
 from fxquant.quantization.affine.pof2 import PowerOfTwoQuantizeDequantize
 from fxquant.quantization.ranges import range_of
@@ -20,8 +21,6 @@ from fxquant.quantization.tensor import plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from fxquant.ptq.solving.solver import Solution
 
 # what a bias may use of an int32; the rest is left to the products (see `affine/bias.py`)
 _BIAS_STEPS = 2.0**30
@@ -110,6 +109,12 @@ class Layer:
         least = torch.zeros_like(grid.scale)
         rows = grid.rows.reshape(-1, 1).expand(-1, grid.scale.shape[1])
         return least.scatter_reduce_(0, rows, needed.reshape(-1, 1).expand_as(rows), "amax")
+
+    def solution(self, grid: WeightGrid, live: Tensor, integers: Tensor) -> Solution:
+        """Integers of some columns, with all others nearest to the weight as it is stored."""
+        every = grid.nearest(self.weight())
+        every[:, :, live] = integers.double()
+        return Solution(every, grid)
 
     def write(
         self,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import io
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,9 @@ from fxquant.prepare import prepare_model
 from fxquant.quantization import QuantScheme
 from fxquant.sim import QuantizationSimModel
 from fxquant.targets import Target, load_target
+from fxquant.vitis.finetuning import Finetuning
 from fxquant.vitis.info import NAME, load_info, read_info, write_info
+from fxquant.vitis.inputs import example_inputs, moved_to
 from fxquant.vitis.running_calibration import Following
 from fxquant.vitis.specify import specify
 from fxquant.vitis.strategy import Strategy, load_strategy
@@ -47,7 +49,7 @@ _OF_DEVICE = {"DPU": "generic_pof2", "CPU": DEFAULT_TARGET, "GPU": DEFAULT_TARGE
 _MODES = ("calib", "test")
 
 
-class TorchQuantizer:
+class TorchQuantizer(Finetuning):
     """What `torch_quantizer` returns.
 
     Attributes:
@@ -107,7 +109,7 @@ class TorchQuantizer:
             raise ConfigError("FXQ281", "export_quant_config belongs to quant_mode='calib'")
         self._end_calibration()
         path = as_path(output_dir or self.folder) / NAME
-        write_info(self.quant_model, path, self._options)
+        write_info(self.quant_model, path, self._options, finetuned=self.finetuned is not None)
         return path
 
     def _end_calibration(self) -> None:
@@ -156,6 +158,7 @@ class TorchQuantizer:
             ExportError: the model cannot be written, or onnxruntime computes something else.
         """
         self._end_calibration()
+        self._require_finetuned()
         wanted = opset_version or (self.strategy.onnx_opset_version if self.strategy else None)
         return self._sim.export(
             output_dir or self.folder, f"{self._name}_int", opset=wanted or 21, prove=check_model
@@ -177,6 +180,7 @@ class TorchQuantizer:
             ExportError: FXQ542 to FXQ545, it cannot be written.
         """
         self._end_calibration()
+        self._require_finetuned()
         args, kwargs = self._sim._example
         with torch.no_grad():
             program = torch.export.export(_baked(self.quant_model), args, kwargs)
@@ -255,41 +259,14 @@ def torch_quantizer(
     if not isinstance(module, nn.Module):
         what = f"module is a {type(module).__name__}, not a torch.nn.Module"
         raise ConfigError("FXQ282", what, fix="pass the float network")
-    inputs = _inputs(input_args, input_kwargs)
+    inputs = example_inputs(input_args, input_kwargs)
     if device is not None:
-        module, inputs = _moved(module, inputs, torch.device(device))
+        module, inputs = moved_to(module, inputs, torch.device(device))
     options = {
         "bitwidth": bitwidth, "approximate": approximate, "target": target,
         "strategy": quant_config_file,
     }  # fmt: skip
     return TorchQuantizer(quant_mode, module, inputs, as_path(output_dir, "output_dir"), options)
-
-
-def _inputs(args: Any, kwargs: Mapping[str, Any] | None) -> Any:
-    if args is None and kwargs is None:
-        raise ConfigError("FXQ283", "there are no example inputs", fix="pass input_args=(x,)")
-    if args is not None and kwargs:
-        what = "positional and keyword example inputs are given together"
-        raise ConfigError("FXQ283", what, fix="pass all of them as input_kwargs")
-    if args is None:
-        return dict(kwargs or {})
-    return tuple(args) if isinstance(args, Sequence) else args
-
-
-def _moved(module: nn.Module, inputs: Any, device: torch.device) -> tuple[nn.Module, Any]:
-    """The network and its inputs on a device; the user's network stays where it is."""
-
-    def move(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            return value.to(device)
-        if isinstance(value, dict):
-            return {k: move(v) for k, v in value.items()}
-        if isinstance(value, list | tuple):
-            return type(value)(move(v) for v in value)
-        return value
-
-    there = all(p.device == device for p in module.parameters())
-    return module if there else copy.deepcopy(module).to(device), move(inputs)
 
 
 def _remembered(options: Mapping[str, Any], info: dict[str, Any] | None) -> dict[str, Any]:

@@ -46,6 +46,11 @@ def test_the_float_model_stays_the_float_model_whatever_techniques_change() -> N
         reconstruct(sim, DATA)
         assert torch.equal(float_outputs(sim), want)
         assert torch.equal(float_outputs(copy.deepcopy(sim)), want)
+    middle = snapshot(sim)
+    with torch.no_grad(), changing(sim.model.get_submodule("head"), "weight"):
+        sim.model.get_parameter("head.weight").add_(1)
+    restore(sim, middle)  # what was written after it is no other technique's
+    assert torch.equal(float_outputs(sim), want)
     restore(sim, taken)
     assert torch.equal(float_outputs(sim), want)
     assert torch.equal(outputs(sim.get_original_model(), DATA), want)

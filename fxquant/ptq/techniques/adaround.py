@@ -26,7 +26,7 @@ from fxquant.prepare import is_prepared, prepare_model
 from fxquant.ptq.float_models import require_float
 from fxquant.ptq.sampling import Sampling, hash_of, layer_data
 from fxquant.ptq.solving.gradient_rounding import AdaroundOptions, Rows, adaround_on_rows
-from fxquant.ptq.solving.solver import Solution, SolverOptions, damp, inverse_of, solve
+from fxquant.ptq.solving.solver import SolverOptions, damp, inverse_of, solve
 from fxquant.ptq.techniques.adaround_report import AdaroundLayer, AdaroundReport
 from fxquant.ptq.techniques.following_activation import activation_after
 from fxquant.ptq.techniques.layerwise import (
@@ -252,7 +252,8 @@ def _weights_only(
     config = config.with_bits((None, bits), chip.bitwidths)
     prepared = copy.deepcopy(model) if is_prepared(model) else prepare_model(model, dummy_input)
     if not isinstance(prepared, fx.GraphModule):
-        raise ConfigError("FXQ264", "preparation did not return a graph")
+        what, fix = "preparation did not return a graph", "pass a torch.nn.Module"
+        raise ConfigError("FXQ264", what, fix=fix)
     simulation_pipeline(config, chip, scheme)(prepared)
     for module in prepared.modules():
         if isinstance(module, QuantizationMixin):
@@ -369,7 +370,5 @@ class _Problem:
 
     def write(self, integers: Tensor) -> None:
         """Give the layer these integers on its own grid."""
-        every = self.whole.nearest(self.every)
-        every[:, :, self.data.live] = integers.double()
-        found = Solution(every, self.whole)
+        found = self.layer.solution(self.whole, self.data.live, integers)
         self.layer.write(found, self.places, lambda _: self.bias, lambda _: found)
