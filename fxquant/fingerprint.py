@@ -26,7 +26,7 @@ def fingerprints(model: nn.Module) -> dict[str, str]:
         model: a simulated model.
     """
     inner = {id(p) for m in model.modules() if isinstance(m, QuantizerBase) for p in m.parameters()}
-    return {n: _hash(p) for n, p in model.named_parameters() if id(p) not in inner}
+    return {n: tensor_digest(p) for n, p in model.named_parameters() if id(p) not in inner}
 
 
 def mark_calibrated(model: fx.GraphModule) -> None:
@@ -56,12 +56,15 @@ def _ranges(model: nn.Module) -> str:
     for module in model.modules():
         if isinstance(module, QuantizerBase):
             for value in module.parameters(recurse=False):
-                digest.update(_hash(value).encode())
+                digest.update(tensor_digest(value).encode())
     return digest.hexdigest()
 
 
-def _hash(value: Tensor) -> str:
-    # a checksum: it finds every change of one number, and costs a quarter of a cryptographic hash
+def tensor_digest(value: Tensor) -> str:
+    """Type, shape and a checksum of the bytes of a tensor.
+
+    A checksum finds every change of one number, and costs a quarter of a cryptographic hash.
+    """
     plain = value.detach().as_subclass(Tensor).cpu().contiguous()
     found = zlib.crc32(plain.reshape(-1).view(torch.uint8).numpy().data)
     return f"{plain.dtype} {tuple(plain.shape)} {found:08x}"

@@ -12,6 +12,7 @@ from fxquant import ops
 from fxquant.graph.absent_names import FOLDED
 from fxquant.graph.pass_infra import Fact, Pass
 from fxquant.graph.rewriter import producer
+from fxquant.nn.folded_norm import keep_norm
 from fxquant.nn.live_norm import LIVE_NORM, LiveNorm
 from fxquant.nn.norm_folding import folded
 from fxquant.placement.regions import find_regions
@@ -135,6 +136,7 @@ def _fold(rw: Rewriter, node: fx.Node, layer: fx.Node, *, live: bool) -> None:
         grad = weighted.get_parameter("weight").requires_grad
         for name, value in folded(weighted, norm, axis).items():
             rw.set_parameter(weighted, name, value, grad)
+        rw.edit(keep_norm, weighted, norm)
         rw.explain(layer, f"batch norm {node.target} was folded into its weight and bias")
     rw.set_module(str(node.target), nn.Identity())
     rw.replace(node, layer, FOLDED)

@@ -56,6 +56,8 @@ class QuantizationMixin(nn.Module):
 
     float_class: ClassVar[type[nn.Module]] = nn.Module
     default_kernel: ClassVar[Kernel | None] = None
+    # where float values of changed parameters are kept (see `fxquant.ptq.originals`)
+    FLOAT_VALUES: ClassVar[str] = "_float_values"
     input_quantizers: QuantizerList
     output_quantizers: QuantizerList
     param_quantizers: QuantizerDict
@@ -99,7 +101,7 @@ class QuantizationMixin(nn.Module):
         module = cls.__new__(cls)
         own = ("input_quantizers", "output_quantizers", "param_quantizers")
         for name, value in self.__dict__.items():
-            if name != "_quantized":
+            if name not in ("_quantized", self.FLOAT_VALUES):
                 module.__dict__[name] = value.copy() if name in _REGISTRIES else value
         for name in own:
             del module._modules[name]

@@ -10,6 +10,7 @@ from torch import fx, nn
 from fxquant import ops
 from fxquant.errors import ConfigError
 from fxquant.graph.rewriter import Rewriter
+from fxquant.nn.folded_norm import keep_norm
 from fxquant.nn.norm_folding import folded
 from fxquant.passes.fold_batch_norms import fold_batch_norms
 from fxquant.prepare import is_prepared, prepare_model
@@ -73,6 +74,7 @@ def _fold(model: nn.Module, layer_path: str, norm_path: str) -> tuple[nn.Module,
         grad = layer.get_parameter("weight").requires_grad
         for name, value in folded(layer, norm, (row.weight_axis if row else 0) or 0).items():
             setattr(layer, name, nn.Parameter(value, grad))
+        keep_norm(layer, norm)
     owner, _, name = norm_path.rpartition(".")
     model.get_submodule(owner)._modules[name] = nn.Identity()
     return layer, norm

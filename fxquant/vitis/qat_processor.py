@@ -30,7 +30,8 @@ from fxquant.qat import enable_quantizers, freeze_batch_norms, freeze_ranges
 from fxquant.quantization import QuantizerBase, QuantScheme
 from fxquant.sim import QuantizationSimModel
 from fxquant.vitis.info import NAME, load_info, read_info, write_info
-from fxquant.vitis.setup import configuration, example_inputs, moved, target_of
+from fxquant.vitis.inputs import example_inputs, moved_to
+from fxquant.vitis.setup import configuration, target_of
 from fxquant.vitis.strategy import load_strategy
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ class QatProcessor:
         self._training = model.training
         given = example_inputs(inputs, None)
         if device is not None:
-            model, given = moved(model, given, torch.device(device))
+            model, given = moved_to(model, given, torch.device(device))
         self._inputs = given
         self._prepared = prepare_model(copy.deepcopy(model).eval(), self._inputs)
         self._config = configuration(self._prepared, bitwidth, strategy, self._target)

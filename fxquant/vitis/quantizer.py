@@ -30,9 +30,11 @@ from fxquant.prepare import prepare_model
 from fxquant.quantization import QuantScheme
 from fxquant.sim import QuantizationSimModel
 from fxquant.targets import Target, load_target
+from fxquant.vitis.finetuning import Finetuning
 from fxquant.vitis.info import NAME, load_info, read_info, write_info
+from fxquant.vitis.inputs import example_inputs, moved_to
 from fxquant.vitis.running_calibration import Following
-from fxquant.vitis.setup import configuration, example_inputs, moved, target_of
+from fxquant.vitis.setup import configuration, target_of
 from fxquant.vitis.specify import specify
 from fxquant.vitis.strategy import Strategy, load_strategy
 
@@ -44,7 +46,7 @@ log = logging.getLogger("fxquant")
 _MODES = ("calib", "test")
 
 
-class TorchQuantizer:
+class TorchQuantizer(Finetuning):
     """What `torch_quantizer` returns.
 
     Attributes:
@@ -105,7 +107,7 @@ class TorchQuantizer:
             raise ConfigError("FXQ281", "export_quant_config belongs to calibration", fix=fix)
         self._end_calibration()
         path = as_path(output_dir or self.folder) / NAME
-        write_info(self.quant_model, path, self._options)
+        write_info(self.quant_model, path, self._options, finetuned=self.finetuned is not None)
         return path
 
     def _end_calibration(self) -> None:
@@ -154,6 +156,7 @@ class TorchQuantizer:
             ExportError: the model cannot be written, or onnxruntime computes something else.
         """
         self._end_calibration()
+        self._require_finetuned()
         wanted = opset_version or (self.strategy.onnx_opset_version if self.strategy else None)
         return self._sim.export(
             output_dir or self.folder, f"{self._name}_int", opset=wanted or 21, prove=check_model
@@ -175,6 +178,7 @@ class TorchQuantizer:
             ExportError: FXQ542 to FXQ545, it cannot be written.
         """
         self._end_calibration()
+        self._require_finetuned()
         args, kwargs = self._sim._example
         with torch.no_grad():
             program = torch.export.export(_baked(self.quant_model), args, kwargs)
@@ -255,7 +259,7 @@ def torch_quantizer(
         raise ConfigError("FXQ282", what, fix="pass the float network")
     inputs = example_inputs(input_args, input_kwargs)
     if device is not None:
-        module, inputs = moved(module, inputs, torch.device(device))
+        module, inputs = moved_to(module, inputs, torch.device(device))
     options = {
         "bitwidth": bitwidth, "approximate": approximate, "target": target,
         "strategy": quant_config_file,
