@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fxquant.errors import FxQuantError
     from fxquant.graph.pass_infra import Pass, Pipeline
     from fxquant.graph.rewriter import Rewriter
+    from fxquant.mixed_precision.choose import choose_mixed_precision
     from fxquant.ops import Op, register_op
     from fxquant.prepare import prepare_model
     from fxquant.ptq.bn_fold import fold_all_batch_norms
@@ -42,6 +43,7 @@ else:
         "QuantizationSimModel": "sim",
         "Rewriter": "graph.rewriter",
         "Target": "targets",
+        "choose_mixed_precision": "mixed_precision.choose",
         "equalize_model": "ptq.cross_layer.equalization",
         "fold_all_batch_norms": "ptq.bn_fold",
         "insert_stubs": "regions",
@@ -80,6 +82,7 @@ __all__ = [
     "Rewriter",
     "Target",
     "__version__",
+    "choose_mixed_precision",
     "equalize_model",
     "fold_all_batch_norms",
     "insert_stubs",
