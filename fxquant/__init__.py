@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fxquant.errors import FxQuantError
     from fxquant.graph.pass_infra import Pass, Pipeline
     from fxquant.graph.rewriter import Rewriter
+    from fxquant.mixed_precision.choose import choose_mixed_precision
     from fxquant.ops import Op, register_op
     from fxquant.prepare import prepare_model
     from fxquant.ptq.bn_fold import fold_all_batch_norms
@@ -51,6 +52,7 @@ else:
         "Target": "targets",
         "apply_seq_mse": "ptq.techniques.seq_mse",
         "correct_bias": "ptq.techniques.bias_correction",
+        "choose_mixed_precision": "mixed_precision.choose",
         "equalize_model": "ptq.cross_layer.equalization",
         "fast_finetune": "ptq.techniques.fast_finetune",
         "fold_all_batch_norms": "ptq.bn_fold",
@@ -95,6 +97,7 @@ __all__ = [
     "__version__",
     "apply_seq_mse",
     "correct_bias",
+    "choose_mixed_precision",
     "equalize_model",
     "fast_finetune",
     "fold_all_batch_norms",

@@ -77,7 +77,7 @@ def exclude_layers(gm: fx.GraphModule, selectors: Iterable[Selector] | Selector)
     for path, module in chosen.items():
         rw.set_module(path, module.get_original_module())
     rw.finish()
-    _explain(gm, chosen, "it was excluded from quantization")
+    explain(gm, chosen, "it was excluded from quantization")
     refresh_biases(gm)
 
 
@@ -103,7 +103,7 @@ def exclude_params(gm: fx.GraphModule, pattern: str) -> None:
     for path, home, name in found:
         if home[name] is not None:
             home[name] = None
-            _explain(gm, [path], f"its {name} was excluded from quantization")
+            explain(gm, [path], f"its {name} was excluded from quantization")
     refresh_biases(gm)
 
 
@@ -140,7 +140,7 @@ def set_activations_to_float(
                     made[id(old)] = FloatQuantizeDequantize(**kind)
                     made[id(old)].where = old.where
                 home[index] = made[id(old)]
-    _explain(gm, chosen, "its activations were set to a floating-point format")
+    explain(gm, chosen, "its activations were set to a floating-point format")
     refresh_biases(gm)
 
 
@@ -185,7 +185,7 @@ def set_blocks(
                 with torch.no_grad(), new.compute_encodings():
                     new(weight)
         module.param_quantizers["weight"] = made[key]
-        _explain(gm, [path], f"its weight was given a grid per block of {blocks}")
+        explain(gm, [path], f"its weight was given a grid per block of {blocks}")
     refresh_biases(gm)
 
 
@@ -231,7 +231,7 @@ def refresh_biases(gm: fx.GraphModule) -> None:
         source, weight = _input_quantizer(gm, node, module, grids), _weight_quantizer(module)
         if not _is_plain(source) or not _is_plain(weight) or source is None or weight is None:
             module.param_quantizers["bias"] = None
-            _explain(gm, [str(node.target)], f"its bias is float: {_obstacle(source, weight)}")
+            explain(gm, [str(node.target)], f"its bias is float: {_obstacle(source, weight)}")
         elif source is not bias.input_quantizer or weight is not bias.weight_quantizer:
             fresh = affine.BiasQuantizeDequantize(source, weight)
             fresh.where = bias.where
@@ -367,7 +367,8 @@ def weight_axis(module: nn.Module) -> int:
     return row.weight_axis if row is not None and row.weight_axis is not None else 0
 
 
-def _explain(gm: fx.GraphModule, paths: Iterable[str], reason: str) -> None:
+def explain(gm: fx.GraphModule, paths: Iterable[str], reason: str) -> None:
+    """Add a reason to what `sim.explain` says of modules."""
     why = dict(state_of(gm).why)
     for path in paths:
         why[path] = (*why.get(path, ()), reason)

@@ -29,6 +29,14 @@ def fingerprints(model: nn.Module) -> dict[str, str]:
     return {n: tensor_digest(p) for n, p in model.named_parameters() if id(p) not in inner}
 
 
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """A hash of named tensors, such as a state dict."""
+    found = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(tensors.items()):
+        found.update(f"{name} {_hash(value)}\n".encode())
+    return found.hexdigest()
+
+
 def mark_calibrated(model: fx.GraphModule) -> None:
     """Remember the weights and the ranges of a model that was just calibrated, in its `meta`."""
     model.meta[CALIBRATED] = fingerprints(model), _ranges(model)

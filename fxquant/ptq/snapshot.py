@@ -28,6 +28,8 @@ _TRAITS = (
     "_single",
     "_held",
     "_overwritable",
+    "_frozen",
+    "_seen",
     "encoding_analyzer",
     "_rounding",
 )

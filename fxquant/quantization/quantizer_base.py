@@ -38,6 +38,7 @@ class QuantizerBase(nn.Module):
         self._observing = False
         self._overwritable = True
         self._enabled = True
+        self._frozen = False
 
     # what a quantizer is -----------------------------------------------------------------------
 
@@ -97,11 +98,17 @@ class QuantizerBase(nn.Module):
     def allow_overwrite(self, allowed: bool) -> None:
         """With False, `compute_encodings()` leaves the grid as it is."""
         self._overwritable = allowed
+        self._frozen = not allowed
 
     @property
     def overwritable(self) -> bool:
         """True if `compute_encodings()` may set the grid."""
         return self._overwritable
+
+    @property
+    def frozen(self) -> bool:
+        """True if the whole grid was forbidden to change, not only ends of its range."""
+        return self._frozen and not self._overwritable
 
     @contextmanager
     def compute_encodings(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any, Literal
 
 from fxquant.quantization import QuantScheme, affine
@@ -85,4 +86,17 @@ def _analyzer(target: Target, role: Role, scheme: QuantScheme, bitwidth: int) ->
     scope = 1
     if scheme in _ENHANCED:
         scope = search.entry_scope if role == "entry" else search.scope
-    return PowerOfTwo(scope, search.narrow_cap if bitwidth <= 8 else search.wide_cap)
+    return PowerOfTwo(scope, _cap(target, bitwidth))
+
+
+def _cap(target: Target, bitwidth: int) -> int:
+    return target.search.narrow_cap if bitwidth <= 8 else target.search.wide_cap
+
+
+def analyzer_for_bits(
+    target: Target, analyzer: EncodingAnalyzer, bitwidth: int
+) -> EncodingAnalyzer:
+    """The analyzer of a quantizer that takes another number of bits."""
+    if isinstance(analyzer, PowerOfTwo) and analyzer.cap is not None:
+        return dataclasses.replace(analyzer, cap=_cap(target, bitwidth))
+    return analyzer

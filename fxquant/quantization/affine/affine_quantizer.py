@@ -88,6 +88,7 @@ class AffineQuantizer(Gridded):
         self.encoding_analyzer: EncodingAnalyzer = analyzer_of(given.encoding_analyzer)
         self._statistics: Statistics | None = None
         self._held: frozenset[str] = frozenset()
+        self._seen: tuple[Statistics, Tensor, Tensor] | None = None  # and the range it gave
         self._known: Known | None = None
         self.follows = False
         self.gradient_scale: Counted | None = None
@@ -131,7 +132,9 @@ class AffineQuantizer(Gridded):
             free = allowed if free is None else free
             if free is not None:
                 self._held = self._held - {end} if free else self._held | {end}
+        frozen = self._frozen if allowed is None else not allowed
         super().allow_overwrite(len(self._held) < 2)
+        self._frozen = frozen  # one end may be given by mathematics, which freezes no bits
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -360,15 +363,16 @@ class AffineQuantizer(Gridded):
             self._statistics.update(seen, low, high)
 
     def _finish(self) -> None:
-        found = None
         if self._statistics is not None:
-            found = self.encoding_analyzer.range(self._statistics, self._grid)
+            self._choose(self._statistics)
+
+    def _choose(self, seen: Statistics) -> None:
+        found = self.encoding_analyzer.range(seen, self._grid)
         if found is not None:
-            low, high = found
-            self.set_range(
-                None if "min" in self._held else low.clamp(max=0.0),
-                None if "max" in self._held else high.clamp(min=0.0),
-            )
+            ends = {"min": found[0].clamp(max=0.0), "max": found[1].clamp(min=0.0)}
+            self.set_range(**{end: v for end, v in ends.items() if end not in self._held})
+            if self._single:  # of many ranges it would be too much
+                self._seen = seen, self.min.detach().clone(), self.max.detach().clone()
 
     def extra_repr(self) -> str:
         """Shape, block size and grid."""
