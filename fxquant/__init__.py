@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fxquant import nn as nn  # not in __all__, where it would hide torch.nn
     from fxquant import quantization as quantization
     from fxquant.analysis.inspect import inspect_model
+    from fxquant.auto.one_call import quantize
     from fxquant.checkpoint import load_checkpoint, save_checkpoint
     from fxquant.config import QuantConfig
     from fxquant.errors import FxQuantError
@@ -48,6 +49,7 @@ else:
         "inspect_model": "analysis.inspect",
         "load_checkpoint": "checkpoint",
         "prepare_model": "prepare",
+        "quantize": "auto.one_call",
         "register_op": "ops",
         "save_checkpoint": "checkpoint",
         "validate_model": "validate",
@@ -87,6 +89,7 @@ __all__ = [
     "load_checkpoint",
     "prepare_model",
     "quantization",
+    "quantize",
     "register_op",
     "save_checkpoint",
     "validate_model",
