@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fxquant import nn as nn  # not in __all__, where it would hide torch.nn
     from fxquant import quantization as quantization
     from fxquant.analysis.inspect import inspect_model
+    from fxquant.auto.auto_quant import AutoQuant
     from fxquant.auto.one_call import quantize
     from fxquant.checkpoint import load_checkpoint, save_checkpoint
     from fxquant.config import QuantConfig
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from fxquant.validate import ModelValidator, validate_model
 else:
     _HOMES = {
+        "AutoQuant": "auto.auto_quant",
         "FxQuantError": "errors",
         "ModelValidator": "validate",
         "Op": "ops",
@@ -71,6 +73,7 @@ else:
 
 
 __all__ = [
+    "AutoQuant",
     "FxQuantError",
     "ModelValidator",
     "Op",

@@ -80,7 +80,7 @@ def load_batches(data: Any, model: nn.Module, *, dummy_input: Any = None, seed: 
         CalibrationError: FXQ480 the data are no batches, FXQ481 there are none, FXQ482 a batch
             holds NaN.
     """
-    source, inputs = _source(data), _Inputs(model, dummy_input)
+    source, inputs = _source(data), Inputs(model, dummy_input)
 
     def read() -> Iterator[Any]:
         return (inputs.of(batch) for batch in _seeded(source, seed))
@@ -162,10 +162,15 @@ def _check(batch: Any, index: int) -> None:
         raise CalibrationError("FXQ482", f"batch {index} holds NaN", fix="clean the data")
 
 
-class _Inputs:
-    """Tells the inputs in a batch from what comes with them."""
+class Inputs:
+    """Tells the inputs in a batch from what comes with them.
 
-    def __init__(self, model: nn.Module, dummy_input: Any) -> None:
+    Args:
+        model: whose `forward` tells how many inputs there are.
+        dummy_input: example inputs, where `forward` does not tell.
+    """
+
+    def __init__(self, model: nn.Module, dummy_input: Any = None) -> None:
         known = inspect.signature(model.forward).parameters.values()
         self.names = {
             p.name: p.default is not p.empty for p in known if p.kind is not p.VAR_KEYWORD

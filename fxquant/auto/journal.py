@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FORMAT = 1
-_FILE = "journal.json"
+_FILE, _KEPT = "journal.json", "simulations"
 
 
 @dataclass(frozen=True)
@@ -82,12 +82,12 @@ class Journal:
 
     def checkpoint(self, names: Combination) -> Path:
         """Where the simulation of a combination lies."""
-        return self.folder / "+".join(names)
+        return self.folder / _KEPT / "+".join(names)
 
-    def forget(self, kept: Combination) -> None:
-        """Remove simulations that nothing will start from but a combination."""
-        for folder in self.folder.glob("*/"):
-            if folder != self.checkpoint(kept):
+    def forget(self, *kept: Combination) -> None:
+        """Remove simulations but those of some combinations."""
+        for folder in (self.folder / _KEPT).glob("*/"):
+            if folder not in map(self.checkpoint, kept):
                 shutil.rmtree(folder, ignore_errors=True)
 
     def remove(self) -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import fx, nn
 
-from fxquant.auto.request import Found, Request, find
-from fxquant.auto.scoring import runtime_model
+from fxquant.auto.request import Request, find
 from fxquant.auto.search_report import AutoReport
 from fxquant.errors import FxQuantError
 from fxquant.io.writing import as_path, checked_prefix, made_folder, stage
@@ -34,9 +32,10 @@ class QuantizeResult:
 
     Attributes:
         sim: the simulation that was exported.
+        float_model: the prepared float model that it is compared with.
         score: its score: what `evaluate` returned for it, or decibels.
         float_score: that of the float model; infinite when the score is decibels.
-        runtime_score: that of the file in onnxruntime on this CPU; None without `evaluate`.
+        runtime_score: that of onnxruntime on this CPU; None without `evaluate`.
         met: whether the score is within the drop that was allowed; true where none was given.
         techniques: what was applied, in order.
         tried: everything that was tried, in the order of trial.
@@ -46,6 +45,7 @@ class QuantizeResult:
     """
 
     sim: QuantizationSimModel
+    float_model: fx.GraphModule
     score: float
     float_score: float
     runtime_score: float | None
@@ -130,7 +130,7 @@ def quantize(
         was found is written, and `met` is false.
 
     Raises:
-        ConfigError: FXQ265 to FXQ269, an argument cannot be used, or `evaluate` failed or returned
+        ConfigError: FXQ255 to FXQ259, an argument cannot be used, or `evaluate` failed or returned
             no finite number.
         CalibrationError: FXQ480 to FXQ482, there are no data, or they hold NaN.
         ExportError: FXQ541 to FXQ545, `out` or `name` cannot be used; nothing was done. Others: the
@@ -139,7 +139,7 @@ def quantize(
 
     Example:
         >>> import tempfile
-        >>> from torch import nn
+        >>> from torch import fx, nn
         >>> import torch
         >>> x = torch.randn(64, 8)
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -149,42 +149,33 @@ def quantize(
     """
     prefix, home = checked_prefix(name), as_path(out, "out")
     request = Request(
-        model, data, evaluate, accuracy_drop, techniques, target, config, quant_scheme, param_bw,
-        output_bw, dummy_input, fine_tune, on, seed, max_seconds, options or {},
+        model, data, evaluate, accuracy_drop, techniques, target, config, quant_scheme,
+        param_bw=param_bw, output_bw=output_bw, dummy_input=dummy_input, fine_tune=fine_tune, on=on,
+        seed=seed, max_seconds=max_seconds, options=options or {},
+        lowering={"opset": opset, "contrib": contrib, "deploy": deploy},
     )  # fmt: skip
-    lowering = {"opset": opset, "contrib": contrib, "deploy": deploy}
+    return _carried_out(request, home, prefix, prove, progress or (lambda _: None))
+
+
+def _carried_out(
+    request: Request, home: Path, prefix: str, prove: bool, say: Progress
+) -> QuantizeResult:
     with made_folder(home) as folder:
         with stage(folder, prefix):
             pass  # it can be written: that is known before anything is computed
         work = folder / f".fxquant-auto-{prefix}"
         try:
-            result = _written(
-                find(request, work, progress), folder, prefix, prove, lowering, say=progress
-            )
+            found = find(request, work, say)
+            runtime = found.scorer.of_runtime(found.sim, found.report.score)
+            say("exporting and proving" if prove else "exporting")
+            export = found.sim.export(folder, prefix, prove=prove, **request.lowering)
         except FxQuantError:  # it would be the same again; other ends, such as Ctrl-C, go on
             shutil.rmtree(work, ignore_errors=True)
             raise
         shutil.rmtree(work, ignore_errors=True)
-    return result
-
-
-def _written(
-    found: Found, folder: Path, prefix: str, prove: bool, lowering: dict[str, Any], say: Any
-) -> QuantizeResult:
-    if say is not None:
-        say("exporting and proving" if prove else "exporting")
-    export = found.sim.export(folder, prefix, prove=prove, **lowering)
-    onnx, runtime = folder / f"{prefix}.onnx", None
-    if found.scorer.evaluate is not None:
-        if say is not None:
-            say("evaluating the file in onnxruntime")
-        runtime = found.scorer.measured(runtime_model(found.sim, onnx), str(onnx))
+        files = tuple(sorted(folder.glob(f"{prefix}.*")))
     report = found.report
     return QuantizeResult(
-        found.sim, _score(found), report.float_score, runtime, report.met, report.best,
-        report.trials, report, export, tuple(sorted(folder.glob(f"{prefix}.*"))),
+        found.sim, found.scorer.reference, report.score, report.float_score, runtime, report.met,
+        report.best, report.trials, report, export, files,
     )  # fmt: skip
-
-
-def _score(found: Found) -> float:
-    return math.nan if found.trial.score is None else found.trial.score.value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -49,18 +49,15 @@ class Scorer:
             onnxruntime.
         reference: the float model.
         held: batches that decibels are measured on.
+        lowering: options of the export: `opset`, `contrib` and `deploy`.
     """
 
     def __init__(
-        self, evaluate: Evaluate | None, on: On, reference: fx.GraphModule, held: Batches
-    ) -> None:
-        if evaluate is not None and not callable(evaluate):
-            what = f"evaluate is a {type(evaluate).__name__}"
-            raise ConfigError("FXQ265", what, fix="pass a function of the model")
-        if on not in ON:
-            fix = f"pass one of {', '.join(ON)}"
-            raise ConfigError("FXQ265", f"on is {on!r}", fix=fix)
+        self, evaluate: Evaluate | None, on: On, reference: fx.GraphModule, held: Batches,
+        lowering: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         self.evaluate, self.on, self.reference, self.held = evaluate, on, reference, held
+        self.lowering = lowering or {}
 
     def forward_seconds(self) -> float:
         """CPU seconds of the float model for one batch."""
@@ -85,17 +82,22 @@ class Scorer:
         found = decibels(self.reference, sim.model, self.held)
         if self.evaluate is None and found is None:
             what = "the model returns no floating-point tensor whose error could be measured"
-            raise ConfigError("FXQ266", what, fix="pass evaluate")
+            raise ConfigError("FXQ256", what, fix="pass evaluate")
         level = 0.0 if found is None else found
         if self.evaluate is None:
             return Score(level, level)
-        return Score(self.measured(self._called(sim), name), level)
+        model = sim.model if self.on == "sim" else self._lowered(sim, self.on)
+        return Score(self.measured(model, name), level)
+
+    def of_model(self, model: nn.Module) -> float:
+        """What `evaluate` returns for a simulated model inside of a technique."""
+        return self.measured(model, "a technique")
 
     def measured(self, model: nn.Module, name: str) -> float:
         """What `evaluate` returns for a model, checked.
 
         Raises:
-            ConfigError: FXQ268 it raised, FXQ269 it returned no finite number.
+            ConfigError: FXQ258 it raised, FXQ259 it returned no finite number.
         """
         if self.evaluate is None:
             return math.nan
@@ -107,21 +109,28 @@ class Scorer:
         except Exception as error:  # the user's function may raise anything
             what = f"evaluate failed: {type(error).__name__}: {error}"
             fix = "it is given a model in evaluation, and returns a number"
-            raise ConfigError("FXQ268", what, at=name, fix=fix) from error
+            raise ConfigError("FXQ258", what, at=name, fix=fix) from error
         return _number(value, name)
 
-    def _called(self, sim: QuantizationSimModel) -> nn.Module:
-        if self.on == "sim":
-            return sim.model
-        return sim.integer_model() if self.on == "integer" else runtime_model(sim)
+    def of_runtime(self, sim: QuantizationSimModel, known: float) -> float | None:
+        """The score of a simulation in onnxruntime; None without `evaluate`.
 
+        Args:
+            sim: the simulation.
+            known: its score on what `evaluate` is given.
+        """
+        if self.evaluate is None or self.on == "onnxruntime":
+            return None if self.evaluate is None else known
+        return self.measured(self._lowered(sim, "onnxruntime"), "onnxruntime")
 
-def runtime_model(sim: QuantizationSimModel, path: Any = None, **lowering: Any) -> nn.Module:
-    """A simulation, or the file that was made of it, as onnxruntime computes it."""
-    from fxquant.onnx.runtime_simulation import RuntimeSimulation
+    def _lowered(self, sim: QuantizationSimModel, on: On) -> nn.Module:
+        from fxquant.onnx.integer import IntegerSimulation
+        from fxquant.onnx.runtime_simulation import RuntimeSimulation
 
-    args: dict[str, Any] = {"contrib": sim.target.contrib, "deploy": sim._deploy, **lowering}
-    return RuntimeSimulation(sim.model, sim.example, path=path, **args)
+        given = {k: v for k, v in self.lowering.items() if v is not None}
+        usual = {"contrib": sim.target.contrib, "deploy": sim.config.deploy or sim.target.deploy}
+        kind = IntegerSimulation if on == "integer" else RuntimeSimulation
+        return kind(sim.model, sim.example, **usual | given)
 
 
 def _number(value: Any, name: str) -> float:
@@ -132,9 +141,9 @@ def _number(value: Any, name: str) -> float:
         found = None
     if found is None:
         what = f"evaluate returned a {type(value).__name__}, not a number"
-        raise ConfigError("FXQ269", what, at=name, fix=fix)
+        raise ConfigError("FXQ259", what, at=name, fix=fix)
     if not math.isfinite(found):
-        raise ConfigError("FXQ269", f"evaluate returned {found}", at=name, fix=fix)
+        raise ConfigError("FXQ259", f"evaluate returned {found}", at=name, fix=fix)
     return found
 
 

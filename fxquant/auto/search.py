@@ -1,13 +1,16 @@
 """The search: add techniques one after the other, keep those that help, stop at the target.
 
 Techniques are added to the best combination so far; one that lowers the score is left out again.
-Such a chain may end below what one technique alone reaches, as what was kept early can stand in the
-way of what comes later; so those that were never alone are tried alone at the end. The result is
-the best of all that was tried, hence never worse than the best single technique.
+A measure of few samples is noisy and says little of small steps, so a technique is also added to
+the combination that is nearest to the float model, where that is another one. Such chains may end
+below what one technique alone reaches, as what was kept early can stand in the way of what comes
+later; so those that were never alone are tried alone at the end. The result is the best of all that
+was tried, hence never worse than the best single technique.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -56,6 +59,7 @@ class Search:
 
     Attributes:
         best: the best combination.
+        nearest: the one with most decibels.
         skipped: why techniques were not tried, by name.
     """
 
@@ -66,6 +70,7 @@ class Search:
         self.rows, self.simulations, self.scorer = rows, simulations, scorer
         self.journal, self.limits, self.progress = journal, limits, progress
         self.best: Combination = ()
+        self.nearest: Combination = ()
         self.skipped: dict[str, str] = {}
         self._begin = time.monotonic()
         self._before = sum(t.seconds for t in journal.trials.values())
@@ -83,12 +88,12 @@ class Search:
         first = [row for row in self.rows if not row.last and self._applies(row)]
         last = [row for row in self.rows if row.last and self._applies(row)]
         for row in first:
-            self._add(row)
+            self._consider(with_technique(self.best, row.name), row.name)
+            self._consider(with_technique(self.nearest, row.name), row.name)
         for row in first:
-            if not self._ended():
-                self._consider((row.name,), row.name)
+            self._consider((row.name,), row.name)
         for row in last:
-            self._add(row)
+            self._consider(with_technique(self.best, row.name), row.name)
         return self.journal.trials[self.best]
 
     def _applies(self, row: Technique) -> bool:
@@ -97,30 +102,32 @@ class Search:
             self.skipped[row.name] = reason
         return not reason
 
-    def _add(self, row: Technique) -> None:
-        if not self._ended():
-            self._consider(with_technique(self.best, row.name), row.name)
+    def _is_met(self) -> bool:
+        target = self.limits.target
+        return target is not None and self._score(self.best).value >= target
 
-    def _ended(self) -> bool:
-        if self.limits.target is not None and self._best_score().value >= self.limits.target:
-            return True
+    def _is_late(self) -> bool:
         passed = self._before + time.monotonic() - self._begin
         return self.limits.seconds is not None and passed > self.limits.seconds
 
-    def _best_score(self) -> Score:
-        found = self.journal.trials[self.best].score
-        return found if found is not None else Score(-float("inf"), -float("inf"))
+    def _score(self, names: Combination) -> Score:
+        found = self.journal.trials[names].score
+        return found if found is not None else Score(-math.inf, -math.inf)
 
     def _consider(self, names: Combination, added: str) -> None:
         trial = self.journal.trials.get(names)
+        if names and (self._is_met() or (trial is None and self._is_late())):
+            return
         if trial is None:
             trial = self._tried(names, added)
             if trial.score is not None:
                 self.simulations.keep(names)
             self.journal.put(trial)
-        if trial.score is not None and (names == () or trial.score > self._best_score()):
+        if self._score(names) > self._score(self.best):
             self.best = names
-        self.journal.forget(self.best)
+        if self._score(names).decibels > self._score(self.nearest).decibels:
+            self.nearest = names
+        self.journal.forget(self.best, self.nearest)
 
     def _tried(self, names: Combination, added: str) -> Trial:
         text = " + ".join(names) or "the simulation"

@@ -49,7 +49,12 @@ class AutoReport:
     @property
     def met(self) -> bool:
         """Whether the target was reached; true where there was none."""
-        return self.target is None or self._score(self.best) >= self.target
+        return self.target is None or self.score >= self.target
+
+    @property
+    def score(self) -> float:
+        """The score of what was taken."""
+        return self._score(self.best)
 
     @property
     def cpu_seconds(self) -> float:
@@ -77,7 +82,7 @@ class AutoReport:
         return {
             "float_score": _finite(self.float_score),
             "target": self.target,
-            "score": _finite(self._score(self.best)),
+            "score": _finite(self.score),
             "met": self.met,
             "best": list(self.best),
             "trials": [
@@ -85,7 +90,8 @@ class AutoReport:
                     "techniques": list(t.names), "added": t.added, "note": t.note,
                     "score": None if t.score is None else _finite(t.score.value),
                     "decibels": None if t.score is None else _finite(t.score.decibels),
-                    "gain": gain, "cpu_seconds": t.cpu_seconds, "seconds": t.seconds,
+                    "gain": None if gain is None else _finite(gain),
+                    "cpu_seconds": t.cpu_seconds, "seconds": t.seconds,
                     "forwards": self.forwards(t.cpu_seconds),
                 }
                 for t, gain in zip(self.trials, self.gains(), strict=True)
@@ -128,7 +134,7 @@ class AutoReport:
 
     def _summary(self) -> list[str]:
         unit = "" if self.measured else " dB"
-        score = self._score(self.best)
+        score = self.score
         name = " + ".join(self.best) or _PLAIN
         lines = [f"taken (*): {name}, score {score:.4g}{unit}"]
         if self.measured:

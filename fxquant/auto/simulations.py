@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,12 +24,15 @@ from fxquant.auto.techniques import (
 from fxquant.checkpoint import load_checkpoint, save_checkpoint
 from fxquant.errors import CheckpointError
 from fxquant.fingerprint import mark_calibrated
+from fxquant.io.reading import read_json
+from fxquant.io.writing import write_text
 from fxquant.sim import QuantizationSimModel
 
 if TYPE_CHECKING:
     from fxquant.auto.journal import Journal
     from fxquant.targets import Target
 
+_CHECKPOINT, _FROZEN = "checkpoint", "frozen.json"
 _KEPT = 3  # simulations in memory: the plain one, the best one and the last one
 
 
@@ -89,7 +93,10 @@ class Simulations:
     def keep(self, names: Combination) -> None:
         """Write a simulation that took more than calibration to make."""
         if of_stage(names, Stage.SIMULATION):
-            save_checkpoint(self.of(names), self.journal.checkpoint(names))
+            sim, path = self.of(names), self.journal.checkpoint(names)
+            save_checkpoint(sim, path / _CHECKPOINT)
+            frozen = [name for name, q in sim.named_quantizers() if not q.overwritable]
+            write_text(path / _FROZEN, json.dumps(frozen))
 
     def _make(self, names: Combination) -> QuantizationSimModel:
         changes = of_stage(names, Stage.SIMULATION)
@@ -120,15 +127,26 @@ class Simulations:
             torch.manual_seed(self.case.seed)
             self.notes[row.name] = row.apply(model, self.case)
 
+    def _alike(self, names: Combination) -> QuantizationSimModel:
+        """A simulation with the quantizers of a combination, whatever their ranges are."""
+        changed = [n for n in names if BY_NAME[n].structural]
+        if not changed:
+            return self._uncalibrated(names)
+        return copy.deepcopy(self.of(names[: names.index(changed[-1]) + 1]))
+
     def _read(self, names: Combination) -> QuantizationSimModel | None:
         """A simulation that was kept; None if there is none, or it is damaged."""
         path = self.journal.checkpoint(names)
         if not names or not path.is_dir():
             return None
         try:
-            sim = self._uncalibrated(names)
-            load_checkpoint(sim, path)
-        except (CheckpointError, Inapplicable):  # then it is made again
+            sim = self._alike(names)
+            load_checkpoint(sim, path / _CHECKPOINT)
+            frozen = read_json(path / _FROZEN)
+        except (CheckpointError, Inapplicable, OSError, ValueError):  # then it is made again
             return None
+        for name, quantizer in sim.named_quantizers():
+            if name in frozen:
+                quantizer.allow_overwrite(False)
         mark_calibrated(sim.model)
         return sim

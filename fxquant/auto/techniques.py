@@ -15,12 +15,17 @@ from typing import TYPE_CHECKING, Any
 from fxquant.errors import ConfigError, nearest
 from fxquant.ptq.cross_layer.equalization import equalize_model
 from fxquant.ptq.engine import ReconstructionOptions, reconstruct
+from fxquant.ptq.solving.gradient_rounding import AdaroundOptions
+from fxquant.ptq.solving.solver import SolverOptions
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import fx
 
     from fxquant.auto.calibration_data import Batches
     from fxquant.config import QuantConfig
+    from fxquant.ptq.reconstruction_report import ReconstructionReport
     from fxquant.sim import QuantizationSimModel
 
 DEFAULT_SCHEME = "tf_enhanced"
@@ -45,9 +50,12 @@ class Case:
     Attributes:
         data: batches to calibrate with.
         config: the configuration.
-        scheme: the scheme that the caller asks for; None: any.
-        target: lowest score that is good enough; None: there is none.
-        drop: the same as a difference from the float model's score.
+        bits: of activations and of weights.
+        folder: where techniques may keep what they have found so far.
+        scheme: how ranges are found where no technique says otherwise.
+        fixed: the caller asks for that scheme and no other.
+        drop: how much lower than the float model's the score may be; None: any.
+        target: the same as the lowest score that is good enough.
         evaluate: the caller's measure of a model, checked; None: there is none.
         fine_tune: trains a simulation; None: there is none.
         seed: of what is chosen at random.
@@ -56,9 +64,12 @@ class Case:
 
     data: Batches
     config: QuantConfig
-    scheme: str | None = None
-    target: float | None = None
+    bits: tuple[int, int]
+    folder: Path
+    scheme: str = DEFAULT_SCHEME
+    fixed: bool = False
     drop: float | None = None
+    target: float | None = None
     evaluate: Callable[[Any], float] | None = None
     fine_tune: Callable[[QuantizationSimModel], object] | None = None
     seed: int = 0
@@ -78,6 +89,8 @@ class Technique:
         unless: why it does not apply to a case; an empty text where it does.
         group: of techniques that take each other's place.
         auto: whether "auto" tries it.
+        structural: it changes which quantizers there are, and of how many bits; what was kept of a
+            simulation is read into one that it was applied to.
         last: tried only when all others have missed the target, on top of the best of them.
     """
 
@@ -88,6 +101,7 @@ class Technique:
     unless: Callable[[Case], str] = lambda _: ""
     group: str = ""
     auto: bool = True
+    structural: bool = False
     last: bool = False
 
 
@@ -114,9 +128,11 @@ def _keeps_norms(case: Case) -> str:
 
 def _scheme(name: str, *, auto: bool = True) -> Technique:
     def unless(case: Case) -> str:
-        return f"the scheme is given: {case.scheme}" if case.scheme else ""
+        if case.scheme == name:
+            return "ranges are found so already"
+        return f"the scheme is given: {case.scheme}" if case.fixed else ""
 
-    about = f"ranges by {name} instead of {DEFAULT_SCHEME}"
+    about = f"ranges by {name}"
     return Technique(name, Stage.RANGES, about, unless=unless, group="ranges", auto=auto)
 
 
@@ -125,12 +141,22 @@ def _scheme(name: str, *, auto: bool = True) -> Technique:
 
 def _reconstruct(sim: QuantizationSimModel, case: Case) -> str:
     options = case.options.get("reconstruct") or ReconstructionOptions(seed=case.seed)
-    report = reconstruct(sim, case.data, options)
+    return _changed(reconstruct(sim, case.data, options))
+
+
+def _changed(report: ReconstructionReport) -> str:
     changed = sum(r.changed != "nothing" for r in report.layers)
     if not changed:
         what = "no layer comes nearer to the float model"
         raise Inapplicable(what)
     return f"{changed} of {len(report.layers)} layers changed"
+
+
+def _adaround(sim: QuantizationSimModel, case: Case) -> str:
+    given = case.options.get("adaround") or AdaroundOptions()
+    solver = SolverOptions("adaround", search_scale=False, adaround=given)
+    options = ReconstructionOptions(solver, float_target=False, seed=case.seed)
+    return _changed(reconstruct(sim, case.data, options))
 
 
 def _fine_tune(sim: QuantizationSimModel, case: Case) -> str:
@@ -159,10 +185,15 @@ TECHNIQUES: tuple[Technique, ...] = (
     ),
     _scheme("min_max"),
     _scheme("mse", auto=False),
+    _scheme(DEFAULT_SCHEME, auto=False),
     _scheme("percentile", auto=False),
     Technique(
         "reconstruct", Stage.SIMULATION, "integers, steps and biases by what layers put out",
         _reconstruct, group="integers",
+    ),
+    Technique(
+        "adaround", Stage.SIMULATION, "integers by gradient descent, layer by layer", _adaround,
+        group="integers", auto=False,
     ),
     Technique(
         "fine_tune", Stage.SIMULATION, "the caller's own training of the simulation", _fine_tune,
@@ -178,7 +209,7 @@ def chosen(techniques: str | Iterable[str]) -> tuple[Technique, ...]:
     """The rows that "auto", "none", or names stand for, in the order of the table.
 
     Raises:
-        ConfigError: FXQ267, a name is unknown.
+        ConfigError: FXQ257, a name is unknown.
     """
     if techniques == "auto":
         return tuple(row for row in TECHNIQUES if row.auto)
@@ -191,7 +222,7 @@ def chosen(techniques: str | Iterable[str]) -> tuple[Technique, ...]:
         if name not in BY_NAME:
             known = ("auto", "none", *BY_NAME)
             fix = nearest(str(name), known) or f"known are {', '.join(known)}"
-            raise ConfigError("FXQ267", f"no technique is called {name!r}", fix=fix)
+            raise ConfigError("FXQ257", f"no technique is called {name!r}", fix=fix)
     return tuple(row for row in TECHNIQUES if row.name in names)
 
 

@@ -9,7 +9,6 @@ from fxquant.onnx.session import Level, open_session, packed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from torch import fx
 
@@ -23,18 +22,11 @@ class RuntimeSimulation(LoweredSimulation):
     Args:
         gm: see `LoweredSimulation`.
         example: positional and keyword inputs.
-        path: the file that was exported from the simulation; None: what would be exported.
         lowering: options of `LoweredSimulation`.
     """
 
-    def __init__(
-        self, gm: fx.GraphModule, example: Example, *, path: str | Path | None = None,
-        **lowering: Any,
-    ) -> None:  # fmt: skip
+    def __init__(self, gm: fx.GraphModule, example: Example, **lowering: Any) -> None:
         super().__init__(gm, example, **lowering)
-        if path is not None:
-            self._session = open_session(path, Level.ALL)
-            return
         with packed(self.lowered.model) as source:
             self._session = open_session(source, Level.ALL)
 
