@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from fxquant import nn as nn  # not in __all__, where it would hide torch.nn
     from fxquant import quantization as quantization
     from fxquant.analysis.inspect import inspect_model
+    from fxquant.auto.auto_quant import AutoQuant
+    from fxquant.auto.one_call import quantize
     from fxquant.checkpoint import load_checkpoint, save_checkpoint
     from fxquant.config import QuantConfig
     from fxquant.errors import FxQuantError
@@ -39,6 +41,7 @@ else:
     _HOMES = {
         "Adaround": "ptq.techniques.adaround",
         "AdaroundParameters": "ptq.techniques.adaround",
+        "AutoQuant": "auto.auto_quant",
         "FxQuantError": "errors",
         "ModelValidator": "validate",
         "Op": "ops",
@@ -60,6 +63,7 @@ else:
         "inspect_model": "analysis.inspect",
         "load_checkpoint": "checkpoint",
         "prepare_model": "prepare",
+        "quantize": "auto.one_call",
         "register_op": "ops",
         "save_checkpoint": "checkpoint",
         "validate_model": "validate",
@@ -83,6 +87,7 @@ else:
 __all__ = [
     "Adaround",
     "AdaroundParameters",
+    "AutoQuant",
     "FxQuantError",
     "ModelValidator",
     "Op",
@@ -96,8 +101,8 @@ __all__ = [
     "Target",
     "__version__",
     "apply_seq_mse",
-    "correct_bias",
     "choose_mixed_precision",
+    "correct_bias",
     "equalize_model",
     "fast_finetune",
     "fold_all_batch_norms",
@@ -106,6 +111,7 @@ __all__ = [
     "load_checkpoint",
     "prepare_model",
     "quantization",
+    "quantize",
     "register_op",
     "save_checkpoint",
     "validate_model",

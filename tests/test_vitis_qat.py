@@ -122,18 +122,18 @@ def test_modules_are_found_under_their_own_names() -> None:
 
 
 def test_mistakes(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="FXQ288"):
+    with pytest.raises(ConfigError, match="FXQ294"):
         QatProcessor("net", (X,))  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="FXQ288"):
+    with pytest.raises(ConfigError, match="FXQ294"):
         processor(mix_bit=True)
     with pytest.raises(ConfigError, match="FXQ283"):
         QatProcessor(Net(), None)
     p = processor()
-    with pytest.raises(ConfigError, match="FXQ289"):
+    with pytest.raises(ConfigError, match="FXQ295"):
         p.export_onnx_model(tmp_path)
-    with pytest.raises(ConfigError, match="FXQ289"):
+    with pytest.raises(ConfigError, match="FXQ295"):
         p.to_deployable(Net(), tmp_path)
-    with pytest.raises(ConfigError, match="FXQ288"):
+    with pytest.raises(ConfigError, match="FXQ294"):
         p.deployable_model(tmp_path, used_for_xmodel=True)
     with pytest.raises(CheckpointError, match="FXQ602"):
         p.deployable_model(tmp_path)
