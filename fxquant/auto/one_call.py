@@ -18,7 +18,7 @@ from fxquant.io.writing import as_path, checked_prefix, made_folder, stage
 if TYPE_CHECKING:
     from fxquant.auto.journal import Trial
     from fxquant.auto.scoring import Evaluate, On
-    from fxquant.auto.search import Progress
+    from fxquant.auto.technique_search import Progress
     from fxquant.config import QuantConfig
     from fxquant.onnx.parity.report import ParityReport
     from fxquant.quantization import QuantScheme

@@ -15,9 +15,9 @@ from fxquant._version import __version__
 from fxquant.auto.calibration_data import Batches, load_batches, rows
 from fxquant.auto.journal import Journal
 from fxquant.auto.scoring import ON, Evaluate, On, Scorer
-from fxquant.auto.search import Limits, Progress, Search
 from fxquant.auto.search_report import AutoReport
 from fxquant.auto.simulations import Settings, Simulations
+from fxquant.auto.technique_search import Limits, Progress, Search
 from fxquant.auto.techniques import DEFAULT_SCHEME, Case, chosen
 from fxquant.config import QuantConfig
 from fxquant.errors import ConfigError
