@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -191,9 +191,9 @@ def test_before_and_after_reconstruction(first: str, tmp_path: Path) -> None:
     model, batches = Outliers(), data(8)
     sim = sim_of(model, batches, default_output_bw=6, default_param_bw=4)
     before = decibels(model, sim, batches)
-    steps = [lambda: choose_activation_ranges(sim, batches), lambda: reconstruct(sim, batches)]
+    steps: list[Callable[..., object]] = [choose_activation_ranges, reconstruct]
     for step in steps if first == "ranges" else reversed(steps):
-        step()
+        step(sim, batches)
     assert decibels(model, sim, batches) > before + 3
     assert sim.export(tmp_path, "net", batches[0]).proven
 
@@ -265,6 +265,7 @@ def test_candidates_of_the_user() -> None:
     [
         ({"candidates": ()}, "FXQ293"), ({"candidates": "mse"}, "FXQ293"),
         ({"candidates": (1.5,)}, "FXQ293"), ({"candidates": (True,)}, "FXQ293"),
+        ({"candidates": (["mse"],)}, "FXQ293"),
         ({"samples": 0}, "FXQ294"), ({"held_out": 1}, "FXQ294"), ({"samples": 2.5}, "FXQ294"),
     ],
 )  # fmt: skip

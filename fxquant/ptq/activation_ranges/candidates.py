@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -54,7 +54,7 @@ def rules_of(candidates: Sequence[Candidate]) -> tuple[RangeRule, ...]:
     return tuple(map(_rule, candidates))
 
 
-def _rule(candidate: Candidate) -> RangeRule:
+def _rule(candidate: Any) -> RangeRule:
     if isinstance(candidate, str | QuantScheme):
         scheme = QuantScheme(candidate)
         return RangeRule(scheme.value, scheme.analyzer())

@@ -95,7 +95,7 @@ def _gradients(
         for y, scale in zip(outputs, scales, strict=True):
             signs = torch.randint(0, 2, y.shape, generator=generator) * 2 - 1
             total = total + (y.float() * signs.to(y.device)).sum() * scale
-        found = torch.autograd.grad(
+        found: Sequence[Tensor | None] = torch.autograd.grad(
             total, list(values), retain_graph=probe + 1 < probes, allow_unused=True
         )
         for row, x, gradient in zip(rows, values, found, strict=True):

@@ -14,6 +14,7 @@ from fxquant import QuantizationSimModel
 from fxquant.errors import ConfigError, ExportError
 from fxquant.onnx.parity.fidelity import fidelity
 from fxquant.onnx.parity.report import ParityReport
+from tests.helpers.modules import quantized
 
 
 def net() -> nn.Module:
@@ -187,8 +188,7 @@ def test_a_chip_without_floats_keeps_its_integers_and_gets_a_warning() -> None:
     for target in ("qualcomm_htp", "onnxruntime_x86"):
         sim = QuantizationSimModel(Stream().eval(), x, "min_max", target=target)
         sim.compute_encodings([x])
-        add = sim.model.get_submodule("add")
-        grids[target] = any(True for _ in add.output_quantizers.active())  # type: ignore[union-attr]
+        grids[target] = any(True for _ in quantized(sim, "add").output_quantizers.active())
         warnings[target] = fidelity(sim.model, ((x,), {})).warnings
     assert grids == {"qualcomm_htp": True, "onnxruntime_x86": False}
     (warning,) = (w for w in warnings["qualcomm_htp"] if "keeps" in w)
