@@ -8,7 +8,6 @@ from fxquant.graph.rewriter import label
 from fxquant.mixed_precision.costs import Costs
 from fxquant.mixed_precision.front import pareto
 from fxquant.mixed_precision.mixed_result import FLOAT
-from fxquant.precision.sites import find_sites
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from fxquant.mixed_precision.progress_file import ProgressFile
     from fxquant.mixed_precision.search_options import Options
     from fxquant.mixed_precision.trials import Choice, Trials
+    from fxquant.precision.sites import Sites
 
 _STAGE = "latency"
 
@@ -27,17 +27,18 @@ class Prices:
 
     Args:
         trials: the simulation.
+        sites: its grids.
         options: which cost is asked for.
         file: what was measured before.
     """
 
-    def __init__(self, trials: Trials, options: Options, file: ProgressFile) -> None:
+    def __init__(self, trials: Trials, sites: Sites, options: Options, file: ProgressFile) -> None:
         from fxquant.onnx.runs.observed import bound_example  # it loads onnx_ir
 
         self.trials, self.options, self.file = trials, options, file
         self.groups: Sequence[Group] = trials.groups
         values = bound_example(trials.gm, trials.sim.example)
-        self.costs = Costs(trials.gm, find_sites(trials.gm), self.groups, values)
+        self.costs = Costs(trials.gm, sites, self.groups, values)
         self.times: dict[str, float] = {}
         self._of_options: list[list[float]] | None = None
 

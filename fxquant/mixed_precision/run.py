@@ -19,6 +19,7 @@ from fxquant.mixed_precision.scores import Noise, decibels
 from fxquant.mixed_precision.search import Judge, Search
 from fxquant.mixed_precision.trials import Choice, Trials
 from fxquant.precision.requests import note_changes
+from fxquant.precision.sites import find_sites
 from fxquant.ptq.snapshot import Snapshot, restore
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ class Run:
     ) -> None:
         self.sim, self.gm, self.options = sim, sim.model, options
         self.candidates = candidates
-        self.groups = find_groups(self.gm, sim.target, candidates)
+        self.sites = find_sites(self.gm)
+        self.groups = find_groups(self.gm, sim.target, candidates, self.sites)
         if not self.groups:
             what = "the simulation has no grid whose bits could be chosen"
             fix = "frozen grids stay as they are; sim.named_quantizers() lists all"
@@ -79,7 +81,7 @@ class Run:
         techniques = options.techniques, options.data
         judge = Judge(options.evaluate, options.by_score, noise, techniques)
         self.finder = Search(self.trials, judge, file, self._tell)
-        self.prices = Prices(self.trials, options, file)
+        self.prices = Prices(self.trials, self.sites, options, file)
         self.progress = progress
         self.most = sum(len(g.options) for g in self.groups) + len(self.candidates)
         self.most += options.points + options.trials + _BISECTIONS

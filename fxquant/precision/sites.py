@@ -99,11 +99,13 @@ class Sites:
         reads: node -> sites of the values that it reads.
         writes: node -> sites of its own values.
         weights: node -> sites of its parameters.
+        operands: node -> position of an operand and its site.
     """
 
     reads: dict[fx.Node, list[Site]] = field(default_factory=dict)
     writes: dict[fx.Node, list[Site]] = field(default_factory=dict)
     weights: dict[fx.Node, list[Site]] = field(default_factory=dict)
+    operands: dict[fx.Node, list[tuple[int, Site]]] = field(default_factory=dict)
     _of: dict[int, Site] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Site]:
@@ -138,8 +140,9 @@ def find_sites(gm: fx.GraphModule) -> Sites:
     with _all_in_place(found):
         grids = resolve_grids(gm)
         for node in gm.graph.nodes:
-            reads = [found.of(q) for q in _read(gm, node, grids)]
-            found.reads[node] = _unique(site for site in reads if site is not None)
+            read = ((index, found.of(q)) for index, q in _read(gm, node, grids))
+            found.operands[node] = [(index, site) for index, site in read if site is not None]
+            found.reads[node] = _unique(site for _, site in found.operands[node])
     return found
 
 
@@ -183,15 +186,16 @@ def _all_in_place(found: Sites) -> Iterator[None]:
             place.home[place.key] = None
 
 
-def _read(gm: fx.GraphModule, node: fx.Node, grids: Any) -> Iterator[Any]:
-    """Quantizers of the values that a node reads, in the order of its operands."""
+def _read(gm: fx.GraphModule, node: fx.Node, grids: Any) -> Iterator[tuple[int, Any]]:
+    """Quantizers of the values that a node reads, with the position of each operand."""
     given: list[fx.Node] = []
     fx.node.map_arg((node.args, node.kwargs), given.append)
     module = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
     own = getattr(module, "input_quantizers", ())
     for index, operand in enumerate(given):
         quantizer = own[index] if index < len(own) else None
-        yield from (quantizer,) if quantizer is not None else grids.get(operand, ())
+        found = (quantizer,) if quantizer is not None else grids.get(operand, ())
+        yield from ((index, one) for one in found)
 
 
 def _unique(sites: Iterator[Site]) -> list[Site]:
