@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from fxquant.graph.rewriter import label
-from fxquant.mixed_precision.costs import Costs
+from fxquant.mixed_precision.costs import Costs, bits
 from fxquant.mixed_precision.front import pareto
 from fxquant.mixed_precision.mixed_result import FLOAT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from fxquant.mixed_precision.groups import Group
+    from fxquant.mixed_precision.groups import Group, Option
     from fxquant.mixed_precision.latency import Stopwatch
     from fxquant.mixed_precision.progress_file import ProgressFile
     from fxquant.mixed_precision.search_options import Options
@@ -52,6 +53,29 @@ class Prices:
                 of = self.costs.size if self.options.cost == "size" else self.costs.operations
                 self._of_options = [[of(g, option) for option in g.options] for g in self.groups]
         return self._of_options
+
+    def lighter(self, choice: Choice) -> Choice:
+        """For every group the option that costs no more and is the lightest otherwise."""
+        found = []
+        for group, costs, index in zip(self.groups, self.of_options, choice, strict=True):
+            same = [j for j in range(group.offered) if costs[j] <= costs[index]]
+            others = [self._other(group, option) for option in group.options]
+            best = min(same, key=others.__getitem__)
+            found.append(best if others[best] < others[index] else index)
+        return tuple(found)
+
+    def _other(self, group: Group, option: Option) -> tuple[float, int]:
+        """What decides between equal costs: the other cost, then the bits of all grids."""
+        of = self.costs.operations if self.options.cost == "size" else self.costs.size
+        return of(group, option), sum(map(bits, group.precisions(option).values()))
+
+    def weight(self, choice: Choice) -> tuple[float, float, int]:
+        """Cost of a choice, and what decides between equal costs."""
+        cost = self.cost(choice)
+        pairs = zip(self.groups, choice, strict=True)
+        others = [self._other(g, g.options[i]) for g, i in pairs]
+        first, second = (sum(part) for part in zip(*others, strict=True))
+        return math.inf if cost is None else cost, first, int(second)
 
     def _kernel_times(self) -> list[list[float]]:
         """As many files as there are options: in each of them all groups have one of theirs."""

@@ -118,7 +118,18 @@ class Run:
         self.least = self._least(path)
         if self.least is not None:
             finder.descend(path, self.least, options.trials)
+            good = [c for c, (accuracy, _) in finder.found.items() if accuracy >= self.least]
+            if good:
+                here = min(filter(self._is_offered, good), key=self._predicted)
+                finder.lighten(here, self.prices.lighter(here), self.least, options.trials)
         finder.spread(path, options.points)
+
+    def _is_offered(self, choice: Choice) -> bool:
+        """Whether a choice is made of candidates."""
+        return all(j < g.offered for g, j in zip(self.groups, choice, strict=True))
+
+    def _predicted(self, choice: Choice) -> tuple[float, Any]:
+        return self.prices.predicted(choice), choice
 
     def _compared(self) -> list[Choice]:
         """Choices that the report compares in any case."""
@@ -188,15 +199,11 @@ class Run:
     def _chosen(self, priced: Sequence[Choice]) -> Choice | None:
         if self.least is None:
             return None
-        found, prices = self.finder.found, {c: self.prices.cost(c) or 0.0 for c in priced}
-        offered = [
-            c for c in priced if all(j < g.offered for g, j in zip(self.groups, c, strict=True))
-        ]
-        good = pareto(
-            [c for c in offered if found[c][0] >= self.least],
-            prices.__getitem__, found.__getitem__,
-        )  # fmt: skip
-        return good[0] if good else max(offered, key=lambda c: (found[c], -prices[c]))
+        found, prices = self.finder.found, {c: self.prices.weight(c) for c in priced}
+        offered = list(filter(self._is_offered, priced))
+        best_first = sorted(offered, key=found.__getitem__, reverse=True)
+        good = [c for c in best_first if found[c][0] >= self.least]
+        return min(good, key=prices.__getitem__) if good else best_first[0]
 
     def _apply(self, choice: Choice) -> None:
         self.trials.apply(choice)
@@ -213,7 +220,7 @@ class Run:
         return Point(
             options={g.name: str(g.options[i]) for g, i in pairs},
             accuracy=accuracy,
-            sqnr_db=sqnr,
+            sqnr_db=None if self.finder.judge.noise is None else sqnr,
             cost=math.inf if cost is None else cost,
             size=self.prices.size(choice),
             bit_operations=self.prices.operations(choice),

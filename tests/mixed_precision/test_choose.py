@@ -263,6 +263,23 @@ def test_evaluate_decides_and_noise_decides_between_equal_scores(
         assert better
 
 
+def test_evaluate_needs_no_data(sim: QuantizationSimModel) -> None:
+    result = choose_mixed_precision(
+        sim, [(8, 4), (16, 8), (8, 8)], lambda model: 1.0, allowed_accuracy_drop=0.5
+    )
+    assert chosen(result) == ["A8 W4", "A8 W4", "A8 W4", "A8", "A8 W4"]
+    assert all(p.sqnr_db is None for p in result.points)
+
+
+def test_of_equal_costs_the_lighter_one_is_taken(sim: QuantizationSimModel, x: Tensor) -> None:
+    # weights have 8 bits in both: activations of 16 bits only where they are needed
+    result = choose_mixed_precision(
+        sim, [(16, 8), (8, 8)], data=[x], allowed_accuracy_drop=3, latency=False
+    )
+    assert result.met
+    assert set(chosen(result)) == {"A8", "A8 W8"}
+
+
 def test_the_file_has_the_chosen_precisions_and_their_proof(
     sim: QuantizationSimModel, x: Tensor, tmp_path: Path
 ) -> None:
@@ -275,9 +292,8 @@ def test_the_file_has_the_chosen_precisions_and_their_proof(
     assert sim.export(tmp_path, "net")
     expected = sim.model(x).detach()
     read = quantized(sim, "mean").output_quantizers[0]
-    step = float(read.get_scale()) * float(
-        sim.model.get_parameter("fc.weight").detach().abs().max()
-    )
+    largest = float(sim.model.get_parameter("fc.weight").detach().abs().max())
+    step = float(read.get_scale()) * largest
     for found in Shipped(tmp_path / "net.onnx").run([x]):
         assert float((torch.as_tensor(found[0]) - expected).abs().max()) <= step
 
