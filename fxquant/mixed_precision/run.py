@@ -7,7 +7,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from fxquant.errors import ConfigError
-from fxquant.fingerprint import digest
+from fxquant.fingerprint import CALIBRATED, changed_since, digest, mark_calibrated
 from fxquant.graph.pass_infra import set_state, state_of
 from fxquant.graph.pytree import tensors
 from fxquant.mixed_precision.front import pareto
@@ -58,6 +58,8 @@ class Run:
             fix = "frozen grids stay as they are; sim.named_quantizers() lists all"
             raise ConfigError("FXQ287", what, fix=fix)
         self.why = state_of(self.gm).why
+        known = self.gm.meta.get(CALIBRATED)
+        self.fits = known is not None and not changed_since(self.gm, known)
         self.done = 0
 
     def put_back(self, before: Snapshot) -> None:
@@ -208,9 +210,10 @@ class Run:
     def _apply(self, choice: Choice) -> None:
         self.trials.apply(choice)
         note_changes(
-            self.gm,
-            [s for g in self.groups for s in g.sites if s.precision != g.before[s]],
+            self.gm, [s for g in self.groups for s in g.sites if s.precision != g.before[s]]
         )
+        if self.fits:
+            mark_calibrated(self.gm)
         for technique in self.options.techniques:
             technique(self.sim, self.options.data)
 

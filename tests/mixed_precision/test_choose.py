@@ -447,6 +447,7 @@ def test_a_search_that_was_killed_goes_on_with_the_same_result(tmp_path: Path) -
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     rest, calls_after, other = searched_in(str(tmp_path / "cut"))
     assert rest == whole
+    assert (tmp_path / "cut" / "mixed_precision.json").read_text("utf-8") == whole
     assert torch.equal(other, y)
     assert calls - calls_after == 12  # what was found before was not looked for again
 
