@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     Make = Callable[[tuple[int, ...], tuple[int, ...]], AffineQuantizer]
 
+_GIVEN = "it was given a bias"
 _HOMES = frozenset({"input_quantizers", "output_quantizers", "param_quantizers"})
 
 
@@ -235,6 +236,51 @@ def refresh_biases(gm: fx.GraphModule) -> None:
             fresh = affine.BiasQuantizeDequantize(source, weight)
             fresh.where = bias.where
             module.param_quantizers["bias"] = fresh
+
+
+def add_bias(
+    gm: fx.GraphModule, node: fx.Node, own: Callable[[], QuantizerBase] | None, *, integer: bool
+) -> None:
+    """Give a layer that has none a bias of zeros, on the grid that a bias has there.
+
+    Args:
+        gm: a simulated graph.
+        node: the layer.
+        own: makes a quantizer where biases have steps of their own; None: they have that of the
+            integer sum.
+        integer: whether biases are quantized.
+    """
+    module: Any = gm.get_submodule(str(node.target))
+    row, weight = ops.row_for_module(module), module.weight
+    groups = int(getattr(module, "groups", 1)) if row is not None and row.weight_axis == 1 else 1
+    count = weight.shape[weight_axis(module)] * groups
+    rw = Rewriter(gm, "add_bias")
+    rw.set_parameter(module, "bias", weight.new_zeros(count), weight.requires_grad)
+    home = module.param_quantizers
+    home.known = None if home.known is None else home.known | {"bias"}
+    home["bias"] = None
+    source = _input_quantizer(gm, node, module, resolve_grids(gm))
+    quantizer = _weight_quantizer(module)
+    if integer and _is_plain(source) and _is_plain(quantizer):
+        if own is not None:
+            home["bias"] = own()
+        elif source is not None and quantizer is not None:
+            home["bias"] = affine.BiasQuantizeDequantize(source, quantizer)
+        home["bias"].where = f"the bias of {node.target}"
+    rw.finish()
+    explain(gm, [str(node.target)], _GIVEN)
+
+
+def remove_bias(gm: fx.GraphModule, node: fx.Node) -> None:
+    """Take away a bias that `add_bias` has given a layer."""
+    module: Any = gm.get_submodule(str(node.target))
+    module.bias = None
+    module.param_quantizers._modules.pop("bias")
+    home = module.param_quantizers
+    home.known = None if home.known is None else home.known - {"bias"}
+    path, why = str(node.target), dict(state_of(gm).why)
+    why[path] = tuple(reason for reason in why.get(path, ()) if reason != _GIVEN)
+    set_state(gm, why=why)
 
 
 def _obstacle(source: QuantizerBase | None, weight: QuantizerBase | None) -> str:

@@ -25,7 +25,7 @@ from fxquant.precision.requests import PrecisionChange, set_precision
 from fxquant.prepare import call_arguments, is_prepared, prepare_model
 from fxquant.quantization import QuantizerBase, QuantScheme, affine
 from fxquant.targets import Target, load_target
-from fxquant.targets.quantizer_choice import quantizer_for
+from fxquant.targets.quantizer_choice import quantizer_for, set_training
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -99,7 +99,8 @@ class QuantizationSimModel(ExportMethods):
         self._example = call_arguments(dummy_input)
         prepared = model if is_prepared(model) else prepare_model(model, dummy_input)
         if not isinstance(prepared, fx.GraphModule):
-            raise ModelError("FXQ150", "preparation did not return a GraphModule")
+            fix = "give a torch.nn.Module, or what prepare_model gave"
+            raise ModelError("FXQ150", "preparation did not return a GraphModule", fix=fix)
         owned = in_place or prepared is not model
         self.model: fx.GraphModule = prepared if owned else copy.deepcopy(prepared)
         pipeline = simulation_pipeline(self.config, self.target, self.quant_scheme)
@@ -314,10 +315,12 @@ class QuantizationSimModel(ExportMethods):
         """
 
         def make(shape: tuple[int, ...], blocks: tuple[int, ...]) -> affine.QuantizeDequantize:
-            return affine.GroupedBlockQuantizeDequantize(
+            made = affine.GroupedBlockQuantizeDequantize(
                 shape, bitwidth, symmetric, decompressed_bw, block_size=blocks,
                 block_grouping=editing.grouping(shape, blocks, block_grouping),
             )  # fmt: skip
+            set_training(made, "weight", self.quant_scheme)
+            return made
 
         editing.set_blocks(self.model, arg, block_size, make)
 

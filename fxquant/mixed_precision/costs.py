@@ -49,10 +49,10 @@ class Costs:
         self.sites = sites
         self.macs = multiply_accumulates(gm, values)
         grouped = {node for group in groups for node in group.nodes}
-        chosen = {id(t) for group in groups for s in group.sites for t in s.tensors}
+        chosen = {id(t) for group in groups for s in group.sites for t in s.stored}
         quantizers = (m for m in gm.modules() if isinstance(m, QuantizerBase))
         inner = {id(p) for q in quantizers for p in q.parameters()}
-        kinds = {id(t): bits(s.precision) for s in sites for t in s.tensors}
+        kinds = {id(t): bits(s.precision) for s in sites for t in s.stored}
         free = {
             id(p): p.numel() * kinds.get(id(p), 8 * p.element_size())
             for p in gm.parameters() if id(p) not in chosen | inner
@@ -72,7 +72,7 @@ class Costs:
     def size(self, group: Group, option: Option) -> float:
         """Bytes of the group's weights."""
         found = group.precisions(option)
-        sizes = {id(t): t.numel() * bits(p) for s, p in found.items() for t in s.tensors}
+        sizes = {id(t): t.numel() * bits(p) for s, p in found.items() for t in s.stored}
         return sum(sizes.values()) / 8
 
     def operations(self, group: Group, option: Option) -> float:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from fxquant.graph.rewriter import label
-from fxquant.mixed_precision.candidates import KEPT, Candidate
+from fxquant.mixed_precision.bit_candidates import KEPT, Candidate
 from fxquant.mixed_precision.residual import Stream, streams_of
 from fxquant.precision.sites import Site, Sites, integer_nodes
 
@@ -146,7 +146,7 @@ def _united(there: list[Site], sites: Sites, nodes: Iterable[fx.Node]) -> list[l
     together = [[s for s in _touched(sites, n) if s in parent] for n in nodes]
     owners: dict[int, list[Site]] = {}
     for site in there:
-        for tensor in site.tensors:
+        for tensor in site.stored:
             owners.setdefault(id(tensor), []).append(site)
     for members in (*together, *owners.values()):
         for other in members[1:]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fxquant.graph.pass_infra import set_state, state_of
-from fxquant.mixed_precision.candidates import KEPT
+from fxquant.mixed_precision.bit_candidates import KEPT
 from fxquant.nn import QuantizationMixin
 from fxquant.precision.change import set_bits, settle_biases
 from fxquant.precision.requests import recalibrate

@@ -75,7 +75,8 @@ class Site:
         role: "activation" or "weight".
         name: path of the first module that holds it, with the parameter for weights.
         places: where it stands.
-        tensors: the parameters that lie on it; none for activations.
+        tensors: the parameters that lie on it, as they are quantized; none for activations.
+        stored: the parameters as they are stored.
     """
 
     quantizer: AffineQuantizer
@@ -83,6 +84,7 @@ class Site:
     name: str
     places: list[Place] = field(default_factory=list)
     tensors: list[Tensor] = field(default_factory=list)
+    stored: list[Tensor] = field(default_factory=list)
 
     @property
     def precision(self) -> Precision:
@@ -115,14 +117,24 @@ class Sites:
         """The site of a quantizer."""
         return self._of.get(id(quantizer))
 
-    def add(self, place: Place, quantizer: Any, tensor: Tensor | None) -> Site:
-        """Count a quantizer that stands, or stood, in a place."""
+    def add(
+        self, place: Place, quantizer: Any, tensor: Tensor | None, stored: Tensor | None
+    ) -> Site:
+        """Count a quantizer that stands, or stood, in a place.
+
+        Args:
+            place: the place.
+            quantizer: the quantizer.
+            tensor: a parameter as it is quantized; None for activations.
+            stored: the same as it is stored.
+        """
         name = place.path if tensor is None else f"{place.path}.{place.key}"
         role: Role = "activation" if tensor is None else "weight"
         site = self._of.setdefault(id(quantizer), Site(quantizer, role, name))
         site.places.append(place)
-        if tensor is not None and all(t is not tensor for t in site.tensors):
+        if tensor is not None and stored is not None and all(t is not stored for t in site.stored):
             site.tensors.append(tensor)
+            site.stored.append(stored)
         return site
 
 
@@ -157,10 +169,16 @@ def _collect(found: Sites, node: fx.Node, module: QuantizationMixin) -> None:
                 continue
             if key == "bias":
                 continue
-            site = found.add(Place(path, home, key), quantizer, tensor)
+            stored = None if tensor is None else _stored(module, str(key))
+            site = found.add(Place(path, home, key), quantizer, tensor, stored)
             if kind != "input_quantizers":
                 by = found.weights if tensor is not None else found.writes
                 by.setdefault(node, []).append(site)
+
+
+def _stored(module: QuantizationMixin, name: str) -> Tensor | None:
+    found = module._parameters.get(name)
+    return found if found is not None else module._buffers.get(name)
 
 
 def _keys(home: Home) -> list[Any]:

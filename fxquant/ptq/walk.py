@@ -21,6 +21,7 @@ from fxquant import ops
 from fxquant.errors import CalibrationError, FxQuantError
 from fxquant.graph.pytree import fresh_inputs, tensors
 from fxquant.nn import QuantizationMixin
+from fxquant.ptq.originals import float_module
 from fxquant.ptq.value_store import ValueStore
 from fxquant.tracing.signature import MissingInputError, mismatch, placeholder_values
 
@@ -43,12 +44,12 @@ class Environment(fx.Interpreter):
 
 
 class FloatEnvironment(Environment):
-    """The graph without quantizers, with the parameters as they are when a node is computed."""
+    """The graph without quantizers, with the float values of parameters that techniques changed."""
 
     def __init__(self, gm: fx.GraphModule, name: str) -> None:
         super().__init__(gm, name)
         self._plain = {
-            path: module.get_original_module()
+            path: float_module(module)
             for path, module in gm.named_modules()
             if isinstance(module, QuantizationMixin)
         }

@@ -37,6 +37,7 @@ class QuantizerBase(nn.Module):
         self.where = None
         self._observing = False
         self._overwritable = True
+        self._enabled = True
         self._frozen = False
 
     # what a quantizer is -----------------------------------------------------------------------
@@ -72,6 +73,20 @@ class QuantizerBase(nn.Module):
     def transform(self, x: Tensor) -> Tensor:
         """The quantized tensor without its encoding; what `forward` does outside of calibration."""
         raise NotImplementedError
+
+    # switching off -------------------------------------------------------------------------------
+
+    @property
+    def enabled(self) -> bool:
+        """False: tensors pass through unchanged, as in a warm-up in floating point; settable."""
+        return self._enabled
+
+    @enabled.setter
+    def enabled(self, enabled: bool) -> None:
+        self._enabled = bool(enabled)
+
+    def follow(self, x: Tensor, *, begin: bool = True) -> None:
+        """Lay the range around a parameter that is trained, where the quantizer is set to do so."""
 
     # observing -----------------------------------------------------------------------------------
 

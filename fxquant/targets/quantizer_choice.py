@@ -46,11 +46,29 @@ def quantizer_for(
     grid["bitwidth"] = bitwidth
     grid["encoding_analyzer"] = _analyzer(target, role, scheme, bitwidth)
     rounding = _rounding(target, role)
+    made: affine.QuantizeDequantize
     if target.powers_of_two:
-        return PowerOfTwoQuantizeDequantize(rounding=rounding, **grid)
-    if rounding != OF_ONNX:
-        return RoundingQuantizeDequantize(rounding=rounding, **grid)
-    return affine.QuantizeDequantize(**grid)
+        made = PowerOfTwoQuantizeDequantize(rounding=rounding, **grid)
+    elif rounding != OF_ONNX:
+        made = RoundingQuantizeDequantize(rounding=rounding, **grid)
+    else:
+        made = affine.QuantizeDequantize(**grid)
+    set_training(made, role, scheme)
+    return made
+
+
+def set_training(quantizer: affine.QuantizeDequantize, role: Role, scheme: QuantScheme) -> None:
+    """Say what training does with a range, as the scheme is documented.
+
+    With the schemes for range learning an optimizer moves all ranges, with the gradient scale of
+    LSQ. With all others those of activations stay as they were calibrated, and those of parameters
+    follow the parameters.
+    """
+    parameter, learns = role in ("weight", "bias"), scheme.learns_ranges
+    quantizer.requires_grad_(learns)
+    quantizer.follows = parameter and not learns
+    if learns:
+        quantizer.gradient_scale = "parameter" if parameter else "activation"
 
 
 def _rounding(target: Target, role: Role) -> RoundMode:

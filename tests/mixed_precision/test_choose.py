@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fxquant import QuantizationSimModel, choose_mixed_precision
 from fxquant.errors import ConfigError, FxQuantError
-from fxquant.mixed_precision.candidates import candidates_of
+from fxquant.mixed_precision.bit_candidates import candidates_of
 from fxquant.mixed_precision.costs import Costs
 from fxquant.mixed_precision.groups import Group, find_groups
 from fxquant.mixed_precision.trials import Trials
@@ -78,6 +78,10 @@ def decibels(sim: QuantizationSimModel, x: Tensor, plain: nn.Module | None = Non
     exact = (plain or sim.get_original_model())(x)
     found = torch.as_tensor(sim.model(x))
     return float(10 * torch.log10(exact.square().sum() / (exact - found).square().sum()))
+
+
+def activations(sim: QuantizationSimModel) -> list[Any]:
+    return [q for module in sim.qmodules() for _, q in module.output_quantizers.active()]
 
 
 def chosen(result: Any) -> list[str]:
@@ -291,11 +295,12 @@ def test_the_file_has_the_chosen_precisions_and_their_proof(
     assert {"A8", "A16", "W4"} <= kinds
     assert sim.export(tmp_path, "net")
     expected = sim.model(x).detach()
-    read = quantized(sim, "mean").output_quantizers[0]
+    # a tie in a tensor of 8 bits moves one of the 64 places that are averaged in 16 channels
+    coarse = max(float(q.get_scale()) for q in activations(sim) if q.bitwidth == 8)
     largest = float(sim.model.get_parameter("fc.weight").detach().abs().max())
-    step = float(read.get_scale()) * largest
     for found in Shipped(tmp_path / "net.onnx").run([x]):
-        assert float((torch.as_tensor(found[0]) - expected).abs().max()) <= step
+        error = (torch.as_tensor(found[0]) - expected).abs().max()
+        assert float(error) <= coarse * largest * 16 / 64
 
 
 def test_latency_is_measured_and_the_fastest_that_is_good_enough_is_taken(
