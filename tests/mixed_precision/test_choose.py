@@ -501,6 +501,8 @@ def test_progress_is_told(sim: QuantizationSimModel, x: Tensor) -> None:
         ({"techniques": ["reconstruct"]}, "FXQ286"),
         ({"evaluate": lambda model: "good"}, "FXQ269"),
         ({"evaluate": lambda model: float("nan")}, "FXQ269"),
+        ({"data": lambda model: None}, "FXQ286"),
+        ({"data": iter([torch.zeros(2, 3, 8, 8)])}, "FXQ286"),
         ({"data": []}, "FXQ442"),
         ({"data": 3}, "FXQ443"),
         ({"data": [torch.full((2, 3, 8, 8), torch.nan)]}, "FXQ445"),
