@@ -15,7 +15,7 @@ from torch import Tensor
 from fxquant.graph.pass_infra import set_state, state_of
 from fxquant.mixed_precision.bit_candidates import KEPT
 from fxquant.nn import QuantizationMixin
-from fxquant.precision.change import set_bits, settle_biases
+from fxquant.precision.change import put, set_bits, settle_biases
 from fxquant.precision.requests import recalibrate
 
 if TYPE_CHECKING:
@@ -96,8 +96,7 @@ class Trials:
                 stream.part(option.residual)
 
     def _set(self, site: Site, precision: Precision) -> None:
-        if precision is None or site.precision != precision:
-            set_bits(site, precision, self.sim.target)
+        put(site, precision, self.sim.target)
         if precision is not None:
             # also where the bits are the same: a bias may have widened it
             low, high = self._ranges[site, precision]
