@@ -1,6 +1,6 @@
 """Post-training techniques: what makes a calibrated model better without training it."""
 
-from fxquant.ptq.activation_ranges.choose import choose_activation_ranges
+from fxquant.ptq.activation_ranges.choose_ranges import choose_activation_ranges
 from fxquant.ptq.activation_ranges.range_report import ActivationRangesReport, RangeReport
 from fxquant.ptq.engine import ReconstructionOptions, reconstruct
 from fxquant.ptq.moments import Moments, merge

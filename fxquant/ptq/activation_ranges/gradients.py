@@ -24,7 +24,7 @@ from fxquant.quantization.tensor import plain
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from fxquant.ptq.activation_ranges.trials import ChosenGrid
+    from fxquant.ptq.activation_ranges.range_trials import ChosenGrid
 
 Slots = dict[fx.Node, list[tuple[int, "ChosenGrid"]]]
 

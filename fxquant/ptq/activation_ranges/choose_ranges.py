@@ -23,11 +23,11 @@ from fxquant.graph.pytree import tensors
 from fxquant.nn import QuantizationMixin
 from fxquant.nn.calibration import fit_biases
 from fxquant.nn.modes import evaluating
-from fxquant.ptq.activation_ranges.candidates import CANDIDATES, Observed, rules_of
 from fxquant.ptq.activation_ranges.gradients import Slots, add_costs
 from fxquant.ptq.activation_ranges.outputs import OutputCheck, decibels, kept_parts
+from fxquant.ptq.activation_ranges.range_candidates import CANDIDATES, Observed, rules_of
 from fxquant.ptq.activation_ranges.range_report import ActivationRangesReport, RangeReport
-from fxquant.ptq.activation_ranges.trials import ChosenGrid
+from fxquant.ptq.activation_ranges.range_trials import ChosenGrid
 from fxquant.ptq.value_store import ValueStore
 from fxquant.ptq.walk import Environment, Walk
 from fxquant.quantization.affine import AffineQuantizer
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from fxquant.ptq.activation_ranges.candidates import Candidate, RangeRule
-    from fxquant.ptq.activation_ranges.trials import Choice, Ends
+    from fxquant.ptq.activation_ranges.range_candidates import Candidate, RangeRule
+    from fxquant.ptq.activation_ranges.range_trials import Choice, Ends
     from fxquant.ptq.walk import Progress
     from fxquant.sim import QuantizationSimModel
 

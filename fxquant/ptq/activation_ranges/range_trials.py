@@ -11,7 +11,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fxquant.ptq.activation_ranges.candidates import Observed
+    from fxquant.ptq.activation_ranges.range_candidates import Observed
     from fxquant.quantization.affine import AffineQuantizer
 
 Ends = tuple[Tensor, Tensor]
