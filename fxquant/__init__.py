@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fxquant.prepare import prepare_model
     from fxquant.ptq.bn_fold import fold_all_batch_norms
     from fxquant.ptq.cross_layer.equalization import equalize_model
+    from fxquant.ptq.smoothing.smooth import smooth_model
     from fxquant.quantization import QuantScheme
     from fxquant.regions import insert_stubs
     from fxquant.sim import QuantizationSimModel
@@ -50,6 +51,7 @@ else:
         "prepare_model": "prepare",
         "register_op": "ops",
         "save_checkpoint": "checkpoint",
+        "smooth_model": "ptq.smoothing.smooth",
         "validate_model": "validate",
     }
 
@@ -89,5 +91,6 @@ __all__ = [
     "quantization",
     "register_op",
     "save_checkpoint",
+    "smooth_model",
     "validate_model",
 ]

@@ -225,6 +225,15 @@ class Rewriter:
             node = self.gm.graph.call_method(name, args, dict(kwargs or {}))
         return self._born(node, like)
 
+    def new_constant(self, scope: str, name: str, value: Tensor, *, like: fx.Node) -> fx.Node:
+        """Register a buffer in the module at path `scope` and read it; see `call_module`."""
+        path = self.add_module(scope, name, nn.Module())
+        self.gm.get_submodule(path).register_buffer("value", value)
+        with self._at(like):
+            node = self._born(self.gm.graph.get_attr(f"{path}.value"), like)
+        node.meta["spec"] = TensorSpec(tuple(value.shape), value.dtype)
+        return node
+
     def new_module(
         self,
         module: nn.Module,
