@@ -28,9 +28,9 @@ from fxquant.nn.modes import evaluating
 from fxquant.ptq.cross_layer.channel_spaces import ChannelSpaces
 from fxquant.ptq.float_models import folded_graph, write_back
 from fxquant.ptq.smoothing.reads import Group, groups_of
-from fxquant.ptq.smoothing.smoothing_report import SmoothedGroup, SmoothingReport
 from fxquant.ptq.smoothing.samples import Samples
 from fxquant.ptq.smoothing.search import Choice, Grids, choose
+from fxquant.ptq.smoothing.smoothing_report import SmoothedGroup, SmoothingReport
 from fxquant.targets import load_target
 
 if TYPE_CHECKING:
