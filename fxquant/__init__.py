@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from fxquant.ops import Op, register_op
     from fxquant.prepare import prepare_model
     from fxquant.ptq.bn_fold import fold_all_batch_norms
+    from fxquant.ptq.bn_reestimation import reestimate_bn_stats
     from fxquant.ptq.cross_layer.equalization import equalize_model
+    from fxquant.ptq.fold_to_scale import fold_all_batch_norms_to_scale
     from fxquant.ptq.smoothing.smooth import smooth_model
     from fxquant.quantization import QuantScheme
     from fxquant.regions import insert_stubs
@@ -45,10 +47,12 @@ else:
         "Target": "targets",
         "equalize_model": "ptq.cross_layer.equalization",
         "fold_all_batch_norms": "ptq.bn_fold",
+        "fold_all_batch_norms_to_scale": "ptq.fold_to_scale",
         "insert_stubs": "regions",
         "inspect_model": "analysis.inspect",
         "load_checkpoint": "checkpoint",
         "prepare_model": "prepare",
+        "reestimate_bn_stats": "ptq.bn_reestimation",
         "register_op": "ops",
         "save_checkpoint": "checkpoint",
         "smooth_model": "ptq.smoothing.smooth",
@@ -84,11 +88,13 @@ __all__ = [
     "__version__",
     "equalize_model",
     "fold_all_batch_norms",
+    "fold_all_batch_norms_to_scale",
     "insert_stubs",
     "inspect_model",
     "load_checkpoint",
     "prepare_model",
     "quantization",
+    "reestimate_bn_stats",
     "register_op",
     "save_checkpoint",
     "smooth_model",

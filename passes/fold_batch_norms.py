@@ -63,7 +63,7 @@ def fold_batch_norms(rw: Rewriter) -> list[tuple[str, str]]:
         if regions is not None and not regions.holds(node):
             rw.skip(node, "it lies outside of the quantized regions")
             continue
-        found = _before(rw, node)
+        found = layer_before(rw, node)
         if isinstance(found, str):
             after = _behind(rw, node)
             if isinstance(after, str):
@@ -82,8 +82,12 @@ _Place: TypeAlias = "tuple[fx.Node, Tensor]"
 _NO_LAYER = "no layer that could take it in reads it"
 
 
-def _before(rw: Rewriter, node: fx.Node) -> _Place | str:
-    """The layer in front of the batch norm that takes it in, or why there is none."""
+def layer_before(rw: Rewriter, node: fx.Node) -> _Place | str:
+    """The layer in front of a batch norm that can take it in, or why there is none.
+
+    Returns:
+        The layer and, for each of its output channels, that of the batch norm, int64 `[O]`.
+    """
     first = producer(node, rw.gm)
     if first is None:
         return "nothing computes its input"
@@ -211,7 +215,7 @@ def _fold(rw: Rewriter, node: fx.Node, layer: fx.Node, channels: Tensor) -> None
         return
     _give(rw, layer, weighted, folded(weighted, norm, row.weight_axis or 0, channels))
     rw.explain(layer, f"batch norm {node.target} was folded into its weight and bias")
-    _drop(rw, node)
+    drop_norm(rw, node)
 
 
 def _fold_behind(rw: Rewriter, node: fx.Node, layers: list[_Place]) -> None:
@@ -222,7 +226,7 @@ def _fold_behind(rw: Rewriter, node: fx.Node, layers: list[_Place]) -> None:
             return
         _give(rw, layer, weighted, folded_behind(weighted, norm, row.weight_axis or 0, channels))
         rw.explain(layer, f"batch norm {node.target} before it was folded into its weight and bias")
-    _drop(rw, node)
+    drop_norm(rw, node)
     rw.gone[str(node.target)] = Gone(FOLDED, ", ".join(str(layer.target) for layer, _ in layers))
 
 
@@ -232,7 +236,8 @@ def _give(rw: Rewriter, layer: fx.Node, module: nn.Module, values: dict[str, Ten
         rw.set_parameter(module, name, value, grad)
 
 
-def _drop(rw: Rewriter, node: fx.Node) -> None:
+def drop_norm(rw: Rewriter, node: fx.Node) -> None:
+    """Take a batch norm that was folded out of the graph; an identity stays in its place."""
     rw.set_module(str(node.target), nn.Identity())
     before = producer(node, rw.gm)
     if before is not None:

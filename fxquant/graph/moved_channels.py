@@ -87,8 +87,9 @@ def channel_pairs(
             operand = node
     behind = torch.arange(ids.shape[axis_behind], dtype=torch.float64)
     behind = behind.reshape(-1, *[1] * (ids.dim() - 1 - axis_behind % ids.dim())).expand(ids.shape)
-    pairs = torch.stack([ids.reshape(-1), behind.reshape(-1)], 1)
-    return pairs.unique(dim=0).long()
+    pairs = torch.stack([ids.reshape(-1), behind.reshape(-1)], 1).long()
+    found: Tensor = pairs.unique(dim=0)
+    return found
 
 
 def mapped(pairs: Tensor, column: int, count: int) -> Tensor | None:
@@ -106,12 +107,13 @@ def _moved(node: fx.Node, operand: fx.Node, ids: Tensor, gm: fx.GraphModule) -> 
     row = ops.row_of(node, gm)
     if row is not None and _drops(row):
         return ids
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), given)
     found: Any
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), given)
     if node.op == "call_module":
         found = gm.get_submodule(str(node.target))(*args, **kwargs)
     elif node.op == "call_method":
         found = getattr(args[0], str(node.target))(*args[1:], **kwargs)
     else:
         found = node.target(*args, **kwargs)  # type: ignore[operator]
-    return torch.as_tensor(found)
+    moved: Tensor = found
+    return moved

@@ -139,6 +139,9 @@ class Rewriter:
     def set_parameter(self, module: nn.Module, name: str, value: Tensor, grad: bool) -> None:
         """Give a module a new parameter; `grad` says whether it learns."""
         setattr(module, name, nn.Parameter(value, grad))
+        quantizers: Any = getattr(module, "param_quantizers", None)
+        if quantizers is not None and quantizers.known is not None:
+            quantizers.known |= {name}
         self.changes += 1
 
     def edit(self, change: Callable[..., object], *args: Any) -> None:
