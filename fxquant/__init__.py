@@ -28,7 +28,10 @@ if TYPE_CHECKING:
     from fxquant.precision.requests import set_precision
     from fxquant.prepare import prepare_model
     from fxquant.ptq.bn_fold import fold_all_batch_norms
+    from fxquant.ptq.bn_reestimation import reestimate_bn_stats
     from fxquant.ptq.cross_layer.equalization import equalize_model
+    from fxquant.ptq.fold_to_scale import fold_all_batch_norms_to_scale
+    from fxquant.ptq.smoothing.smooth import smooth_model
     from fxquant.ptq.techniques.adaround import Adaround, AdaroundParameters
     from fxquant.ptq.techniques.bias_correction import correct_bias
     from fxquant.ptq.techniques.fast_finetune import fast_finetune
@@ -60,14 +63,17 @@ else:
         "equalize_model": "ptq.cross_layer.equalization",
         "fast_finetune": "ptq.techniques.fast_finetune",
         "fold_all_batch_norms": "ptq.bn_fold",
+        "fold_all_batch_norms_to_scale": "ptq.fold_to_scale",
         "insert_stubs": "regions",
         "inspect_model": "analysis.inspect",
         "load_checkpoint": "checkpoint",
         "prepare_model": "prepare",
         "quantize": "auto.one_call",
+        "reestimate_bn_stats": "ptq.bn_reestimation",
         "register_op": "ops",
         "save_checkpoint": "checkpoint",
         "set_precision": "precision.requests",
+        "smooth_model": "ptq.smoothing.smooth",
         "validate_model": "validate",
     }
 
@@ -108,14 +114,17 @@ __all__ = [
     "equalize_model",
     "fast_finetune",
     "fold_all_batch_norms",
+    "fold_all_batch_norms_to_scale",
     "insert_stubs",
     "inspect_model",
     "load_checkpoint",
     "prepare_model",
     "quantization",
     "quantize",
+    "reestimate_bn_stats",
     "register_op",
     "save_checkpoint",
     "set_precision",
+    "smooth_model",
     "validate_model",
 ]

@@ -2202,6 +2202,12 @@ def _is_tensor_spec(spec: Any) -> bool:
     return hasattr(spec, "dtype") and hasattr(spec, "shape")
 
 
+def is_sum(node: fx.Node, root: nn.Module) -> bool:
+    """Whether a node adds two tensors, as a shortcut does."""
+    row = row_of(node, root)
+    return row is not None and row.name == "add"
+
+
 def is_inplace(node: fx.Node) -> bool:
     """Whether a function or method node writes into its first argument."""
     spelling = TABLE.spelling(node)

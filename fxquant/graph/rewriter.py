@@ -139,6 +139,9 @@ class Rewriter:
     def set_parameter(self, module: nn.Module, name: str, value: Tensor, grad: bool) -> None:
         """Give a module a new parameter; `grad` says whether it learns."""
         setattr(module, name, nn.Parameter(value, grad))
+        quantizers: Any = getattr(module, "param_quantizers", None)
+        if quantizers is not None and quantizers.known is not None:
+            quantizers.known |= {name}
         self.changes += 1
 
     def edit(self, change: Callable[..., object], *args: Any) -> None:
@@ -224,6 +227,15 @@ class Rewriter:
         with self._at(like):
             node = self.gm.graph.call_method(name, args, dict(kwargs or {}))
         return self._born(node, like)
+
+    def new_constant(self, scope: str, name: str, value: Tensor, *, like: fx.Node) -> fx.Node:
+        """Register a buffer in the module at path `scope` and read it; see `call_module`."""
+        path = self.add_module(scope, name, nn.Module())
+        self.gm.get_submodule(path).register_buffer("value", value)
+        with self._at(like):
+            node = self._born(self.gm.graph.get_attr(f"{path}.value"), like)
+        node.meta["spec"] = TensorSpec(tuple(value.shape), value.dtype)
+        return node
 
     def new_module(
         self,

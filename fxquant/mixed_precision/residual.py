@@ -84,7 +84,7 @@ def streams_of(
         members: grids that are asked about.
     """
     nodes = list(nodes)
-    sums = [n for n in nodes if _is_sum(gm, n)]
+    sums = [n for n in nodes if ops.is_sum(n, gm)]
     read = {s for n in sums for s in sites.reads[n]}
     found = []
     for site in members:
@@ -93,11 +93,6 @@ def streams_of(
             consumers = list(_consumers(gm, sites, [n for n in nodes if n not in sums], site))
             found.append(Stream(site, consumers))
     return found
-
-
-def _is_sum(gm: fx.GraphModule, node: fx.Node) -> bool:
-    row = ops.row_of(node, gm)
-    return row is not None and row.name == "add"
 
 
 def _consumers(

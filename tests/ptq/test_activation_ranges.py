@@ -96,7 +96,7 @@ def test_outputs_on_batches_held_out_are_never_worse(scheme: str) -> None:
 
 def test_changes_that_do_not_help_the_output_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """Estimates may be wrong: here all of them are, and every range is as it was."""
-    from fxquant.ptq.activation_ranges import choose
+    from fxquant.ptq.activation_ranges import choose_ranges
 
     def lies(*_: Any, **__: Any) -> str:
         for grid in grids:
@@ -104,14 +104,14 @@ def test_changes_that_do_not_help_the_output_are_put_back(monkeypatch: pytest.Mo
         return ""
 
     grids: list[Any] = []
-    new = choose._Choosing._new
+    new = choose_ranges._Choosing._new
 
     def kept(self: Any, *args: Any) -> Any:
         grids.append(new(self, *args))
         return grids[-1]
 
     monkeypatch.setattr(choose, "add_costs", lies)
-    monkeypatch.setattr(choose._Choosing, "_new", kept)
+    monkeypatch.setattr(choose_ranges._Choosing, "_new", kept)
     torch.manual_seed(0)
     batches = data()
     sim = sim_of(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)), batches)
