@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from fxquant.calibrate import using_threads
 from fxquant.errors import ConfigError
@@ -214,8 +214,13 @@ class _Choosing:
     def _settle(self, check: OutputCheck) -> None:
         """Make the changes that make the outputs better."""
 
+        weights = _weight_ranges(self.gm)
+
         def put(change: tuple[ChosenGrid, Choice], *, made: bool) -> None:
             change[0].set(change[1].ends if made else change[0].before)
+            for end, before in weights:  # what was widened for another range
+                if not torch.equal(end, before):
+                    end.copy_(before)
             fit_biases(self.gm)
 
         chosen = [(grid, grid.choice()) for grid in self.grids.values()]
@@ -243,6 +248,17 @@ class _Choosing:
 def _held(batches: int, each: int) -> tuple[int, ...]:
     """Numbers of the batches to judge by: one of so many and at least one."""
     return tuple(range(batches)[each - 1 :: each]) or (batches - 1,)
+
+
+def _weight_ranges(gm: fx.GraphModule) -> list[tuple[Tensor, Tensor]]:
+    """Ends of the ranges of all weights, and copies of them."""
+    return [
+        (end, end.detach().clone())
+        for module in gm.modules()
+        if isinstance(module, QuantizationMixin)
+        for _, quantizer in module.param_quantizers.active()
+        for end in quantizer.parameters(recurse=False)
+    ]
 
 
 def _numbers(ends: Ends) -> tuple[float, float]:
