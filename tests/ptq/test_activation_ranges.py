@@ -110,7 +110,7 @@ def test_changes_that_do_not_help_the_output_are_put_back(monkeypatch: pytest.Mo
         grids.append(new(self, *args))
         return grids[-1]
 
-    monkeypatch.setattr(choose, "add_costs", lies)
+    monkeypatch.setattr(choose_ranges, "add_costs", lies)
     monkeypatch.setattr(choose_ranges._Choosing, "_new", kept)
     torch.manual_seed(0)
     batches = data()
@@ -218,12 +218,14 @@ def test_the_simulation_is_otherwise_as_it_was() -> None:
     sim.model.train()
     weights = {n: p.clone() for n, p in sim.model.named_parameters() if "quantizers" not in n}
     names = [n for n, _ in sim.named_quantizers()]
+    learn = [p.requires_grad for p in sim.model.parameters()]
     threads = torch.get_num_threads()
     choose_activation_ranges(sim, iter(batches))
     assert sim.model.training
     assert torch.get_num_threads() == threads
     assert [n for n, _ in sim.named_quantizers()] == names
-    assert all(p.requires_grad and p.grad is None for p in sim.model.parameters())
+    assert [p.requires_grad for p in sim.model.parameters()] == learn
+    assert all(p.grad is None for p in sim.model.parameters())
     for name, value in weights.items():
         assert torch.equal(sim.model.get_parameter(name), value), name
 
