@@ -118,6 +118,7 @@ class Search:
         trial = self.journal.trials.get(names)
         if names and (self._is_met() or (trial is None and self._is_late())):
             return
+        is_new = trial is None
         if trial is None:
             trial = self._tried(names, added)
             if trial.score is not None:
@@ -127,7 +128,8 @@ class Search:
             self.best = names
         if self._score(names).decibels > self._score(self.nearest).decibels:
             self.nearest = names
-        self.journal.forget(self.best, self.nearest)
+        if is_new:  # what an earlier process found is needed until all of it has been read
+            self.journal.forget(self.best, self.nearest)
 
     def _tried(self, names: Combination, added: str) -> Trial:
         text = " + ".join(names) or "the simulation"
@@ -136,14 +138,16 @@ class Search:
         begin, clock = time.process_time(), time.monotonic()
         score: Score | None = None
         try:
-            score = self.scorer.of(self.simulations.of(names), text)
-            note = self.simulations.notes.get(added, "")
+            sim = self.simulations.of(names)
         except Inapplicable as reason:
             note = str(reason)
         except FxQuantError as error:
             if self.limits.strict or not names:
                 raise
             note = f"{error.code}: {error.what}"
+        else:
+            score = self.scorer.of(sim, text)
+            note = self.simulations.notes.get(added, "")
         return Trial(
             names, added, score, note, time.process_time() - begin, time.monotonic() - clock
         )

@@ -258,6 +258,23 @@ def test_shuffled_data_are_the_same_in_every_pass_and_leave_the_generator_alone(
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_data_are_held_out_where_there_are_any() -> None:
+    def parts(data: list[Any], *, by_rows: bool = True) -> tuple[list[float], list[float]]:
+        shown, held = load_batches(data, nn.Linear(1, 1)).split(by_rows=by_rows)
+        found = [torch.cat(list(part))[:, 0].tolist() for part in (shown, held)]
+        assert [shown.samples, held.samples] == [len(f) for f in found]
+        return found[0], found[1]
+
+    def rows(*numbers: int) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.float32)[:, None]
+
+    assert parts([rows(i) for i in range(5)]) == ([0, 1, 2, 4], [3])
+    assert parts([rows(0, 1), rows(2)]) == ([0, 1], [2])
+    assert parts([rows(*range(8))]) == ([0, 1, 2, 4, 5, 6], [3, 7])
+    assert parts([rows(*range(8))], by_rows=False) == ([*range(8)], [*range(8)])
+    assert parts([rows(0, 1)]) == ([0, 1], [0, 1])
+
+
 # --- after a kill --------------------------------------------------------------------------------
 
 FILES = ("net.onnx", "net.encodings", "net.safetensors")
@@ -327,6 +344,19 @@ def test_a_run_of_other_data_does_not_go_on_from_there(tmp_path: Path) -> None:
     assert other.report.resumed == 0
 
 
+def test_what_was_found_before_is_not_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(text: str) -> None:
+        if text.startswith("exporting"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _run(tmp_path, stop)
+    monkeypatch.setattr("fxquant.auto.techniques.reconstruct", lambda *_: pytest.fail("again"))
+    assert "reconstruct" in _run(tmp_path).techniques
+
+
 def test_an_interruption_keeps_what_was_found(tmp_path: Path) -> None:
     def stop(text: str) -> None:
         if "+" in text:
@@ -388,6 +418,21 @@ def test_what_is_wrong_is_told_and_leaves_nothing(case: str, tmp_path: Path) -> 
     with pytest.raises(kind, match=code):
         fxquant.quantize(Residual().eval(), **arguments)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_of_a_technique_is_told_or_raised_if_it_was_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise CalibrationError("FXQ446", "no luck")
+
+    net, data = made("uneven")
+    monkeypatch.setattr("fxquant.auto.techniques.reconstruct", fail)
+    found = fxquant.quantize(net, data, out=tmp_path / "auto", prove=False, **W4)
+    assert "reconstruct: FXQ446: no luck" in str(found.report)
+    with pytest.raises(CalibrationError, match="no luck"):
+        fxquant.quantize(net, data, out=tmp_path / "named", techniques=["reconstruct"], **W4)
+    assert not (tmp_path / "named").exists()
 
 
 def test_evaluate_that_fails_later_leaves_nothing(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ simulation  12.5        0.50   0
 min_max *   inf   +inf  0.50   0
 
 taken (*): min_max, score inf dB
-dB: signal to noise against the float model, on 1 batch held out
+dB: signal to noise against the float model, on 1 sample held out
 1.0 s of CPU: 0 float forward passes of 64 samples"""
     )
     plain = json.loads(report.to_json(), parse_constant=lambda name: f"not JSON: {name}")
