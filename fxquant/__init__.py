@@ -23,10 +23,15 @@ if TYPE_CHECKING:
     from fxquant.errors import FxQuantError
     from fxquant.graph.pass_infra import Pass, Pipeline
     from fxquant.graph.rewriter import Rewriter
+    from fxquant.mixed_precision.choose import choose_mixed_precision
     from fxquant.ops import Op, register_op
     from fxquant.prepare import prepare_model
     from fxquant.ptq.bn_fold import fold_all_batch_norms
     from fxquant.ptq.cross_layer.equalization import equalize_model
+    from fxquant.ptq.techniques.adaround import Adaround, AdaroundParameters
+    from fxquant.ptq.techniques.bias_correction import correct_bias
+    from fxquant.ptq.techniques.fast_finetune import fast_finetune
+    from fxquant.ptq.techniques.seq_mse import SeqMseParams, apply_seq_mse
     from fxquant.quantization import QuantScheme
     from fxquant.regions import insert_stubs
     from fxquant.sim import QuantizationSimModel
@@ -34,6 +39,8 @@ if TYPE_CHECKING:
     from fxquant.validate import ModelValidator, validate_model
 else:
     _HOMES = {
+        "Adaround": "ptq.techniques.adaround",
+        "AdaroundParameters": "ptq.techniques.adaround",
         "AutoQuant": "auto.auto_quant",
         "FxQuantError": "errors",
         "ModelValidator": "validate",
@@ -44,8 +51,13 @@ else:
         "QuantScheme": "quantization",
         "QuantizationSimModel": "sim",
         "Rewriter": "graph.rewriter",
+        "SeqMseParams": "ptq.techniques.seq_mse",
         "Target": "targets",
+        "apply_seq_mse": "ptq.techniques.seq_mse",
+        "correct_bias": "ptq.techniques.bias_correction",
+        "choose_mixed_precision": "mixed_precision.choose",
         "equalize_model": "ptq.cross_layer.equalization",
+        "fast_finetune": "ptq.techniques.fast_finetune",
         "fold_all_batch_norms": "ptq.bn_fold",
         "insert_stubs": "regions",
         "inspect_model": "analysis.inspect",
@@ -73,6 +85,8 @@ else:
 
 
 __all__ = [
+    "Adaround",
+    "AdaroundParameters",
     "AutoQuant",
     "FxQuantError",
     "ModelValidator",
@@ -83,9 +97,14 @@ __all__ = [
     "QuantScheme",
     "QuantizationSimModel",
     "Rewriter",
+    "SeqMseParams",
     "Target",
     "__version__",
+    "apply_seq_mse",
+    "choose_mixed_precision",
+    "correct_bias",
     "equalize_model",
+    "fast_finetune",
     "fold_all_batch_norms",
     "insert_stubs",
     "inspect_model",

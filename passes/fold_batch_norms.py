@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fxquant import ops
-from fxquant.errors import QuantizationError
 from fxquant.graph.absent_names import FOLDED
 from fxquant.graph.pass_infra import Fact, Pass
 from fxquant.graph.rewriter import producer
+from fxquant.nn.folded_norm import keep_norm
+from fxquant.nn.live_norm import LIVE_NORM, LiveNorm
+from fxquant.nn.norm_folding import folded
 from fxquant.placement.regions import find_regions
 
 if TYPE_CHECKING:
@@ -37,16 +39,22 @@ class FoldBatchNorms(Pass):
     with the weight `W * gamma / sigma` and the bias `beta + (b - mu) * gamma / sigma`, computed in
     double precision. An `nn.Identity` stays in the module tree at the batch norm's place, so that
     indices of a `Sequential` keep their meaning.
+
+    Args:
+        live: the layer keeps the batch norm as `live_norm`, which goes on learning: the layer folds
+            it anew with every call (`fxquant.nn.live_norm`). For training.
     """
+
+    live: bool = False
 
     needs: ClassVar[frozenset[Fact]] = frozenset({Fact.MODULES_ONLY, Fact.UNIQUE_MODULES})
 
     def run(self, rw: Rewriter) -> None:
         """Fold wherever it is right."""
-        fold_batch_norms(rw)
+        fold_batch_norms(rw, live=self.live)
 
 
-def fold_batch_norms(rw: Rewriter) -> list[tuple[str, str]]:
+def fold_batch_norms(rw: Rewriter, *, live: bool = False) -> list[tuple[str, str]]:
     """Fold wherever it is right; returns the paths of (layer, batch norm) in order."""
     pairs: list[tuple[str, str]] = []
     regions = find_regions(rw.gm)
@@ -66,7 +74,7 @@ def fold_batch_norms(rw: Rewriter) -> list[tuple[str, str]]:
             rw.skip(node, reason)
             continue
         pairs.append((str(layer.target), str(node.target)))
-        _fold(rw, node, layer)
+        _fold(rw, node, layer, live=live)
     return pairs
 
 
@@ -111,63 +119,24 @@ def _is_tied(rw: Rewriter, layer: fx.Node, module: nn.Module) -> bool:
     return any(id(rw.constant(n)) in mine for n in reads)
 
 
-def _fold(rw: Rewriter, node: fx.Node, layer: fx.Node) -> None:
+@torch.no_grad()
+def _fold(rw: Rewriter, node: fx.Node, layer: fx.Node, *, live: bool) -> None:
     norm, weighted = rw.module(node, nn.modules.batchnorm._BatchNorm), rw.module(layer)
     if norm is None or weighted is None:
         return
     row = rw.op(layer)
     axis = row.weight_axis if row and row.weight_axis is not None else 0
-    grad = weighted.get_parameter("weight").requires_grad
-    for name, value in folded(weighted, norm, axis).items():
-        rw.set_parameter(weighted, name, value, grad)
-    rw.explain(layer, f"batch norm {node.target} was folded into its weight and bias")
+    if live:
+        if weighted._parameters.get("bias") is None:
+            zeros = torch.zeros_like(norm.running_mean)  # type: ignore[arg-type]
+            rw.set_parameter(weighted, "bias", zeros, grad=False)
+        rw.edit(weighted.add_module, LIVE_NORM, LiveNorm(norm, axis))
+        rw.explain(layer, f"batch norm {node.target} is folded into it with every call")
+    else:
+        grad = weighted.get_parameter("weight").requires_grad
+        for name, value in folded(weighted, norm, axis).items():
+            rw.set_parameter(weighted, name, value, grad)
+        rw.edit(keep_norm, weighted, norm)
+        rw.explain(layer, f"batch norm {node.target} was folded into its weight and bias")
     rw.set_module(str(node.target), nn.Identity())
     rw.replace(node, layer, FOLDED)
-
-
-@torch.no_grad()
-def folded(layer: nn.Module, norm: nn.modules.batchnorm._BatchNorm, axis: int) -> dict[str, Tensor]:
-    """Weight and bias with which a layer computes what it and the batch norm do in evaluation.
-
-    Args:
-        layer: convolution (also transposed) or linear layer.
-        norm: batch norm with running statistics.
-        axis: output-channel axis of the layer's weight.
-    """
-    weight: nn.Parameter = layer.get_parameter("weight")
-    bias = layer._parameters.get("bias")
-    scale, shift = norm_as_affine(norm)
-    groups = int(getattr(layer, "groups", 1)) if axis == 1 else 1
-    scaled = scale_channels(weight, scale, axis, groups)
-    moved = shift if bias is None else bias.double() * scale + shift
-    return {"weight": scaled, "bias": moved.to(weight.dtype)}
-
-
-def norm_as_affine(norm: nn.modules.batchnorm._BatchNorm) -> tuple[Tensor, Tensor]:
-    """The batch norm in evaluation as `x * scale + shift`; both [C], double."""
-    if norm.running_mean is None or norm.running_var is None:
-        raise QuantizationError("FXQ305", "the batch norm keeps no running statistics")
-    sigma = (norm.running_var.double() + norm.eps).sqrt()
-    weight, bias = norm._parameters["weight"], norm._parameters["bias"]
-    gamma = torch.ones_like(sigma) if weight is None else weight.double()
-    beta = torch.zeros_like(sigma) if bias is None else bias.double()
-    scale = gamma / sigma
-    return scale, beta - norm.running_mean.double() * scale
-
-
-def scale_channels(weight: Tensor, scale: Tensor, axis: int, groups: int) -> Tensor:
-    """Multiply each output channel of a weight; computed in double.
-
-    Args:
-        weight: [O, I / groups, ...] for axis 0; [I, O / groups, ...] for axis 1.
-        scale: [O].
-        axis: where the output channels are.
-        groups: groups of a transposed convolution; 1 for axis 0.
-    """
-    if axis == 0:
-        shape = (-1, *[1] * (weight.dim() - 1))
-        return (weight.double() * scale.reshape(shape)).to(weight.dtype)
-    # the inputs of group g make the outputs of group g only
-    grouped = weight.double().reshape(groups, -1, *weight.shape[1:])
-    factors = scale.reshape(groups, 1, -1, *[1] * (weight.dim() - 2))
-    return (grouped * factors).reshape(weight.shape).to(weight.dtype)

@@ -110,11 +110,13 @@ def load_arrays(path: Path) -> dict[str, Tensor]:
         ConfigError: FXQ720 no such file, FXQ722 damaged or unsafe, FXQ723 of different lengths.
     """
     if not path.exists():
-        raise ConfigError("FXQ720", f"the data file {path} does not exist")
+        what = f"the data file {path} does not exist"
+        raise ConfigError("FXQ720", what, fix=_PATH)
     arrays = {k: _tensor(v, f"{path}, array {k}") for k, v in _arrays(path).items()}
     lengths = {k: v.shape[0] if v.ndim else 0 for k, v in arrays.items()}
     if len(set(lengths.values())) > 1:
-        raise ConfigError("FXQ723", f"the arrays of {path} differ in length: {lengths}")
+        what = f"the arrays of {path} differ in length: {lengths}"
+        raise ConfigError("FXQ723", what, fix="give every array one row for each sample")
     return arrays
 
 
@@ -149,13 +151,18 @@ def _arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
         ) from error
 
 
+_PATH = "give the path of a .npy or .npz file, or FILE.py:FUNCTION that gives batches"
+
+
 def _tensor(array: np.ndarray[Any, Any], place: str) -> Tensor:
     if array.dtype == np.float64:
         array = array.astype(np.float32)
     try:
         return torch.from_numpy(np.ascontiguousarray(array))
     except TypeError as error:
-        raise ConfigError("FXQ722", f"an array of {array.dtype} is no tensor", at=place) from error
+        what = f"an array of {array.dtype} is no tensor"
+        fix = "store numbers or booleans: array.astype(np.float32), labels as integers"
+        raise ConfigError("FXQ722", what, at=place, fix=fix) from error
 
 
 def _without_labels(model: nn.Module, arrays: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -220,5 +227,6 @@ def _checked(batch: Any, place: str) -> Batch:
                 fix="a batch is a tensor, a tuple of tensors or a dict of tensors",
             )
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise ConfigError("FXQ724", f"input {name!r} holds NaN or infinity", at=place)
+            what = f"input {name!r} holds NaN or infinity"
+            raise ConfigError("FXQ724", what, at=place, fix="leave the sample out, or clean it")
     return batch  # type: ignore[no-any-return]

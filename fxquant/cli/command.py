@@ -294,7 +294,8 @@ def verify(file: str, data: str | None, *, as_json: bool, progress: Progress) ->
     """
     for given in (file, data):
         if given is not None and not Path(given).is_file():
-            raise ConfigError("FXQ740", f"the file {given} does not exist")
+            what = f"the file {given} does not exist"
+            raise ConfigError("FXQ740", what, fix="give the path of an ONNX file, and of its data")
     progress.step("verifying")
     from fxquant.cli import actions
 
@@ -333,7 +334,8 @@ def profile_file(
     """
     for given in (file, data, reference):
         if given is not None and not Path(given).is_file():
-            raise ConfigError("FXQ741", f"the file {given} does not exist")
+            what = f"the file {given} does not exist"
+            raise ConfigError("FXQ741", what, fix="give the path of an ONNX file, and of its data")
     progress.step("measuring")
     from fxquant.cli import actions
 
@@ -370,7 +372,8 @@ def diff_encodings(first: str, second: str, *, as_json: bool, progress: Progress
 def _check_example(options: dict[str, Any]) -> None:
     """Example inputs come from one place."""
     if (options["data"] is None) == (not options["shapes"]):
-        raise ConfigError("FXQ731", "give example inputs: either --data or --input-shape")
+        what = "example inputs come from one place: either --data or --input-shape"
+        raise ConfigError("FXQ731", what, fix="add one of them, such as --input-shape 1,3,224,224")
     _check_batch_size(options["data"])
 
 

@@ -304,7 +304,8 @@ class Rewriter:
         """
         if node.users:
             consumers = ", ".join(u.name for u in node.users)
-            raise PassError("FXQ304", f"{self.by} erases a node that {consumers} reads", at=node)
+            what = f"{self.by} erases a node that {consumers} reads"
+            raise PassError("FXQ304", what, at=node, fix="rw.replace(node, by) its result first")
         self.gm.graph.erase_node(node)
         if node.op == "call_module":
             self.gone[str(node.target)] = Gone("was taken out: nothing reads what it computes", "")
@@ -330,7 +331,9 @@ class Rewriter:
         try:
             return self.gm.get_submodule(path)
         except AttributeError as e:
-            raise PassError("FXQ303", f"{self.by}: the model has no module {path!r}") from e
+            what = f"{self.by}: the model has no module {path!r}"
+            fix = "give the path of a module that stands in the graph, as a node's target has it"
+            raise PassError("FXQ303", what, fix=fix) from e
 
     def _at(self, like: fx.Node) -> Any:
         return self.gm.graph.inserting_before(self._before or like)

@@ -10,7 +10,9 @@ from torch import fx, nn
 from fxquant import ops
 from fxquant.errors import ConfigError
 from fxquant.graph.rewriter import Rewriter
-from fxquant.passes.fold_batch_norms import fold_batch_norms, folded
+from fxquant.nn.folded_norm import keep_norm
+from fxquant.nn.norm_folding import folded
+from fxquant.passes.fold_batch_norms import fold_batch_norms
 from fxquant.prepare import is_prepared, prepare_model
 
 if TYPE_CHECKING:
@@ -64,6 +66,7 @@ def _has(model: nn.Module, *paths: str) -> bool:
     return all(path in known for path in paths)
 
 
+@torch.no_grad()
 def _fold(model: nn.Module, layer_path: str, norm_path: str) -> tuple[nn.Module, nn.Module]:
     layer, norm = model.get_submodule(layer_path), model.get_submodule(norm_path)
     row = ops.row_for_module(layer)
@@ -71,6 +74,7 @@ def _fold(model: nn.Module, layer_path: str, norm_path: str) -> tuple[nn.Module,
         grad = layer.get_parameter("weight").requires_grad
         for name, value in folded(layer, norm, (row.weight_axis if row else 0) or 0).items():
             setattr(layer, name, nn.Parameter(value, grad))
+        keep_norm(layer, norm)
     owner, _, name = norm_path.rpartition(".")
     model.get_submodule(owner)._modules[name] = nn.Identity()
     return layer, norm

@@ -92,6 +92,19 @@ class Product:
             found = found.flip(list(range(2, 2 + self.dims)))
         return self._by_groups(found)
 
+    def by_channels(self, y: Tensor) -> Tensor:
+        """Outputs with their channels last: `[N, C, ...] -> [N, ..., C]`."""
+        return y.movedim(-1 - self.dims, -1) if self.dims else y
+
+    def mean_columns(self, means: Tensor) -> Tensor:
+        """Means of the columns from those of the input's channels: `[C] -> [G, D]`.
+
+        Of a transposed convolution, one column in as many as it has strides meets an input.
+        """
+        kernel = math.prod(self.module.weight.shape[2:]) if self.dims else 1
+        share = math.prod(self.module.stride) if self.transposed else 1
+        return (means / share).repeat_interleave(kernel).reshape(self.groups, -1)
+
     def reached(self, x: Tensor, y: Tensor) -> Tensor:
         """Which inputs of an output are more than padding somewhere, `[D]`.
 

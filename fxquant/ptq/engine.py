@@ -176,9 +176,9 @@ class _Problem:
         second = damp(data.seen.second(centred=self.moved), options.solver.damping)
         self.moments = second.float()
         self.inverse = inverse_of(second)
-        target = self.weight
+        target = layer.float_weight()[:, :, data.live]
         if options.float_target:
-            target = data.seen.target(self.weight, self.inverse, centred=self.moved)
+            target = data.seen.target(target, self.inverse, centred=self.moved)
         self.target = target.float()
 
     def before(self) -> Solution:
@@ -197,9 +197,7 @@ class _Problem:
     def whole(self, found: Solution) -> Solution:
         """A solution of the live columns with all others nearest to what they were."""
         grid = self.grid.with_scale(found.scale.double())
-        integers = grid.nearest(self.every)
-        integers[:, :, self.data.live] = found.integers.double()
-        return Solution(integers, grid)
+        return self.layer.solution(grid, self.data.live, found.integers)
 
     def again(self, grid: WeightGrid) -> Solution:
         """The best weight on a grid of all columns."""

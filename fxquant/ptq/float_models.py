@@ -24,16 +24,25 @@ def folded_graph(
     Raises:
         ConfigError: FXQ292, the model is a simulation.
     """
-    if any(isinstance(m, QuantizationMixin) for m in model.modules()):
-        what = "the model is quantized: its weights have ranges already"
-        fix = "transform the float model first, then build the simulation"
-        raise ConfigError("FXQ292", what, fix=fix)
+    require_float(model)
     if is_prepared(model) and isinstance(model, fx.GraphModule):
         fold_all_batch_norms(model)
         return model
     given = example_inputs(model, input_shapes) if dummy_input is None else dummy_input
     fold_all_batch_norms(model, dummy_input=given)
     return prepare_model(model, given)
+
+
+def require_float(model: nn.Module) -> None:
+    """Refuse the model of a simulation.
+
+    Raises:
+        ConfigError: FXQ292.
+    """
+    if any(isinstance(m, QuantizationMixin) for m in model.modules()):
+        what = "the model is quantized: its weights have ranges already"
+        fix = "transform the float model first, then build the simulation"
+        raise ConfigError("FXQ292", what, fix=fix)
 
 
 @torch.no_grad()

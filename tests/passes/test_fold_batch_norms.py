@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
 from fxquant.errors import PassError
+from fxquant.nn.norm_folding import folded
 from fxquant.passes import FoldBatchNorms
-from fxquant.passes.fold_batch_norms import folded
 from fxquant.prepare import prepare_model
 from tests.helpers.golden import assert_rewrites
 

@@ -26,6 +26,7 @@ from fxquant.onnx.parity.float_comparison import Agreement, compare_with_float
 from fxquant.onnx.runs.observed import bound_example
 from fxquant.onnx.runs.visible_writes import preserved
 from fxquant.quantization import AffineEncoding, QuantizerBase
+from fxquant.quantization.affine import BiasQuantizeDequantize
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -272,6 +273,8 @@ def _cut(gm: fx.GraphModule) -> list[str]:
 
 def _share_cut(value: Tensor, quantizer: QuantizerBase) -> float:
     encoding = quantizer.get_encodings() if quantizer.is_initialized() else None
+    if isinstance(quantizer, BiasQuantizeDequantize) and encoding is not None:
+        encoding = quantizer.encoding_for(value)
     if not isinstance(encoding, AffineEncoding) or encoding.block_size is not None:
         return 0.0
     scale, zero = encoding.scale.detach(), encoding.zero_point.detach()

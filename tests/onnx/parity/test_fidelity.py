@@ -142,3 +142,11 @@ def test_what_costs_most_is_named() -> None:
     sim.compute_encodings([x])
     (warning,) = (w for w in fidelity(sim.model, ((x,), {})).warnings if "keeps" in w)
     assert "Quantized alone, these cost most: 1 " in warning
+
+
+def test_the_bias_of_a_grouped_transposed_convolution() -> None:
+    """Its weight has a channel for several channels of the bias."""
+    x = torch.randn(2, 4, 5, 5)
+    sim = QuantizationSimModel(nn.Sequential(nn.ConvTranspose2d(4, 6, 3, groups=2)), x, "min_max")
+    sim.compute_encodings([x])
+    assert fidelity(sim.model, ((x,), {})).warnings == ()
