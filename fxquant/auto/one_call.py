@@ -18,7 +18,7 @@ from fxquant.io.writing import as_path, checked_prefix, made_folder, stage
 if TYPE_CHECKING:
     from fxquant.auto.journal import Trial
     from fxquant.auto.scoring import Evaluate, On
-    from fxquant.auto.search import Progress
+    from fxquant.auto.technique_search import Progress
     from fxquant.config import QuantConfig
     from fxquant.onnx.parity.report import ParityReport
     from fxquant.quantization import QuantScheme
@@ -131,8 +131,8 @@ def quantize(
         was found is written, and `met` is false.
 
     Raises:
-        ConfigError: FXQ255 to FXQ259, an argument cannot be used, or `evaluate` failed or returned
-            no finite number.
+        ConfigError: FXQ255 to FXQ257 an argument cannot be used; FXQ258 `evaluate` failed, FXQ249 it
+            returned no finite number.
         CalibrationError: FXQ480 to FXQ482, there are no data, or they hold NaN.
         ExportError: FXQ541 to FXQ545, `out` or `name` cannot be used; nothing was done. Others: the
             model has no form in ONNX.

@@ -15,9 +15,9 @@ from fxquant._version import __version__
 from fxquant.auto.calibration_data import Batches, load_batches
 from fxquant.auto.journal import Journal
 from fxquant.auto.scoring import ON, Evaluate, On, Scorer
-from fxquant.auto.search import Limits, Progress, Search
 from fxquant.auto.search_report import AutoReport
 from fxquant.auto.simulations import Settings, Simulations
+from fxquant.auto.technique_search import Limits, Progress, Search
 from fxquant.auto.techniques import DEFAULT_SCHEME, Case, chosen
 from fxquant.config import QuantConfig
 from fxquant.errors import ConfigError
@@ -157,7 +157,7 @@ def find(
     )  # fmt: skip
     settings = Settings(example, target, request.first_scheme, request.output_bw, request.param_bw)
     simulations = Simulations(prepared, settings, case, journal)
-    limits = Limits(case.target, request.max_seconds, request.strict)
+    limits = Limits(case.target, request.max_seconds, request.techniques != "auto", request.strict)
     search = Search(chosen(request.techniques), simulations, scorer, journal, limits, say)
     trial = search.run()
     report = AutoReport(

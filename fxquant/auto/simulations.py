@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections import OrderedDict
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from fxquant.errors import CheckpointError
 from fxquant.fingerprint import mark_calibrated
 from fxquant.io.reading import read_json
 from fxquant.io.writing import write_text
+from fxquant.ptq.originals import changing
 from fxquant.sim import QuantizationSimModel
 
 if TYPE_CHECKING:
@@ -141,7 +143,10 @@ class Simulations:
             return None
         try:
             sim = self._alike(names)
-            load_checkpoint(sim, path / _CHECKPOINT)
+            with ExitStack() as stack:  # what comes after compares with the float model
+                for module in sim.qmodules():
+                    stack.enter_context(changing(module, *module._parameters))
+                load_checkpoint(sim, path / _CHECKPOINT)
             frozen = read_json(path / _FROZEN)
         except (CheckpointError, Inapplicable, OSError, ValueError):  # then it is made again
             return None

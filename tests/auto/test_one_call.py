@@ -393,10 +393,10 @@ WRONG: dict[str, tuple[type[FxQuantError], str, dict[str, Any]]] = {
     "texts": (CalibrationError, "FXQ480", {"data": ["text"]}),
     "a function of nothing": (CalibrationError, "FXQ480", {"data": lambda: 3}),
     "evaluate fails": (ConfigError, "FXQ258", {"evaluate": _raise}),
-    "evaluate gives NaN": (ConfigError, "FXQ259", {"evaluate": lambda _: float("nan")}),
-    "evaluate gives a text": (ConfigError, "FXQ259", {"evaluate": lambda _: "0.5"}),
-    "evaluate gives truth": (ConfigError, "FXQ259", {"evaluate": lambda _: True}),
-    "evaluate gives many": (ConfigError, "FXQ259", {"evaluate": lambda _: torch.ones(2)}),
+    "evaluate gives NaN": (ConfigError, "FXQ249", {"evaluate": lambda _: float("nan")}),
+    "evaluate gives a text": (ConfigError, "FXQ249", {"evaluate": lambda _: "0.5"}),
+    "evaluate gives truth": (ConfigError, "FXQ249", {"evaluate": lambda _: True}),
+    "evaluate gives many": (ConfigError, "FXQ249", {"evaluate": lambda _: torch.ones(2)}),
     "evaluate is a number": (ConfigError, "FXQ255", {"evaluate": 3}),
     "on": (ConfigError, "FXQ255", {"on": "gpu"}),
     "a drop of nothing": (ConfigError, "FXQ255", {"accuracy_drop": 0.1}),
@@ -442,7 +442,7 @@ def test_evaluate_that_fails_later_leaves_nothing(tmp_path: Path) -> None:
         calls.append(1)
         return 1.0 if len(calls) < 3 else float("nan")
 
-    with pytest.raises(ConfigError, match="FXQ259") as error:
+    with pytest.raises(ConfigError, match="FXQ249") as error:
         fxquant.quantize(Uneven().eval(), images(), out=tmp_path / "out", evaluate=evaluate, **W4)
     assert error.value.at == "equalize"
     assert list(tmp_path.iterdir()) == []

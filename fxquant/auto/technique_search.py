@@ -38,11 +38,13 @@ class Limits:
     Attributes:
         target: a score that is good enough; None: everything is tried.
         seconds: on the clock, after which no technique is begun; None: no limit.
+        thorough: alternatives are tried on top of others, too.
         strict: an error of a technique ends the search; else it is told, and the search goes on.
     """
 
     target: float | None = None
     seconds: float | None = None
+    thorough: bool = True
     strict: bool = True
 
 
@@ -88,6 +90,8 @@ class Search:
         first = [row for row in self.rows if not row.last and self._applies(row)]
         last = [row for row in self.rows if row.last and self._applies(row)]
         for row in first:
+            if row.alternative and not self.limits.thorough:
+                continue
             self._consider(with_technique(self.best, row.name), row.name)
             self._consider(with_technique(self.nearest, row.name), row.name)
         for row in first:
