@@ -131,8 +131,8 @@ def quantize(
         was found is written, and `met` is false.
 
     Raises:
-        ConfigError: FXQ255 to FXQ257 an argument cannot be used; FXQ258 `evaluate` failed, FXQ249 it
-            returned no finite number.
+        ConfigError: FXQ255 to FXQ257, an argument cannot be used; FXQ258, `evaluate` failed;
+            FXQ249, it returned no finite number.
         CalibrationError: FXQ480 to FXQ482, there are no data, or they hold NaN.
         ExportError: FXQ541 to FXQ545, `out` or `name` cannot be used; nothing was done. Others: the
             model has no form in ONNX.

@@ -21,7 +21,7 @@ from fxquant.auto.technique_search import Limits, Progress, Search
 from fxquant.auto.techniques import DEFAULT_SCHEME, Case, chosen
 from fxquant.config import QuantConfig
 from fxquant.errors import ConfigError
-from fxquant.fingerprint import fingerprints
+from fxquant.fingerprint import digest
 from fxquant.graph.pass_infra import state_of
 from fxquant.graph.printer import dump
 from fxquant.prepare import prepare_model
@@ -177,9 +177,8 @@ def _key(
     target: Target,
 ) -> str:  # fmt: skip
     """Digest of all that a search depends on."""
-    buffers = {n: repr(b.double().sum().item()) for n, b in prepared.named_buffers()}
     parts = [
-        __version__, torch.__version__, dump(prepared), fingerprints(prepared), buffers,
+        __version__, torch.__version__, dump(prepared), digest(prepared.state_dict()),
         batches.digest, config.model_dump_json(), target, request.first_scheme,
         request.quant_scheme is None, request.param_bw,
         request.output_bw, request.on, request.seed, request.accuracy_drop,

@@ -127,7 +127,11 @@ class Simulations:
             return
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.case.seed)
-            self.notes[row.name] = row.apply(model, self.case)
+            try:
+                self.notes[row.name] = row.apply(model, self.case)
+            except Inapplicable as reason:
+                reason.name = row.name
+                raise
 
     def _alike(self, names: Combination) -> QuantizationSimModel:
         """A simulation with the quantizers of a combination, whatever their ranges are."""

@@ -134,6 +134,8 @@ class Search:
             self.nearest = names
         if is_new:  # what an earlier process found is needed until all of it has been read
             self.journal.forget(self.best, self.nearest)
+        if trial.idle:
+            self._consider(tuple(n for n in names if n != trial.idle), added)
 
     def _tried(self, names: Combination, added: str) -> Trial:
         text = " + ".join(names) or "the simulation"
@@ -141,10 +143,11 @@ class Search:
             self.progress(f"trying {text}")
         begin, clock = time.process_time(), time.monotonic()
         score: Score | None = None
+        idle = ""
         try:
             sim = self.simulations.of(names)
         except Inapplicable as reason:
-            note = str(reason)
+            note, idle = str(reason), reason.name if reason.name != added else ""
         except FxQuantError as error:
             if self.limits.strict or not names:
                 raise
@@ -153,5 +156,5 @@ class Search:
             score = self.scorer.of(sim, text)
             note = self.simulations.notes.get(added, "")
         return Trial(
-            names, added, score, note, time.process_time() - begin, time.monotonic() - clock
+            names, added, score, note, idle, time.process_time() - begin, time.monotonic() - clock
         )

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from fxquant.errors import ConfigError, nearest
 from fxquant.fingerprint import digest
+from fxquant.mixed_precision.candidates import candidates_of
 from fxquant.mixed_precision.choose import choose_mixed_precision
+from fxquant.mixed_precision.mixed_result import FLOAT
 from fxquant.ptq.cross_layer.equalization import equalize_model
 from fxquant.ptq.engine import ReconstructionOptions, reconstruct
 from fxquant.ptq.solving.gradient_rounding import AdaroundOptions
@@ -39,7 +41,13 @@ DEFAULT_SCHEME = "tf_enhanced"
 
 
 class Inapplicable(Exception):
-    """A technique has nothing to do here; the text says why."""
+    """A technique has nothing to do here; the text says why.
+
+    Attributes:
+        name: the technique, once it is known.
+    """
+
+    name: str = ""
 
 
 class Stage(enum.Enum):
@@ -196,7 +204,11 @@ def _told(changed: int, total: int, what: str) -> str:
 
 
 def _mixed_precision(sim: QuantizationSimModel, case: Case) -> str:
-    given = {"candidates": _candidates(sim, case), "sensitivity": "sqnr", "latency": False}
+    given: dict[str, Any] = {
+        "candidates": _candidates(sim, case),
+        "sensitivity": "sqnr",
+        "latency": False,
+    }
     given |= case.options.get("mixed_precision", {})
     # of the model as it is now: other combinations have searches of their own
     folder = case.folder / "mixed_precision" / digest(sim.model.state_dict())[:16]
@@ -213,16 +225,14 @@ def _mixed_precision(sim: QuantizationSimModel, case: Case) -> str:
 
 def _candidates(sim: QuantizationSimModel, case: Case) -> tuple[Any, ...]:
     """The precision that is asked for, and those above it that the target has."""
-    activation, weight = case.bits
-    wanted = [case.bits, (activation, max(8, weight)), (max(16, activation), max(8, weight))]
-    found: list[Any] = [pair for pair in dict.fromkeys(wanted) if _is_offered(sim, *pair)]
-    return (*found, *(["float"] if _is_offered(sim, None, None) else []))
+    activation, weight = case.bits[0], max(8, case.bits[1])
+    wanted = (case.bits, (activation, weight), (max(16, activation), weight), (FLOAT, weight))
+    return tuple(pair for pair in dict.fromkeys(wanted) if _is_offered(sim, pair))
 
 
-def _is_offered(sim: QuantizationSimModel, activation: int | None, weight: int | None) -> bool:
+def _is_offered(sim: QuantizationSimModel, pair: Any) -> bool:
     try:
-        sim.target.check_precision("activation", activation)
-        sim.target.check_precision("weight", weight)
+        candidates_of([pair], sim.target)
     except ConfigError:
         return False
     return True

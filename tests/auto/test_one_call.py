@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import warnings
@@ -22,6 +23,7 @@ from fxquant.auto.scoring import decibels
 from fxquant.auto.techniques import TECHNIQUES
 from fxquant.errors import CalibrationError, ConfigError, ExportError, FxQuantError
 from fxquant.ptq import reconstruct
+from fxquant.ptq.reconstruction_report import ReconstructionReport
 from tests.helpers.nets import Attention, Residual
 from tests.helpers.shipped import Shipped
 
@@ -194,6 +196,51 @@ def test_the_callers_training_comes_last(tmp_path: Path) -> None:
     assert found.tried[-1].note == "trained by the caller's function"
 
 
+def likeness(net: nn.Module, data: list[Tensor]) -> Callable[[Any], float]:
+    """Decibels, 60 at most."""
+
+    @torch.no_grad()
+    def measure(model: Any) -> float:
+        real, found = (torch.cat([torch.as_tensor(m(x)) for x in data]) for m in (net, model))
+        noise = float((real - found).square().sum() / real.square().sum())
+        return min(60.0, -10 * math.log10(max(noise, 1e-9)))
+
+    return measure
+
+
+def test_bits_are_added_where_all_else_misses_the_target(tmp_path: Path) -> None:
+    net, data = made("residual")
+    measure = likeness(net, data)
+    given = {"evaluate": measure, "prove": False, "out": tmp_path, **W4}
+    without = fxquant.quantize(net, data, techniques=["equalize", "reconstruct"], **given)
+    drop = 60 - without.score - 4
+    found = fxquant.quantize(net, data, accuracy_drop=drop, **given)
+    assert found.met
+    assert found.techniques[-2:] == ("mixed_precision", "reconstruct")
+    assert found.score > without.score + 4
+    assert measure(found.sim.model) == found.score
+    bits = {q.bitwidth for n, q in found.sim.named_quantizers() if n.endswith(".weight")}
+    assert max(bits) == 8, "it was asked for 4"
+    assert "groups A" in found.tried[-1].note
+
+
+def test_what_has_nothing_to_do_on_top_of_others_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def only_plain(sim: QuantizationSimModel, *_: Any) -> Any:
+        if any(q.bitwidth == 8 for n, q in sim.named_quantizers() if n.endswith(".weight")):
+            return ReconstructionReport()
+        return reconstruct(sim, *_)
+
+    monkeypatch.setattr("fxquant.auto.techniques.reconstruct", only_plain)
+    net, data = made("residual")
+    found = fxquant.quantize(
+        net, data, out=tmp_path, evaluate=likeness(net, data), accuracy_drop=15, prove=False, **W4
+    )
+    assert [t.idle for t in found.tried[-2:]] == ["reconstruct", ""]
+    assert found.techniques[-1] == "mixed_precision"
+
+
 def test_time_that_is_up_begins_nothing_new(tmp_path: Path) -> None:
     net, data = made("uneven")
     found = fxquant.quantize(net, data, out=tmp_path, max_seconds=0, prove=False, **W4)
@@ -288,10 +335,10 @@ def _content(folder: Path) -> list[object]:
 
 def _run(folder: Path, progress: Callable[[str], None] | None = None) -> QuantizeResult:
     net, data = made("uneven")
-    evaluate = AgreesWithFloat(net, data)
     return fxquant.quantize(
-        net, data, out=folder, name="net", evaluate=evaluate, progress=progress, **W4
-    )
+        net, data, out=folder, name="net", evaluate=AgreesWithFloat(net, data), progress=progress,
+        techniques=["equalize", "reconstruct", "correct_bias"], **W4,
+    )  # fmt: skip
 
 
 def _killed(folder: Path, step: int) -> bool:
