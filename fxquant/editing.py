@@ -268,7 +268,7 @@ def add_bias(
             home["bias"] = affine.BiasQuantizeDequantize(source, quantizer)
         home["bias"].where = f"the bias of {node.target}"
     rw.finish()
-    _explain(gm, [str(node.target)], _GIVEN)
+    explain(gm, [str(node.target)], _GIVEN)
 
 
 def remove_bias(gm: fx.GraphModule, node: fx.Node) -> None:

@@ -7,14 +7,13 @@ legitimate; a weight that was edited by hand leaves the ranges behind it as they
 from __future__ import annotations
 
 import hashlib
-import zlib
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, fx, nn
 
 from fxquant.nn.calibration import follow_parameters
 from fxquant.quantization import QuantizerBase
+from fxquant.quantization.digest import tensor_digest
 
 CALIBRATED = "calibrated"  # key of `GraphModule.meta`
 
@@ -33,7 +32,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     """A hash of named tensors, such as a state dict."""
     found = hashlib.blake2b(digest_size=16)
     for name, value in sorted(tensors.items()):
-        found.update(f"{name} {_hash(value)}\n".encode())
+        found.update(f"{name} {tensor_digest(value)}\n".encode())
     return found.hexdigest()
 
 
@@ -66,13 +65,3 @@ def _ranges(model: nn.Module) -> str:
             for value in module.parameters(recurse=False):
                 digest.update(tensor_digest(value).encode())
     return digest.hexdigest()
-
-
-def tensor_digest(value: Tensor) -> str:
-    """Type, shape and a checksum of the bytes of a tensor.
-
-    A checksum finds every change of one number, and costs a quarter of a cryptographic hash.
-    """
-    plain = value.detach().as_subclass(Tensor).cpu().contiguous()
-    found = zlib.crc32(plain.reshape(-1).view(torch.uint8).numpy().data)
-    return f"{plain.dtype} {tuple(plain.shape)} {found:08x}"

@@ -94,11 +94,11 @@ def test_only_so_many_samples_are_kept_and_buffers_may_be_reused(tmp_path: Path)
 
 def test_wrong_use_is_refused(tmp_path: Path) -> None:
     q: Any = torch_quantizer("calib", normed(), (DATA[0],), output_dir=tmp_path)
-    with pytest.raises(ConfigError, match="FXQ286"):
+    with pytest.raises(ConfigError, match="FXQ209"):
         q.load_ft_param()
-    with pytest.raises(ConfigError, match="FXQ287"):
+    with pytest.raises(ConfigError, match="FXQ215"):
         q.fast_finetune(DATA)
-    with pytest.raises(ConfigError, match="FXQ287"):
+    with pytest.raises(ConfigError, match="FXQ215"):
         q.fast_finetune(evaluate, q.quant_model)
     with pytest.raises(CalibrationError, match="FXQ457"):
         q.fast_finetune(lambda: None)
@@ -106,7 +106,7 @@ def test_wrong_use_is_refused(tmp_path: Path) -> None:
         q.fast_finetune(lambda: 1 / 0)
     later = tuned(tmp_path)
     later = torch_quantizer("test", normed(), (DATA[0],), output_dir=tmp_path)
-    with pytest.raises(ConfigError, match="FXQ286"):
+    with pytest.raises(ConfigError, match="FXQ209"):
         later.fast_finetune(evaluate, (later.quant_model, DATA, nn.MSELoss()))
 
 

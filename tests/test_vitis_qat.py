@@ -122,18 +122,18 @@ def test_modules_are_found_under_their_own_names() -> None:
 
 
 def test_mistakes(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="FXQ294"):
+    with pytest.raises(ConfigError, match="FXQ803"):
         QatProcessor("net", (X,))  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="FXQ294"):
+    with pytest.raises(ConfigError, match="FXQ803"):
         processor(mix_bit=True)
     with pytest.raises(ConfigError, match="FXQ283"):
         QatProcessor(Net(), None)
     p = processor()
-    with pytest.raises(ConfigError, match="FXQ295"):
+    with pytest.raises(ConfigError, match="FXQ804"):
         p.export_onnx_model(tmp_path)
-    with pytest.raises(ConfigError, match="FXQ295"):
+    with pytest.raises(ConfigError, match="FXQ804"):
         p.to_deployable(Net(), tmp_path)
-    with pytest.raises(ConfigError, match="FXQ294"):
+    with pytest.raises(ConfigError, match="FXQ803"):
         p.deployable_model(tmp_path, used_for_xmodel=True)
     with pytest.raises(CheckpointError, match="FXQ602"):
         p.deployable_model(tmp_path)

@@ -76,7 +76,8 @@ class Top1:
             found = self._labels(call_model(model, inputs), labels)
             right, total = right + int((found == labels).sum()), total + labels.numel()
         if not total:
-            raise ConfigError("FXQ770", f"{self.name} gives no labels")
+            what = f"{self.name} gives no labels"
+            raise ConfigError("FXQ770", what, fix="yield at least one batch with labels")
         return 100.0 * right / total
 
     def _labels(self, result: Any, labels: Tensor) -> Tensor:
@@ -122,7 +123,8 @@ def _pairs_of_file(spec: str, labels: str | None, model: nn.Module, batch_size: 
         raise ConfigError("FXQ770", what, fix=hint or f"its arrays are {', '.join(arrays)}")
     inputs = {name: array for name, array in arrays.items() if name not in {found, *LABELS}}
     if not inputs:
-        raise ConfigError("FXQ770", f"{spec} holds labels, and no inputs")
+        what = f"{spec} holds labels, and no inputs"
+        raise ConfigError("FXQ770", what, fix="save the inputs beside the labels")
     names = inspect.signature(model.forward).parameters
 
     def read() -> Iterator[tuple[Any, Tensor]]:

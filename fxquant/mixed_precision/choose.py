@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fxquant.calibrate import using_threads
-from fxquant.mixed_precision.candidates import candidates_of
+from fxquant.mixed_precision.bit_candidates import candidates_of
 from fxquant.mixed_precision.run import Run
 from fxquant.mixed_precision.search_options import Cost, Options
 from fxquant.ptq.snapshot import snapshot

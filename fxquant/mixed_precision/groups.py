@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from fxquant.graph.rewriter import label
-from fxquant.mixed_precision.candidates import Candidate
+from fxquant.mixed_precision.bit_candidates import Candidate
 from fxquant.precision.sites import Site, Sites, find_sites, integer_nodes
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from fxquant.mixed_precision.candidates import Candidate
+    from fxquant.mixed_precision.bit_candidates import Candidate
     from fxquant.mixed_precision.search_options import Options
     from fxquant.sim import QuantizationSimModel
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fxquant.fingerprint import tensor_digest
+from fxquant.quantization.digest import tensor_digest
 
 _ATTRIBUTE = "_folded_norm"
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from fxquant.fingerprint import tensor_digest
 from fxquant.nn import QuantizationMixin
+from fxquant.quantization.digest import tensor_digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

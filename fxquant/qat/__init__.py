@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fxquant.qat.groups import parameter_groups
+from fxquant.qat.optimizer_groups import parameter_groups
 from fxquant.qat.overview import Trained, training_table, what_trains
 from fxquant.qat.switches import (
     enable_quantizers,

@@ -72,20 +72,20 @@ class Finetuning:
             What was done, and what it did to the network's outputs.
 
         Raises:
-            ConfigError: FXQ286 in "test" mode, FXQ287 the arguments are no function and its
-                arguments; FXQ265 and FXQ296 for options.
+            ConfigError: FXQ209 in "test" mode, FXQ215 the arguments are no function and its
+                arguments; FXQ208 and FXQ296 for options.
             CalibrationError: FXQ457, `run_fn` did not call `quant_model`; FXQ441 to FXQ447, as for
                 `reconstruct`.
             CheckpointError: FXQ542 to FXQ545, the file cannot be written.
         """
         if self.mode != "calib":
             what = "fast_finetune belongs to quant_mode='calib'"
-            raise ConfigError("FXQ286", what, fix="call load_ft_param() in 'test' mode")
+            raise ConfigError("FXQ209", what, fix="call load_ft_param() in 'test' mode")
         call: tuple[Any, Any] = run_fn, run_args
         if not callable(call[0]) or not isinstance(call[1], tuple | list):
             what = "fast_finetune takes a function and a tuple of its arguments"
             fix = "fast_finetune(evaluate, (quantizer.quant_model, loader))"
-            raise ConfigError("FXQ287", what, fix=fix)
+            raise ConfigError("FXQ215", what, fix=fix)
         given = params or FinetuneParams()
         seen = _shown(self.quant_model, run_fn, run_args, given.data.samples)
         self._end_calibration()
@@ -99,13 +99,13 @@ class Finetuning:
         """Load what `fast_finetune` wrote in "calib" mode; everything is checked before.
 
         Raises:
-            ConfigError: FXQ286, in "calib" mode.
+            ConfigError: FXQ209, in "calib" mode.
             CheckpointError: FXQ640 there is no file, FXQ641 it is damaged, FXQ642 it is of another
                 network or calibration, FXQ643 a parameter does not fit.
         """
         if self.mode != "test":
             what = "load_ft_param belongs to quant_mode='test'"
-            raise ConfigError("FXQ286", what, fix="call fast_finetune in 'calib' mode")
+            raise ConfigError("FXQ209", what, fix="call fast_finetune in 'calib' mode")
         tensors = _read(self.folder / FILE, graph_digest(self.quant_model))
         _check(self.quant_model, tensors)
         self.quant_model.load_state_dict(tensors, strict=False)

@@ -166,10 +166,10 @@ class QatProcessor:
     ) -> None:
         if not isinstance(model, nn.Module):
             what = f"model is a {type(model).__name__}, not a torch.nn.Module"
-            raise ConfigError("FXQ294", what, fix="pass the float network")
+            raise ConfigError("FXQ803", what, fix="pass the float network")
         if mix_bit:
             fix = "give the bits of layers in quant_config_file"
-            raise ConfigError("FXQ294", "mix_bit has no layers to mix", fix=fix)
+            raise ConfigError("FXQ803", "mix_bit has no layers to mix", fix=fix)
         strategy = None if quant_config_file is None else load_strategy(quant_config_file)
         self._target = target_of(target, strategy)
         self._name = type(model).__name__
@@ -208,7 +208,7 @@ class QatProcessor:
         """
         if not isinstance(trained_model, TrainableModel):
             what = f"a {type(trained_model).__name__} is not what trainable_model() returned"
-            raise ConfigError("FXQ295", what, fix="pass that model, without a wrapper around it")
+            raise ConfigError("FXQ804", what, fix="pass that model, without a wrapper around it")
         model = copy.deepcopy(trained_model.model).eval()
         FoldLiveNorms()(model)
         sim = self._simulation("folded")
@@ -236,7 +236,7 @@ class QatProcessor:
         """
         if used_for_xmodel:
             what = "xmodel files are written by the vendor's compiler only"
-            raise ConfigError("FXQ294", what, fix="use export_onnx_model")
+            raise ConfigError("FXQ803", what, fix="use export_onnx_model")
         sim = self._simulation("folded")
         load_checkpoint(sim, as_path(src_dir) / _WEIGHTS)
         self._deployed = sim
@@ -254,7 +254,7 @@ class QatProcessor:
         """
         if self._deployed is None:
             fix = "call to_deployable(trained_model, output_dir) first"
-            raise ConfigError("FXQ295", "there is no deployable network to export", fix=fix)
+            raise ConfigError("FXQ804", "there is no deployable network to export", fix=fix)
         return self._deployed.export(
             output_dir, f"{self._name}_int", opset=opset_version, prove=check_model
         )

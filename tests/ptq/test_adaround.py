@@ -144,9 +144,9 @@ def test_bad_data_are_refused(change: dict[str, Any], code: str, tmp_path: Path)
     [
         ({"num_batches": 0}, "FXQ296"),
         ({"default_num_iterations": 0}, "FXQ296"),
-        ({"default_beta_range": (20,)}, "FXQ263"),
-        ({"default_warm_start": 1.5}, "FXQ263"),
-        ({"default_reg_param": -1}, "FXQ263"),
+        ({"default_beta_range": (20,)}, "FXQ206"),
+        ({"default_warm_start": 1.5}, "FXQ206"),
+        ({"default_reg_param": -1}, "FXQ206"),
     ],
 )
 def test_wrong_parameters_are_refused(change: dict[str, Any], code: str) -> None:
@@ -160,11 +160,11 @@ def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
     sim = QuantizationSimModel(net, DATA[0])
     with pytest.raises(ConfigError, match="FXQ292"):
         call(sim.model, DATA[0], given, tmp_path, "r")
-    with pytest.raises(ConfigError, match="FXQ264"):
+    with pytest.raises(ConfigError, match="FXQ207"):
         call(net, DATA[0], {"num_batches": 1}, tmp_path, "r")
-    with pytest.raises(ConfigError, match="FXQ264"):
+    with pytest.raises(ConfigError, match="FXQ207"):
         call(net, DATA[0], given, tmp_path, "r", 4, [(net.bn1, 4)])
-    with pytest.raises(ConfigError, match="FXQ264"):
+    with pytest.raises(ConfigError, match="FXQ207"):
         call(net, DATA[0], given, tmp_path, "r", 4, [net.head])
     with pytest.raises(SelectorError, match="FXQ213"):
         call(net, DATA[0], given, tmp_path, "r", 4, None, ["no_such_layer"])

@@ -248,9 +248,9 @@ def test_one_sample_and_other_batch_sizes() -> None:
 def test_wrong_arguments_are_refused() -> None:
     sim = simulation(normed(), DATA)
     correct_bias: Any = fxquant.correct_bias
-    with pytest.raises(ConfigError, match="FXQ259"):
+    with pytest.raises(ConfigError, match="FXQ205"):
         correct_bias(sim, DATA, "emprical")
-    with pytest.raises(ConfigError, match="FXQ259"):
+    with pytest.raises(ConfigError, match="FXQ205"):
         correct_bias(sim)
     with pytest.raises(ConfigError, match="FXQ297"):
         correct_bias(normed(), DATA)

@@ -173,7 +173,7 @@ def test_wrong_arguments_are_refused() -> None:
         tune(wrong, DATA)
     for name, value in (("rate", -1), ("scale_rate", "a"), ("bias_rate", float("nan"))):
         options: dict[str, Any] = {name: value}
-        with pytest.raises(ConfigError, match="FXQ265"):
+        with pytest.raises(ConfigError, match="FXQ208"):
             FinetuneParams(refinement=RefinementOptions(**options))
     with pytest.raises(ConfigError, match="FXQ296"):
         FinetuneParams(refinement=RefinementOptions(iterations=0))

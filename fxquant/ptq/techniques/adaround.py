@@ -93,7 +93,7 @@ class AdaroundParameters:
         for name in (name for name, is_wrong in wrong.items() if is_wrong):
             what = f"the parameter {name} of AdaRound is {getattr(self, name)!r}"
             fix = "the documented values are 0.01, 0.2 and (20, 2)"
-            raise ConfigError("FXQ263", what, fix=fix)
+            raise ConfigError("FXQ206", what, fix=fix)
 
 
 def _is_number(value: object, least: float, below: float = float("inf")) -> bool:
@@ -204,7 +204,7 @@ class Adaround:
             The model, the file and the report.
 
         Raises:
-            ConfigError: FXQ263 and FXQ264, an argument is wrong; FXQ292, the model is quantized; as
+            ConfigError: FXQ206 and FXQ207, an argument is wrong; FXQ292, the model is quantized; as
                 for `QuantizationSimModel`.
             SelectorError: FXQ213, a module is not of the model.
             CalibrationError: FXQ441 to FXQ447, as for `reconstruct`; FXQ455, too few batches.
@@ -212,7 +212,7 @@ class Adaround:
         """
         if not isinstance(params, AdaroundParameters):
             what = f"params is a {type(params).__name__}"
-            raise ConfigError("FXQ264", what, fix="pass AdaroundParameters(data_loader, ...)")
+            raise ConfigError("FXQ207", what, fix="pass AdaroundParameters(data_loader, ...)")
         file = as_path(path) / f"{checked_prefix(filename_prefix)}.encodings"
         require_float(model)
         ignored = select(model, several(ignore_quant_ops_list), below=True) if (
@@ -238,7 +238,7 @@ def _overridden(model: nn.Module, pairs: Sequence[tuple[nn.Module | str, int]]) 
     for pair in given:
         if not isinstance(pair, tuple | list) or len(pair) != 2 or type(pair[1]) is not int:
             what = f"param_bw_override_list holds {pair!r}"
-            raise ConfigError("FXQ264", what, fix="pass pairs of a module and its bits")
+            raise ConfigError("FXQ207", what, fix="pass pairs of a module and its bits")
         found |= dict.fromkeys(select(model, pair[0]), pair[1])
     return found
 
@@ -253,7 +253,7 @@ def _weights_only(
     prepared = copy.deepcopy(model) if is_prepared(model) else prepare_model(model, dummy_input)
     if not isinstance(prepared, fx.GraphModule):
         what, fix = "preparation did not return a graph", "pass a torch.nn.Module"
-        raise ConfigError("FXQ264", what, fix=fix)
+        raise ConfigError("FXQ207", what, fix=fix)
     simulation_pipeline(config, chip, scheme)(prepared)
     for module in prepared.modules():
         if isinstance(module, QuantizationMixin):
@@ -273,7 +273,7 @@ def _set_bits(gm: fx.GraphModule, bits: dict[str, int]) -> None:
         )
         if not isinstance(quantizer, AffineQuantizer):
             what = f"the bits of {path} are overridden, but its weight is not quantized"
-            raise ConfigError("FXQ264", what, fix="leave it out of param_bw_override_list")
+            raise ConfigError("FXQ207", what, fix="leave it out of param_bw_override_list")
         quantizer.bitwidth = width
 
 

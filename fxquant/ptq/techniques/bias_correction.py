@@ -136,7 +136,7 @@ def correct_bias(
         What was done, layer by layer.
 
     Raises:
-        ConfigError: FXQ259 the method is unknown or needs data, FXQ296, FXQ297.
+        ConfigError: FXQ205 the method is unknown or needs data, FXQ296, FXQ297.
         SelectorError: FXQ213 or FXQ241, there is nothing to exclude.
         CalibrationError: FXQ441 to FXQ445, as for `reconstruct`; FXQ455, too few batches; FXQ456, a
             layer's output is not finite.
@@ -175,10 +175,10 @@ def correct_bias(
 def _check(method: str, data: Any) -> None:
     if method not in METHODS:
         fix = nearest(str(method), METHODS) or f"use one of {', '.join(METHODS)}"
-        raise ConfigError("FXQ259", f"unknown method {method!r}", fix=fix)
+        raise ConfigError("FXQ205", f"unknown method {method!r}", fix=fix)
     if method == "empirical" and data is None:
         what = "empirical bias correction measures on data, and there are none"
-        raise ConfigError("FXQ259", what, fix="pass data, or method='analytical'")
+        raise ConfigError("FXQ205", what, fix="pass data, or method='analytical'")
 
 
 class _Correction:

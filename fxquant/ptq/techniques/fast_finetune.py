@@ -67,7 +67,7 @@ class FinetuneParams:
         for name, value in rates.items():
             if not isinstance(value, int | float) or not 0 <= value < float("inf"):
                 what = f"the option {name} of fine-tuning is {value!r}"
-                raise ConfigError("FXQ265", what, fix="pass a number that is not negative")
+                raise ConfigError("FXQ208", what, fix="pass a number that is not negative")
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def fast_finetune(
         What was done, layer by layer, and what it did to the network.
 
     Raises:
-        ConfigError: FXQ265, FXQ296 and FXQ297, an argument is wrong.
+        ConfigError: FXQ208, FXQ296 and FXQ297, an argument is wrong.
         SelectorError: FXQ213 or FXQ241, there is nothing to exclude.
         CalibrationError: FXQ441 to FXQ447, as for `reconstruct`; FXQ455, too few batches.
         UncalibratedError: FXQ401, the simulation is not calibrated.
