@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from fxquant.errors import ConfigError, nearest
 from fxquant.fingerprint import digest
-from fxquant.mixed_precision.candidates import candidates_of
+from fxquant.mixed_precision.bit_candidates import candidates_of
 from fxquant.mixed_precision.choose import choose_mixed_precision
 from fxquant.mixed_precision.mixed_result import FLOAT
 from fxquant.ptq.cross_layer.equalization import equalize_model
