@@ -28,9 +28,7 @@ def test_the_blocks_of_a_page_run(
 
 def test_every_guide_is_tested() -> None:
     with_code = {
-        p.name
-        for p in (ROOT / "docs").glob("*.md")
-        if "```python" in p.read_text(encoding="utf-8")
+        p.name for p in (ROOT / "docs").glob("*.md") if "```python" in p.read_text(encoding="utf-8")
     }
     # written around files of the reader
     assert with_code - {"regions_and_targets.md"} == set(PAGES)
