@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fxquant.graph.rewriter import Rewriter
     from fxquant.mixed_precision.choose import choose_mixed_precision
     from fxquant.ops import Op, register_op
+    from fxquant.precision.requests import set_precision
     from fxquant.prepare import prepare_model
     from fxquant.ptq.bn_fold import fold_all_batch_norms
     from fxquant.ptq.cross_layer.equalization import equalize_model
@@ -66,6 +67,7 @@ else:
         "quantize": "auto.one_call",
         "register_op": "ops",
         "save_checkpoint": "checkpoint",
+        "set_precision": "precision.requests",
         "validate_model": "validate",
     }
 
@@ -114,5 +116,6 @@ __all__ = [
     "quantize",
     "register_op",
     "save_checkpoint",
+    "set_precision",
     "validate_model",
 ]

@@ -7,7 +7,8 @@ legitimate; a weight that was edited by hand leaves the ranges behind it as they
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from torch import Tensor, fx, nn
 
@@ -39,6 +40,16 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 def mark_calibrated(model: fx.GraphModule) -> None:
     """Remember the weights and the ranges of a model that was just calibrated, in its `meta`."""
     model.meta[CALIBRATED] = fingerprints(model), _ranges(model)
+
+
+@contextmanager
+def ranges_change(model: fx.GraphModule) -> Iterator[None]:
+    """Ranges are chosen anew for other bits: weights that were not changed by then still fit."""
+    known = model.meta.get(CALIBRATED)
+    fits = known is not None and not changed_since(model, known)
+    yield
+    if fits:
+        mark_calibrated(model)
 
 
 def changed_since(model: nn.Module, before: tuple[Mapping[str, str], str] | None) -> list[str]:

@@ -21,7 +21,7 @@ from fxquant.graph.pass_infra import state_of
 from fxquant.graph.rewriter import label
 from fxquant.nn import QuantizationMixin
 from fxquant.passes import simulation_pipeline
-from fxquant.precision.requests import PrecisionChange, Request, set_precision
+from fxquant.precision.requests import PrecisionChange, set_precision
 from fxquant.prepare import call_arguments, is_prepared, prepare_model
 from fxquant.quantization import QuantizerBase, QuantScheme, affine
 from fxquant.targets import Target, load_target
@@ -251,27 +251,7 @@ class QuantizationSimModel(ExportMethods):
     ) -> PrecisionChange:
         """Give operators other bits, or floating point; the latest request for a grid counts.
 
-        A grid belongs to all who read it: what is tied to it, as by a concatenation or a shared
-        weight, moves along, and int32 biases follow. Ranges of weights are chosen anew; those of
-        activations too, from the statistics of the last calibration, if they still are the ones
-        that it chose, otherwise from `data`.
-
-        Args:
-            arg: modules, as in `exclude_layers_from_quantization`; or the name of an operator
-                ("conv2d"), of an input of the graph, or "output" for what it returns; a node; or
-                several of these.
-            activation: precision in which they read values: bits, "int8" or "float".
-            param: precision of their parameters, or a mapping of name to precision.
-            output: precision of the values that they write.
-            data: as for `compute_encodings`.
-
-        Returns:
-            What changed, and what the target makes of it, which is logged as a warning, too.
-
-        Raises:
-            ConfigError: FXQ262 the target does not have it, FXQ263 it is no precision, FXQ264
-                nothing is asked for, FXQ266 a grid is frozen.
-            SelectorError: FXQ213 or FXQ241 a selector matches nothing, FXQ265 it has no such grid.
+        See `fxquant.set_precision`, which is the same.
 
         Example:
             >>> import torch
@@ -282,8 +262,7 @@ class QuantizationSimModel(ExportMethods):
             >>> print(sim.set_precision("0", param=6))
             0.weight: 8 bits -> 6 bits
         """
-        request = Request(activation=activation, param=param, output=output)
-        return set_precision(self.model, self.target, arg, request, data)
+        return set_precision(self, arg, activation, param, output=output, data=data)
 
     def set_blockwise_quantization_for_weights(
         self,

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fxquant.calibrate import using_threads
+from fxquant.errors import ConfigError
+from fxquant.io.writing import write_text
 from fxquant.mixed_precision.bit_candidates import candidates_of
 from fxquant.mixed_precision.run import Run
 from fxquant.mixed_precision.search_options import Cost, Options
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from fxquant.mixed_precision.mixed_result import MixedPrecisionResult
     from fxquant.mixed_precision.search import Technique
     from fxquant.sim import QuantizationSimModel
+
+FILE = "mixed_precision.json"
 
 
 def choose_mixed_precision(
@@ -60,8 +64,8 @@ def choose_mixed_precision(
         sensitivity: how groups are judged alone, by "evaluate" or by "sqnr"; default: as choices.
         techniques: functions `(sim, data)`, such as `reconstruct`, that every choice is judged
             after; they are applied to the chosen one.
-        results_dir: folder of a file with what was found; a search that was interrupted goes on
-            from it, with the same result.
+        results_dir: folder of the result as JSON, and of what was found on the way: a search that
+            was interrupted, even by a kill, goes on from that, with the same result.
         clean_start: forget what that file holds.
         samples: samples of `data` that noise is measured on.
         points: choices that are evaluated along the path, for the Pareto front.
@@ -113,6 +117,8 @@ def choose_mixed_precision(
         raise
     if result.chosen is None:
         run.put_back(before)
+    if results_dir is not None:
+        write_text(Path(results_dir) / FILE, result.to_json(), error=ConfigError)
     return result
 
 

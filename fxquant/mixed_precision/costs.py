@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from fxquant.graph.pytree import fresh_inputs
 from fxquant.ptq.walk import FloatEnvironment
@@ -48,10 +49,10 @@ class Costs:
         self.sites = sites
         self.macs = multiply_accumulates(gm, values)
         grouped = {node for group in groups for node in group.nodes}
-        chosen = {id(t) for group in groups for s in group.sites for t in s.tensors}
+        chosen = {id(t) for group in groups for s in group.sites for t in s.stored}
         quantizers = (m for m in gm.modules() if isinstance(m, QuantizerBase))
         inner = {id(p) for q in quantizers for p in q.parameters()}
-        kinds = {id(t): bits(s.precision) for s in sites for t in s.tensors}
+        kinds = {id(t): bits(s.precision) for s in sites for t in s.stored}
         free = {
             id(p): p.numel() * kinds.get(id(p), 8 * p.element_size())
             for p in gm.parameters() if id(p) not in chosen | inner
@@ -71,7 +72,7 @@ class Costs:
     def size(self, group: Group, option: Option) -> float:
         """Bytes of the group's weights."""
         found = group.precisions(option)
-        sizes = {id(t): t.numel() * bits(p) for s, p in found.items() for t in s.tensors}
+        sizes = {id(t): t.numel() * bits(p) for s, p in found.items() for t in s.stored}
         return sum(sizes.values()) / 8
 
     def operations(self, group: Group, option: Option) -> float:
@@ -103,8 +104,27 @@ class _Counter(FloatEnvironment):
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node."""
-        with FlopCounterMode(display=False) as counted:
+        with _Operations() as counted:
             value = super().run_node(n)
-        if counted.get_total_flops():
-            self.found[n] = counted.get_total_flops() // 2
+        if counted.flops:
+            self.found[n] = counted.flops // 2
         return value
+
+
+class _Operations(TorchDispatchMode):
+    """Adds up the floating-point operations of what is computed.
+
+    `FlopCounterMode` would do more: its hooks on modules do not take views of parameters.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.flops = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Compute one operator and count."""
+        found = func(*args, **(kwargs or {}))
+        count = flop_registry.get(func.overloadpacket)
+        if count is not None:
+            self.flops += int(count(*args, **(kwargs or {}), out_val=found))
+        return found

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from fxquant.graph.rewriter import label
-from fxquant.mixed_precision.bit_candidates import Candidate
-from fxquant.precision.sites import Site, Sites, find_sites, integer_nodes
+from fxquant.mixed_precision.bit_candidates import KEPT, Candidate
+from fxquant.mixed_precision.residual import Stream, streams_of
+from fxquant.precision.sites import Site, Sites, integer_nodes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from fxquant.precision.kinds import Precision
     from fxquant.targets import Target
 
-KEPT: Literal["kept"] = "kept"
 _SHOWN = 2
 
 
@@ -33,10 +33,12 @@ class Option:
     Attributes:
         activation: precision of the activations; "kept" where there are none that may change.
         weight: the same of the weights.
+        residual: precision of what sums read; "kept": that of the activations.
     """
 
     activation: Precision | Literal["kept"]
     weight: Precision | Literal["kept"]
+    residual: Precision | Literal["kept"] = KEPT
 
     def precision(self, site: Site, before: Precision) -> Precision:
         """What a site of the group has with this option."""
@@ -44,7 +46,7 @@ class Option:
         return before if wanted == KEPT or site.quantizer.frozen else wanted
 
     def __str__(self) -> str:
-        parts = [("A", self.activation), ("W", self.weight)]
+        parts = [("A", self.activation), ("W", self.weight), ("R", self.residual)]
         found = [(letter, p) for letter, p in parts if p != KEPT]
         if all(p is None for _, p in found):
             return "float"
@@ -62,6 +64,7 @@ class Group:
         before: precision of every grid before the search.
         options: what it may be.
         offered: how many of them may be chosen; another one is there to compare with.
+        streams: what of it sums read.
     """
 
     name: str
@@ -70,6 +73,7 @@ class Group:
     before: Mapping[Site, Precision] = field(default_factory=dict)
     options: tuple[Option, ...] = ()
     offered: int = 0
+    streams: Sequence[Stream] = ()
 
     def free(self, role: str) -> bool:
         """Whether it has grids of this role that may change."""
@@ -84,16 +88,19 @@ class Group:
         return Option(
             candidate.activation if self.free("activation") else KEPT,
             candidate.weight if self.free("weight") else KEPT,
+            candidate.residual if self.streams else KEPT,
         )
 
     def is_integer(self, option: Option, target: Target) -> bool:
         """Whether integer kernels take all its grids with this option."""
-        return all(target.has_kernel(s.role, p) for s, p in self.precisions(option).items())
+        found = self.precisions(option).items()
+        return option.residual == KEPT and all(target.has_kernel(s.role, p) for s, p in found)
 
 
-def find_groups(gm: fx.GraphModule, target: Target, candidates: Sequence[Candidate]) -> list[Group]:
+def find_groups(
+    gm: fx.GraphModule, target: Target, candidates: Sequence[Candidate], sites: Sites
+) -> list[Group]:
     """The groups of a simulation that have a choice, in the order of the graph."""
-    sites = find_sites(gm)
     there = [s for s in sites if s.precision is not None]
     nodes = [
         n for n in integer_nodes(gm, target, sites)
@@ -104,6 +111,7 @@ def find_groups(gm: fx.GraphModule, target: Target, candidates: Sequence[Candida
     for members in sets:
         users = [n for n in nodes if any(s in members for s in _touched(sites, n))]
         group = Group(_name(users, members), users, members, {s: s.precision for s in members})
+        group.streams = streams_of(gm, sites, users, members)
         if group.free("activation") or group.free("weight"):
             _offer(group, target, candidates)
             found.append(group)
@@ -138,7 +146,7 @@ def _united(there: list[Site], sites: Sites, nodes: Iterable[fx.Node]) -> list[l
     together = [[s for s in _touched(sites, n) if s in parent] for n in nodes]
     owners: dict[int, list[Site]] = {}
     for site in there:
-        for tensor in site.tensors:
+        for tensor in site.stored:
             owners.setdefault(id(tensor), []).append(site)
     for members in (*together, *owners.values()):
         for other in members[1:]:

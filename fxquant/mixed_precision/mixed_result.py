@@ -119,7 +119,10 @@ class MixedPrecisionResult:
         if self.chosen is not None:
             rows.append(("chosen", self.chosen))
         heads = ("", self._accuracy_head(), "size kB", "G bit operations", "latency ms")
-        return table(heads, [(name, *self._cells(point)) for name, point in rows]) + self._verdict()
+        text = table(heads, [(name, *self._cells(point)) for name, point in rows])
+        if any(point.latency is not None for _, point in rows):
+            text += "\nlatency: of one run of the file in onnxruntime, on the example inputs"
+        return text + self._verdict()
 
     def _accuracy_head(self) -> str:
         return "accuracy" if self.measure == "evaluate" else "SQNR dB"
@@ -160,13 +163,15 @@ class MixedPrecisionResult:
         return "Pareto front\n" + table((head, self._accuracy_head(), "groups"), rows)
 
     def _costly(self) -> str:
-        heads = ("group", "option", "accuracy", "SQNR dB", "loses")
+        shown = self.sensitivities[:_LISTED]
+        scored = any(s.score is not None for s in shown)
+        heads = ["group", "option", *(("accuracy", "loses") if scored else ()), "SQNR dB"]
         rows = []
-        for s in self.sensitivities[:_LISTED]:
-            lost = "" if s.score is None else f"{self.reference.accuracy - s.score:.4f}"
-            score = "" if s.score is None else f"{s.score:.4f}"
+        for s in shown:
+            score = 0.0 if s.score is None else s.score
+            lost = (f"{score:.4f}", f"{self.reference.accuracy - score:.4f}") if scored else ()
             db = "" if s.sqnr_db is None else f"{s.sqnr_db:.1f}"
-            rows.append((s.group, s.option, score, db, lost))
+            rows.append((s.group, s.option, *lost, db))
         more = len(self.sensitivities) - len(rows)
         rest = f"\n... and {more} more" if more > 0 else ""
         return "Most sensitive, quantized alone\n" + table(heads, rows) + rest

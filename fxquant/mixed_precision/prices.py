@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from fxquant.graph.rewriter import label
-from fxquant.mixed_precision.costs import Costs
+from fxquant.mixed_precision.costs import Costs, bits
 from fxquant.mixed_precision.front import pareto
 from fxquant.mixed_precision.mixed_result import FLOAT
-from fxquant.precision.sites import find_sites
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from fxquant.mixed_precision.groups import Group
+    from fxquant.mixed_precision.groups import Group, Option
     from fxquant.mixed_precision.latency import Stopwatch
     from fxquant.mixed_precision.progress_file import ProgressFile
     from fxquant.mixed_precision.search_options import Options
     from fxquant.mixed_precision.trials import Choice, Trials
+    from fxquant.precision.sites import Sites
 
 _STAGE = "latency"
 
@@ -27,17 +28,18 @@ class Prices:
 
     Args:
         trials: the simulation.
+        sites: its grids.
         options: which cost is asked for.
         file: what was measured before.
     """
 
-    def __init__(self, trials: Trials, options: Options, file: ProgressFile) -> None:
+    def __init__(self, trials: Trials, sites: Sites, options: Options, file: ProgressFile) -> None:
         from fxquant.onnx.runs.observed import bound_example  # it loads onnx_ir
 
         self.trials, self.options, self.file = trials, options, file
         self.groups: Sequence[Group] = trials.groups
         values = bound_example(trials.gm, trials.sim.example)
-        self.costs = Costs(trials.gm, find_sites(trials.gm), self.groups, values)
+        self.costs = Costs(trials.gm, sites, self.groups, values)
         self.times: dict[str, float] = {}
         self._of_options: list[list[float]] | None = None
 
@@ -51,6 +53,29 @@ class Prices:
                 of = self.costs.size if self.options.cost == "size" else self.costs.operations
                 self._of_options = [[of(g, option) for option in g.options] for g in self.groups]
         return self._of_options
+
+    def lighter(self, choice: Choice) -> Choice:
+        """For every group the option that costs no more and is the lightest otherwise."""
+        found = []
+        for group, costs, index in zip(self.groups, self.of_options, choice, strict=True):
+            same = [j for j in range(group.offered) if costs[j] <= costs[index]]
+            others = [self._other(group, option) for option in group.options]
+            best = min(same, key=others.__getitem__)
+            found.append(best if others[best] < others[index] else index)
+        return tuple(found)
+
+    def _other(self, group: Group, option: Option) -> tuple[float, int]:
+        """What decides between equal costs: the other cost, then the bits of all grids."""
+        of = self.costs.operations if self.options.cost == "size" else self.costs.size
+        return of(group, option), sum(map(bits, group.precisions(option).values()))
+
+    def weight(self, choice: Choice) -> tuple[float, float, int]:
+        """Cost of a choice, and what decides between equal costs."""
+        cost = self.cost(choice)
+        pairs = zip(self.groups, choice, strict=True)
+        others = [self._other(g, g.options[i]) for g, i in pairs]
+        first, second = (sum(part) for part in zip(*others, strict=True))
+        return math.inf if cost is None else cost, first, int(second)
 
     def _kernel_times(self) -> list[list[float]]:
         """As many files as there are options: in each of them all groups have one of theirs."""

@@ -7,7 +7,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from fxquant.errors import ConfigError
-from fxquant.fingerprint import digest
+from fxquant.fingerprint import CALIBRATED, changed_since, digest, mark_calibrated
 from fxquant.graph.pass_infra import set_state, state_of
 from fxquant.graph.pytree import tensors
 from fxquant.mixed_precision.front import pareto
@@ -19,6 +19,7 @@ from fxquant.mixed_precision.scores import Noise, decibels
 from fxquant.mixed_precision.search import Judge, Search
 from fxquant.mixed_precision.trials import Choice, Trials
 from fxquant.precision.requests import note_changes
+from fxquant.precision.sites import find_sites
 from fxquant.ptq.snapshot import Snapshot, restore
 
 if TYPE_CHECKING:
@@ -50,12 +51,15 @@ class Run:
     ) -> None:
         self.sim, self.gm, self.options = sim, sim.model, options
         self.candidates = candidates
-        self.groups = find_groups(self.gm, sim.target, candidates)
+        self.sites = find_sites(self.gm)
+        self.groups = find_groups(self.gm, sim.target, candidates, self.sites)
         if not self.groups:
             what = "the simulation has no grid whose bits could be chosen"
             fix = "frozen grids stay as they are; sim.named_quantizers() lists all"
             raise ConfigError("FXQ287", what, fix=fix)
         self.why = state_of(self.gm).why
+        known = self.gm.meta.get(CALIBRATED)
+        self.fits = known is not None and not changed_since(self.gm, known)
         self.done = 0
 
     def put_back(self, before: Snapshot) -> None:
@@ -79,7 +83,7 @@ class Run:
         techniques = options.techniques, options.data
         judge = Judge(options.evaluate, options.by_score, noise, techniques)
         self.finder = Search(self.trials, judge, file, self._tell)
-        self.prices = Prices(self.trials, options, file)
+        self.prices = Prices(self.trials, self.sites, options, file)
         self.progress = progress
         self.most = sum(len(g.options) for g in self.groups) + len(self.candidates)
         self.most += options.points + options.trials + _BISECTIONS
@@ -116,7 +120,18 @@ class Run:
         self.least = self._least(path)
         if self.least is not None:
             finder.descend(path, self.least, options.trials)
+            good = [c for c, (accuracy, _) in finder.found.items() if accuracy >= self.least]
+            if good:
+                here = min(filter(self._is_offered, good), key=self._predicted)
+                finder.lighten(here, self.prices.lighter(here), self.least, options.trials)
         finder.spread(path, options.points)
+
+    def _is_offered(self, choice: Choice) -> bool:
+        """Whether a choice is made of candidates."""
+        return all(j < g.offered for g, j in zip(self.groups, choice, strict=True))
+
+    def _predicted(self, choice: Choice) -> tuple[float, Any]:
+        return self.prices.predicted(choice), choice
 
     def _compared(self) -> list[Choice]:
         """Choices that the report compares in any case."""
@@ -186,22 +201,19 @@ class Run:
     def _chosen(self, priced: Sequence[Choice]) -> Choice | None:
         if self.least is None:
             return None
-        found, prices = self.finder.found, {c: self.prices.cost(c) or 0.0 for c in priced}
-        offered = [
-            c for c in priced if all(j < g.offered for g, j in zip(self.groups, c, strict=True))
-        ]
-        good = pareto(
-            [c for c in offered if found[c][0] >= self.least],
-            prices.__getitem__, found.__getitem__,
-        )  # fmt: skip
-        return good[0] if good else max(offered, key=lambda c: (found[c], -prices[c]))
+        found, prices = self.finder.found, {c: self.prices.weight(c) for c in priced}
+        offered = list(filter(self._is_offered, priced))
+        best_first = sorted(offered, key=found.__getitem__, reverse=True)
+        good = [c for c in best_first if found[c][0] >= self.least]
+        return min(good, key=prices.__getitem__) if good else best_first[0]
 
     def _apply(self, choice: Choice) -> None:
         self.trials.apply(choice)
         note_changes(
-            self.gm,
-            [s for g in self.groups for s in g.sites if s.precision != g.before[s]],
+            self.gm, [s for g in self.groups for s in g.sites if s.precision != g.before[s]]
         )
+        if self.fits:
+            mark_calibrated(self.gm)
         for technique in self.options.techniques:
             technique(self.sim, self.options.data)
 
@@ -211,7 +223,7 @@ class Run:
         return Point(
             options={g.name: str(g.options[i]) for g, i in pairs},
             accuracy=accuracy,
-            sqnr_db=sqnr,
+            sqnr_db=None if self.finder.judge.noise is None else sqnr,
             cost=math.inf if cost is None else cost,
             size=self.prices.size(choice),
             bit_operations=self.prices.operations(choice),

@@ -53,7 +53,7 @@ class Search:
     """Evaluates choices, each once.
 
     Attributes:
-        found: choice -> its accuracy and its ratio of signal to noise, None without data.
+        found: choice -> its accuracy and its ratio of signal to noise, 0 without data.
 
     Args:
         trials: the simulation.
@@ -67,7 +67,7 @@ class Search:
     ) -> None:
         self.trials, self.judge, self.progress, self.tell = trials, judge, progress, tell
         self.groups: Sequence[Group] = trials.groups
-        self.found: dict[Choice, tuple[float, float | None]] = {}
+        self.found: dict[Choice, tuple[float, float]] = {}
         self._alone: dict[tuple[int, int], Verdict] = {}
 
     # --- measuring ------------------------------------------------------------------------------
@@ -106,8 +106,8 @@ class Search:
         if choice not in self.found:
             key = " ".join(map(str, choice))
             score, noise = self._once("choices", key, lambda: self._whole(choice))
-            sqnr = None if noise is None else decibels(noise)
-            self.found[choice] = (sqnr or 0.0) if score is None else score, sqnr
+            sqnr = 0.0 if noise is None else decibels(noise)
+            self.found[choice] = sqnr if score is None else score, sqnr
         return self.found[choice][0]
 
     def _whole(self, choice: Choice) -> Verdict:
@@ -193,6 +193,23 @@ class Search:
                 here = step
             else:
                 lost.add(group)  # its later steps cost more
+
+    def lighten(self, here: Choice, lighter: Choice, least: float, trials: int) -> None:
+        """Try options that cost the same and are lighter otherwise, at once and one by one.
+
+        Args:
+            here: a choice that is good enough.
+            lighter: for every group such an option, or the one that it has.
+            least: the accuracy that is to be kept.
+            trials: how many are tried one by one.
+        """
+        if lighter == here or self.accuracy(lighter) >= least:
+            return
+        moved = [i for i, (a, b) in enumerate(zip(here, lighter, strict=True)) if a != b]
+        for group in moved[:trials]:
+            step = (*here[:group], lighter[group], *here[group + 1 :])
+            if self.accuracy(step) >= least:
+                here = step
 
     def spread(self, path: Sequence[Choice], points: int) -> None:
         """Evaluate points along the path."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -19,7 +19,7 @@ COSTS: tuple[str, ...] = get_args(Cost)
 
 @dataclass(frozen=True)
 class Options:
-    """What `choose_mixed_precision` was asked for; its arguments by other names."""
+    """The arguments of `choose_mixed_precision`; `allowed` is `allowed_accuracy_drop`."""
 
     evaluate: Callable[[Any], Any] | None
     data: Any
@@ -48,6 +48,10 @@ class Options:
                 self.sensitivity not in (None, "evaluate", "sqnr"), '"evaluate" or "sqnr"'),
             "neither evaluate nor data is given": (
                 self.evaluate is None and self.data is None, "pass one of them, or both"),
+            "data are a function, and evaluate is not given": (
+                self.evaluate is None and callable(self.data), "pass batches, or evaluate="),
+            "data can be gone through once": (
+                isinstance(self.data, Iterator), "pass a list of batches, or a loader"),
             "evaluate is no function": (
                 self.evaluate is not None and not callable(self.evaluate), "pass function(model)"),
             "sensitivity is asked for by evaluate, which is not given": (
@@ -67,7 +71,8 @@ class Options:
         for name, least in {"samples": 1, "points": 1, "trials": 0, "rounds": 1}.items():
             value = getattr(self, name)
             if type(value) is not int or value < least:
-                raise ConfigError("FXQ286", f"{name}={value!r}", fix=f"pass {least} or more")
+                what = f"{name}={value!r} is no such number"
+                raise ConfigError("FXQ286", what, fix=f"pass {least} or more")
 
 
 def _is_drop(given: Any) -> bool:

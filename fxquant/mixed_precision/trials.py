@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from fxquant.graph.pass_infra import set_state, state_of
+from fxquant.mixed_precision.bit_candidates import KEPT
 from fxquant.nn import QuantizationMixin
-from fxquant.precision.change import set_bits, settle_biases
+from fxquant.precision.change import put, set_bits, settle_biases
 from fxquant.precision.requests import recalibrate
 
 if TYPE_CHECKING:
@@ -45,22 +46,37 @@ class Trials:
         self._collect(data)
 
     def _collect(self, data: Any) -> None:
-        wanted: dict[int, list[Site]] = {}
-        for group in self.groups:
-            for option in group.options:
-                for site, precision in group.precisions(option).items():
-                    if precision is not None and site not in wanted.setdefault(precision, []):
-                        wanted[precision].append(site)
-        # the precisions that are there come last: what is calibrated anew is left as it was found
+        options = [(group, option) for group in self.groups for option in group.options]
+        wanted: dict[int, dict[Site, None]] = {}
+        for group, option in options:
+            for site, precision in group.precisions(option).items():
+                if precision is not None:
+                    wanted.setdefault(precision, {})[site] = None
         for bits, sites in wanted.items():
-            before = {s: (s.precision, *_range(s)) for s in sites}
-            kept = [s for s in sites if not set_bits(s, bits, self.sim.target)]
+            self._find_ranges(bits, list(sites), data)
+        for group, option in options:
+            if isinstance(option.residual, int):
+                self._prepare(group, option.residual, data)
+
+    def _find_ranges(self, bits: int, sites: list[Site], data: Any) -> None:
+        """Find the ranges of grids with these bits, and leave the grids as they were."""
+        before = {s: (s.precision, *_range(s)) for s in sites}
+        kept = [s for s in sites if not set_bits(s, bits, self.sim.target)]
+        if kept and data is not None:
+            recalibrate(self.gm, kept, data)
+        for site, (precision, low, high) in before.items():
+            self._ranges[site, bits] = _range(site)
+            set_bits(site, precision, self.sim.target)
+            site.quantizer.set_range(low, high)
+
+    def _prepare(self, group: Group, bits: int, data: Any) -> None:
+        """Make the grids of what sums read."""
+        for stream in group.streams:
+            kept = stream.prepare(bits, self.sim.target)
             if kept and data is not None:
+                stream.part(bits)
                 recalibrate(self.gm, kept, data)
-            for site, (precision, low, high) in before.items():
-                self._ranges[site, bits] = _range(site)
-                set_bits(site, precision, self.sim.target)
-                site.quantizer.set_range(low, high)
+                stream.join()
 
     def apply(self, choice: Choice) -> None:
         """Give the simulation a choice."""
@@ -70,12 +86,17 @@ class Trials:
         set_state(self.gm, why=self.why)
 
     def _apply(self, group: Group, index: int) -> None:
-        for site, precision in group.precisions(group.options[index]).items():
+        option = group.options[index]
+        for stream in group.streams:
+            stream.join()
+        for site, precision in group.precisions(option).items():
             self._set(site, precision)
+        if option.residual != KEPT:
+            for stream in group.streams:
+                stream.part(option.residual)
 
     def _set(self, site: Site, precision: Precision) -> None:
-        if precision is None or site.precision != precision:
-            set_bits(site, precision, self.sim.target)
+        put(site, precision, self.sim.target)
         if precision is not None:
             # also where the bits are the same: a bias may have widened it
             low, high = self._ranges[site, precision]
@@ -89,6 +110,7 @@ class Trials:
         settle_biases(self.gm)
         set_state(self.gm, why=self.why)
         keep = {id(site.quantizer) for site in group.sites}
+        keep |= {id(quantizer) for stream in group.streams for quantizer in stream.quantizers}
         paths = {str(node.target) for node in group.nodes}
         with self._without(keep, paths):
             yield

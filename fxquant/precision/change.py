@@ -52,26 +52,35 @@ def set_bits(site: Site, precision: Precision, target: Target) -> bool:
         Whether its range is what calibration would choose.
     """
     quantizer = site.quantizer
-    if precision is None:
-        for place in site.places:
-            place.take_out()
+    if precision is None or precision == quantizer.bitwidth:
+        put(site, precision, target)
         return True
-    for place in site.places:
-        if place.quantizer is None:
-            place.put(quantizer)
-    if precision == quantizer.bitwidth:
-        return True
-    analyzer = analyzer_for_bits(target, quantizer.encoding_analyzer, precision)
-    quantizer.encoding_analyzer = analyzer
     if not site.tensors:
-        return resize(quantizer, precision)
-    known = quantizer.is_initialized()
-    quantizer.bitwidth = precision
-    if known:
+        found = resize(quantizer, precision)
+        put(site, precision, target)
+        return found
+    put(site, precision, target)
+    if quantizer.is_initialized():
         with torch.no_grad(), quantizer.compute_encodings():
             for tensor in site.tensors:
                 quantizer(tensor)
     return True
+
+
+def put(site: Site, precision: Precision, target: Target) -> None:
+    """Give one site another precision and leave its range as it is."""
+    quantizer = site.quantizer
+    if precision is None:
+        for place in site.places:
+            place.take_out()
+        return
+    for place in site.places:
+        if place.quantizer is None:
+            place.put(quantizer)
+    analyzer = analyzer_for_bits(target, quantizer.encoding_analyzer, precision)
+    quantizer.encoding_analyzer = analyzer
+    if precision != quantizer.bitwidth:
+        quantizer.bitwidth = precision
 
 
 def settle_biases(gm: fx.GraphModule) -> None:

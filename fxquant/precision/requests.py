@@ -13,17 +13,21 @@ from torch import fx
 from fxquant import calibrate, ops
 from fxquant.editing import explain, quantized_modules
 from fxquant.errors import ConfigError, SelectorError
+from fxquant.fingerprint import ranges_change
 from fxquant.graph.rewriter import label
 from fxquant.graph.selectors import several
 from fxquant.placement.dataflow import takes_item
 from fxquant.precision.change import change
 from fxquant.precision.kinds import Precision, Role, precision_of, shown
 from fxquant.precision.sites import Site, Sites, find_sites, integer_nodes
+from fxquant.ptq.snapshot import restore, snapshot
 from fxquant.quantization import QuantizerBase
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from fxquant.graph.selectors import Selector
+    from fxquant.sim import QuantizationSimModel
     from fxquant.targets import Target
 
 log = logging.getLogger("fxquant")
@@ -73,13 +77,65 @@ class Request:
 
 
 def set_precision(
-    gm: fx.GraphModule,
-    target: Target,
-    selectors: Any,
-    request: Request,
+    sim: QuantizationSimModel,
+    arg: Iterable[Selector] | Selector | fx.Node,
+    activation: int | str | None = None,
+    param: int | str | Mapping[str, int | str] | None = None,
+    *,
+    output: int | str | None = None,
     data: Callable[..., Any] | Iterable[Any] | None = None,
 ) -> PrecisionChange:
-    """Change precisions; see `QuantizationSimModel.set_precision`."""
+    """Give operators other bits, or floating point; the latest request for a grid counts.
+
+    A grid belongs to all who read it: what is tied to it, as by a concatenation or a shared
+    weight, moves along, and int32 biases follow. Ranges of weights are chosen anew; those of
+    activations too, from the statistics of the last calibration, if they still are the ones
+    that it chose, otherwise from `data`.
+
+    Args:
+        sim: the simulation.
+        arg: modules, as in `exclude_layers_from_quantization`; or the name of an operator
+            ("conv2d"), of an input of the graph, or "output" for what it returns; a node; or
+            several of these.
+        activation: precision in which they read values: bits, "int8" or "float".
+        param: precision of their parameters, or a mapping of name to precision.
+        output: precision of the values that they write.
+        data: as for `compute_encodings`.
+
+    Returns:
+        What changed, and what the target makes of it, which is logged as a warning, too.
+
+    Raises:
+        ConfigError: FXQ262 the target does not have it, FXQ263 it is no precision, FXQ264
+            nothing is asked for, FXQ266 a grid is frozen.
+        SelectorError: FXQ213 or FXQ241 a selector matches nothing, FXQ265 it has no such grid.
+
+    Example:
+        >>> import torch
+        >>> from fxquant import QuantizationSimModel
+        >>> x = torch.randn(4, 3)
+        >>> sim = QuantizationSimModel(torch.nn.Sequential(torch.nn.Linear(3, 2)), x, "min_max")
+        >>> sim.compute_encodings([x])
+        >>> print(set_precision(sim, "linear", activation=16, param=4))
+        x_stub: 8 bits -> 16 bits
+        0.weight: 8 bits -> 4 bits
+        0: onnxruntime_x86 computes it in floating point: what it reads has 16 bits, and integer \
+kernels take 2 to 8
+    """
+    request = Request(activation=activation, param=param, output=output)
+    before = None if data is None else snapshot(sim)
+    try:
+        with ranges_change(sim.model):
+            return _changed(sim.model, sim.target, arg, request, data)
+    except BaseException:  # the data may be no data: all or nothing
+        if before is not None:
+            restore(sim, before)
+        raise
+
+
+def _changed(
+    gm: fx.GraphModule, target: Target, selectors: Any, request: Request, data: Any
+) -> PrecisionChange:
     asked = list(request.wanted())
     if not asked:
         what = "set_precision was asked for nothing"

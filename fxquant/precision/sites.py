@@ -75,7 +75,8 @@ class Site:
         role: "activation" or "weight".
         name: path of the first module that holds it, with the parameter for weights.
         places: where it stands.
-        tensors: the parameters that lie on it; none for activations.
+        tensors: the parameters that lie on it, as they are quantized; none for activations.
+        stored: the parameters as they are stored.
     """
 
     quantizer: AffineQuantizer
@@ -83,6 +84,7 @@ class Site:
     name: str
     places: list[Place] = field(default_factory=list)
     tensors: list[Tensor] = field(default_factory=list)
+    stored: list[Tensor] = field(default_factory=list)
 
     @property
     def precision(self) -> Precision:
@@ -99,11 +101,13 @@ class Sites:
         reads: node -> sites of the values that it reads.
         writes: node -> sites of its own values.
         weights: node -> sites of its parameters.
+        operands: node -> position of an operand and its site.
     """
 
     reads: dict[fx.Node, list[Site]] = field(default_factory=dict)
     writes: dict[fx.Node, list[Site]] = field(default_factory=dict)
     weights: dict[fx.Node, list[Site]] = field(default_factory=dict)
+    operands: dict[fx.Node, list[tuple[int, Site]]] = field(default_factory=dict)
     _of: dict[int, Site] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Site]:
@@ -113,14 +117,24 @@ class Sites:
         """The site of a quantizer."""
         return self._of.get(id(quantizer))
 
-    def add(self, place: Place, quantizer: Any, tensor: Tensor | None) -> Site:
-        """Count a quantizer that stands, or stood, in a place."""
+    def add(
+        self, place: Place, quantizer: Any, tensor: Tensor | None, stored: Tensor | None
+    ) -> Site:
+        """Count a quantizer that stands, or stood, in a place.
+
+        Args:
+            place: the place.
+            quantizer: the quantizer.
+            tensor: a parameter as it is quantized; None for activations.
+            stored: the same as it is stored.
+        """
         name = place.path if tensor is None else f"{place.path}.{place.key}"
         role: Role = "activation" if tensor is None else "weight"
         site = self._of.setdefault(id(quantizer), Site(quantizer, role, name))
         site.places.append(place)
-        if tensor is not None and all(t is not tensor for t in site.tensors):
+        if tensor is not None and stored is not None and all(t is not stored for t in site.stored):
             site.tensors.append(tensor)
+            site.stored.append(stored)
         return site
 
 
@@ -138,8 +152,9 @@ def find_sites(gm: fx.GraphModule) -> Sites:
     with _all_in_place(found):
         grids = resolve_grids(gm)
         for node in gm.graph.nodes:
-            reads = [found.of(q) for q in _read(gm, node, grids)]
-            found.reads[node] = _unique(site for site in reads if site is not None)
+            read = ((index, found.of(q)) for index, q in _read(gm, node, grids))
+            found.operands[node] = [(index, site) for index, site in read if site is not None]
+            found.reads[node] = _unique(site for _, site in found.operands[node])
     return found
 
 
@@ -154,10 +169,16 @@ def _collect(found: Sites, node: fx.Node, module: QuantizationMixin) -> None:
                 continue
             if key == "bias":
                 continue
-            site = found.add(Place(path, home, key), quantizer, tensor)
+            stored = None if tensor is None else _stored(module, str(key))
+            site = found.add(Place(path, home, key), quantizer, tensor, stored)
             if kind != "input_quantizers":
                 by = found.weights if tensor is not None else found.writes
                 by.setdefault(node, []).append(site)
+
+
+def _stored(module: QuantizationMixin, name: str) -> Tensor | None:
+    found = module._parameters.get(name)
+    return found if found is not None else module._buffers.get(name)
 
 
 def _keys(home: Home) -> list[Any]:
@@ -183,15 +204,16 @@ def _all_in_place(found: Sites) -> Iterator[None]:
             place.home[place.key] = None
 
 
-def _read(gm: fx.GraphModule, node: fx.Node, grids: Any) -> Iterator[Any]:
-    """Quantizers of the values that a node reads, in the order of its operands."""
+def _read(gm: fx.GraphModule, node: fx.Node, grids: Any) -> Iterator[tuple[int, Any]]:
+    """Quantizers of the values that a node reads, with the position of each operand."""
     given: list[fx.Node] = []
     fx.node.map_arg((node.args, node.kwargs), given.append)
     module = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
     own = getattr(module, "input_quantizers", ())
     for index, operand in enumerate(given):
         quantizer = own[index] if index < len(own) else None
-        yield from (quantizer,) if quantizer is not None else grids.get(operand, ())
+        found = (quantizer,) if quantizer is not None else grids.get(operand, ())
+        yield from ((index, one) for one in found)
 
 
 def _unique(sites: Iterator[Site]) -> list[Site]:

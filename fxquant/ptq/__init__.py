@@ -1,5 +1,7 @@
 """Post-training techniques: what makes a calibrated model better without training it."""
 
+from fxquant.ptq.activation_ranges.choose_ranges import choose_activation_ranges
+from fxquant.ptq.activation_ranges.range_report import ActivationRangesReport, RangeReport
 from fxquant.ptq.engine import ReconstructionOptions, reconstruct
 from fxquant.ptq.moments import Moments, merge
 from fxquant.ptq.reconstruction_report import LayerReport, ReconstructionReport
@@ -16,6 +18,7 @@ from fxquant.ptq.techniques.layerwise import DataOptions
 from fxquant.ptq.techniques.seq_mse import SeqMseParams, SeqMseReport, apply_seq_mse
 
 __all__ = [
+    "ActivationRangesReport",
     "BiasReport",
     "DataOptions",
     "FinetuneParams",
@@ -23,6 +26,7 @@ __all__ = [
     "GptqParams",
     "LayerReport",
     "Moments",
+    "RangeReport",
     "ReconstructionOptions",
     "ReconstructionReport",
     "SeqMseParams",
@@ -32,6 +36,7 @@ __all__ = [
     "SolverOptions",
     "apply_gptq",
     "apply_seq_mse",
+    "choose_activation_ranges",
     "correct_bias",
     "fast_finetune",
     "merge",

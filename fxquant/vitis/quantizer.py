@@ -34,7 +34,7 @@ from fxquant.vitis.finetuning import Finetuning
 from fxquant.vitis.info import NAME, load_info, read_info, write_info
 from fxquant.vitis.inputs import example_inputs, moved_to
 from fxquant.vitis.running_calibration import Following
-from fxquant.vitis.setup import configuration, target_of
+from fxquant.vitis.setup import aligned, configuration, target_of
 from fxquant.vitis.specify import specify
 from fxquant.vitis.strategy import Strategy, load_strategy
 
@@ -121,7 +121,7 @@ class TorchQuantizer(Finetuning):
                 fix="call quant_model on calibration data (quant_mode='calib') first",
             )
         following.stop()
-        kinds = _aligned(self.strategy)
+        kinds = aligned(self.strategy)
         if kinds:
             align_grids.AlignGrids(operators=kinds)(self.quant_model)
             fit_biases(self.quant_model)  # their steps follow those of the inputs
@@ -317,16 +317,3 @@ def _approximated(
     outcome = approximate.Approximate(operators=tuple(dict.fromkeys(kinds)))(prepared)
     log.info("approximated %d operator(s)", outcome.changes)
     return approximate.listed(prepared)
-
-
-def _aligned(strategy: Strategy | None) -> tuple[str, ...]:
-    if strategy is None:
-        return ()
-    kinds: list[str] = []
-    if strategy.change_concat_input_fix:
-        kinds += ["cat", "stack"]
-    if strategy.change_pool_input_fix:
-        kinds += ["avg_pool1d", "avg_pool2d", "avg_pool3d"]
-    if strategy.change_add_input_fix:
-        kinds += ["add"]
-    return tuple(kinds)

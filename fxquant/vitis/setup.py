@@ -58,3 +58,17 @@ def _kept(prepared: fx.GraphModule, strategy: Strategy) -> tuple[str, ...]:
     if strategy.keep_add_layer_accuracy:
         kept += [str(n.target) for n, row in rows if row is not None and row.name == "add"]
     return tuple(dict.fromkeys(kept))
+
+
+def aligned(strategy: Strategy | None) -> tuple[str, ...]:
+    """Operators whose operands are put on the grid of their result."""
+    if strategy is None:
+        return ()
+    kinds: list[str] = []
+    if strategy.change_concat_input_fix:
+        kinds += ["cat", "stack"]
+    if strategy.change_pool_input_fix:
+        kinds += ["avg_pool1d", "avg_pool2d", "avg_pool3d"]
+    if strategy.change_add_input_fix:
+        kinds += ["add"]
+    return tuple(kinds)

@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import fxquant
 from fxquant import QuantizationSimModel
 from fxquant.errors import ConfigError, FxQuantError, SelectorError
+from fxquant.fingerprint import CALIBRATED, changed_since
 from fxquant.ptq.snapshot import restore, snapshot
 from fxquant.quantization import affine
 from tests.helpers.modules import quantized
@@ -160,6 +162,28 @@ def test_a_range_that_calibration_did_not_choose_is_kept_and_data_choose_it_anew
     moved = [n for n in after if not same({n: before[n]}, {n: after[n]})]
     assert moved == ["mean.output_quantizers.0"]
     assert q.max.item() < 5.0
+
+
+def test_data_that_are_none_change_nothing(
+    sim: QuantizationSimModel, calibrated: tuple[QuantizationSimModel, Tensor]
+) -> None:
+    quantized(sim, "mean").output_quantizers[0].set_range(-3.0, 5.0)
+    before, y = grids(sim), sim.model(calibrated[1])
+    with pytest.raises(FxQuantError):
+        sim.set_precision(["fc", "left"], activation=16, param=4, data=[calibrated[1] * torch.nan])
+    assert same(grids(sim), before)
+    assert torch.equal(sim.model(calibrated[1]), y)
+
+
+def test_weights_that_were_edited_are_still_known(sim: QuantizationSimModel) -> None:
+    def stale() -> list[str]:
+        return changed_since(sim.model, sim.model.meta.get(CALIBRATED))
+
+    fxquant.set_precision(sim, "fc", param=4)
+    assert not stale()
+    with torch.no_grad():
+        sim.model.get_parameter("fc.weight").mul_(3.0)
+    assert stale() == ["fc.weight"]
 
 
 def test_floating_point_takes_the_bias_along_and_both_come_back(

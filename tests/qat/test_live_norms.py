@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from fxquant import QuantizationSimModel
 from fxquant.errors import TrainingError
 from fxquant.nn.live_norm import LiveNorm, live_norm_of
-from fxquant.passes import FoldLiveNorms
 from fxquant.prepare import prepare_model
 from fxquant.ptq import reconstruct
 from fxquant.qat import (
@@ -22,7 +21,6 @@ from fxquant.qat import (
     freeze_ranges,
     quantization_off,
 )
-from tests.helpers.golden import assert_rewrites
 from tests.helpers.modules import quantized
 
 X = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -156,23 +154,6 @@ def test_a_channel_whose_gamma_is_zero() -> None:
     gradient = quantized(sim, "c1").get_parameter("weight").grad
     assert gradient is not None
     assert bool(gradient.isfinite().all())
-
-
-def test_the_pass_leaves_a_plain_layer() -> None:
-    sim = simulated(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU()))
-    assert live_norm_of(quantized(sim, "0")) is not None
-    assert_rewrites(
-        FoldLiveNorms(),
-        sim.model,
-        """
-        %input_1      = input
-        %input_1_stub = QuantizedQuantStub[input_1_stub](%input_1)
-        %_0           = quantized_conv2d[0](%input_1_stub)
-        %_2           = quantized_relu[2](%_0)
-        return %_2
-    """,
-    )
-    assert live_norm_of(quantized(sim, "0")) is None
 
 
 def test_what_is_in_the_middle_of_training_is_not_deployed(tmp_path: Path) -> None:

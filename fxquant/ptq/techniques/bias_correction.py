@@ -12,8 +12,6 @@ from torch import Tensor
 from fxquant.editing import add_bias, remove_bias
 from fxquant.errors import CalibrationError, ConfigError, nearest
 from fxquant.io.text_tables import table
-from fxquant.nn.calibration import fit_biases
-from fxquant.ptq.originals import changing, float_value
 from fxquant.ptq.techniques.expected_inputs import expected_inputs
 from fxquant.ptq.techniques.layerwise import (
     Cost,
@@ -22,9 +20,9 @@ from fxquant.ptq.techniques.layerwise import (
     batches,
     require_number,
     require_simulation,
+    set_bias,
     undone_on_error,
 )
-from fxquant.quantization.affine import AffineQuantizer
 from fxquant.quantization.tensor import plain
 from fxquant.targets.quantizer_choice import quantizer_for
 
@@ -207,7 +205,7 @@ class _Correction:
             new = self._opened(layer)
             if new is None:
                 continue
-            _set_bias(layer, layer.bias().reshape(-1) - self._expected_shift(node, layer))
+            set_bias(layer, layer.bias().reshape(-1) - self._expected_shift(node, layer))
             seconds = time.process_time() - begin
             changed = "new bias" if new else "bias"
             found = BiasLayer(layer.path, "analytical", changed, None, None, seconds)
@@ -224,13 +222,13 @@ class _Correction:
         old = layer.bias().reshape(-1)
         before = means.of_output()
         if analytical:
-            _set_bias(layer, old - self._expected_shift(layer.node, layer))
+            set_bias(layer, old - self._expected_shift(layer.node, layer))
         else:
             _correct(layer, means, before.seen)
         after = means.of_output()
         better = float(after.held.square().sum()) < float(before.held.square().sum())
         if not better:
-            remove_bias(self.sim.model, layer.node) if new else _set_bias(layer, old)
+            remove_bias(self.sim.model, layer.node) if new else set_bias(layer, old)
             after = before
         changed = ("new bias" if new else "bias") if better else "nothing"
         return BiasLayer(
@@ -245,11 +243,8 @@ class _Correction:
         change = layer.product.matrix(quantized).double() - layer.float_weight()
         columns = layer.product.mean_columns(self.means[node])
         shift = torch.bmm(change, columns[:, :, None])[:, :, 0].reshape(-1)
-        if not layer.has_bias:
-            return shift
         # what another technique has taken off the bias already
-        done = float_value(layer.module, "bias").double() - layer.bias().reshape(-1)
-        return shift - done
+        return shift - (layer.float_bias() - layer.bias()).reshape(-1)
 
     def _opened(self, layer: Layer) -> bool | None:
         """Whether a bias was added to the layer; None if it has none and gets none."""
@@ -269,7 +264,7 @@ class _Correction:
 
         make = own if target.bias.scale == "own" else None
         add_bias(self.sim.model, layer.node, make, integer=integer)
-        _set_bias(layer, layer.bias().reshape(-1))
+        set_bias(layer, layer.bias().reshape(-1))
         return True
 
     def _skip(self, layer: Layer, reason: str) -> None:
@@ -344,20 +339,7 @@ def _correct(layer: Layer, means: _MeanErrors, before: Tensor) -> None:
     shifts = (means.of_sum, means.of_output)
     for shift in shifts:
         tried.append(tried[-1] - shift().seen)
-        _set_bias(layer, tried[-1])
+        set_bias(layer, tried[-1])
         errors.append(means.of_output().seen.abs())
     best = torch.stack(errors).argmin(0)
-    _set_bias(layer, torch.stack(tried).gather(0, best[None])[0])
-
-
-def _set_bias(layer: Layer, bias: Tensor) -> None:
-    """Give a layer a bias, `[C]`; a range of the bias's own follows, if it may."""
-    module = layer.module
-    with torch.no_grad(), changing(module, "bias"):
-        module.bias.copy_(bias)
-    quantizer = module.param_quantizers._modules.get("bias")
-    if isinstance(quantizer, AffineQuantizer) and quantizer.overwritable:
-        with quantizer.compute_encodings():
-            quantizer(module.bias.detach())
-    fit_biases(module)
-    module.drop_kept()
+    set_bias(layer, torch.stack(tried).gather(0, best[None])[0])

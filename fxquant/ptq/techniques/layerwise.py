@@ -19,10 +19,13 @@ from torch import Tensor, fx, nn
 from fxquant.calibrate import using_threads
 from fxquant.editing import quantized_modules
 from fxquant.errors import CalibrationError, ConfigError
+from fxquant.nn.calibration import fit_biases
 from fxquant.nn.modes import evaluating
 from fxquant.ptq.layers import Layer, layers_of
+from fxquant.ptq.originals import changing
 from fxquant.ptq.snapshot import Snapshot, restore, snapshot
 from fxquant.ptq.walk import Environment, FloatEnvironment, Walk
+from fxquant.quantization.affine import AffineQuantizer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -255,3 +258,16 @@ def _captured(gm: nn.Module, data: Iterable[Any], forward_fn: ForwardFn) -> Iter
             raise CalibrationError("FXQ455", what, fix="call the model that it is given")
         yield from calls
         calls.clear()
+
+
+def set_bias(layer: Layer, bias: Tensor) -> None:
+    """Give a layer a bias, `[C]`; a range of the bias's own follows, if it may."""
+    module = layer.module
+    with torch.no_grad(), changing(module, "bias"):
+        module.bias.copy_(bias)
+    quantizer = module.param_quantizers._modules.get("bias")
+    if isinstance(quantizer, AffineQuantizer) and quantizer.overwritable:
+        with quantizer.compute_encodings():
+            quantizer(module.bias.detach())
+    fit_biases(module)
+    module.drop_kept()

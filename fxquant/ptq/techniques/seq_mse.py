@@ -20,8 +20,10 @@ from fxquant.ptq.techniques.layerwise import (
     batches,
     require_number,
     require_simulation,
+    set_bias,
     undone_on_error,
 )
+from fxquant.quantization.tensor import plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -133,7 +135,8 @@ def apply_seq_mse(
 
     Of `num_candidates` equal shares of the range that clips nothing, and the range as it is, the
     best for each output channel (or tensor, or block) is taken. Layers before are quantized with
-    what was chosen for them. Weights stay as they are; any bit width has its ranges chosen.
+    what was chosen for them. Weights stay as they are, and so do biases, but for those that were
+    corrected, which are corrected again. Any bit width has its ranges chosen.
 
     Args:
         sim: a calibrated simulation; it is changed in place.
@@ -201,6 +204,8 @@ def _choose(visit: Visit, given: SeqMseParams) -> SeqMseLayer:
     error = _output_error(visit, weight, grid.blocks, given)
     found, before, after = best_of(weight, grid, given.num_candidates, error)
     kept = layer.freeze(found, places)
+    if not torch.equal(layer.float_bias(), layer.bias()):
+        _correct_again(visit, given)
     if not torch.equal(kept.scale, found.scale):  # small integers times one step, as blocks have
         after = float(error(kept.weight(kept.nearest(weight))).mean())
     changed = int((kept.scale != grid.scale).sum())
@@ -223,6 +228,15 @@ def _output_error(visit: Visit, weight: Tensor, blocks: Tensor, given: SeqMsePar
         own.held[0], weight[:, :, live].float(), exact, _dense(blocks[live]), given.loss_fn
     )
     return _LiveError(error, live, int(blocks.max()) + 1, torch.unique(blocks[live]))
+
+
+def _correct_again(visit: Visit, given: SeqMseParams) -> None:
+    """Correct a bias that was corrected before: it made up for the error of the ranges before."""
+    layer, sampling = visit.layer, Sampling(given.data.columns, 1, given.data.seed)
+    data = layer_data(layer, visit.walk, visit.sim, visit.float, sampling)
+    weight = plain(layer.quantizer.transform(layer.module.weight.detach()))
+    columns = layer.product.matrix(weight).double()[:, :, data.live]
+    set_bias(layer, data.seen.bias(columns).reshape(-1))
 
 
 @dataclass(frozen=True)
