@@ -18,6 +18,7 @@ from fxquant.fingerprint import digest
 from fxquant.mixed_precision.bit_candidates import candidates_of
 from fxquant.mixed_precision.choose import choose_mixed_precision
 from fxquant.mixed_precision.mixed_result import FLOAT
+from fxquant.ptq.activation_ranges.choose_ranges import choose_activation_ranges
 from fxquant.ptq.cross_layer.equalization import equalize_model
 from fxquant.ptq.engine import ReconstructionOptions, reconstruct
 from fxquant.ptq.solving.gradient_rounding import AdaroundOptions
@@ -156,6 +157,15 @@ def _scheme(name: str, *, auto: bool = True) -> Technique:
 # --- the simulation ------------------------------------------------------------------------------
 
 
+def _activation_ranges(sim: QuantizationSimModel, case: Case) -> str:
+    given = {"seed": case.seed} | case.options.get("activation_ranges", {})
+    report = choose_activation_ranges(sim, case.data, **given)
+    if report.without_gradients:
+        raise Inapplicable(report.without_gradients)
+    changed = sum(one.changed for one in report.ranges)
+    return _told(changed, len(report.ranges), "ranges of activations changed")
+
+
 def _reconstruct(sim: QuantizationSimModel, case: Case) -> str:
     options = case.options.get("reconstruct") or ReconstructionOptions(seed=case.seed)
     return _changed(reconstruct(sim, case.data, options))
@@ -264,6 +274,10 @@ TECHNIQUES: tuple[Technique, ...] = (
     Technique(
         "mixed_precision", Stage.SIMULATION, "more bits where fewer cost too much",
         _mixed_precision, unless=_needs_target, structural=True, last=True,
+    ),
+    Technique(
+        "activation_ranges", Stage.SIMULATION, "ranges of activations by what outputs lose",
+        _activation_ranges,
     ),
     Technique(
         "reconstruct", Stage.SIMULATION, "integers, steps and biases by what layers put out",
