@@ -165,7 +165,7 @@ def test_labels_that_come_with_calibration_data_are_left_out(folder: Path) -> No
         (["--evaluate", "net.py:absent"], "FXQ704", "absent"),
         (["--evaluate", "labels"], "FXQ701", "labels"),
         (["--evaluate", "net.py:broken"], "FXQ705", "ValueError: no labels today"),
-        (["--evaluate", "net.py:number"], "FXQ259", "str"),
+        (["--evaluate", "net.py:number"], "FXQ249", "str"),
         (["--evaluate", "net.py:images"], "FXQ770", "pairs"),
         (["--evaluate", "net.py:nothing"], "FXQ770", "no labels"),
         (["--evaluate", "net.py:floats"], "FXQ771", "float32"),

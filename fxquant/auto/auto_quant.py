@@ -240,6 +240,37 @@ class AutoQuant:
         return found
 
 
+class AutoQuantWithAutoMixedPrecision(AutoQuant):
+    """`AutoQuant` that gives layers more bits where all other techniques miss the target."""
+
+    def set_mixed_precision_params(
+        self,
+        candidates: Sequence[Any],
+        num_samples_for_phase_1: int | None = 128,
+        forward_fn: Callable[..., Any] | None = None,
+        num_samples_for_phase_2: int | None = None,
+    ) -> None:
+        """Let `choose_mixed_precision` choose among candidates.
+
+        Args:
+            candidates: see `choose_mixed_precision`; AIMET's pairs of pairs are understood.
+            num_samples_for_phase_1: samples that the noise of single layers is measured on.
+            forward_fn: not needed: batches are bound to the inputs of the recorded model.
+            num_samples_for_phase_2: refused: choices are scored by `eval_callback` as a whole.
+
+        Raises:
+            ConfigError: FXQ248, `num_samples_for_phase_2` is given.
+        """
+        if num_samples_for_phase_2 is not None:
+            what = "num_samples_for_phase_2 is given"
+            fix = "leave it out; eval_callback decides how many samples it looks at"
+            raise ConfigError("FXQ248", what, fix=fix)
+        given: dict[str, Any] = {"candidates": list(candidates)}
+        if num_samples_for_phase_1 is not None:
+            given["samples"] = num_samples_for_phase_1
+        self._options["mixed_precision"] = given
+
+
 class _Measure:
     """A callback that is called with the model, and with None where it insists on two arguments."""
 

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from fxquant.errors import CalibrationError
-from fxquant.graph.pytree import fresh_inputs, tensors
+from fxquant.graph.pytree import fresh_inputs, map_leaves, tensors
 from fxquant.prepare import call_arguments
 
 # keys of batches that hold what a model should answer
 LABELS = frozenset({"label", "labels", "target", "targets", "y"})
+_FEW = 8  # rows of a single batch from which some are held out
 _FIX = "pass a list of batches, a loader, or a function that returns one"
 
 
@@ -30,38 +31,67 @@ class Batches:
 
     Attributes:
         read: starts a pass.
-        count: how many there are.
-        samples: rows of all of them.
+        sizes: rows of each.
         digest: of their content.
     """
 
     read: Callable[[], Iterator[Any]]
-    count: int
-    samples: int
+    sizes: tuple[int, ...]
     digest: str
+
+    @property
+    def samples(self) -> int:
+        """Rows of all of them."""
+        return sum(self.sizes)
 
     def __iter__(self) -> Iterator[Any]:
         return self.read()
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.sizes)
 
     def first(self) -> Any:
         """The first batch."""
         return next(iter(self))
 
-    def split(self) -> tuple[Batches, Batches]:
-        """Batches to calibrate with and one of four to judge by; a single one serves for both."""
-        if self.count == 1:
+    def split(self, *, by_rows: bool = False) -> tuple[Batches, Batches]:
+        """Batches to calibrate with, and one of four to judge by.
+
+        Args:
+            by_rows: a single batch may be split; else it serves for both.
+        """
+        if len(self) == 1:
+            return self._split_rows() if by_rows else (self, self)
+        held = {i for i in range(len(self)) if i % 4 == 3} or {len(self) - 1}
+        return self._part(set(range(len(self))) - held), self._part(held)
+
+    def _split_rows(self) -> tuple[Batches, Batches]:
+        """A single batch without every fourth row, and these rows; itself where it has few."""
+        held = torch.arange(self.samples) % 4 == 3
+        if self.samples < _FEW or not all(len(t) == self.samples for t in _rows_of(self.first())):
             return self, self
-        held = {i for i in range(self.count) if i % 4 == 3} or {self.count - 1}
-        return self._part(set(range(self.count)) - held), self._part(held)
+
+        def only(kept: Tensor) -> Batches:
+            def read() -> Iterator[Any]:
+                return (map_leaves(batch, lambda leaf: _taken(leaf, kept)) for batch in self.read())
+
+            return Batches(read, (int(kept.sum()),), self.digest)
+
+        return only(~held), only(held)
 
     def _part(self, kept: set[int]) -> Batches:
         def read() -> Iterator[Any]:
             return (batch for i, batch in enumerate(self.read()) if i in kept)
 
-        return Batches(read, len(kept), self.samples * len(kept) // self.count, self.digest)
+        return Batches(read, tuple(self.sizes[i] for i in sorted(kept)), self.digest)
+
+
+def _rows_of(batch: Any) -> list[Tensor]:
+    return [t for t in tensors(batch) if t.dim()]
+
+
+def _taken(leaf: Any, kept: Tensor) -> Any:
+    return leaf[kept] if isinstance(leaf, Tensor) and leaf.dim() else leaf
 
 
 def load_batches(data: Any, model: nn.Module, *, dummy_input: Any = None, seed: int = 0) -> Batches:
@@ -85,19 +115,19 @@ def load_batches(data: Any, model: nn.Module, *, dummy_input: Any = None, seed: 
     def read() -> Iterator[Any]:
         return (inputs.of(batch) for batch in _seeded(source, seed))
 
-    digest, count, samples = hashlib.blake2b(digest_size=16), 0, 0
+    digest, sizes = hashlib.blake2b(digest_size=16), list[int]()
     for batch in read():
-        _check(batch, count)
+        _check(batch, len(sizes))
         for tensor in tensors(batch):
             digest.update(f"{tensor.dtype} {list(tensor.shape)}\n".encode())
             digest.update(
                 tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
             )
-        count, samples = count + 1, samples + rows(batch)
-    if not samples:
+        sizes.append(rows(batch))
+    if not sum(sizes):
         what = "there are no data: no batch holds a sample"
         raise CalibrationError("FXQ481", what, fix="pass a non-empty loader")
-    return Batches(read, count, samples, digest.hexdigest())
+    return Batches(read, tuple(sizes), digest.hexdigest())
 
 
 def rows(batch: Any) -> int:

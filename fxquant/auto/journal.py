@@ -33,6 +33,7 @@ class Trial:
         added: the technique that was tried; an empty text for the simulation alone.
         score: how good it is; None if it was not tried.
         note: what the technique did, or why there is no score.
+        idle: another technique of the combination that had nothing to do on top of this one.
         cpu_seconds: what building and scoring it took.
         seconds: the same on the clock.
     """
@@ -41,6 +42,7 @@ class Trial:
     added: str
     score: Score | None
     note: str
+    idle: str
     cpu_seconds: float
     seconds: float
 

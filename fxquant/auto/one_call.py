@@ -105,7 +105,8 @@ def quantize(
             against the float model, on batches held out.
         accuracy_drop: how much lower than the float model's the score may be, in its own unit;
             None: everything is tried, and the best is taken.
-        techniques: "auto", "none", or names of `fxquant.auto.techniques.TECHNIQUES`.
+        techniques: "auto", "none", or names of `fxquant.auto.techniques.TECHNIQUES`. An error of a
+            technique that was named is raised; with "auto" it is told in the report.
         target: name of a shipped target, or a `Target`.
         config: as for `QuantizationSimModel`.
         quant_scheme: how ranges are found; None: more than one way is tried.
@@ -130,8 +131,8 @@ def quantize(
         was found is written, and `met` is false.
 
     Raises:
-        ConfigError: FXQ255 to FXQ259, an argument cannot be used, or `evaluate` failed or returned
-            no finite number.
+        ConfigError: FXQ255 to FXQ257, an argument cannot be used; FXQ258, `evaluate` failed;
+            FXQ249, it returned no finite number.
         CalibrationError: FXQ480 to FXQ482, there are no data, or they hold NaN.
         ExportError: FXQ541 to FXQ545, `out` or `name` cannot be used; nothing was done. Others: the
             model has no form in ONNX.
@@ -153,6 +154,7 @@ def quantize(
         param_bw=param_bw, output_bw=output_bw, dummy_input=dummy_input, fine_tune=fine_tune, on=on,
         seed=seed, max_seconds=max_seconds, options=options or {},
         lowering={"opset": opset, "contrib": contrib, "deploy": deploy},
+        strict=techniques != "auto",
     )  # fmt: skip
     return _carried_out(request, home, prefix, prove, progress or (lambda _: None))
 

@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 
 from fxquant._version import __version__
-from fxquant.auto.calibration_data import Batches, load_batches, rows
+from fxquant.auto.calibration_data import Batches, load_batches
 from fxquant.auto.journal import Journal
 from fxquant.auto.scoring import ON, Evaluate, On, Scorer
 from fxquant.auto.search_report import AutoReport
@@ -21,7 +21,8 @@ from fxquant.auto.technique_search import Limits, Progress, Search
 from fxquant.auto.techniques import DEFAULT_SCHEME, Case, chosen
 from fxquant.config import QuantConfig
 from fxquant.errors import ConfigError
-from fxquant.fingerprint import fingerprints
+from fxquant.fingerprint import digest
+from fxquant.graph.pass_infra import state_of
 from fxquant.graph.printer import dump
 from fxquant.prepare import prepare_model
 from fxquant.quantization import QuantScheme
@@ -136,7 +137,9 @@ def find(
     )
     example = batches.first() if request.dummy_input is None else request.dummy_input
     prepared = prepare_model(request.model, example)
-    shown, held = batches.split() if request.evaluate is None else (batches, batches)
+    shown, held = batches, batches
+    if request.evaluate is None:
+        shown, held = batches.split(by_rows=state_of(prepared).any_batch)
     scorer = Scorer(request.evaluate, request.on, prepared, held, request.lowering)
     key = _key(request, prepared, batches, config, target)
     journal = Journal(folder / key[:16] if shared else folder, key)
@@ -154,13 +157,13 @@ def find(
     )  # fmt: skip
     settings = Settings(example, target, request.first_scheme, request.output_bw, request.param_bw)
     simulations = Simulations(prepared, settings, case, journal)
-    limits = Limits(case.target, request.max_seconds, request.strict)
+    limits = Limits(case.target, request.max_seconds, request.techniques != "auto", request.strict)
     search = Search(chosen(request.techniques), simulations, scorer, journal, limits, say)
     trial = search.run()
     report = AutoReport(
         tuple(journal.trials.values()), trial.names, journal.float_score, case.target,
         request.evaluate is not None, search.skipped, scorer.forward_seconds(),
-        rows(held.first()), 0 if shown is held else len(held), known,
+        held.sizes[0], 0 if shown is held else held.samples, known,
     )  # fmt: skip
     return Found(simulations.of(trial.names), report, scorer)
 
@@ -174,9 +177,8 @@ def _key(
     target: Target,
 ) -> str:  # fmt: skip
     """Digest of all that a search depends on."""
-    buffers = {n: repr(b.double().sum().item()) for n, b in prepared.named_buffers()}
     parts = [
-        __version__, torch.__version__, dump(prepared), fingerprints(prepared), buffers,
+        __version__, torch.__version__, dump(prepared), digest(prepared.state_dict()),
         batches.digest, config.model_dump_json(), target, request.first_scheme,
         request.quant_scheme is None, request.param_bw,
         request.output_bw, request.on, request.seed, request.accuracy_drop,

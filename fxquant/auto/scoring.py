@@ -97,7 +97,7 @@ class Scorer:
         """What `evaluate` returns for a model, checked.
 
         Raises:
-            ConfigError: FXQ258 it raised, FXQ259 it returned no finite number.
+            ConfigError: FXQ258 it raised, FXQ249 it returned no finite number.
         """
         if self.evaluate is None:
             return math.nan
@@ -141,9 +141,9 @@ def _number(value: Any, name: str) -> float:
         found = None
     if found is None:
         what = f"evaluate returned a {type(value).__name__}, not a number"
-        raise ConfigError("FXQ259", what, at=name, fix=fix)
+        raise ConfigError("FXQ249", what, at=name, fix=fix)
     if not math.isfinite(found):
-        raise ConfigError("FXQ259", f"evaluate returned {found}", at=name, fix=fix)
+        raise ConfigError("FXQ249", f"evaluate returned {found}", at=name, fix=fix)
     return found
 
 

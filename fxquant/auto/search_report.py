@@ -30,7 +30,7 @@ class AutoReport:
         skipped: why techniques were not tried, by name.
         forward_seconds: CPU seconds of the float model for one batch.
         batch: samples of such a batch.
-        held_out: batches that decibels were measured on, none of them calibrated with; 0: there
+        held_out: samples that decibels were measured on, none of them calibrated with; 0: there
             were too few, or `evaluate` is the score.
         resumed: trials that an earlier process made.
     """
@@ -142,8 +142,8 @@ class AutoReport:
         if self.target is not None:
             verdict = "reached" if self.met else "MISSED"
             lines.append(f"asked for: {self.target:.4g}, {verdict}")
-        batches = "batch" if self.held_out == 1 else "batches"
-        how = f"{self.held_out} {batches} held out" if self.held_out else "the calibration data"
+        samples = "sample" if self.held_out == 1 else "samples"
+        how = f"{self.held_out} {samples} held out" if self.held_out else "the calibration data"
         lines.append(f"dB: signal to noise against the float model, on {how}")
         cost = self.forwards(self.cpu_seconds)
         lines.append(

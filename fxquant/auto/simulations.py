@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections import OrderedDict
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from fxquant.errors import CheckpointError
 from fxquant.fingerprint import mark_calibrated
 from fxquant.io.reading import read_json
 from fxquant.io.writing import write_text
+from fxquant.ptq.originals import changing
 from fxquant.sim import QuantizationSimModel
 
 if TYPE_CHECKING:
@@ -125,7 +127,11 @@ class Simulations:
             return
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.case.seed)
-            self.notes[row.name] = row.apply(model, self.case)
+            try:
+                self.notes[row.name] = row.apply(model, self.case)
+            except Inapplicable as reason:
+                reason.name = row.name
+                raise
 
     def _alike(self, names: Combination) -> QuantizationSimModel:
         """A simulation with the quantizers of a combination, whatever their ranges are."""
@@ -141,7 +147,10 @@ class Simulations:
             return None
         try:
             sim = self._alike(names)
-            load_checkpoint(sim, path / _CHECKPOINT)
+            with ExitStack() as stack:  # what comes after compares with the float model
+                for module in sim.qmodules():
+                    stack.enter_context(changing(module, *module._parameters))
+                load_checkpoint(sim, path / _CHECKPOINT)
             frozen = read_json(path / _FROZEN)
         except (CheckpointError, Inapplicable, OSError, ValueError):  # then it is made again
             return None

@@ -38,11 +38,13 @@ class Limits:
     Attributes:
         target: a score that is good enough; None: everything is tried.
         seconds: on the clock, after which no technique is begun; None: no limit.
+        thorough: alternatives are tried on top of others, too.
         strict: an error of a technique ends the search; else it is told, and the search goes on.
     """
 
     target: float | None = None
     seconds: float | None = None
+    thorough: bool = True
     strict: bool = True
 
 
@@ -88,6 +90,8 @@ class Search:
         first = [row for row in self.rows if not row.last and self._applies(row)]
         last = [row for row in self.rows if row.last and self._applies(row)]
         for row in first:
+            if row.alternative and not self.limits.thorough:
+                continue
             self._consider(with_technique(self.best, row.name), row.name)
             self._consider(with_technique(self.nearest, row.name), row.name)
         for row in first:
@@ -118,6 +122,7 @@ class Search:
         trial = self.journal.trials.get(names)
         if names and (self._is_met() or (trial is None and self._is_late())):
             return
+        is_new = trial is None
         if trial is None:
             trial = self._tried(names, added)
             if trial.score is not None:
@@ -127,7 +132,10 @@ class Search:
             self.best = names
         if self._score(names).decibels > self._score(self.nearest).decibels:
             self.nearest = names
-        self.journal.forget(self.best, self.nearest)
+        if is_new:  # what an earlier process found is needed until all of it has been read
+            self.journal.forget(self.best, self.nearest)
+        if trial.idle:
+            self._consider(tuple(n for n in names if n != trial.idle), added)
 
     def _tried(self, names: Combination, added: str) -> Trial:
         text = " + ".join(names) or "the simulation"
@@ -135,15 +143,18 @@ class Search:
             self.progress(f"trying {text}")
         begin, clock = time.process_time(), time.monotonic()
         score: Score | None = None
+        idle = ""
         try:
-            score = self.scorer.of(self.simulations.of(names), text)
-            note = self.simulations.notes.get(added, "")
+            sim = self.simulations.of(names)
         except Inapplicable as reason:
-            note = str(reason)
+            note, idle = str(reason), reason.name if reason.name != added else ""
         except FxQuantError as error:
             if self.limits.strict or not names:
                 raise
             note = f"{error.code}: {error.what}"
+        else:
+            score = self.scorer.of(sim, text)
+            note = self.simulations.notes.get(added, "")
         return Trial(
-            names, added, score, note, time.process_time() - begin, time.monotonic() - clock
+            names, added, score, note, idle, time.process_time() - begin, time.monotonic() - clock
         )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fxquant import AutoQuant, QuantizationSimModel, QuantScheme
+from fxquant.auto.auto_quant import AutoQuantWithAutoMixedPrecision
 from fxquant.errors import ConfigError, FxQuantError, QuantizationError
 from tests.helpers.nets import Residual
 
@@ -117,6 +118,21 @@ def test_adaround_is_tried_with_its_parameters(tmp_path: Path) -> None:
     auto.optimize(0.0)
     assert auto.report is not None
     assert ("adaround",) in {t.names for t in auto.report.trials}
+
+
+def test_bits_are_added_on_request(tmp_path: Path) -> None:
+    net, data = Residual().eval(), images()
+    auto = AutoQuantWithAutoMixedPrecision(
+        net, data[0], data, likeness(net, data), param_bw=4, results_dir=tmp_path
+    )
+    auto.set_mixed_precision_params([((8, "int"), (4, "int")), ((16, "int"), (8, "int"))], 16)
+    model, score, path = auto.optimize(allowed_accuracy_drop=50.0)
+    assert score >= 50
+    sim = QuantizationSimModel(model, data[0])
+    sim.load_encodings(path)
+    assert likeness(net, data)(sim.model) == pytest.approx(score, abs=1e-3)
+    with pytest.raises(ConfigError, match="FXQ248"):
+        auto.set_mixed_precision_params([], num_samples_for_phase_2=3)
 
 
 def test_schemes_are_candidates(tmp_path: Path) -> None:

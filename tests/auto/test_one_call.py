@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import warnings
@@ -22,6 +23,7 @@ from fxquant.auto.scoring import decibels
 from fxquant.auto.techniques import TECHNIQUES
 from fxquant.errors import CalibrationError, ConfigError, ExportError, FxQuantError
 from fxquant.ptq import reconstruct
+from fxquant.ptq.reconstruction_report import ReconstructionReport
 from tests.helpers.nets import Attention, Residual
 from tests.helpers.shipped import Shipped
 
@@ -194,6 +196,54 @@ def test_the_callers_training_comes_last(tmp_path: Path) -> None:
     assert found.tried[-1].note == "trained by the caller's function"
 
 
+def likeness(net: nn.Module, data: list[Tensor]) -> Callable[[Any], float]:
+    """Decibels, 60 at most."""
+
+    @torch.no_grad()
+    def measure(model: Any) -> float:
+        real, found = (torch.cat([torch.as_tensor(m(x)) for x in data]) for m in (net, model))
+        noise = float((real - found).square().sum() / real.square().sum())
+        return min(60.0, -10 * math.log10(max(noise, 1e-9)))
+
+    return measure
+
+
+def _weight_bits(sim: QuantizationSimModel) -> list[Any]:
+    return [q.bitwidth for name, q in sim.named_quantizers() if name.endswith(".weight")]
+
+
+def test_bits_are_added_where_all_else_misses_the_target(tmp_path: Path) -> None:
+    net, data = made("residual")
+    measure = likeness(net, data)
+    given = {"evaluate": measure, "prove": False, "out": tmp_path, **W4}
+    without = fxquant.quantize(net, data, techniques=["equalize", "reconstruct"], **given)
+    drop = 60 - without.score - 4
+    found = fxquant.quantize(net, data, accuracy_drop=drop, **given)
+    assert found.met
+    assert found.techniques[-2:] == ("mixed_precision", "reconstruct")
+    assert found.score > without.score + 4
+    assert measure(found.sim.model) == found.score
+    assert any(bits == 8 for bits in _weight_bits(found.sim)), "it was asked for 4"
+    assert "groups A" in found.tried[-1].note
+
+
+def test_what_has_nothing_to_do_on_top_of_others_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def only_plain(sim: QuantizationSimModel, *_: Any) -> Any:
+        if 8 in _weight_bits(sim):
+            return ReconstructionReport()
+        return reconstruct(sim, *_)
+
+    monkeypatch.setattr("fxquant.auto.techniques.reconstruct", only_plain)
+    net, data = made("residual")
+    found = fxquant.quantize(
+        net, data, out=tmp_path, evaluate=likeness(net, data), accuracy_drop=15, prove=False, **W4
+    )
+    assert [t.idle for t in found.tried[-2:]] == ["reconstruct", ""]
+    assert found.techniques[-1] == "mixed_precision"
+
+
 def test_time_that_is_up_begins_nothing_new(tmp_path: Path) -> None:
     net, data = made("uneven")
     found = fxquant.quantize(net, data, out=tmp_path, max_seconds=0, prove=False, **W4)
@@ -258,6 +308,23 @@ def test_shuffled_data_are_the_same_in_every_pass_and_leave_the_generator_alone(
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_data_are_held_out_where_there_are_any() -> None:
+    def parts(data: list[Any], *, by_rows: bool = True) -> tuple[list[float], list[float]]:
+        shown, held = load_batches(data, nn.Linear(1, 1)).split(by_rows=by_rows)
+        found = [torch.cat(list(part))[:, 0].tolist() for part in (shown, held)]
+        assert [shown.samples, held.samples] == [len(f) for f in found]
+        return found[0], found[1]
+
+    def rows(*numbers: int) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.float32)[:, None]
+
+    assert parts([rows(i) for i in range(5)]) == ([0, 1, 2, 4], [3])
+    assert parts([rows(0, 1), rows(2)]) == ([0, 1], [2])
+    assert parts([rows(*range(8))]) == ([0, 1, 2, 4, 5, 6], [3, 7])
+    assert parts([rows(*range(8))], by_rows=False) == ([*range(8)], [*range(8)])
+    assert parts([rows(0, 1)]) == ([0, 1], [0, 1])
+
+
 # --- after a kill --------------------------------------------------------------------------------
 
 FILES = ("net.onnx", "net.encodings", "net.safetensors")
@@ -271,10 +338,10 @@ def _content(folder: Path) -> list[object]:
 
 def _run(folder: Path, progress: Callable[[str], None] | None = None) -> QuantizeResult:
     net, data = made("uneven")
-    evaluate = AgreesWithFloat(net, data)
     return fxquant.quantize(
-        net, data, out=folder, name="net", evaluate=evaluate, progress=progress, **W4
-    )
+        net, data, out=folder, name="net", evaluate=AgreesWithFloat(net, data), progress=progress,
+        techniques=["equalize", "reconstruct", "correct_bias"], **W4,
+    )  # fmt: skip
 
 
 def _killed(folder: Path, step: int) -> bool:
@@ -327,6 +394,19 @@ def test_a_run_of_other_data_does_not_go_on_from_there(tmp_path: Path) -> None:
     assert other.report.resumed == 0
 
 
+def test_what_was_found_before_is_not_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(text: str) -> None:
+        if text.startswith("exporting"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _run(tmp_path, stop)
+    monkeypatch.setattr("fxquant.auto.techniques.reconstruct", lambda *_: pytest.fail("again"))
+    assert "reconstruct" in _run(tmp_path).techniques
+
+
 def test_an_interruption_keeps_what_was_found(tmp_path: Path) -> None:
     def stop(text: str) -> None:
         if "+" in text:
@@ -363,10 +443,10 @@ WRONG: dict[str, tuple[type[FxQuantError], str, dict[str, Any]]] = {
     "texts": (CalibrationError, "FXQ480", {"data": ["text"]}),
     "a function of nothing": (CalibrationError, "FXQ480", {"data": lambda: 3}),
     "evaluate fails": (ConfigError, "FXQ258", {"evaluate": _raise}),
-    "evaluate gives NaN": (ConfigError, "FXQ259", {"evaluate": lambda _: float("nan")}),
-    "evaluate gives a text": (ConfigError, "FXQ259", {"evaluate": lambda _: "0.5"}),
-    "evaluate gives truth": (ConfigError, "FXQ259", {"evaluate": lambda _: True}),
-    "evaluate gives many": (ConfigError, "FXQ259", {"evaluate": lambda _: torch.ones(2)}),
+    "evaluate gives NaN": (ConfigError, "FXQ249", {"evaluate": lambda _: float("nan")}),
+    "evaluate gives a text": (ConfigError, "FXQ249", {"evaluate": lambda _: "0.5"}),
+    "evaluate gives truth": (ConfigError, "FXQ249", {"evaluate": lambda _: True}),
+    "evaluate gives many": (ConfigError, "FXQ249", {"evaluate": lambda _: torch.ones(2)}),
     "evaluate is a number": (ConfigError, "FXQ255", {"evaluate": 3}),
     "on": (ConfigError, "FXQ255", {"on": "gpu"}),
     "a drop of nothing": (ConfigError, "FXQ255", {"accuracy_drop": 0.1}),
@@ -390,6 +470,21 @@ def test_what_is_wrong_is_told_and_leaves_nothing(case: str, tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_error_of_a_technique_is_told_or_raised_if_it_was_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise CalibrationError("FXQ446", "no luck")
+
+    net, data = made("uneven")
+    monkeypatch.setattr("fxquant.auto.techniques.reconstruct", fail)
+    found = fxquant.quantize(net, data, out=tmp_path / "auto", prove=False, **W4)
+    assert "reconstruct: FXQ446: no luck" in str(found.report)
+    with pytest.raises(CalibrationError, match="no luck"):
+        fxquant.quantize(net, data, out=tmp_path / "named", techniques=["reconstruct"], **W4)
+    assert not (tmp_path / "named").exists()
+
+
 def test_evaluate_that_fails_later_leaves_nothing(tmp_path: Path) -> None:
     calls = []
 
@@ -397,7 +492,7 @@ def test_evaluate_that_fails_later_leaves_nothing(tmp_path: Path) -> None:
         calls.append(1)
         return 1.0 if len(calls) < 3 else float("nan")
 
-    with pytest.raises(ConfigError, match="FXQ259") as error:
+    with pytest.raises(ConfigError, match="FXQ249") as error:
         fxquant.quantize(Uneven().eval(), images(), out=tmp_path / "out", evaluate=evaluate, **W4)
     assert error.value.at == "equalize"
     assert list(tmp_path.iterdir()) == []

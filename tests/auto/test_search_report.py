@@ -10,11 +10,13 @@ from fxquant.auto.scoring import Score
 from fxquant.auto.search_report import AutoReport
 
 TRIALS = (
-    Trial((), "", Score(90.0, 12.5), "", 0.5, 0.6),
-    Trial(("equalize",), "equalize", Score(95.0, 20.25), "8 channels scaled", 0.25, 0.3),
-    Trial(("equalize", "min_max"), "min_max", Score(94.5, 20.0), "", 0.25, 0.3),
-    Trial(("equalize", "reconstruct"), "reconstruct", Score(96.5, 31.0), "3 of 3 layers", 2.0, 2.0),
-    Trial(("adaround",), "adaround", None, "FXQ446: a layer's output is not finite", 0.1, 0.1),
+    Trial((), "", Score(90.0, 12.5), "", "", 0.5, 0.6),
+    Trial(("equalize",), "equalize", Score(95.0, 20.25), "8 channels scaled", "", 0.25, 0.3),
+    Trial(("equalize", "min_max"), "min_max", Score(94.5, 20.0), "", "", 0.25, 0.3),
+    Trial(
+        ("equalize", "reconstruct"), "reconstruct", Score(96.5, 31.0), "3 of 3 layers", "", 2.0, 2.0
+    ),
+    Trial(("adaround",), "adaround", None, "FXQ446: a layer's output is not finite", "", 0.1, 0.1),
 )
 BEST = ("equalize", "reconstruct")
 SKIPPED = {"fine_tune": "fine_tune was not passed"}
@@ -54,8 +56,8 @@ def test_a_target_that_is_missed() -> None:
 
 def test_decibels_as_the_score() -> None:
     trials = (
-        Trial((), "", Score(12.5, 12.5), "", 0.5, 0.6),
-        Trial(("min_max",), "min_max", Score(math.inf, math.inf), "", 0.5, 0.6),
+        Trial((), "", Score(12.5, 12.5), "", "", 0.5, 0.6),
+        Trial(("min_max",), "min_max", Score(math.inf, math.inf), "", "", 0.5, 0.6),
     )
     report = AutoReport(trials, ("min_max",), math.inf, None, False, {}, 0.0, 64, 1)
     assert (
@@ -67,7 +69,7 @@ simulation  12.5        0.50   0
 min_max *   inf   +inf  0.50   0
 
 taken (*): min_max, score inf dB
-dB: signal to noise against the float model, on 1 batch held out
+dB: signal to noise against the float model, on 1 sample held out
 1.0 s of CPU: 0 float forward passes of 64 samples"""
     )
     plain = json.loads(report.to_json(), parse_constant=lambda name: f"not JSON: {name}")
