@@ -148,7 +148,8 @@ def find(
         journal.float_score = scorer.of_float()
     known = len(journal.trials)
     case = Case(
-        shown, config, (bits.activation_bitwidth or 0, bits.weight_bitwidth or 0), journal.folder,
+        shown, config, (bits.activation_bitwidth or 0, bits.weight_bitwidth or 0), target,
+        journal.folder,
         scheme=request.first_scheme, fixed=request.quant_scheme is not None,
         drop=request.accuracy_drop,
         target=_least(journal.float_score, request.accuracy_drop),

@@ -93,8 +93,8 @@ class Simulations:
         return self._made[names]
 
     def keep(self, names: Combination) -> None:
-        """Write a simulation that took more than calibration to make."""
-        if of_stage(names, Stage.SIMULATION):
+        """Write a simulation that took more than calibration to make, and can be read again."""
+        if of_stage(names, Stage.SIMULATION) and not BY_NAME[names[-1]].structural:
             sim, path = self.of(names), self.journal.checkpoint(names)
             save_checkpoint(sim, path / _CHECKPOINT)
             frozen = [name for name, q in sim.named_quantizers() if not q.overwritable]
@@ -143,7 +143,7 @@ class Simulations:
     def _read(self, names: Combination) -> QuantizationSimModel | None:
         """A simulation that was kept; None if there is none, or it is damaged."""
         path = self.journal.checkpoint(names)
-        if not names or not path.is_dir():
+        if not path.is_dir() or not names or BY_NAME[names[-1]].structural:
             return None
         try:
             sim = self._alike(names)

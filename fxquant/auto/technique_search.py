@@ -88,6 +88,7 @@ class Search:
         """
         self._consider((), "")
         first = [row for row in self.rows if not row.last and self._applies(row)]
+        first.sort(key=lambda row: row.late)
         last = [row for row in self.rows if row.last and self._applies(row)]
         for row in first:
             if row.alternative and not self.limits.thorough:
