@@ -153,7 +153,7 @@ def _smooth(model: fx.GraphModule, case: Case) -> str:
 
 
 def _keeps_norms(case: Case) -> str:
-    if case.config.fold_batch_norms:
+    if case.config.fold_batch_norms is True:
         return ""
     return "the configuration keeps batch norms, and it folds them"
 

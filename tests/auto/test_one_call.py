@@ -477,6 +477,7 @@ WRONG: dict[str, tuple[type[FxQuantError], str, dict[str, Any]]] = {
         ConfigError, "FXQ255", {"accuracy_drop": -1, "evaluate": lambda _: 1.0},
     ),
     "a text as seconds": (ConfigError, "FXQ255", {"max_seconds": "1"}),
+    "options of nothing": (ConfigError, "FXQ255", {"options": {"reconstrukt": {}}}),
     "unknown technique": (ConfigError, "FXQ257", {"techniques": ["reconstrukt"]}),
     "a technique alone": (ConfigError, "FXQ257", {"techniques": "reconstrukt"}),
     "no names": (ConfigError, "FXQ257", {"techniques": 3}),
