@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, fx, nn
 
+from fxquant.graph.moved_channels import moved_to
 from fxquant.graph.rewriter import Rewriter
 from fxquant.passes.fold_batch_norms import channel_axis, layers_behind
 
@@ -82,9 +83,8 @@ def _absorb(rw: Rewriter, node: fx.Node, norm: nn.Module, scale: Tensor | None) 
     high = _high(norm, scale).to(bias.device)
     if not bool((high > 0).any()):
         return Absorbed(path, (), 0, 0.0, "no channel is far above zero")
-    user = next(iter(node.users), node)
-    row = rw.op(user)
-    if len(node.users) != 1 or row is None or row.name != "relu":
+    user = _relu(rw, node)
+    if user is None:
         return Absorbed(path, (), 0, 0.0, "what reads it is not one ReLU alone")
     layers = layers_behind(rw, user, channel_axis(rw, node), shifts=True)
     if isinstance(layers, str):
@@ -95,6 +95,17 @@ def _absorb(rw: Rewriter, node: fx.Node, norm: nn.Module, scale: Tensor | None) 
         bias.copy_(bias.double() - high)
     consumers = tuple(str(layer.target) for layer, _ in layers)
     return Absorbed(path, consumers, int((high > 0).sum()), float(high.max()), "")
+
+
+def _relu(rw: Rewriter, node: fx.Node) -> fx.Node | None:
+    """The ReLU that alone reads a layer, also through the identity that a batch norm has left."""
+    consumers = list(moved_to(node, rw.gm))
+    if len(consumers) != 1:
+        return None
+    path, user = consumers[0]
+    rows = [rw.op(n) for n in (*path, user)]
+    names = [row.name if row is not None else "" for row in rows]
+    return user if names == ["identity"] * len(path) + ["relu"] else None
 
 
 def _high(norm: nn.Module, scale: Tensor | None) -> Tensor:
