@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx, nn
 
+from fxquant.errors import TraceError
 from fxquant.graph.python_state import state_of_python, unchanged
 from fxquant.graph.pytree import fresh_inputs, map_leaves, tensors
 from fxquant.graph.recorded_module import shadow, state_kept
@@ -108,7 +109,13 @@ def _prove(
         if failed is not None:
             return failed
     if any(c.attribute is None for c in recording.constants):
-        check_constants(recording, model, *other_values(args, kwargs), leaves=leaves)
+        try:
+            check_constants(recording, model, *other_values(args, kwargs), leaves=leaves)
+        except TraceError:  # numbers that the model draws by itself are no function of the input
+            failed = _prove_dummy(gm, model, args, kwargs, leaves)
+            if failed is not None and not failed.steady:
+                return failed
+            raise
     elsewhere = _elsewhere(recording, args, kwargs)
     if elsewhere is not None and _holds_again(gm, model, elsewhere):
         return Proof(same=True)
