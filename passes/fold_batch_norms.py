@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 import torch
 from torch import nn
@@ -66,20 +66,37 @@ class FoldBatchNorms(Pass):
             fold_batch_norms(rw)
 
 
-def fold_batch_norms(rw: Rewriter) -> list[tuple[str, str]]:
-    """Fold wherever it is right; returns the paths of (layer, batch norm) in order."""
-    pairs: list[tuple[str, str]] = []
+class Folded(NamedTuple):
+    """A batch norm that was folded.
+
+    Attributes:
+        layer: path of the layer that took it in.
+        norm: path of the batch norm.
+        direct: whether it read the layer's output as it was, channel by channel.
+    """
+
+    layer: str
+    norm: str
+    direct: bool
+
+
+def fold_batch_norms(rw: Rewriter) -> list[Folded]:
+    """Fold wherever it is right; what was folded, in order."""
+    pairs: list[Folded] = []
     for node in _norms(rw):
         found = layer_before(rw, node)
         if isinstance(found, str):
-            after = _behind(rw, node)
+            after = _norm_objection(rw, node) or layers_behind(
+                rw, node, 1, shifts=_shifts(rw, node)
+            )
             if isinstance(after, str):
                 rw.skip(node, found if after == _NO_LAYER else f"{found}; {after}")
                 continue
             _fold_behind(rw, node, after)
-            pairs += [(str(layer.target), str(node.target)) for layer, _ in after]
+            pairs += [Folded(str(layer.target), str(node.target), False) for layer, _ in after]
             continue
-        pairs.append((str(found[0].target), str(node.target)))
+        direct = producer(node, rw.gm) is found[0]
+        pairs.append(Folded(str(found[0].target), str(node.target), direct))
         _fold(rw, node, *found)
     return pairs
 
@@ -137,7 +154,7 @@ def layer_before(rw: Rewriter, node: fx.Node) -> _Place | str:
     reason = _norm_objection(rw, node) or _layer_objection(rw, layer)
     if reason:
         return reason
-    axis = _axis(rw, layer)
+    axis = channel_axis(rw, layer)
     channels = mapped(channel_pairs(layer, axis, moves[::-1], 1, rw.gm), 0, rw.shape(layer)[axis])
     if channels is None:
         where = "last dimension" if axis == -1 else "channels"
@@ -145,8 +162,18 @@ def layer_before(rw: Rewriter, node: fx.Node) -> _Place | str:
     return layer, channels
 
 
-def _behind(rw: Rewriter, node: fx.Node) -> list[_Place] | str:
-    """The layers behind the batch norm that take it in, or why there are none."""
+def layers_behind(rw: Rewriter, node: fx.Node, axis: int, *, shifts: bool) -> list[_Place] | str:
+    """The layers that can take in what is done to the channels of a value, or why there are none.
+
+    Args:
+        rw: reads the graph.
+        node: makes the value.
+        axis: dimension of its channels.
+        shifts: whether constants are added, which zeros in a padding do not get.
+
+    Returns:
+        Layers and, for each of their input channels, that of the value, int64 `[I]`.
+    """
     consumers = list(moved_to(node, rw.gm))
     rows = [rw.op(layer) for _, layer in consumers]
     others = [
@@ -158,23 +185,24 @@ def _behind(rw: Rewriter, node: fx.Node) -> list[_Place] | str:
         return _NO_LAYER
     if others:
         return f"it is also read by {', '.join(others)}"
-    reason = _norm_objection(rw, node)
+    reason = ""
     found: list[_Place] = []
     for path, layer in consumers:
         last = path[-1] if path else node
         reason = reason or _layer_objection(rw, layer, hooks=("_forward_pre_hooks",))
-        reason = reason or _padding_objection(rw, node, layer, last)
+        reason = reason or _padding_objection(rw, layer, last, shifts=shifts)
         if reason:
             return reason
-        axis = _axis(rw, layer)
-        channels = mapped(channel_pairs(node, 1, path, axis, rw.gm), 1, rw.shape(last)[axis])
+        theirs = channel_axis(rw, layer)
+        pairs = channel_pairs(node, axis, path, theirs, rw.gm)
+        channels = mapped(pairs, 1, rw.shape(last)[theirs])
         if channels is None:
             return f"its channels are not those that {layer.target} reads"
         found.append((layer, channels))
     return found
 
 
-def _axis(rw: Rewriter, layer: fx.Node) -> int:
+def channel_axis(rw: Rewriter, layer: fx.Node) -> int:
     """Dimension of a layer's channels, of its input and output, from the end."""
     module = rw.module(layer)
     rank = 2 if module is None else module.get_parameter("weight").dim()
@@ -206,12 +234,18 @@ def _layer_objection(
     return "a hook sits between the two" if any(vars(weighted)[h] for h in hooks) else ""
 
 
-def _padding_objection(rw: Rewriter, node: fx.Node, layer: fx.Node, last: fx.Node) -> str:
-    """Why what the batch norm adds would not reach everything that a layer sums, or nothing."""
+def _shifts(rw: Rewriter, node: fx.Node) -> bool:
+    """Whether a batch norm adds anything."""
+    norm = rw.module(node, nn.modules.batchnorm._BatchNorm)
+    return norm is not None and bool(norm_as_affine(norm)[1].any())
+
+
+def _padding_objection(rw: Rewriter, layer: fx.Node, last: fx.Node, *, shifts: bool) -> str:
+    """Why what is added to a value would not reach everything that a layer sums, or nothing."""
     if rw.arguments(layer).get("input") is not last:
         return f"{layer.target} reads it as something else than its input"
-    norm, module = rw.module(node, nn.modules.batchnorm._BatchNorm), _module(rw, layer)
-    if norm is None or module is None or not bool(norm_as_affine(norm)[1].any()):
+    module = _module(rw, layer)
+    if not shifts or module is None:
         return ""
     row = rw.op(layer)
     if row is not None and row.weight_axis == 1:

@@ -145,6 +145,8 @@ class Simulations:
         path = self.journal.checkpoint(names)
         if not path.is_dir() or not names or BY_NAME[names[-1]].structural:
             return None
+        if BY_NAME[names[-1]].structural:
+            return None  # there is nothing to read it into but itself
         try:
             sim = self._alike(names)
             with ExitStack() as stack:  # what comes after compares with the float model

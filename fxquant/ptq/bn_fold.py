@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from fxquant.errors import ConfigError
 from fxquant.graph.rewriter import Rewriter
-from fxquant.passes.fold_batch_norms import fold_batch_norms
+from fxquant.passes.fold_batch_norms import Folded, fold_batch_norms
 from fxquant.prepare import is_prepared, prepare_model
 
 if TYPE_CHECKING:
@@ -22,16 +22,21 @@ class FoldedBatchNorms(list[tuple[nn.Module, nn.Module]]):
     Attributes:
         paths: their paths, pair by pair.
         left: why other batch norms are as they were, by path.
+        direct: by path of a layer, the batch norm that read its output as it was.
     """
 
     def __init__(
         self,
         pairs: Iterable[tuple[nn.Module, nn.Module]],
-        paths: Iterable[tuple[str, str]],
+        folds: Iterable[Folded],
         left: dict[str, str],
     ) -> None:
         super().__init__(pairs)
-        self.paths, self.left = tuple(paths), dict(left)
+        known = list(folds)
+        self.paths, self.left = tuple((f.layer, f.norm) for f in known), dict(left)
+        self.direct = {
+            fold.layer: norm for fold, (_, norm) in zip(known, self, strict=True) if fold.direct
+        }
 
     def __str__(self) -> str:
         lines = [f"{norm}: folded into {layer}" for layer, norm in self.paths]
@@ -78,20 +83,21 @@ def fold_all_batch_norms(
     norms = dict(gm.named_modules(remove_duplicate=False))
     targets = {n.name: str(n.target) for n in gm.graph.nodes if n.op == "call_module"}
     rw = Rewriter(gm, "fold_all_batch_norms")
-    paths = fold_batch_norms(rw)
+    folds = fold_batch_norms(rw)
     rw.finish()
     left = {targets.get(skip.node, skip.node): skip.reason for skip in rw.skips}
     if gm is model:
-        return FoldedBatchNorms([(gm.get_submodule(a), norms[b]) for a, b in paths], paths, left)
+        return FoldedBatchNorms(
+            [(gm.get_submodule(f.layer), norms[f.norm]) for f in folds], folds, left
+        )
     mine = dict(model.named_modules(remove_duplicate=False))
-    left |= _not_mine(mine, norms, paths)
-    paths = [(a, b) for a, b in paths if b not in left]
-    for layer, _ in paths:
-        _take_over(mine[layer], gm.get_submodule(layer))
-    for _, norm in paths:
-        owner, _, name = norm.rpartition(".")
+    left |= _not_mine(mine, norms, [(f.layer, f.norm) for f in folds])
+    folds = [f for f in folds if f.norm not in left]
+    for fold in folds:
+        _take_over(mine[fold.layer], gm.get_submodule(fold.layer))
+        owner, _, name = fold.norm.rpartition(".")
         model.get_submodule(owner)._modules[name] = nn.Identity()
-    return FoldedBatchNorms([(mine[a], mine[b]) for a, b in paths], paths, left)
+    return FoldedBatchNorms([(mine[f.layer], mine[f.norm]) for f in folds], folds, left)
 
 
 _PREPARE = "fold in the result of prepare_model"

@@ -11,7 +11,7 @@ from fxquant import editing
 from fxquant.graph.rewriter import Rewriter
 from fxquant.nn import QuantizationMixin
 from fxquant.nn.norm_folding import folded, norm_as_affine, scale_channels
-from fxquant.passes.fold_batch_norms import drop_norm, layer_before
+from fxquant.passes.fold_batch_norms import Folded, drop_norm, layer_before
 from fxquant.ptq.bn_fold import FoldedBatchNorms
 from fxquant.quantization import QuantizerBase, affine
 from fxquant.quantization.affine import AffineQuantizer
@@ -53,7 +53,7 @@ def fold_all_batch_norms_to_scale(sim: QuantizationSimModel) -> FoldedBatchNorms
     gm = sim.model
     rw = Rewriter(gm, "fold_all_batch_norms_to_scale")
     pairs: list[tuple[nn.Module, nn.Module]] = []
-    paths: list[tuple[str, str]] = []
+    paths: list[Folded] = []
     left: dict[str, str] = {}
     for node in rw.nodes:
         row = rw.op(node)
@@ -70,7 +70,7 @@ def fold_all_batch_norms_to_scale(sim: QuantizationSimModel) -> FoldedBatchNorms
         elif norm is not None:
             layer = str(found[0].target)
             pairs.append((gm.get_submodule(layer), norm))
-            paths.append((layer, path))
+            paths.append(Folded(layer, path, False))
     rw.finish()
     editing.refresh_biases(gm)
     return FoldedBatchNorms(pairs, paths, left)

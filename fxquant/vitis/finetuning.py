@@ -171,8 +171,7 @@ def _read(path: Path, digest: str) -> dict[str, Tensor]:
         what = f"{path} is damaged: {reason(error)}"
         raise CheckpointError("FXQ641", what, fix=_AGAIN) from error
     if written != digest:
-        what = f"{path} is of another network, target or strategy"
-        raise CheckpointError("FXQ642", what, fix=_AGAIN)
+        raise CheckpointError("FXQ642", f"{path} is of another network or target", fix=_AGAIN)
     return tensors
 
 

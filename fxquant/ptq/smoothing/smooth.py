@@ -112,7 +112,7 @@ def smooth_model(
     require_flags(per_channel=per_channel, multiply=multiply)
     alphas = _checked(alpha, samples=samples, columns=columns, held_out=held_out - 1)
     begin = time.process_time()
-    gm = folded_graph(model, None, dummy_input)
+    gm, _ = folded_graph(model, None, dummy_input)
     with using_threads(threads), evaluating(gm):
         spaces = ChannelSpaces(gm)
         groups = groups_of(spaces, gm, load_target(target), multiply=multiply and gm is model)
