@@ -143,7 +143,7 @@ class Simulations:
     def _read(self, names: Combination) -> QuantizationSimModel | None:
         """A simulation that was kept; None if there is none, or it is damaged."""
         path = self.journal.checkpoint(names)
-        if not path.is_dir() or not names or BY_NAME[names[-1]].structural:
+        if not names or not path.is_dir():
             return None
         if BY_NAME[names[-1]].structural:
             return None  # there is nothing to read it into but itself

@@ -132,9 +132,10 @@ class Technique:
 # --- the float model -----------------------------------------------------------------------------
 
 
-def _equalize(model: fx.GraphModule, _: Case) -> str:
-    spaces = [s for s in equalize_model(model).spaces if s.scaled]
-    if not spaces:
+def _equalize(model: fx.GraphModule, case: Case) -> str:
+    report = equalize_model(model, **case.options.get("equalize", {}))
+    spaces = [s for s in report.spaces if s.scaled]
+    if not report.changed:
         what = "no channels between layers can be scaled, or none differ"
         raise Inapplicable(what)
     channels = sum(s.scaled for s in spaces)
