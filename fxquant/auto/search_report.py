@@ -123,8 +123,9 @@ class AutoReport:
 
     def _row(self, trial: Trial, score: Score, gain: float | None) -> tuple[str, ...]:
         mark = "*" if trial.names == self.best else ""
+        value = (f"{score.value:.4g}",) if self.measured else ()
         return (
-            f"{self._number(trial)}{mark}", trial.added or _PLAIN, self._base(trial), *((f"{score.value:.4g}",) if self.measured else ()),
+            f"{self._number(trial)}{mark}", trial.added or _PLAIN, self._base(trial), *value,
             f"{score.decibels:.1f}", "" if gain is None else f"{gain:+.3g}",
             f"{trial.cpu_seconds:.2f}", f"{self.forwards(trial.cpu_seconds):.0f}",
         )  # fmt: skip
