@@ -18,6 +18,7 @@ from torch import Tensor, fx
 from fxquant.calibrate import using_threads
 from fxquant.errors import ConfigError
 from fxquant.nn.modes import evaluating
+from fxquant.ptq.dependent_positions import dependent_positions
 from fxquant.ptq.layers import Layer, layers_of
 from fxquant.ptq.reconstruction_report import LayerReport, ReconstructionReport
 from fxquant.ptq.sampling import LayerData, Sampling, layer_data
@@ -129,6 +130,7 @@ class _Reconstruction:
                 self.gm, data, (self.float, self.sim), samples=given.samples,
                 max_memory=given.max_memory, folder=given.folder, progress=progress,
             )  # fmt: skip
+            walk.counting = dependent_positions(walk, self.layers.values(), given.seed)
             for node in walk.nodes():
                 start = time.process_time()
                 walk.compute(node, self.float)
