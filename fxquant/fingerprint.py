@@ -24,7 +24,7 @@ def fingerprints(model: nn.Module) -> dict[str, str]:
         model: a simulated model.
     """
     inner = {id(p) for m in model.modules() if isinstance(m, QuantizerBase) for p in m.parameters()}
-    return {n: _hash(p) for n, p in model.named_parameters() if id(p) not in inner}
+    return {n: tensor_hash(p) for n, p in model.named_parameters() if id(p) not in inner}
 
 
 def mark_calibrated(model: fx.GraphModule) -> None:
@@ -52,11 +52,12 @@ def _ranges(model: nn.Module) -> str:
     for module in model.modules():
         if isinstance(module, QuantizerBase):
             for value in module.parameters(recurse=False):
-                digest.update(_hash(value).encode())
+                digest.update(tensor_hash(value).encode())
     return digest.hexdigest()
 
 
-def _hash(value: Tensor) -> str:
+def tensor_hash(value: Tensor) -> str:
+    """A hash of type, shape and values."""
     plain = value.detach().as_subclass(Tensor).cpu().contiguous()
     digest = hashlib.blake2b(digest_size=16)
     digest.update(f"{plain.dtype} {tuple(plain.shape)}".encode())
