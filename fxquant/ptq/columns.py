@@ -83,14 +83,10 @@ class Product:
         """
         if not self.dims:
             return x.reshape(-1, x.shape[-1])[chosen][None]
-        x, y = self._batched(x), self._batched(y)
-        sizes = (len(y), *y.shape[2:])
-        windows = self._stuffed(x, y.shape[2:]) if self.transposed else self._padded(x, y.shape[2:])
-        sample, *place = _unravel(chosen, sizes)
-        found = windows[(sample, *place)]  # [P, C, *kernel]
-        if self.transposed:
-            found = found.flip(list(range(2, 2 + self.dims)))
-        return self._by_groups(found)
+        x, out = self._batched(x), self._batched(y).shape[2:]
+        wide = self._stuffed(x, out) if self.transposed else self._padded(x)
+        strides = (1,) * self.dims if self.transposed else self.module.stride
+        return self._by_groups(self._gathered(wide, chosen, out, strides))
 
     def by_channels(self, y: Tensor) -> Tensor:
         """Outputs with their channels last: `[N, C, ...] -> [N, ..., C]`."""
@@ -133,15 +129,37 @@ class Product:
     def _batched(self, x: Tensor) -> Tensor:
         return x if x.dim() == self.dims + 2 else x[None]
 
-    def _padded(self, x: Tensor, out: Sequence[int]) -> Tensor:
-        """Windows of a convolution's input, a view: `[N, *out, C, *kernel]`."""
+    def _gathered(
+        self, wide: Tensor, chosen: Tensor, out: Sequence[int], strides: Sequence[int]
+    ) -> Tensor:
+        """What lies under the kernel at some positions: `[N, C, ...] -> [P, C, kernel]`.
+
+        One index a number: several times as fast as indexing a view of all windows.
+        """
+        kind = torch.int32 if wide.numel() < 2**31 else torch.int64
+        whole, channel, *steps = wide.stride()
+        sample, *place = _unravel(chosen, (len(wide), *out))
+        start, device = sample * whole, wide.device
+        inner = torch.arange(wide.shape[1], device=device) * channel
+        sizes = zip(
+            steps, place, strides, self.module.kernel_size, self.module.dilation, strict=True
+        )
+        for step, at, stride, kernel, dilation in sizes:
+            start = start + at * (step * stride)
+            taps = torch.arange(kernel, device=device) * (step * dilation)
+            inner = inner[..., None] + (taps.flip(0) if self.transposed else taps)
+        index = start.to(kind)[:, None] + inner.reshape(-1).to(kind)
+        found = wide.reshape(-1).index_select(0, index.reshape(-1))
+        return found.reshape(len(chosen), wide.shape[1], -1)
+
+    def _padded(self, x: Tensor) -> Tensor:
+        """A convolution's input with its padding."""
         module = self.module
         padding, mode = module._reversed_padding_repeated_twice, module.padding_mode
-        x = F.pad(x, padding, mode="constant" if mode == "zeros" else mode)
-        return _windows(x.contiguous(), out, module.kernel_size, module.stride, module.dilation)
+        return F.pad(x, padding, mode="constant" if mode == "zeros" else mode).contiguous()
 
     def _stuffed(self, x: Tensor, out: Sequence[int]) -> Tensor:
-        """Windows of a transposed convolution's input, a view: `[N, *out, C, *kernel]`."""
+        """A transposed convolution's input with zeros between its elements and around them."""
         module, places = self.module, x.shape[2:]
         sizes = [(n - 1) * s + 1 for n, s in zip(places, module.stride, strict=True)]
         wide = x.new_zeros(*x.shape[:2], *sizes)
@@ -154,9 +172,7 @@ class Product:
         for size, length, kernel, dilation, removed in axes:
             before = dilation * (kernel - 1) - removed
             padding = [before, length + dilation * (kernel - 1) - before - size, *padding]
-        wide = F.pad(wide, padding).contiguous()
-        ones = (1,) * self.dims
-        return _windows(wide, out, module.kernel_size, ones, module.dilation)
+        return F.pad(wide, padding).contiguous()
 
 
 def product_of(module: nn.Module) -> Product | None:
@@ -179,13 +195,3 @@ def _unravel(flat: Tensor, sizes: Sequence[int]) -> list[Tensor]:
         found.insert(0, flat % size)
         flat = torch.div(flat, size, rounding_mode="floor")
     return found
-
-
-def _windows(
-    x: Tensor, out: Sequence[int], kernel: Sequence[int], stride: Sequence[int],
-    dilation: Sequence[int],
-) -> Tensor:  # fmt: skip
-    n, c, *axes = x.stride()
-    steps = [a * s for a, s in zip(axes, stride, strict=True)]
-    inner = [a * d for a, d in zip(axes, dilation, strict=True)]
-    return x.as_strided((len(x), *out, x.shape[1], *kernel), (n, *steps, c, *inner))

@@ -21,12 +21,15 @@ from fxquant.quantization.ranges import range_of
 from fxquant.quantization.tensor import plain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 # what a bias may use of an int32; the rest is left to the products (see `affine/bias.py`)
 _BIAS_STEPS = 2.0**30
 # a quantizer that keeps its step to the last bits, as against one that changes it to another
 _SAME_STEP = 1e-5
+_NO_PRODUCT = "it does not multiply its input with its weight once"
+# prefix of the range among the names of a layer's state
+_RANGE = "range."
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,24 @@ class Layer:
         self.quantizer.allow_overwrite(False)
         return grid.with_scale(actual)
 
+    def state(self) -> dict[str, Tensor]:
+        """What `write` changes, by name."""
+        ranges = self.quantizer.state_dict().items()
+        found = {f"{_RANGE}{name}": value for name, value in ranges}
+        found["weight"] = self.module.weight
+        return found | ({"bias": self.module.bias} if self.has_bias else {})
+
+    def set_state(self, state: Mapping[str, Tensor]) -> None:
+        """Give the module what `state` returned after `write`, and freeze its range."""
+        start = len(_RANGE)
+        ranges = {n[start:]: t for n, t in state.items() if n.startswith(_RANGE)}
+        self.quantizer.load_state_dict(ranges)
+        with torch.no_grad(), changing(self.module, "weight", "bias"):
+            self.module.weight.copy_(state["weight"])
+            if self.has_bias:
+                self.module.bias.copy_(state["bias"])
+        self.quantizer.allow_overwrite(False)
+
     def _set_scale(self, grid: WeightGrid, places: Tensor) -> Tensor:
         """Set the quantizer's range; its steps as they then are, float64 `[R, B]`."""
         quantizer = self.quantizer
@@ -182,6 +203,8 @@ def layers_of(gm: fx.GraphModule) -> tuple[dict[fx.Node, Layer], dict[str, str]]
         quantizer = module.param_quantizers._modules.get("weight")
         weight = weight_of(module, "weight")
         if quantizer is None or weight is None:
+            if any(name.startswith("weight") for name, _ in module.param_quantizers.active()):
+                skipped[str(node.target)] = _NO_PRODUCT
             continue
         product = product_of(module)
         reason = _obstacle(product, quantizer, weights[id(weight)])
@@ -196,7 +219,7 @@ def layers_of(gm: fx.GraphModule) -> tuple[dict[fx.Node, Layer], dict[str, str]]
 
 def _obstacle(product: Product | None, quantizer: nn.Module, users: int) -> str:
     if product is None:
-        return "it does not multiply its input with its weight once"
+        return _NO_PRODUCT
     if not isinstance(quantizer, AffineQuantizer):
         return "its weight does not lie on a grid of integers"
     if users > 1:

@@ -17,7 +17,7 @@ from torch import Tensor
 from fxquant.errors import ShapeMismatchError
 
 # samples whose products are formed at once; sums of so many float32 products are good to 1e-6
-_PIECE = 2048
+_PIECE = 4096
 
 
 @dataclass(frozen=True)
@@ -57,19 +57,19 @@ class Moments:
         xx, yx = (torch.bmm(a.mT, x).double() for a in (x, y))
         yy = _sum(y.square()).double()
         return cls(
-            count, mean_x, mean_y, xx.sub_(_outer(dx, dx), alpha=count),
-            yx.sub_(_outer(dy, dx), alpha=count), yy.sub_(dy.square(), alpha=count),
+            count, mean_x, mean_y, _add_outer(xx, dx, dx, -count), _add_outer(yx, dy, dx, -count),
+            yy.sub_(dy.square(), alpha=count),
         )  # fmt: skip
 
     def second(self, *, centred: bool) -> Tensor:
         """Second moments of the inputs, about their means or about zero: `[G, D, D]`."""
         found = self.xx / self.count
-        return found if centred else found + _outer(self.mean_x, self.mean_x)
+        return found if centred else _add_outer(found, self.mean_x, self.mean_x)
 
     def cross(self, *, centred: bool) -> Tensor:
         """Second moments of wanted outputs and inputs: `[G, O, D]`."""
         found = self.yx / self.count
-        return found if centred else found + _outer(self.mean_y, self.mean_x)
+        return found if centred else _add_outer(found, self.mean_y, self.mean_x)
 
     def target(self, weight: Tensor, inverse: Tensor, *, centred: bool) -> Tensor:
         """The weight that makes the wanted outputs of these inputs best, before any rounding.
@@ -118,14 +118,15 @@ def merge(first: Moments | None, second: Moments | None) -> Moments | None:
         count,
         first.mean_x + dx * (second.count / count),
         first.mean_y + dy * (second.count / count),
-        first.xx + second.xx + _outer(dx, dx) * share,
-        first.yx + second.yx + _outer(dy, dx) * share,
+        _add_outer(first.xx + second.xx, dx, dx, share),
+        _add_outer(first.yx + second.yx, dy, dx, share),
         first.yy + second.yy + dy.square() * share,
     )
 
 
-def _outer(a: Tensor, b: Tensor) -> Tensor:
-    return a[:, :, None] * b[:, None, :]
+def _add_outer(to: Tensor, a: Tensor, b: Tensor, share: float = 1.0) -> Tensor:
+    """Add outer products in place: `[G, M, N], [G, M], [G, N] -> [G, M, N]`."""
+    return to.baddbmm_(a[:, :, None], b[:, None, :], alpha=share)
 
 
 def _centred(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

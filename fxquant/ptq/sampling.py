@@ -140,12 +140,15 @@ class _Collector:
 
     def add(self, x: Tensor, y: Tensor, seen: Tensor, held: Tensor) -> None:
         """Gather rows; products are formed when there are enough."""
-        product = self.layer.product
-        for home, chosen in ((self.rows, seen), (self.held, held)):
-            columns = product.inputs(x, y, chosen)
-            if len(self.live) < columns.shape[-1]:
-                columns = columns[:, :, self.live]
-            home.append((columns.float(), product.outputs(y, chosen).float()))
+        product, count = self.layer.product, len(seen)
+        chosen = torch.cat([seen, held])
+        columns = product.inputs(x, y, chosen)
+        if len(self.live) < columns.shape[-1]:
+            columns = columns[:, :, self.live]
+        found = columns.float(), product.outputs(y, chosen).float()
+        self.rows.append((found[0][:, :count], found[1][:, :count]))
+        # copies, as a part keeps the whole in memory
+        self.held.append((found[0][:, count:].clone(), found[1][:, count:].clone()))
         if sum(c.shape[1] for c, _ in self.rows) >= _ROWS:
             self._flush()
 

@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 
 from fxquant import ops
 from fxquant.errors import CalibrationError, FxQuantError
+from fxquant.graph.node_walk import Environment, last_uses
 from fxquant.graph.pytree import fresh_inputs, tensors
 from fxquant.nn import QuantizationMixin
 from fxquant.ptq.originals import float_module
@@ -28,19 +29,9 @@ from fxquant.tracing.signature import MissingInputError, mismatch, placeholder_v
 if TYPE_CHECKING:
     from pathlib import Path
 
+__all__ = ["Environment", "FloatEnvironment", "Progress", "Walk"]
+
 Progress = Callable[[int, int], None]
-
-
-class Environment(fx.Interpreter):
-    """The graph as it is: the simulation with its quantizers."""
-
-    def __init__(self, gm: fx.GraphModule, name: str) -> None:
-        super().__init__(gm, garbage_collect_values=False)
-        self.name = name
-
-    def compute(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The value of one node that is no placeholder, from those of its operands."""
-        return getattr(self, node.op)(node.target, args, kwargs)
 
 
 class FloatEnvironment(Environment):
@@ -104,7 +95,7 @@ class Walk:
         self._progress = progress
         self._nodes: list[fx.Node] = list(gm.graph.nodes)
         self._holders = [n for n in self._nodes if n.op == "placeholder"]
-        self._last = _last_uses(self._nodes)
+        self._last = last_uses(self._nodes)
         self._writes = any(ops.is_inplace(n) for n in self._nodes)
         self._collect(data, samples)
 
@@ -135,6 +126,11 @@ class Walk:
                     self._drop(past)
                 if self._progress is not None:
                     self._progress(done + 1, len(self._nodes))
+
+    def given(self) -> Iterator[Any]:
+        """The data: values of the graph's inputs, batch by batch, until they are freed."""
+        for batch in range(len(self)):
+            yield from self.inputs(batch)
 
     def compute(self, node: fx.Node, environment: Environment) -> None:
         """Compute a node for all batches, unless it has been."""
@@ -208,19 +204,6 @@ def bound_batches(
     if not batches:
         what, fix = "there are no data: no batch holds a sample", "pass a non-empty loader"
         raise CalibrationError("FXQ442", what, fix=fix)
-
-
-def _last_uses(nodes: Sequence[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
-    """Node -> the nodes whose values are not needed once it has been computed."""
-    last = {n: n for n in nodes}
-    for node in nodes:
-        for operand in node.all_input_nodes:
-            last[operand] = node
-    found: dict[fx.Node, list[fx.Node]] = {}
-    for node, user in last.items():
-        if node.op != "output":
-            found.setdefault(user, []).append(node)
-    return found
 
 
 def _iterated(data: Any) -> Iterable[Any]:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxquant.errors import TraceError
+from fxquant.graph.node_walk import Environment, node_values
 from fxquant.graph.python_state import state_of_python, unchanged
 from fxquant.graph.pytree import fresh_inputs, map_leaves, tensors
 from fxquant.graph.recorded_module import shadow, state_kept
@@ -240,32 +241,19 @@ def first_rows(args: tuple[Any, ...], kwargs: dict[str, Any], rows: int) -> Any:
     return map_leaves(args, cut), map_leaves(kwargs, cut)
 
 
-class _Values(fx.Interpreter):
-    """Runs a graph and keeps a copy of every value."""
-
-    def __init__(self, gm: fx.GraphModule) -> None:
-        super().__init__(gm)
-        self.values: dict[str, Any] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        """Run one node and copy its result, which later nodes may write into."""
-        value = super().run_node(n)
-        self.values[n.name] = fresh_inputs(value)
-        return value
-
-
 def values_of(gm: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The value of every node that was reached, by name."""
-    runner = _Values(gm)
     holders = [str(n.target) for n in gm.graph.nodes if n.op == "placeholder"]
     ordered = [*args, *(kwargs[name] for name in holders[len(args) :] if name in kwargs)]
+    found: dict[str, Any] = {}
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         try:
-            runner.run(*fresh_inputs(ordered))
+            for node, value in node_values(Environment(gm), fresh_inputs(ordered)):
+                found[node.name] = fresh_inputs(value)  # later nodes may write into it
         except Exception:  # the node that raised is the one after the last value
-            return runner.values
-    return runner.values
+            return found
+    return found
 
 
 def first_difference(

@@ -205,6 +205,28 @@ def test_a_weight_that_is_used_twice_is_left_alone() -> None:
     assert report.skipped == dict.fromkeys("ab", "its weight is used in several places")
 
 
+def test_weights_that_are_no_matrix_product_of_the_input_are_listed() -> None:
+    class Rows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.head = nn.Embedding(16, 8), nn.Linear(8, 4)
+            self.rnn = nn.LSTM(8, 8, batch_first=True)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.head(self.rnn(self.words(ids))[0])  # type: ignore[no-any-return]
+
+    batches = list(torch.randint(0, 16, (64, 5)).split(16))
+    sim = simulation(Rows(), batches)
+    report = reconstruct(sim, batches)
+    weights = {
+        n
+        for n, m in sim.named_qmodules()
+        if any(k.startswith("weight") for k, _ in m.param_quantizers.active())
+    }
+    assert weights == {r.path for r in report.layers} | set(report.skipped)
+    assert [r.path for r in report.layers] == ["head"]
+
+
 def test_the_file_keeps_its_proof(tmp_path: Path) -> None:
     model, batches = Residual(), data(3, 12, 12)
     for bits in (4, 8):

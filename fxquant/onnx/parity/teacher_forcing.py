@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from fxquant.errors import ExportError
+from fxquant.graph.node_walk import Environment, output_of
 from fxquant.graph.pytree import leaves, tensors
 from fxquant.nn.modes import evaluating
 from fxquant.onnx.parity.index_choices import Choice, Chooser, choice_of
@@ -118,7 +119,7 @@ def teach(
     recorder = _Recorder(gm, wanted, tolerances, reference_run)
     recorder.choosers = {chooser.node: chooser for chooser in choosers}
     with torch.no_grad(), evaluating(gm):
-        result = recorder.run(*bound_example(gm, example))
+        result = output_of(recorder, bound_example(gm, example))
     found = (value for _, value in leaves(result) if value is not None)
     reference_run.outputs = {str(i): _array(value) for i, value in enumerate(found)}
     reference = {id(t.tensor) for t in reference_run.tensors}
@@ -126,8 +127,8 @@ def teach(
     return reference_run
 
 
-class _Recorder(fx.Interpreter):
-    """Takes each wanted tensor before and after its quantizer; forgets values after last use."""
+class _Recorder(Environment):
+    """Takes each wanted tensor before and after its quantizer."""
 
     def __init__(
         self,
@@ -144,18 +145,20 @@ class _Recorder(fx.Interpreter):
             if tensor.scale.size == 1:  # nothing reads activations per channel as integers
                 self.wanted.setdefault(tensor.node, []).append(tensor)
 
-    def run_node(self, n: fx.Node) -> Any:
-        wanted = self.wanted.get(n.name)
+    def compute(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        wanted = self.wanted.get(node.name)
         if not wanted:
-            return self._chosen(n, super().run_node(n))
+            result = super().compute(node, args, kwargs)
+            self._keep_choice(node, (args, kwargs), result)
+            return result
         inputs: _Seen = {}
         outputs: _Seen = {}
-        module = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
+        module = self.fetch_attr(str(node.target)) if node.op == "call_module" else None
         with (
             _watched(getattr(module, "input_quantizers", ()), inputs),
             _watched(getattr(module, "output_quantizers", ()), outputs),
         ):
-            result = super().run_node(n)
+            result = super().compute(node, args, kwargs)
         made = tensors(result)
         for tensor in wanted:
             seen = inputs if tensor.kind == "input" else outputs
@@ -164,14 +167,13 @@ class _Recorder(fx.Interpreter):
             self.reference_run.tensors.append(_reference(tensor, before, after, window))
         return result
 
-    def _chosen(self, n: fx.Node, result: Any) -> Any:
-        chooser = self.choosers.get(n.name)
-        given = tensors(self.fetch_args_kwargs_from_env(n)) if chooser is not None else []
+    def _keep_choice(self, node: fx.Node, operands: Any, result: Any) -> None:
+        chooser = self.choosers.get(node.name)
+        given = tensors(operands) if chooser is not None else []
         if chooser is not None and given:
             choice = choice_of(chooser, given[0], tensors(result))
             if choice is not None:
                 self.reference_run.choices.append(choice)
-        return result
 
 
 _Seen = dict[int, tuple[Tensor, Tensor]]

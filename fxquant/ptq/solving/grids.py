@@ -9,9 +9,13 @@ point is taken away, so that a weight is `scale * integer`.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,18 @@ class WeightGrid:
             # never below what was asked for by more than the rounding of the logarithm
             return torch.exp2(torch.ceil(torch.log2(scale) - 1e-9))
         return scale
+
+    def repeated(self, shares: Sequence[float]) -> WeightGrid:
+        """The grid of the same channels several times over, with a share of the steps each.
+
+        Channels of a group lie one repetition behind the other: `[G, O] -> [G, S * O]`.
+        """
+        count, times = len(self.scale), len(shares)
+        scale = torch.cat([self.allowed(self.scale * share) for share in shares])
+        low, high = (t.repeat(times, 1) for t in (self.low, self.high))
+        rows = torch.cat([self.rows + i * count for i in range(times)], 1)
+        least = None if self.least is None else self.least.repeat(times, 1)
+        return replace(self, scale=scale, low=low, high=high, rows=rows, least=least)
 
     def nearest(self, target: Tensor) -> Tensor:
         """Centred integers nearest to a weight, ties to even: `[G, O, D] -> [G, O, D]`."""

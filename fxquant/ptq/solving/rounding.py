@@ -53,19 +53,21 @@ def gptq(target: Tensor, inverse: Tensor, grid: WeightGrid) -> Tensor:
     columns = left.shape[1]
     for first in range(0, columns, _BLOCK):
         last = min(first + _BLOCK, columns)
-        errors = torch.empty_like(left[:, first:last])
         own = factor[:, first:last, first:last]
-        for j in range(first, last):
-            i = j - first
-            wanted = left[:, j]
-            k = torch.div(wanted, scale[:, j]).round_().clamp_(low[:, j], high[:, j])
-            integers[:, j] = k
-            error = torch.addcmul(wanted, k, scale[:, j], value=-1.0).div_(own[:, i, i, None])
-            errors[:, i] = error
-            if j + 1 < last:
-                left[:, j + 1 : last].sub_(own[:, i, i + 1 :, None] * error[:, None])
+        pivots = torch.diagonal(own, dim1=1, dim2=2)[:, :, None]
+        shares = own / pivots
+        errors = torch.empty_like(left[:, first:last])
+        parts = (left, scale, low, high, integers)
+        views = zip(*(t[:, first:last].unbind(1) for t in parts), errors.unbind(1), strict=True)
+        for i, (wanted, step, least, most, k, error) in enumerate(views, 1):
+            torch.div(wanted, step, out=k).round_().clamp_(least, most)
+            torch.addcmul(wanted, k, step, value=-1.0, out=error)
+            if first + i < last:
+                later = left[:, first + i : last]
+                later.addcmul_(shares[:, i - 1, i:, None], error[:, None], value=-1.0)
         if last < columns:
-            left[:, last:].baddbmm_(factor[:, first:last, last:].mT, errors, alpha=-1.0)
+            later, behind = left[:, last:], factor[:, first:last, last:]
+            later.baddbmm_(behind.mT, errors.div_(pivots), alpha=-1.0)
     return torch.empty_like(integers).scatter_(1, index, integers).transpose(1, 2)
 
 

@@ -28,6 +28,8 @@ METHODS: tuple[Method, ...] = get_args(Method)
 _ROUNDED_ONLY = ("scale_search", "adaround")
 # inputs from which on factors are computed in float32: measured, integers are as good by them
 _LARGE = 256
+# inputs up to which several steps are tried, as shares of the one that was searched
+_SMALL, _SHARES = 64, (1.0, 0.7, 0.8, 0.9, 1.1, 1.2)
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class SolverOptions:
         method: "nearest": the nearest integers on the grid as it is; "scale_search": on the best
             scale; "gptq": GPTQ on the best scale; "descend": the same, then coordinate descent in
             turns with the closed form of the scale; "adaround": gradient descent on the rounding.
-        damping: added to the diagonal of the moments, as a share of its mean.
+        damping: added to the diagonal of the moments, as a share of its mean, where samples are
+            many; `reconstruct` adds more where they are few for the inputs of a layer.
         search_scale: whether "gptq", "descend" and "adaround" search the scale first.
         refits: how often the scale is fitted to the integers, which then descend again.
         adaround: options of that method.
@@ -47,7 +50,7 @@ class SolverOptions:
     method: Method = "descend"
     damping: float = 0.01
     search_scale: bool = True
-    refits: int = 5
+    refits: int = 3
     adaround: AdaroundOptions = field(default_factory=AdaroundOptions)
 
     def __post_init__(self) -> None:
@@ -121,10 +124,16 @@ def solve(
         return Solution(start.nearest(target), start)
     if given.method == "adaround":
         return Solution(adaround(target, moments, start, given.adaround), start)
-    integers = gptq(target, inverse_of(moments) if inverse is None else inverse, start)
+    inverse = inverse_of(moments) if inverse is None else inverse
     if given.method == "gptq":
-        return Solution(integers, start)
-    return _descended(integers, target, moments, start, given)
+        return Solution(gptq(target, inverse, start), start)
+    # the best step for integers that are not nearest ones is another one: where it costs little,
+    # several are tried
+    shares = _SHARES if target.shape[-1] <= _SMALL and given.search_scale else (1.0,)
+    tried = start.repeated(shares)
+    wanted = target.repeat(1, len(shares), 1)
+    found = _descended(gptq(wanted, inverse, tried), wanted, moments, tried, given)
+    return found if len(shares) == 1 else _best_of(found, start, target, moments)
 
 
 def damp(moments: Tensor, share: float) -> Tensor:
@@ -162,3 +171,16 @@ def _descended(
             break
         integers = again
     return Solution(integers, grid)
+
+
+def _best_of(found: Solution, grid: WeightGrid, target: Tensor, moments: Tensor) -> Solution:
+    """Of the repetitions of every row range, the one with the smallest loss."""
+    groups, outs, ins = target.shape
+    count = len(grid.scale)
+    losses = quadratic(found.weight - target.repeat(1, found.integers.shape[1] // outs, 1), moments)
+    best = found.grid.by_rows(losses).reshape(-1, count).argmin(0)  # [R]
+    scale = found.scale.reshape(-1, count, grid.scale.shape[1])
+    scale = scale[best, torch.arange(count, device=best.device)]
+    index = best[grid.rows][:, None, :, None].expand(-1, -1, -1, ins)
+    integers = found.integers.reshape(groups, -1, outs, ins).gather(1, index)[:, 0]
+    return Solution(integers, grid.with_scale(scale))
