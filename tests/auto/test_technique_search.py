@@ -54,8 +54,9 @@ def search(
     """The best combination, and those that were tried."""
     rows = chosen(["equalize", "smooth", "reconstruct"])
     journal = Journal(folder, "key")
-    given: Any = made or Made(), scored
-    found = Search(rows, *given, journal, Limits(**limits)).run()
+    simulations: Any = made or Made()
+    scorer: Any = scored
+    found = Search(rows, simulations, scorer, journal, Limits(**limits)).run()
     return found.names, ["+".join(names) for names in journal.trials]
 
 
