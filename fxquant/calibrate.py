@@ -30,6 +30,7 @@ def calibrate(
     *,
     progress: Progress | None = None,
     threads: int | None = 1,
+    merge: Callable[[fx.GraphModule], None] | None = None,
 ) -> None:
     """Compute all encodings of a simulated model.
 
@@ -46,6 +47,8 @@ def calibrate(
             order on another number of threads, and a range moves by its last bit: one thread gives
             the same file on every machine. None leaves torch's number as it is: faster with many
             cores.
+        merge: called with the model when all data have run, before ranges are chosen: to take in
+            statistics of other data, see `fxquant.distributed`.
 
     Raises:
         CalibrationError: FXQ430 no data came, FXQ431 `data` is neither a callable nor an iterable
@@ -54,6 +57,7 @@ def calibrate(
     """
     run = _runner(model, data, args)
     _check_threads(threads)
+    _mention_ranks(merge is not None)
     if progress is not None and not callable(progress):
         what = f"progress is a {type(progress).__name__}"
         raise CalibrationError("FXQ431", what, fix="pass a function of (done, total)")
@@ -65,6 +69,8 @@ def calibrate(
         ):  # fmt: skip
             run()
             counter.check()
+            if merge is not None:
+                merge(model)
     except CalibrationError as error:
         if not counter.seen:  # no data, or a weight that is not finite
             raise
@@ -78,6 +84,15 @@ def calibrate(
         found = mismatch(model, *counter.running, error)
         what = f"the model does not take calibration batch {counter.seen - 1}: {found.what}"
         raise CalibrationError("FXQ435", what, at=found.at, fix=found.fix) from error
+
+
+def _mention_ranks(merges: bool) -> None:
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if several and not merges and torch.distributed.get_world_size() > 1:
+        log.warning(
+            "these encodings are of the data of this process alone; "
+            "fxquant.distributed.compute_encodings merges those of all ranks"
+        )
 
 
 def _check_threads(count: Any) -> None:

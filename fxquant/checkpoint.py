@@ -1,9 +1,10 @@
 """Checkpoints of simulated models: a folder with safetensors and JSON, never pickle.
 
-`model.safetensors` holds every parameter, buffer and range; tensors that share memory are written
-once. `checkpoint.json` says what they are: versions, the graph, the type of every quantizer. The
-same stands in the metadata of `model.safetensors`: an older checkpoint is replaced by two renames,
-and whoever is killed between them leaves new tensors, which then speak for themselves.
+`model.safetensors` holds every parameter, buffer and range, and what `fxquant.qat.save_training`
+adds; tensors that share memory are written once. `checkpoint.json` says what they are: versions,
+the graph, the type of every quantizer. The same stands in the metadata of `model.safetensors`: an
+older checkpoint is replaced by two renames, and whoever is killed between them leaves new tensors,
+which then speak for themselves.
 Loading checks everything before it changes anything: a model is as it was or fully loaded.
 """
 
@@ -13,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +30,12 @@ from fxquant.graph.printer import dump
 from fxquant.io.reading import read_json, reason, require_file
 from fxquant.io.state_dicts import write_tensors, wrong_tensors
 from fxquant.io.writing import as_path, flush, made_folder, stage
+from fxquant.quantization.description import describe_quantizers
+from fxquant.quantization.digest import tensors_digest
 from fxquant.sim import QuantizationSimModel
 
 FORMAT = 1
+TRAINING = "training."  # begins names of tensors that no model has: modules have a flag so called
 _TENSORS, _INDEX = "model.safetensors", "checkpoint.json"
 _EMBEDDED = "fxquant.checkpoint"  # key of the index in the metadata of the tensors
 
@@ -46,21 +51,50 @@ def save_checkpoint(sim: QuantizationSimModel, path: str | Path) -> None:
         CheckpointError: FXQ601, the path is a file, or a folder that holds something else; FXQ542
             to FXQ544, it cannot be written.
     """
+    write_folder(sim, path)
+
+
+@dataclass(frozen=True)
+class Training:
+    """What lies in a checkpoint beside the model: the state of a training run.
+
+    Attributes:
+        values: what JSON can say of it.
+        tensors: the others, by names that begin with `TRAINING`.
+    """
+
+    values: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+def write_folder(
+    sim: QuantizationSimModel, path: str | Path, training: Training | None = None
+) -> None:
+    """Write a checkpoint, with the state of a training run where it is given.
+
+    Raises:
+        CheckpointError: as `save_checkpoint`.
+    """
     _require_simulation(sim)
     target = as_path(path)
     _refuse_foreign(target)
     tensors, aliases = _unique(sim.model.state_dict())
+    if training is not None:
+        tensors |= training.tensors
     index = {
         "format": FORMAT,
         "fxquant": __version__,
         "torch": torch.__version__,
-        "graph": _digest(sim),
+        "graph": graph_digest(sim),
         "config": sim.config.model_dump(mode="json"),
         "target": sim.target.name,
-        "quantizers": _describe(sim),
+        "quantizers": describe_quantizers(sim.model),
         "aliases": aliases,
-        "content_sha256": _digest_of(tensors),
+        "content_sha256": tensors_digest(tensors),
     }
+    if training is not None:
+        index["training"] = training.values
+        index["training_sha256"] = _digest_of_values(training.values)
     # beside the target, as renaming across file systems is a copy
     with (
         made_folder(target.parent, error=CheckpointError) as parent,
@@ -87,15 +121,49 @@ def load_checkpoint(sim: QuantizationSimModel, path: str | Path) -> None:
             another graph or configuration, FXQ606 tensors do not fit, FXQ607 weights or ranges are
             NaN, infinite or empty.
     """
+    tensors, _ = read_folder(sim, path)
+    sim.model.load_state_dict(tensors)
+
+
+def read_folder(
+    sim: QuantizationSimModel, path: str | Path
+) -> tuple[dict[str, Tensor], Training | None]:
+    """What a checkpoint holds, checked to fit a simulation, which is not changed yet.
+
+    Returns:
+        A state dict for the model, and the state of a training run if the checkpoint has one.
+
+    Raises:
+        CheckpointError: as `load_checkpoint`.
+    """
     _require_simulation(sim)
     folder = as_path(path)
     index, tensors = _read(folder)
     refresh_biases(sim.model)  # quantizers may have been assigned by hand
     _check_fits(sim, index)
+    training = _training_of(index, tensors, folder)
     tensors |= {n: tensors[str(of)] for n, of in index["aliases"].items() if str(of) in tensors}
     _check_tensors(sim.model.state_dict(), tensors)
     _check_values(sim, index["quantizers"], tensors)
-    sim.model.load_state_dict(tensors)
+    return tensors, training
+
+
+def _training_of(
+    index: dict[str, Any], tensors: dict[str, Tensor], folder: Path
+) -> Training | None:
+    """The state of a training run, taken out of the tensors of a checkpoint."""
+    values = index.get("training")
+    if values is None:
+        return None
+    if not isinstance(values, dict) or _digest_of_values(values) != index.get("training_sha256"):
+        what = f"{folder} is damaged: the checksum of its training state differs"
+        raise CheckpointError("FXQ603", what, fix=_AGAIN)
+    own = [name for name in tensors if name.startswith(TRAINING)]
+    return Training(values, {name: tensors.pop(name) for name in own})
+
+
+def _digest_of_values(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 _AGAIN = "save the checkpoint again, or take another copy"
@@ -148,28 +216,8 @@ def _unique(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]
     return tensors, aliases
 
 
-# what makes a grid beside its range, as far as a quantizer has it
-_TRAITS = (
-    "bitwidth", "signed", "symmetric", "qmin", "qmax", "block_size", "block_grouping",
-    "decompressed_bw", "rounding", "dtype",
-)  # fmt: skip
-
-
-def _describe(sim: QuantizationSimModel) -> dict[str, dict[str, Any]]:
-    return {
-        name: {"class": type(q).__name__, "initialized": q.is_initialized()}
-        | {trait: _plain(getattr(q, trait)) for trait in _TRAITS if hasattr(q, trait)}
-        for name, q in sim.named_quantizers()
-    }
-
-
-def _plain(trait: Any) -> Any:
-    if isinstance(trait, torch.dtype):
-        return str(trait)
-    return list(trait) if isinstance(trait, tuple) else trait
-
-
-def _digest(sim: QuantizationSimModel) -> str:
+def graph_digest(sim: QuantizationSimModel) -> str:
+    """A checksum of the operators of a simulation and how they are connected."""
     # whether a module is quantized is told by its quantizers, and better
     text = re.sub("= (quantized_|Quantized)", "= ", dump(sim.model))
     return hashlib.sha256(text.encode()).hexdigest()
@@ -206,15 +254,6 @@ def _identity(path: Path) -> tuple[int, ...] | None:
     return found.st_ino, found.st_mtime_ns, found.st_size
 
 
-def _digest_of(tensors: dict[str, Tensor]) -> str:
-    """Digest of tensors, whatever file they are in."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -240,7 +279,7 @@ def _embedded_index(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
         text = (file.metadata() or {}).get(_EMBEDDED, "")
     try:
         index = json.loads(text)
-        whole = index["content_sha256"] == _digest_of(tensors)
+        whole = index["content_sha256"] == tensors_digest(tensors)
     except (ValueError, TypeError, KeyError, RecursionError):
         whole = False
     if not whole:
@@ -281,7 +320,7 @@ def _checked_index(index: Any, path: Path) -> dict[str, Any]:
 
 
 def _check_fits(sim: QuantizationSimModel, index: dict[str, Any]) -> None:
-    if index["graph"] != _digest(sim):
+    if index["graph"] != graph_digest(sim):
         raise CheckpointError(
             "FXQ605",
             "the checkpoint is of another graph",
@@ -294,7 +333,7 @@ def _check_fits(sim: QuantizationSimModel, index: dict[str, Any]) -> None:
                 f"the checkpoint has another {key}: {index[key]}, not {mine}",
                 fix=f"build the simulation with the same {key}",
             )
-    _check_quantizers(_describe(sim), index["quantizers"])
+    _check_quantizers(describe_quantizers(sim.model), index["quantizers"])
 
 
 def _check_quantizers(mine: dict[str, Any], theirs: dict[str, Any]) -> None:

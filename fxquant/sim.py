@@ -120,6 +120,7 @@ class QuantizationSimModel(ExportMethods):
         *,
         progress: calibrate.Progress | None = None,
         threads: int | None = 1,
+        merge: Callable[[fx.GraphModule], None] | None = None,
     ) -> None:
         """Calibrate: run data through the model and set every range.
 
@@ -128,13 +129,16 @@ class QuantizationSimModel(ExportMethods):
             forward_pass_callback_args: second argument of the callback.
             progress: called after each batch with (done, total or None).
             threads: of torch, see `calibrate`; 1 gives the same result on every machine.
+            merge: called when all data have run, before ranges are chosen. Among several processes
+                `fxquant.distributed.compute_encodings` merges what each of them has seen; this
+                method calibrates on the data of its own process alone.
 
         Raises:
             CalibrationError: no data came, or a tensor held NaN or infinity (it is named).
         """
         editing.refresh_biases(self.model)  # quantizers may have been assigned by hand
         data = forward_pass_callback, forward_pass_callback_args
-        calibrate.calibrate(self.model, *data, progress=progress, threads=threads)
+        calibrate.calibrate(self.model, *data, progress=progress, threads=threads, merge=merge)
         mark_calibrated(self.model)
 
     # --- looking -------------------------------------------------------------------------------

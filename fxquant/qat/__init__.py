@@ -5,6 +5,7 @@ from __future__ import annotations
 from fxquant.nn.modes import quantization_off
 from fxquant.qat.optimizer_groups import parameter_groups
 from fxquant.qat.overview import Trained, training_table, what_trains
+from fxquant.qat.resume import TrainingState, load_training, save_training
 from fxquant.qat.switches import (
     enable_quantizers,
     fold_live_norms,
@@ -14,12 +15,15 @@ from fxquant.qat.switches import (
 
 __all__ = [
     "Trained",
+    "TrainingState",
     "enable_quantizers",
     "fold_live_norms",
     "freeze_batch_norms",
     "freeze_ranges",
+    "load_training",
     "parameter_groups",
     "quantization_off",
+    "save_training",
     "training_table",
     "what_trains",
 ]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from fxquant.errors import QuantizationError
+from fxquant.quantization.analyzers import MinMaxStatistics
 from fxquant.quantization.encodings import FloatEncoding
 from fxquant.quantization.kernels import hardtanh_backward
 from fxquant.quantization.layout import Layout
@@ -97,7 +98,6 @@ class FloatQuantizeDequantize(QuantizerBase):
             )
         self.dtype: torch.dtype = dtype
         self._layout = Layout(tuple(shape))
-        self._largest: tuple[Tensor, Tensor] | None = None
         if self.scaled:
             for name in ("min", "max"):
                 unknown = torch.full(self.shape, torch.nan)
@@ -174,26 +174,23 @@ class FloatQuantizeDequantize(QuantizerBase):
             scale = self._layout.spread(scale)
         return _Cast.apply(x, scale, self.dtype).to(given)  # type: ignore[no-any-return, no-untyped-call]
 
-    def _start(self) -> None:
-        self._largest = None
+    def new_statistics(self) -> MinMaxStatistics | None:
+        """Extremes of nothing, where a format has a scale."""
+        return MinMaxStatistics(self.shape) if self.scaled else None
 
     def _observe(self, x: Tensor) -> None:
-        if x.numel() == 0:
+        if x.numel() == 0 or self._statistics is None:
             return
         with torch.inference_mode(False), torch.no_grad():
-            low, high = self._layout.extremes(float32(x.detach()))
+            seen = float32(x.detach())
+            low, high = self._layout.extremes(seen)
             self._check_finite(low, high)
-            if self._largest is not None:
-                low = torch.minimum(low, self._largest[0])
-                high = torch.maximum(high, self._largest[1])
-            self._largest = (low, high)
+            self._statistics.update(seen, low, high)
 
     def _finish(self) -> None:
-        if self._largest is not None:
-            self.set_range(*self._largest)
-
-    def _stop(self) -> None:
-        self._largest = None
+        seen = self._statistics
+        if isinstance(seen, MinMaxStatistics) and seen.low is not None and seen.high is not None:
+            self.set_range(seen.low, seen.high)
 
     def extra_repr(self) -> str:
         """The format."""

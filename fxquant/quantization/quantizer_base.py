@@ -20,6 +20,7 @@ from fxquant.quantization.tensor import plain
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from fxquant.quantization.analyzers import Statistics
     from fxquant.quantization.encodings import Encoding
 
 
@@ -39,6 +40,7 @@ class QuantizerBase(nn.Module):
         self._overwritable = True
         self._enabled = True
         self._frozen = False
+        self._statistics: Statistics | None = None
 
     # what a quantizer is -----------------------------------------------------------------------
 
@@ -142,8 +144,25 @@ class QuantizerBase(nn.Module):
             self._observing = False
             self._stop()
 
+    @property
+    def statistics(self) -> Statistics | None:
+        """What was seen so far inside `compute_encodings()`, or None outside; settable.
+
+        Statistics of other shards or processes are merged into them before leaving:
+        `q.statistics.merge(other)`.
+        """
+        return self._statistics
+
+    @statistics.setter
+    def statistics(self, statistics: Statistics) -> None:
+        self._statistics = statistics
+
+    def new_statistics(self) -> Statistics | None:
+        """Statistics of nothing, as observing begins with; None if the grid needs none."""
+        return None
+
     def _start(self) -> None:
-        """Begin with no statistics."""
+        self._statistics = self.new_statistics()
 
     def _observe(self, x: Tensor) -> None:
         """Take one tensor into the statistics."""
@@ -152,7 +171,7 @@ class QuantizerBase(nn.Module):
         """Set the grid from the statistics, if there are any."""
 
     def _stop(self) -> None:
-        """Drop the statistics."""
+        self._statistics = None
 
     # moving and copying --------------------------------------------------------------------------
 

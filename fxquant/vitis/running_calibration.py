@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fxquant.nn.calibration import compute_param_encodings, fit_biases
 from fxquant.quantization.affine import AffineQuantizer
-from fxquant.quantization.affine.pof2 import PositionCounts, PowerOfTwoQuantizeDequantize
+from fxquant.quantization.affine.pof2 import PowerOfTwoQuantizeDequantize
 from fxquant.quantization.quantizer_base import float32
 
 if TYPE_CHECKING:
@@ -68,10 +68,10 @@ class _Followed:
     def _range(self, x: Tensor, low: Tensor, high: Tensor, batch: int) -> Ranges | None:
         analyzer, grid = self.quantizer.encoding_analyzer, self.quantizer.grid
         if self.method is None or isinstance(self.quantizer, PowerOfTwoQuantizeDequantize):
-            self.running = self.running or self._start()
+            self.running = self.running or self.quantizer.new_statistics()
             self.running.update(x, low, high)
             return analyzer.range(self.running, grid)
-        statistics = self._start()
+        statistics = self.quantizer.new_statistics()
         statistics.update(x, low, high)
         found = analyzer.range(statistics, grid)
         if found is None:
@@ -86,12 +86,6 @@ class _Followed:
             found = torch.minimum(low, found[0]), torch.maximum(high, found[1])
         self.history.append(found)
         self.batch = batch
-
-    def _start(self) -> Statistics:
-        statistics = self.quantizer.encoding_analyzer.start(self.quantizer._layout)
-        if isinstance(statistics, PositionCounts):
-            statistics.grid = self.quantizer.grid
-        return statistics
 
 
 class Following:

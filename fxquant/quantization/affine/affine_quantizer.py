@@ -86,7 +86,6 @@ class AffineQuantizer(Gridded):
         self._layout = layout_of(shape, given.block_size)
         self._single = self._layout.single
         self.encoding_analyzer: EncodingAnalyzer = analyzer_of(given.encoding_analyzer)
-        self._statistics: Statistics | None = None
         self._held: frozenset[str] = frozenset()
         self._seen: tuple[Statistics, Tensor, Tensor] | None = None  # and the range it gave
         self._known: Known | None = None
@@ -337,20 +336,9 @@ class AffineQuantizer(Gridded):
 
     # observing -----------------------------------------------------------------------------------
 
-    @property
-    def statistics(self) -> Statistics | None:
-        """What was seen so far inside `compute_encodings()`, or None outside.
-
-        Statistics of other shards or processes are merged into them before leaving:
-        `q.statistics.merge(other)`.
-        """
-        return self._statistics
-
-    def _start(self) -> None:
-        self._statistics = self.encoding_analyzer.start(self._layout)
-
-    def _stop(self) -> None:
-        self._statistics = None
+    def new_statistics(self) -> Statistics:
+        """Statistics of nothing, as observing begins with."""
+        return self.encoding_analyzer.start(self._layout)
 
     def _observe(self, x: Tensor) -> None:
         self._check_float(x)

@@ -23,8 +23,11 @@ from torch import Tensor
 
 from fxquant.errors import QuantizationError
 from fxquant.quantization.affine.pof2_rounding import RoundingQuantizeDequantize
+from fxquant.quantization.analyzers.min_max import require_state
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from fxquant.quantization.analyzers import Statistics
     from fxquant.quantization.layout import Layout
     from fxquant.quantization.range_to_qparams import IntegerRange
@@ -115,6 +118,27 @@ class PositionCounts:
         found = search(self.layout.rows(x), first, self.grid, self.scope)
         return found if self.cap is None else found.clamp(max=self.cap)
 
+    def merge(self, other: PositionCounts) -> None:
+        """Take in what another one has counted; exact and order-free."""
+        self.counts = self.counts + other.counts.to(self.counts.device)
+
+    def state(self) -> dict[str, Tensor]:
+        """The counts; none if nothing was seen."""
+        return {"counts": self.counts} if bool(self.counts.any()) else {}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Become what another one was when it gave its `state`.
+
+        Raises:
+            ValueError: these are no counts of so many ranges.
+        """
+        require_state(state, {"counts": tuple(self.counts.shape)}, (torch.int64,))
+        counts = state.get("counts", torch.zeros_like(self.counts))
+        if bool((counts < 0).any()):
+            msg = "a count is negative"
+            raise ValueError(msg)
+        self.counts = counts
+
     def modal(self) -> Tensor | None:
         """The position found most often, the smallest of several: `[R]`."""
         if not bool(self.counts.any()):
@@ -196,7 +220,9 @@ class PowerOfTwoQuantizeDequantize(RoundingQuantizeDequantize):
         scale = self.get_scale()
         return None if scale is None else 1 - torch.frexp(scale).exponent.long()
 
-    def _start(self) -> None:
-        super()._start()
-        if isinstance(self._statistics, PositionCounts):
-            self._statistics.grid = self.grid
+    def new_statistics(self) -> Statistics:
+        """Statistics of nothing; positions are searched for the quantizer's grid."""
+        statistics = super().new_statistics()
+        if isinstance(statistics, PositionCounts):
+            statistics.grid = self.grid
+        return statistics

@@ -16,7 +16,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from fxquant.quantization.analyzers.min_max import require_state
+
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from fxquant.quantization.layout import Layout
 
 _CHUNK = 1 << 20  # elements that are turned into bin numbers at a time
@@ -107,6 +111,36 @@ class Histogram:
         self.grow(other.low, other.high)
         moved = _rebinned(other.counts, other.first, other.exponent, self.first, self.exponent)
         self.counts = self.counts + moved
+
+    def state(self) -> dict[str, Tensor]:
+        """Counts and extremes, from which the bins follow; none if nothing was seen."""
+        if self.empty:
+            return {}
+        return {"counts": self.counts, "extremes": torch.stack((self.low, self.high))}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Become what another one was when it gave its `state`.
+
+        Raises:
+            ValueError: it is no state of a histogram with as many ranges and bins.
+        """
+        rows = len(self.first)
+        counts = {name: state[name] for name in ("counts",) if name in state}
+        others = {name: value for name, value in state.items() if name not in counts}
+        require_state(counts, {"counts": (rows, self.bins)}, (torch.int64,))
+        require_state(others, {"extremes": (2, rows)}, (torch.float64,))
+        found = Histogram(self.layout, self.bins)
+        if state:
+            if len(state) < 2 or bool((state["counts"] < 0).any()):
+                msg = "a histogram has counts and extremes, and no count is negative"
+                raise ValueError(msg)
+            low, high = state["extremes"]
+            if not bool((low <= high).all()):
+                msg = "the smallest value is above the largest"
+                raise ValueError(msg)
+            found.grow(low, high)
+            found.counts = state["counts"]
+        vars(self).update(vars(found))
 
     def grow(self, low: Tensor, high: Tensor) -> None:
         """Merge bins until `[low, high]` fits: `[R], [R]`."""

@@ -1,0 +1,13 @@
+"""Several processes, now or one after the other: calibration over ranks and over shards of data."""
+
+from fxquant.distributed.batch_norms import average_batch_norms
+from fxquant.distributed.over_ranks import compute_encodings
+from fxquant.distributed.shards import MergedShards, merge_statistics, save_statistics
+
+__all__ = [
+    "MergedShards",
+    "average_batch_norms",
+    "compute_encodings",
+    "merge_statistics",
+    "save_statistics",
+]
