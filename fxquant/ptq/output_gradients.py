@@ -39,7 +39,7 @@ class OutputGradients(fx.Interpreter):
         super().__init__(gm)
         self.values: dict[fx.Node, Tensor] = {}
         self._kept, self._weighed = set(kept), list(weighed)
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator().manual_seed(int(seed))
 
     def run_node(self, n: fx.Node) -> Any:
         """Compute a node and keep its value if that is asked for."""
