@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import operator
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -36,7 +35,7 @@ class Functional(nn.Module):
     function: ClassVar[Callable[..., Any]]
     arity: ClassVar[int] = 1
     onto_view: bool = False
-    in_training: Mapping[str, Any] = MappingProxyType({})
+    in_training: Mapping[str, Any] | None = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function."""

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fxquant.nn.norm_folding import folded
+from fxquant.quantization.traced import snapshot
 
 if TYPE_CHECKING:
     from fxquant.nn.mixin import QuantizationMixin
@@ -72,7 +73,7 @@ class LiveNorm(nn.Module):
     def _scale(self) -> Tensor:
         """`gamma / sigma_running`, `[C]`; 1 where it is zero, as the channel is zero then."""
         norm: Any = self.norm
-        scale = 1.0 / (norm.running_var + norm.eps).sqrt()
+        scale = 1.0 / (snapshot(norm.running_var) + norm.eps).sqrt()
         if norm.weight is not None:
             scale = norm.weight * scale
         return torch.where(scale == 0.0, 1.0, scale)

@@ -99,11 +99,10 @@ class QuantizationMixin(nn.Module):
         """The module without quantizers; it shares parameters, buffers, submodules and hooks."""
         cls = type(self).float_class
         module = cls.__new__(cls)
-        own = ("input_quantizers", "output_quantizers", "param_quantizers")
         for name, value in self.__dict__.items():
             if name not in ("_quantized", self.FLOAT_VALUES):
                 module.__dict__[name] = value.copy() if name in _REGISTRIES else value
-        for name in own:
+        for name in ("input_quantizers", "output_quantizers", "param_quantizers"):
             del module._modules[name]
         return module
 
@@ -218,9 +217,10 @@ class QuantizationMixin(nn.Module):
         return found
 
     def _quantized_parameter(self, name: str, value: Tensor, quantizer: QuantizerBase) -> Tensor:
-        if torch.compiler.is_compiling():
-            return quantizer(value)  # type: ignore[no-any-return]
         grad = torch.is_grad_enabled()
+        if torch.compiler.is_compiling():
+            quantizer.follow(value, begin=grad and value.requires_grad)
+            return quantizer(value)  # type: ignore[no-any-return]
         trained = grad and (value.requires_grad or _learns(quantizer))
         if trained or value.is_inference() or value.grad is not None:
             # an optimizer may write without advancing the version: nothing kept can be trusted

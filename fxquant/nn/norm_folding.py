@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fxquant.errors import QuantizationError
+from fxquant.quantization.traced import snapshot
 
 
 def folded(
@@ -64,12 +65,13 @@ def norm_as_affine(norm: nn.modules.batchnorm._BatchNorm) -> tuple[Tensor, Tenso
         what = "the batch norm keeps no running statistics"
         fix = "train it with track_running_stats=True; without them it normalizes each batch"
         raise QuantizationError("FXQ305", what, fix=fix)
-    sigma = (norm.running_var.double() + norm.eps).sqrt()
+    mean, variance = (snapshot(v).double() for v in (norm.running_mean, norm.running_var))
+    sigma = (variance + norm.eps).sqrt()
     weight, bias = norm._parameters["weight"], norm._parameters["bias"]
     gamma = torch.ones_like(sigma) if weight is None else weight.double()
     beta = torch.zeros_like(sigma) if bias is None else bias.double()
     scale = gamma / sigma
-    return scale, beta - norm.running_mean.double() * scale
+    return scale, beta - mean * scale
 
 
 def scale_channels(weight: Tensor, scale: Tensor, axis: int, groups: int) -> Tensor:

@@ -32,6 +32,13 @@ def _shape(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -
     return torch.empty_like(x)
 
 
+def _copy(x: Tensor) -> Tensor:
+    return x.clone()
+
+
+_library.define("snapshot(Tensor x) -> Tensor")
+_library.impl("snapshot", _copy, "CompositeExplicitAutograd")
+torch.library.register_fake("fxquant::snapshot", torch.empty_like, lib=_library)
 _library.impl("quantize_dequantize", _run, "CompositeExplicitAutograd")
 _library.impl("quantize", _run_quantize, "CompositeExplicitAutograd")
 torch.library.register_fake("fxquant::quantize_dequantize", _shape, lib=_library)
@@ -74,6 +81,18 @@ def computed_once(values: Tensor) -> Tensor:
     if torch.compiler.is_exporting():
         return values
     return values.as_strided(values.shape, values.stride())
+
+
+def snapshot(values: Tensor) -> Tensor:
+    """The values of a buffer that is written to later in the forward pass, as they are now.
+
+    The compiler saves inputs of a graph for the backward pass and computes from them again what it
+    can, also from an input that was written to in between: it would see the new values. What an
+    operator that it does not know returns it saves.
+    """
+    if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return values
+    return torch.ops.fxquant.snapshot.default(values)  # type: ignore[no-any-return]
 
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fxquant.quantization import kernels, traced
-from fxquant.quantization.affine.following import Followed, begun, is_same
+from fxquant.quantization.affine.following import Following
 from fxquant.quantization.affine.gradient_scale import gradient_scale, with_gradient_scale
 from fxquant.quantization.affine.gridded import Gridded
 from fxquant.quantization.affine.known import Known
@@ -91,7 +91,7 @@ class AffineQuantizer(Gridded):
         self._known: Known | None = None
         self.follows = False
         self.gradient_scale: Counted | None = None
-        self._followed: Followed | None = None
+        self._following = Following()
         for name in ("min", "max"):
             unknown = torch.full(self._layout.shape, torch.nan, dtype=torch.float32)
             self.register_parameter(name, nn.Parameter(unknown))
@@ -135,8 +135,6 @@ class AffineQuantizer(Gridded):
         super().allow_overwrite(len(self._held) < 2)
         self._frozen = frozen  # one end may be given by mathematics, which freezes no bits
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
     def follow(self, x: Tensor, *, begin: bool = True) -> None:
         """Lay the range around a parameter in the proportions that it was calibrated in.
 
@@ -147,21 +145,22 @@ class AffineQuantizer(Gridded):
             x: the parameter, `[...]`.
             begin: False to go on only: nothing is done before the parameter was trained.
         """
-        low, high, before = self.min, self.max, self._followed
-        fixed = low.requires_grad or high.requires_grad or not self._overwritable
-        if not self.follows or fixed or (before is None and not begin):
+        ends, following = (self.min, self.max), self._following
+        trained = self.min.requires_grad or self.max.requires_grad
+        if not self.follows or trained or not self._overwritable or torch.compiler.is_exporting():
             return
-        smallest, largest = self._layout.extremes(float32(x.detach()).float())
-        extremes = smallest.clamp(max=0.0), largest.clamp(min=0.0)
-        ends = (low.detach(), high.detach())
-        if before is None or not before.is_at(ends):
-            known = self.is_initialized()
-            symmetric = self._grid.symmetric
-            self._followed = begun(ends, extremes, symmetric=symmetric) if known else None
-        elif not is_same(before.extremes, extremes):
-            self._followed = before.moved(extremes)
-            low.copy_(self._followed.ends[0])
-            high.copy_(self._followed.ends[1])
+        if not following.goes_on(ends, begin=begin, symmetric=self._grid.symmetric):
+            return
+        if torch.compiler.is_compiling():
+            with torch.no_grad():
+                following.advance_traced(ends, self._extremes_with_zero(x))
+        elif self.is_initialized():
+            with torch.inference_mode(False), torch.no_grad():
+                following.advance(ends, self._extremes_with_zero(x))
+
+    def _extremes_with_zero(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        low, high = self._layout.extremes(float32(x.detach()).float())
+        return low.clamp(max=0.0), high.clamp(min=0.0)
 
     def widen(self, least: Tensor) -> None:
         """Raise the upper end of ranges whose step is smaller than `least`, `[S]` or as many."""

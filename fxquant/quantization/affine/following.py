@@ -9,6 +9,10 @@ is all that a step costs.
 The first look at a parameter changes nothing: it measures the proportions. They are rounded to a
 few bits, so that they are found again to the last bit from a stored range and a stored parameter:
 training that goes on from a checkpoint has the same ranges as training that was not interrupted.
+
+A compiled network does the same without a look at a number: it computes both, the range moved on
+and the proportions measured anew, and chooses by tensors. So that it is compiled once, for the
+first step as for the next, there is a state before anything is measured: numbers that equal none.
 """
 
 from __future__ import annotations
@@ -46,6 +50,19 @@ class Followed:
         """Whether a range is still as it was laid, and was not set or moved since."""
         return ends[0].device == self.ends[0].device and is_same(self.ends, ends)
 
+    @classmethod
+    def unknown(cls, like: Tensor, *, symmetric: bool) -> Followed:
+        """The state before anything is measured: at no range."""
+        pairs = [
+            (torch.full_like(like, torch.nan), torch.full_like(like, torch.nan)) for _ in "123"
+        ]
+        return cls(*pairs, torch.zeros_like(like, dtype=torch.bool), symmetric)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of it, flat."""
+        return (*self.ends, *self.extremes, *self.margins, self.whole)
+
     def moved(self, extremes: Ends) -> Followed:
         """The range in the same proportions to new extremes; as it was where they are."""
         same = (self.extremes[0] == extremes[0]) & (self.extremes[1] == extremes[1])
@@ -57,6 +74,55 @@ class Followed:
             )
         )
         return Followed((low, high), extremes, self.margins, self.whole, self.symmetric)
+
+
+class Following:
+    """How the range of one quantizer follows its parameter."""
+
+    def __init__(self) -> None:
+        self._state: Followed | None = None
+        self._begun = False  # whether the parameter was trained
+
+    def goes_on(self, ends: Ends, *, begin: bool, symmetric: bool) -> bool:
+        """Whether the range is to be laid anew: nothing is done before the parameter was trained.
+
+        Args:
+            ends: the range, `[S]` each.
+            begin: True if the parameter is being trained.
+            symmetric: whether the grid is.
+        """
+        if self._state is None or self._state.whole.device != ends[0].device:
+            self._state = Followed.unknown(ends[0].detach(), symmetric=symmetric)
+        if begin:  # written without being read: a network in training is compiled once
+            self._begun = True
+            return True
+        return self._begun
+
+    def advance(self, ends: Ends, extremes: Ends) -> None:
+        """Lay the range around new extremes, or measure it where it is another one, in place."""
+        before = self._state
+        if before is None:
+            return
+        if not before.is_at(ends):
+            self._state = begun(ends, extremes, symmetric=before.symmetric)
+        elif not is_same(before.extremes, extremes):
+            self._state = before.moved(extremes)
+            ends[0].copy_(self._state.ends[0])
+            ends[1].copy_(self._state.ends[1])
+
+    def advance_traced(self, ends: Ends, extremes: Ends) -> None:
+        """As `advance`, without a look at a number, in a form that a compiler can follow."""
+        state = self._state
+        if state is None:
+            return
+        at = (state.ends[0] == ends[0]).all() & (state.ends[1] == ends[1]).all()
+        moved, anew = state.moved(extremes), begun(ends, extremes, symmetric=state.symmetric)
+        both = zip(state.tensors, moved.tensors, anew.tensors, strict=True)
+        chosen = [(own, torch.where(at, a, b)) for own, a, b in both]
+        for own, value in chosen:
+            own.copy_(value)
+        ends[0].copy_(state.ends[0])
+        ends[1].copy_(state.ends[1])
 
 
 def begun(ends: Ends, extremes: Ends, *, symmetric: bool) -> Followed:
