@@ -53,6 +53,7 @@ lint: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed
 	$(ONE) $(BIN)/python -m benchmarks.sim_speed
+	$(ONE) $(BIN)/python -m benchmarks.calibration
 	$(ONE) $(BIN)/python -m benchmarks.compile_speed
 	$(ONE) $(BIN)/python -m benchmarks.inspect_speed
 	$(ONE) $(BIN)/python -m benchmarks.latency

@@ -16,15 +16,26 @@ if TYPE_CHECKING:
     from fxquant import nn as nn  # not in __all__, where it would hide torch.nn
     from fxquant import quantization as quantization
     from fxquant.analysis.inspect import inspect_model
+    from fxquant.auto.auto_quant import AutoQuant
+    from fxquant.auto.one_call import quantize
     from fxquant.checkpoint import load_checkpoint, save_checkpoint
     from fxquant.config import QuantConfig
     from fxquant.errors import FxQuantError
     from fxquant.graph.pass_infra import Pass, Pipeline
     from fxquant.graph.rewriter import Rewriter
+    from fxquant.mixed_precision.choose import choose_mixed_precision
     from fxquant.ops import Op, register_op
+    from fxquant.precision.requests import set_precision
     from fxquant.prepare import prepare_model
     from fxquant.ptq.bn_fold import fold_all_batch_norms
+    from fxquant.ptq.bn_reestimation import reestimate_bn_stats
     from fxquant.ptq.cross_layer.equalization import equalize_model
+    from fxquant.ptq.fold_to_scale import fold_all_batch_norms_to_scale
+    from fxquant.ptq.smoothing.smooth import smooth_model
+    from fxquant.ptq.techniques.adaround import Adaround, AdaroundParameters
+    from fxquant.ptq.techniques.bias_correction import correct_bias
+    from fxquant.ptq.techniques.fast_finetune import fast_finetune
+    from fxquant.ptq.techniques.seq_mse import SeqMseParams, apply_seq_mse
     from fxquant.quantization import QuantScheme
     from fxquant.regions import insert_stubs
     from fxquant.sim import QuantizationSimModel
@@ -32,6 +43,9 @@ if TYPE_CHECKING:
     from fxquant.validate import ModelValidator, validate_model
 else:
     _HOMES = {
+        "Adaround": "ptq.techniques.adaround",
+        "AdaroundParameters": "ptq.techniques.adaround",
+        "AutoQuant": "auto.auto_quant",
         "FxQuantError": "errors",
         "ModelValidator": "validate",
         "Op": "ops",
@@ -41,15 +55,25 @@ else:
         "QuantScheme": "quantization",
         "QuantizationSimModel": "sim",
         "Rewriter": "graph.rewriter",
+        "SeqMseParams": "ptq.techniques.seq_mse",
         "Target": "targets",
+        "apply_seq_mse": "ptq.techniques.seq_mse",
+        "correct_bias": "ptq.techniques.bias_correction",
+        "choose_mixed_precision": "mixed_precision.choose",
         "equalize_model": "ptq.cross_layer.equalization",
+        "fast_finetune": "ptq.techniques.fast_finetune",
         "fold_all_batch_norms": "ptq.bn_fold",
+        "fold_all_batch_norms_to_scale": "ptq.fold_to_scale",
         "insert_stubs": "regions",
         "inspect_model": "analysis.inspect",
         "load_checkpoint": "checkpoint",
         "prepare_model": "prepare",
+        "quantize": "auto.one_call",
+        "reestimate_bn_stats": "ptq.bn_reestimation",
         "register_op": "ops",
         "save_checkpoint": "checkpoint",
+        "set_precision": "precision.requests",
+        "smooth_model": "ptq.smoothing.smooth",
         "validate_model": "validate",
     }
 
@@ -69,6 +93,9 @@ else:
 
 
 __all__ = [
+    "Adaround",
+    "AdaroundParameters",
+    "AutoQuant",
     "FxQuantError",
     "ModelValidator",
     "Op",
@@ -78,16 +105,26 @@ __all__ = [
     "QuantScheme",
     "QuantizationSimModel",
     "Rewriter",
+    "SeqMseParams",
     "Target",
     "__version__",
+    "apply_seq_mse",
+    "choose_mixed_precision",
+    "correct_bias",
     "equalize_model",
+    "fast_finetune",
     "fold_all_batch_norms",
+    "fold_all_batch_norms_to_scale",
     "insert_stubs",
     "inspect_model",
     "load_checkpoint",
     "prepare_model",
     "quantization",
+    "quantize",
+    "reestimate_bn_stats",
     "register_op",
     "save_checkpoint",
+    "set_precision",
+    "smooth_model",
     "validate_model",
 ]

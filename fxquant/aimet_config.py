@@ -12,7 +12,7 @@ kernels, hardware versions) is reported.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 from fxquant import ops
 from fxquant.errors import ConfigError, nearest
@@ -55,9 +55,9 @@ class AimetConfig:
     notes: tuple[str, ...] = ()
 
 
-def is_aimet(data: Any) -> bool:
+def is_aimet(data: Any) -> TypeGuard[dict[str, Any]]:
     """Whether the content of a JSON file is one of AIMET's."""
-    return isinstance(data, dict) and len({"defaults", "op_type"} & data.keys()) == 2
+    return isinstance(data, dict) and {"defaults", "op_type"} <= data.keys()
 
 
 def from_aimet(data: dict[str, Any]) -> AimetConfig:
@@ -274,7 +274,7 @@ def _has_grid(row: str, part: str) -> bool:
 def _keys(section: Any, known: tuple[str, ...], where: str) -> None:
     if not isinstance(section, dict):
         what = f"{where}: {type(section).__name__} where keys and values should be"
-        raise ConfigError("FXQ228", what)
+        raise ConfigError("FXQ228", what, fix=f"write an object of {', '.join(known)}")
     for key in section:
         if key not in known:
             fix = nearest(key, known) or f"known keys: {', '.join(known)}"

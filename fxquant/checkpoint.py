@@ -225,7 +225,9 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         require_file(path)
         return load_file(path)
     except OSError as error:
-        raise CheckpointError("FXQ602", f"cannot read {path}: {reason(error)}") from error
+        what = f"cannot read {path}: {reason(error)}"
+        fix = "give a folder that save_checkpoint wrote, with all of its files"
+        raise CheckpointError("FXQ602", what, fix=fix) from error
     except Exception as error:  # the parser's own, and those of tensors that do not fit its header
         raise CheckpointError(
             "FXQ603", f"cannot read {path}: {reason(error)}", fix=_AGAIN
@@ -308,19 +310,22 @@ def _check_quantizers(mine: dict[str, Any], theirs: dict[str, Any]) -> None:
                 raise CheckpointError("FXQ605", what, fix=_EDITS)
 
 
+_SAME_MODEL = "build the simulation from the model and the configuration that were saved"
+
+
 def _check_tensors(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
     """Refuse before anything is copied: a load must not be partial."""
     missing, unknown = mine.keys() - theirs.keys(), theirs.keys() - mine.keys()
     if missing or unknown:
         what = f"tensors do not fit: missing {sorted(missing)[:5]}, unknown {sorted(unknown)[:5]}"
-        raise CheckpointError("FXQ606", what)
+        raise CheckpointError("FXQ606", what, fix=_SAME_MODEL)
     for name, tensor in theirs.items():
         if tensor.shape != mine[name].shape or tensor.dtype != mine[name].dtype:
             what = (
                 f"{name} is {tensor.dtype} {list(tensor.shape)}, "
                 f"here {mine[name].dtype} {list(mine[name].shape)}"
             )
-            raise CheckpointError("FXQ606", what)
+            raise CheckpointError("FXQ606", what, fix=_SAME_MODEL)
 
 
 def _check_values(

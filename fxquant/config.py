@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import typing
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
     BaseModel,
@@ -22,7 +22,7 @@ from pydantic import (
     ValidationError,
 )
 
-from fxquant.aimet_config import from_aimet
+from fxquant.aimet_config import from_aimet, is_aimet
 from fxquant.errors import ConfigError, nearest
 from fxquant.io import reading
 from fxquant.io.writing import as_path
@@ -104,6 +104,9 @@ class Rule(_Frozen):
         return found | {f"{k}.{name}": v for k, part in inner.items() for name, v in part.items()}
 
 
+_SCHEMA = "QuantConfig.json_schema() tells all keys and their values"
+
+
 class QuantConfig(_Frozen):
     """What to quantize and how.
 
@@ -118,7 +121,8 @@ class QuantConfig(_Frozen):
         quantize_bias: put biases on their int32 grid.
         quantize_inputs: give the graph's inputs a grid where integers are read.
         quantize_outputs: give the graph's outputs a grid even where the kernel can write floats.
-        fold_batch_norms: fold batch norms into the convolution before them.
+        fold_batch_norms: fold batch norms into the convolution before them; "live": with every
+            call, so that they go on learning in training.
         deploy: the CPUs that files are written for ("any", "vnni", "avx2", "arm"); default: what
             the target says.
         keep_float: paths or globs of modules that stay in floating point.
@@ -144,7 +148,7 @@ class QuantConfig(_Frozen):
     quantize_bias: StrictBool = True
     quantize_inputs: StrictBool = True
     quantize_outputs: StrictBool = False
-    fold_batch_norms: StrictBool = True
+    fold_batch_norms: StrictBool | Literal["live"] = True
     deploy: Deploy | None = None
     keep_float: tuple[str, ...] = ()
     supergroups: tuple[tuple[str, ...], ...] = ()
@@ -179,7 +183,7 @@ class QuantConfig(_Frozen):
         if isinstance(source, QuantConfig):
             return source
         data = source if isinstance(source, dict) else read_json(_preset_or_file(source))
-        if isinstance(data, dict) and {"defaults", "op_type"} <= data.keys():
+        if is_aimet(data):
             return _from_aimet(data)
         try:
             return cls.model_validate(data)
@@ -187,7 +191,7 @@ class QuantConfig(_Frozen):
             first = error.errors()[0]
             key = ".".join(str(p) for p in first["loc"]) or "the configuration"
             what = f"{key}: {first['msg']}"
-            raise ConfigError("FXQ221", what, fix=_fix(first["loc"])) from error
+            raise ConfigError("FXQ221", what, fix=_fix(first["loc"]) or _SCHEMA) from error
 
     def replace(self, **changes: Any) -> QuantConfig:
         """A copy with some fields changed; values are checked."""

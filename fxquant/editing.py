@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     Make = Callable[[tuple[int, ...], tuple[int, ...]], AffineQuantizer]
 
+_GIVEN = "it was given a bias"
 _HOMES = frozenset({"input_quantizers", "output_quantizers", "param_quantizers"})
 
 
@@ -76,7 +77,7 @@ def exclude_layers(gm: fx.GraphModule, selectors: Iterable[Selector] | Selector)
     for path, module in chosen.items():
         rw.set_module(path, module.get_original_module())
     rw.finish()
-    _explain(gm, chosen, "it was excluded from quantization")
+    explain(gm, chosen, "it was excluded from quantization")
     refresh_biases(gm)
 
 
@@ -102,7 +103,7 @@ def exclude_params(gm: fx.GraphModule, pattern: str) -> None:
     for path, home, name in found:
         if home[name] is not None:
             home[name] = None
-            _explain(gm, [path], f"its {name} was excluded from quantization")
+            explain(gm, [path], f"its {name} was excluded from quantization")
     refresh_biases(gm)
 
 
@@ -139,7 +140,7 @@ def set_activations_to_float(
                     made[id(old)] = FloatQuantizeDequantize(**kind)
                     made[id(old)].where = old.where
                 home[index] = made[id(old)]
-    _explain(gm, chosen, "its activations were set to a floating-point format")
+    explain(gm, chosen, "its activations were set to a floating-point format")
     refresh_biases(gm)
 
 
@@ -184,7 +185,7 @@ def set_blocks(
                 with torch.no_grad(), new.compute_encodings():
                     new(weight)
         module.param_quantizers["weight"] = made[key]
-        _explain(gm, [path], f"its weight was given a grid per block of {blocks}")
+        explain(gm, [path], f"its weight was given a grid per block of {blocks}")
     refresh_biases(gm)
 
 
@@ -230,11 +231,56 @@ def refresh_biases(gm: fx.GraphModule) -> None:
         source, weight = _input_quantizer(gm, node, module, grids), _weight_quantizer(module)
         if not _is_plain(source) or not _is_plain(weight) or source is None or weight is None:
             module.param_quantizers["bias"] = None
-            _explain(gm, [str(node.target)], f"its bias is float: {_obstacle(source, weight)}")
+            explain(gm, [str(node.target)], f"its bias is float: {_obstacle(source, weight)}")
         elif source is not bias.input_quantizer or weight is not bias.weight_quantizer:
             fresh = affine.BiasQuantizeDequantize(source, weight)
             fresh.where = bias.where
             module.param_quantizers["bias"] = fresh
+
+
+def add_bias(
+    gm: fx.GraphModule, node: fx.Node, own: Callable[[], QuantizerBase] | None, *, integer: bool
+) -> None:
+    """Give a layer that has none a bias of zeros, on the grid that a bias has there.
+
+    Args:
+        gm: a simulated graph.
+        node: the layer.
+        own: makes a quantizer where biases have steps of their own; None: they have that of the
+            integer sum.
+        integer: whether biases are quantized.
+    """
+    module: Any = gm.get_submodule(str(node.target))
+    row, weight = ops.row_for_module(module), module.weight
+    groups = int(getattr(module, "groups", 1)) if row is not None and row.weight_axis == 1 else 1
+    count = weight.shape[weight_axis(module)] * groups
+    rw = Rewriter(gm, "add_bias")
+    rw.set_parameter(module, "bias", weight.new_zeros(count), weight.requires_grad)
+    home = module.param_quantizers
+    home.known = None if home.known is None else home.known | {"bias"}
+    home["bias"] = None
+    source = _input_quantizer(gm, node, module, resolve_grids(gm))
+    quantizer = _weight_quantizer(module)
+    if integer and _is_plain(source) and _is_plain(quantizer):
+        if own is not None:
+            home["bias"] = own()
+        elif source is not None and quantizer is not None:
+            home["bias"] = affine.BiasQuantizeDequantize(source, quantizer)
+        home["bias"].where = f"the bias of {node.target}"
+    rw.finish()
+    explain(gm, [str(node.target)], _GIVEN)
+
+
+def remove_bias(gm: fx.GraphModule, node: fx.Node) -> None:
+    """Take away a bias that `add_bias` has given a layer."""
+    module: Any = gm.get_submodule(str(node.target))
+    module.bias = None
+    module.param_quantizers._modules.pop("bias")
+    home = module.param_quantizers
+    home.known = None if home.known is None else home.known - {"bias"}
+    path, why = str(node.target), dict(state_of(gm).why)
+    why[path] = tuple(reason for reason in why.get(path, ()) if reason != _GIVEN)
+    set_state(gm, why=why)
 
 
 def _obstacle(source: QuantizerBase | None, weight: QuantizerBase | None) -> str:
@@ -321,7 +367,8 @@ def weight_axis(module: nn.Module) -> int:
     return row.weight_axis if row is not None and row.weight_axis is not None else 0
 
 
-def _explain(gm: fx.GraphModule, paths: Iterable[str], reason: str) -> None:
+def explain(gm: fx.GraphModule, paths: Iterable[str], reason: str) -> None:
+    """Add a reason to what `sim.explain` says of modules."""
     why = dict(state_of(gm).why)
     for path in paths:
         why[path] = (*why.get(path, ()), reason)

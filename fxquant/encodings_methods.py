@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from fxquant.encodings.collect import module_encodings
+from fxquant.encodings.collect import module_encodings, places
 from fxquant.encodings.file import as_text, read, write
 from fxquant.encodings.load import Loaded, load
 from fxquant.flags import require_flags
@@ -88,6 +89,32 @@ class EncodingsMethods:
             self.model, read(encodings), names=names, new=self._result_quantizer, strict=strict,
             partial=partial, requires_grad=requires_grad, allow_overwrite=allow_overwrite,
         )  # fmt: skip
+
+    def set_and_freeze_param_encodings(
+        self, encoding_path: str | Path | Mapping[str, Any]
+    ) -> Loaded:
+        """Take the grids of parameters from an encodings file, and freeze them.
+
+        Later calibration sets ranges of activations only. What the file says of activations is not
+        looked at; parameters that it does not name keep what they have.
+
+        Args:
+            encoding_path: path of the file, or its content, such as `Adaround` writes it.
+
+        Returns:
+            What was loaded, what was ignored and what was missing.
+
+        Raises:
+            CheckpointError: FXQ630 it cannot be read, FXQ631 unknown version, FXQ632 malformed.
+            SelectorError: FXQ633, a parameter has no quantizer.
+            ShapeMismatchError: FXQ634, a quantizer has other ranges.
+            QuantizationError: FXQ635 a quantizer cannot have the grid, FXQ636 two entries for one.
+        """
+        file = read(encoding_path)
+        known = {place.name for place in places(self.model) if place.is_param}
+        # from version 2 on parameters stand among the activations
+        params = file.params or tuple(e for e in file.activations if e.name in known)
+        return load(self.model, replace(file, activations=(), params=params), allow_overwrite=False)
 
     def _result_quantizer(self, place: str, bits: int) -> QuantizerBase | None:
         """A quantizer for a value that the graph returns, unless the configuration forbids it."""

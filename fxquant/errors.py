@@ -2,7 +2,7 @@
 
 Codes: 1xx trace, prepare, validate, regions · 2xx configuration and selectors · 3xx passes and
 placement · 4xx quantizers and calibration · 5xx lowering, verify and parity · 6xx checkpoints ·
-7xx command line and files.
+7xx command line and files · 8xx training.
 
     FxQuantError
     ├── ModelError ── TraceError, RegionError
@@ -10,13 +10,17 @@ placement · 4xx quantizers and calibration · 5xx lowering, verify and parity �
     ├── PassError
     ├── QuantizationError ── UncalibratedError, CalibrationError, ShapeMismatchError
     ├── ExportError ── ParityError
-    └── CheckpointError
+    ├── CheckpointError
+    └── TrainingError
+
+What is looked for, and not stumbled on, is a finding with such a code; a `Report` holds them.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -113,6 +117,10 @@ class CheckpointError(FxQuantError):
     """A checkpoint is missing, damaged or does not fit the model."""
 
 
+class TrainingError(FxQuantError):
+    """Training in simulation is set up wrongly or went wrong."""
+
+
 def place(at: Node | str | None) -> str | None:
     """Text of a place: ``conv_1 (layer1.0.conv1), net.py:12`` for a node, a text as it is."""
     if at is None or isinstance(at, str):
@@ -121,6 +129,33 @@ def place(at: Node | str | None) -> str | None:
     text = f"{at.name} ({path})" if path else at.name
     source = at.meta.get("source")
     return f"{text}, {source}" if source else text
+
+
+class _Graded(Protocol):
+    @property
+    def severity(self) -> str: ...
+
+
+F = TypeVar("F", bound=_Graded)
+
+
+@dataclass(frozen=True)
+class Report(Generic[F]):
+    """Findings; truthy when none of them is an error.
+
+    Attributes:
+        findings: errors, warnings and notes.
+    """
+
+    findings: tuple[F, ...] = ()
+
+    def __bool__(self) -> bool:
+        return not self.errors
+
+    @property
+    def errors(self) -> tuple[F, ...]:
+        """The findings of severity "error"."""
+        return tuple(f for f in self.findings if f.severity == "error")
 
 
 def nearest(name: str, known: Iterable[str], *, most: int = 3) -> str:

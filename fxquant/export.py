@@ -111,8 +111,9 @@ def _write_all(
         report = compare(sim_model, lowered, example, work / f"{prefix}.onnx")
         report.raise_unless_proven()
     report = dataclasses.replace(
-        report, samples=found.samples, fidelity=found.outputs, warnings=found.warnings
-    )
+        report, samples=found.samples, fidelity=found.outputs, warnings=found.warnings,
+        notes=(*report.notes, *found.notes),
+    )  # fmt: skip
     (work / f"{prefix}.report.json").write_text(report.to_json(), encoding="utf-8")
     return report
 

@@ -214,6 +214,7 @@ class Op:
         clips: an activation that only cuts values off: the ends of a range go through as values do.
         onnx: space-separated names of operator types by which AIMET's files mean it.
         sized_by: the parameter whose values decide how large the result is, and how.
+        sized_open: the argument, and its value, without which `sized_by` does not hold.
         mode: arguments that may follow the mode of the module that calls, the flag first:
             `training=self.training`. `build` takes the flag for one that follows.
         constant: as `build`, where the flag is the same in training; default: `dynamic`.
@@ -244,6 +245,7 @@ class Op:
     clips: bool = False
     onnx: str = ""
     sized_by: tuple[str, Sized] | None = None
+    sized_open: tuple[str, Any] | None = None
     mode: tuple[str, ...] = ()
     constant: Callable[[dict[str, Any]], nn.Module | None] | None = None
     samples: tuple[Sample, ...] = ()
@@ -1999,7 +2001,8 @@ def _moves() -> tuple[Op, ...]:
             s(t(2, 3, kind="int", high=4), 4),
             names="F.one_hot",
             grid=_INDEX,
-            sized_by=("input", Sized.LARGEST),  # where the number of classes is left open
+            sized_by=("input", Sized.LARGEST),
+            sized_open=("num_classes", -1),
         ),
         move(
             "bucketize",
@@ -2197,6 +2200,12 @@ def _computes_tensor(node: fx.Node) -> bool:
 
 def _is_tensor_spec(spec: Any) -> bool:
     return hasattr(spec, "dtype") and hasattr(spec, "shape")
+
+
+def is_sum(node: fx.Node, root: nn.Module) -> bool:
+    """Whether a node adds two tensors, as a shortcut does."""
+    row = row_of(node, root)
+    return row is not None and row.name == "add"
 
 
 def is_inplace(node: fx.Node) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from fxquant.errors import ConfigError, TraceError
 from fxquant.graph.pass_infra import Fact, Pipeline, set_state, state_of
+from fxquant.graph.pytree import tensors
 from fxquant.graph.selectors import Selector, select
 from fxquant.nn.modes import evaluating, restore_flags
 from fxquant.passes import PREPARE, PREPARED
@@ -181,7 +182,7 @@ def _record(
         if idle:
             trainers |= idle
             continue
-        trained = _see_training(gm, model, inputs, leaves)
+        trained = _see_training(recording, model, inputs, leaves)
         bare = frozenset(s.module_path for s in trained if _is_bare(model, s.module_path)) - leaves
         if not bare:
             break
@@ -202,20 +203,23 @@ def _is_bare(model: nn.Module, path: str) -> bool:
 
 
 def _see_training(
-    gm: fx.GraphModule, model: nn.Module, inputs: Inputs, leaves: frozenset[str]
+    recording: Recording, model: nn.Module, inputs: Inputs, leaves: frozenset[str]
 ) -> list[Specialisation]:
     """The modules that compute something else while they train.
 
     Which arguments of functions follow the mode is noted in the graph.
     """
+    gm = recording.graph_module
     through = scopes(gm)
     askers = frozenset(p for p in through if asks_for_training(type(model.get_submodule(p))))
     failed: list[Specialisation] = []
     if not askers and not may_follow(gm):
         return failed
+    if not recording.specialisations and _trains_alike(gm, model, inputs, leaves, askers):
+        return failed
     for owners in (through, frozenset(p for p in through if _is_bare(model, p))):
         try:
-            trained = _trained(model, inputs, leaves, owners)
+            trained = _trained(model, inputs, leaves, owners).graph_module
         except TraceError as e:
             what = f"what it computes in training cannot be recorded: {e.what}"
             failed = failed or [Specialisation(None, "", "training", what, None)]
@@ -226,15 +230,39 @@ def _see_training(
     return failed
 
 
+def _trains_alike(
+    gm: fx.GraphModule,
+    model: nn.Module,
+    inputs: Inputs,
+    leaves: frozenset[str],
+    askers: frozenset[str],
+) -> bool:
+    """Whether one row of the inputs shows that training changes nothing but modes of functions.
+
+    Where no size decides on anything, in evaluation or in training, one row shows what all show.
+    """
+    one = equivalence.first_rows(*inputs, 1)
+    if [t.shape for t in tensors(one)] == [t.shape for t in tensors(inputs)]:
+        return False
+    try:
+        trained = _trained(model, one, leaves, scopes(gm))
+    except TraceError:  # a single row is too few for statistics, or no batch
+        return False
+    if trained.specialisations or changed(gm, trained.graph_module, askers):
+        return False
+    mark_modes(gm, trained.graph_module)
+    return True
+
+
 def _trained(
     model: nn.Module, inputs: Inputs, leaves: frozenset[str], owners: Collection[str]
-) -> fx.GraphModule:
+) -> Recording:
     """The model, recorded while some of its modules train."""
     with evaluating(model), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for path in owners:
             model.get_submodule(path).training = True
-        return record(model, *inputs, leaves=_kept_whole(leaves)).graph_module
+        return record(model, *inputs, leaves=_kept_whole(leaves))
 
 
 def _refuse(deciding: list[Specialisation]) -> None:

@@ -21,13 +21,14 @@ from fxquant.graph.pass_infra import state_of
 from fxquant.graph.rewriter import label
 from fxquant.nn import QuantizationMixin
 from fxquant.passes import simulation_pipeline
+from fxquant.precision.requests import PrecisionChange, set_precision
 from fxquant.prepare import call_arguments, is_prepared, prepare_model
 from fxquant.quantization import QuantizerBase, QuantScheme, affine
 from fxquant.targets import Target, load_target
-from fxquant.targets.quantizer_choice import quantizer_for
+from fxquant.targets.quantizer_choice import quantizer_for, set_training
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     import torch
 
@@ -98,7 +99,8 @@ class QuantizationSimModel(ExportMethods):
         self._example = call_arguments(dummy_input)
         prepared = model if is_prepared(model) else prepare_model(model, dummy_input)
         if not isinstance(prepared, fx.GraphModule):
-            raise ModelError("FXQ150", "preparation did not return a GraphModule")
+            fix = "give a torch.nn.Module, or what prepare_model gave"
+            raise ModelError("FXQ150", "preparation did not return a GraphModule", fix=fix)
         owned = in_place or prepared is not model
         self.model: fx.GraphModule = prepared if owned else copy.deepcopy(prepared)
         pipeline = simulation_pipeline(self.config, self.target, self.quant_scheme)
@@ -238,6 +240,30 @@ class QuantizationSimModel(ExportMethods):
         kind = {"exponent_bits": exponent_bits, "mantissa_bits": mantissa_bits, "dtype": dtype}
         editing.set_activations_to_float(self.model, arg, **kind)
 
+    def set_precision(
+        self,
+        arg: Iterable[Selector] | Selector | fx.Node,
+        activation: int | str | None = None,
+        param: int | str | Mapping[str, int | str] | None = None,
+        *,
+        output: int | str | None = None,
+        data: Callable[..., Any] | Iterable[Any] | None = None,
+    ) -> PrecisionChange:
+        """Give operators other bits, or floating point; the latest request for a grid counts.
+
+        See `fxquant.set_precision`, which is the same.
+
+        Example:
+            >>> import torch
+            >>> from torch import nn
+            >>> x = torch.randn(4, 3)
+            >>> sim = QuantizationSimModel(nn.Sequential(nn.Linear(3, 2)), x, "min_max")
+            >>> sim.compute_encodings([x])
+            >>> print(sim.set_precision("0", param=6))
+            0.weight: 8 bits -> 6 bits
+        """
+        return set_precision(self, arg, activation, param, output=output, data=data)
+
     def set_blockwise_quantization_for_weights(
         self,
         arg: Iterable[Selector] | Selector,
@@ -289,10 +315,12 @@ class QuantizationSimModel(ExportMethods):
         """
 
         def make(shape: tuple[int, ...], blocks: tuple[int, ...]) -> affine.QuantizeDequantize:
-            return affine.GroupedBlockQuantizeDequantize(
+            made = affine.GroupedBlockQuantizeDequantize(
                 shape, bitwidth, symmetric, decompressed_bw, block_size=blocks,
                 block_grouping=editing.grouping(shape, blocks, block_grouping),
             )  # fmt: skip
+            set_training(made, "weight", self.quant_scheme)
+            return made
 
         editing.set_blocks(self.model, arg, block_size, make)
 

@@ -15,7 +15,7 @@ import torch
 from torch import fx, nn
 
 from fxquant import ops
-from fxquant.errors import TraceError
+from fxquant.errors import Report, TraceError
 from fxquant.graph.meta import TensorSpec, computes_floats, module_path, source, spec
 from fxquant.graph.pass_infra import set_state, state_of
 from fxquant.graph.pytree import leaves
@@ -29,6 +29,7 @@ from fxquant.tracing.record import check_model, record
 Severity: TypeAlias = Literal["error", "warning", "note"]
 
 _PREPARE = "run prepare_model(model, dummy_input) first"
+_CONSTANT = "pass it through attributes, or know that the graph keeps it as it is"
 _SHOWN = 60
 
 
@@ -59,24 +60,14 @@ Check: TypeAlias = Callable[[fx.GraphModule], Iterable[Finding]]
 
 
 @dataclass(frozen=True)
-class ValidationReport:
-    """All findings; truthy when none of them is an error.
+class ValidationReport(Report[Finding]):
+    """Findings of all guidelines; errors break a later step.
 
     Example:
         >>> report = validate_model(nn.Sequential(nn.ReLU()), torch.ones(1, 2))
         >>> bool(report), str(report)
         (True, 'the model follows all guidelines')
     """
-
-    findings: tuple[Finding, ...] = ()
-
-    def __bool__(self) -> bool:
-        return not self.errors
-
-    @property
-    def errors(self) -> tuple[Finding, ...]:
-        """The findings that break a later step."""
-        return tuple(f for f in self.findings if f.severity == "error")
 
     def __str__(self) -> str:
         if not self.findings:
@@ -234,11 +225,12 @@ def inputs_and_outputs(gm: fx.GraphModule) -> Iterator[Finding]:
         if node.op == "placeholder" and not isinstance(spec(node), TensorSpec):
             kind = type(spec(node)).__name__
             what = f"input {node.target!r} is no tensor but of type {kind}"
-            yield _finding("FXQ134", "note", node, what)
+            yield _finding("FXQ134", "note", node, what, _CONSTANT)
     output = gm.graph.output_node()
     for path, leaf in leaves(output.args[0]):
         if not isinstance(leaf, fx.Node) or not isinstance(spec(leaf), TensorSpec):
-            yield _finding("FXQ134", "note", output, f"output {path or 0} is no tensor")
+            what = f"output {path or 0} is no tensor"
+            yield _finding("FXQ134", "note", output, what, _CONSTANT)
 
 
 def operators_without_row(gm: fx.GraphModule) -> Iterator[Finding]:

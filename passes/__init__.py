@@ -12,6 +12,7 @@ from fxquant.passes.decompose_attention import DecomposeAttention
 from fxquant.passes.drop_dead_code import DropDeadCode
 from fxquant.passes.enclose_complex import EncloseComplex
 from fxquant.passes.fold_batch_norms import FoldBatchNorms
+from fxquant.passes.fold_live_norms import FoldLiveNorms
 from fxquant.passes.fold_parametrizations import FoldParametrizations
 from fxquant.passes.functionals_to_modules import FunctionalsToModules
 from fxquant.passes.insert_stubs import InsertStubs
@@ -43,7 +44,8 @@ PREPARED = frozenset({Fact.UNIQUE_MODULES, Fact.NO_WRITES, Fact.MODULES_ONLY})
 
 def simulation_pipeline(config: QuantConfig, target: Target, scheme: QuantScheme) -> Pipeline:
     """The passes from a prepared model to its simulation."""
-    folding = (FoldBatchNorms(),) if config.fold_batch_norms else ()
+    live = config.fold_batch_norms == "live"
+    folding = (FoldBatchNorms(live),) if config.fold_batch_norms else ()
     # a kernel that writes floats multiplies its sums by a number in any case
     product = target.operators.get("matmul")
     moving = (MoveScales(),) if product is not None and product.output == "optional" else ()
@@ -64,6 +66,7 @@ __all__ = [
     "DropDeadCode",
     "EncloseComplex",
     "FoldBatchNorms",
+    "FoldLiveNorms",
     "FoldParametrizations",
     "FunctionalsToModules",
     "InsertStubs",

@@ -48,10 +48,8 @@ class Approximate(Pass):
         """
         unknown = [name for name in self.operators if name not in _SIMPLER]
         if unknown:
-            known = ", ".join(_SIMPLER)
-            raise PassError(
-                "FXQ310", f"there is no approximation of {unknown[0]}", fix=f"known: {known}"
-            )
+            fix = f"approximated are {', '.join(_SIMPLER)}"
+            raise PassError("FXQ310", f"there is no approximation of {unknown[0]}", fix=fix)
         for node in rw.nodes:
             row, module = rw.op(node), rw.module(node)
             if row is not None and module is not None and row.name in self.operators:

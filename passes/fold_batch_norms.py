@@ -1,22 +1,29 @@
-"""Fold batch norms into the convolution or linear layer before them."""
+"""Fold batch norms into the convolution or linear layer before them, or into those behind."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fxquant import ops
-from fxquant.errors import QuantizationError
 from fxquant.graph.absent_names import FOLDED
+from fxquant.graph.meta import TensorSpec
+from fxquant.graph.moved_channels import channel_pairs, mapped, moved_from, moved_to
 from fxquant.graph.pass_infra import Fact, Pass
+from fxquant.graph.pass_log import Gone
 from fxquant.graph.rewriter import producer
+from fxquant.nn.folded_norm import keep_norm
+from fxquant.nn.live_norm import LIVE_NORM, LiveNorm
+from fxquant.nn.norm_folding import folded, folded_behind, norm_as_affine
 from fxquant.placement.regions import find_regions
 
 if TYPE_CHECKING:
-    from torch import fx
+    from collections.abc import Iterator
+
+    from torch import Tensor, fx
 
     from fxquant.graph.rewriter import Rewriter
 
@@ -35,20 +42,78 @@ class FoldBatchNorms(Pass):
         %conv = conv2d[features.0](%x)
 
     with the weight `W * gamma / sigma` and the bias `beta + (b - mu) * gamma / sigma`, computed in
-    double precision. An `nn.Identity` stays in the module tree at the batch norm's place, so that
-    indices of a `Sequential` keep their meaning.
+    double precision. Where that cannot be, it disappears into the layers that read it, if all of
+    them can take it in: `W * (gamma / sigma)` by input channels, and
+    `b + W (beta - mu * gamma / sigma)`. Reshapes, permutations and the like may stand between the
+    two. An `nn.Identity` stays in the module tree at the batch norm's place, so that indices of a
+    `Sequential` keep their meaning.
+
+    Args:
+        live: the layer keeps the batch norm as `live_norm`, which goes on learning: the layer folds
+            it anew with every call (`fxquant.nn.live_norm`). For training. What does not stand
+            right behind its layer stays a batch norm then.
     """
+
+    live: bool = False
 
     needs: ClassVar[frozenset[Fact]] = frozenset({Fact.MODULES_ONLY, Fact.UNIQUE_MODULES})
 
     def run(self, rw: Rewriter) -> None:
         """Fold wherever it is right."""
-        fold_batch_norms(rw)
+        if self.live:
+            _fold_live(rw)
+        else:
+            fold_batch_norms(rw)
 
 
-def fold_batch_norms(rw: Rewriter) -> list[tuple[str, str]]:
-    """Fold wherever it is right; returns the paths of (layer, batch norm) in order."""
-    pairs: list[tuple[str, str]] = []
+class Folded(NamedTuple):
+    """A batch norm that was folded.
+
+    Attributes:
+        layer: path of the layer that took it in.
+        norm: path of the batch norm.
+        direct: whether it read the layer's output as it was, channel by channel.
+    """
+
+    layer: str
+    norm: str
+    direct: bool
+
+
+def fold_batch_norms(rw: Rewriter) -> list[Folded]:
+    """Fold wherever it is right; what was folded, in order."""
+    pairs: list[Folded] = []
+    for node in _norms(rw):
+        found = layer_before(rw, node)
+        if isinstance(found, str):
+            after = _norm_objection(rw, node) or layers_behind(
+                rw, node, 1, shifts=_shifts(rw, node)
+            )
+            if isinstance(after, str):
+                rw.skip(node, found if after == _NO_LAYER else f"{found}; {after}")
+                continue
+            _fold_behind(rw, node, after)
+            pairs += [Folded(str(layer.target), str(node.target), False) for layer, _ in after]
+            continue
+        direct = producer(node, rw.gm) is found[0]
+        pairs.append(Folded(str(found[0].target), str(node.target), direct))
+        _fold(rw, node, *found)
+    return pairs
+
+
+def _fold_live(rw: Rewriter) -> None:
+    for node in _norms(rw):
+        found = layer_before(rw, node)
+        if isinstance(found, str):
+            rw.skip(node, found)
+        elif producer(node, rw.gm) is not found[0]:
+            rw.skip(node, f"it does not stand right behind {found[0].target}")
+        else:
+            _keep_alive(rw, node, found[0])
+
+
+def _norms(rw: Rewriter) -> Iterator[fx.Node]:
+    """The batch norms that may be folded."""
     regions = find_regions(rw.gm)
     for node in rw.nodes:
         row = rw.op(node)
@@ -56,49 +121,146 @@ def fold_batch_norms(rw: Rewriter) -> list[tuple[str, str]]:
             continue
         if regions is not None and not regions.holds(node):
             rw.skip(node, "it lies outside of the quantized regions")
-            continue
-        layer = producer(node, rw.gm)
-        if layer is None:
-            rw.skip(node, "nothing computes its input")
-            continue
-        reason = _objection(rw, node, layer)
-        if reason:
-            rw.skip(node, reason)
-            continue
-        pairs.append((str(layer.target), str(node.target)))
-        _fold(rw, node, layer)
-    return pairs
+        else:
+            yield node
 
 
-def _objection(rw: Rewriter, node: fx.Node, layer: fx.Node) -> str | None:
-    """Why the batch norm cannot be folded, or None."""
+# a layer, and for each of its channels the one of the batch norm
+_Place: TypeAlias = "tuple[fx.Node, Tensor]"
+_NO_LAYER = "no layer that could take it in reads it"
+
+
+def layer_before(rw: Rewriter, node: fx.Node) -> _Place | str:
+    """The layer in front of a batch norm that can take it in, or why there is none.
+
+    Returns:
+        The layer and, for each of its output channels, that of the batch norm, int64 `[O]`.
+    """
+    first = producer(node, rw.gm)
+    if first is None:
+        return "nothing computes its input"
+    *moves, layer = moved_from(first, rw.gm)
     if rw.module(layer) is None:
         return "no layer computes its input"
     row = rw.op(layer)
     if row is None or row.weight_use is not ops.WeightUse.SUMS:
         return f"{layer.target} before it is no convolution or linear layer"
-    others = [u.name for u in layer.users if u is not node]
+    below = node
+    for past in (*moves, layer):
+        others = [u.name for u in past.users if u is not below and not _is_size(u)]
+        if others:
+            return f"{past.target} is also read by {', '.join(others)}"
+        below = past
+    reason = _norm_objection(rw, node) or _layer_objection(rw, layer)
+    if reason:
+        return reason
+    axis = channel_axis(rw, layer)
+    channels = mapped(channel_pairs(layer, axis, moves[::-1], 1, rw.gm), 0, rw.shape(layer)[axis])
+    if channels is None:
+        where = "last dimension" if axis == -1 else "channels"
+        return f"its channels are not the {where} of what {layer.target} puts out"
+    return layer, channels
+
+
+def layers_behind(rw: Rewriter, node: fx.Node, axis: int, *, shifts: bool) -> list[_Place] | str:
+    """The layers that can take in what is done to the channels of a value, or why there are none.
+
+    Args:
+        rw: reads the graph.
+        node: makes the value.
+        axis: dimension of its channels.
+        shifts: whether constants are added, which zeros in a padding do not get.
+
+    Returns:
+        Layers and, for each of their input channels, that of the value, int64 `[I]`.
+    """
+    consumers = list(moved_to(node, rw.gm))
+    rows = [rw.op(layer) for _, layer in consumers]
+    others = [
+        layer.name
+        for (_, layer), row in zip(consumers, rows, strict=True)
+        if row is None or row.weight_use is not ops.WeightUse.SUMS
+    ]
+    if len(others) == len(consumers):
+        return _NO_LAYER
     if others:
-        return f"{layer.target} is also read by {', '.join(others)}"
-    return _module_objection(rw, node, layer)
+        return f"it is also read by {', '.join(others)}"
+    reason = ""
+    found: list[_Place] = []
+    for path, layer in consumers:
+        last = path[-1] if path else node
+        reason = reason or _layer_objection(rw, layer, hooks=("_forward_pre_hooks",))
+        reason = reason or _padding_objection(rw, layer, last, shifts=shifts)
+        if reason:
+            return reason
+        theirs = channel_axis(rw, layer)
+        pairs = channel_pairs(node, axis, path, theirs, rw.gm)
+        channels = mapped(pairs, 1, rw.shape(last)[theirs])
+        if channels is None:
+            return f"its channels are not those that {layer.target} reads"
+        found.append((layer, channels))
+    return found
 
 
-def _module_objection(rw: Rewriter, node: fx.Node, layer: fx.Node) -> str | None:
-    norm, weighted = rw.module(node), rw.module(layer)
+def channel_axis(rw: Rewriter, layer: fx.Node) -> int:
+    """Dimension of a layer's channels, of its input and output, from the end."""
+    module = rw.module(layer)
+    rank = 2 if module is None else module.get_parameter("weight").dim()
+    return 1 - rank
+
+
+def _is_size(user: fx.Node) -> bool:
+    spec = user.meta.get("spec")
+    return user.op != "output" and not isinstance(spec, (TensorSpec, tuple, list))
+
+
+def _norm_objection(rw: Rewriter, node: fx.Node) -> str:
+    norm = rw.module(node)
     if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
         return "its statistics are computed at run time"
     if norm.running_mean is None:
         return "it keeps no running statistics"
-    weight = getattr(weighted, "weight", None)
-    if weighted is None or not isinstance(weight, nn.Parameter):
+    return "a hook sits between the two" if norm._forward_hooks or norm._forward_pre_hooks else ""
+
+
+def _layer_objection(
+    rw: Rewriter, layer: fx.Node, hooks: tuple[str, ...] = ("_forward_hooks",)
+) -> str:
+    weighted = rw.module(layer)
+    if weighted is None or not isinstance(getattr(weighted, "weight", None), nn.Parameter):
         return f"the weight of {layer.target} is computed at run time"
     if _is_tied(rw, layer, weighted):
         return f"{layer.target} shares its weight with another module"
-    if weighted._forward_hooks or norm._forward_hooks or norm._forward_pre_hooks:
-        return "a hook sits between the two"
-    if isinstance(weighted, nn.Linear) and len(rw.shape(node)) != 2:
-        return "its channels are not the last dimension of the linear layer's output"
-    return None
+    return "a hook sits between the two" if any(vars(weighted)[h] for h in hooks) else ""
+
+
+def _shifts(rw: Rewriter, node: fx.Node) -> bool:
+    """Whether a batch norm adds anything."""
+    norm = rw.module(node, nn.modules.batchnorm._BatchNorm)
+    return norm is not None and bool(norm_as_affine(norm)[1].any())
+
+
+def _padding_objection(rw: Rewriter, layer: fx.Node, last: fx.Node, *, shifts: bool) -> str:
+    """Why what is added to a value would not reach everything that a layer sums, or nothing."""
+    if rw.arguments(layer).get("input") is not last:
+        return f"{layer.target} reads it as something else than its input"
+    module = _module(rw, layer)
+    if not shifts or module is None:
+        return ""
+    row = rw.op(layer)
+    if row is not None and row.weight_axis == 1:
+        ones = (module.kernel_size, module.stride)
+        whole = all(n == 1 for n in (*ones[0], *ones[1])) and not any(module.padding)
+        return "" if whole else f"zeros between the inputs of {layer.target} are not shifted"
+    padding = getattr(module, "_reversed_padding_repeated_twice", ())
+    if any(padding) and getattr(module, "padding_mode", "zeros") == "zeros":
+        return f"{layer.target} pads with zeros, which are not shifted"
+    return ""
+
+
+def _module(rw: Rewriter, node: fx.Node) -> Any:
+    """The module of a node, of whichever class."""
+    return rw.module(node)
 
 
 def _is_tied(rw: Rewriter, layer: fx.Node, module: nn.Module) -> bool:
@@ -111,63 +273,53 @@ def _is_tied(rw: Rewriter, layer: fx.Node, module: nn.Module) -> bool:
     return any(id(rw.constant(n)) in mine for n in reads)
 
 
-def _fold(rw: Rewriter, node: fx.Node, layer: fx.Node) -> None:
+@torch.no_grad()
+def _fold(rw: Rewriter, node: fx.Node, layer: fx.Node, channels: Tensor) -> None:
     norm, weighted = rw.module(node, nn.modules.batchnorm._BatchNorm), rw.module(layer)
-    if norm is None or weighted is None:
-        return
     row = rw.op(layer)
-    axis = row.weight_axis if row and row.weight_axis is not None else 0
-    grad = weighted.get_parameter("weight").requires_grad
-    for name, value in folded(weighted, norm, axis).items():
-        rw.set_parameter(weighted, name, value, grad)
+    if norm is None or weighted is None or row is None:
+        return
+    _give(rw, layer, weighted, folded(weighted, norm, row.weight_axis or 0, channels))
+    rw.edit(keep_norm, weighted, norm)
     rw.explain(layer, f"batch norm {node.target} was folded into its weight and bias")
-    rw.set_module(str(node.target), nn.Identity())
-    rw.replace(node, layer, FOLDED)
+    drop_norm(rw, node)
 
 
 @torch.no_grad()
-def folded(layer: nn.Module, norm: nn.modules.batchnorm._BatchNorm, axis: int) -> dict[str, Tensor]:
-    """Weight and bias with which a layer computes what it and the batch norm do in evaluation.
-
-    Args:
-        layer: convolution (also transposed) or linear layer.
-        norm: batch norm with running statistics.
-        axis: output-channel axis of the layer's weight.
-    """
-    weight: nn.Parameter = layer.get_parameter("weight")
-    bias = layer._parameters.get("bias")
-    scale, shift = norm_as_affine(norm)
-    groups = int(getattr(layer, "groups", 1)) if axis == 1 else 1
-    scaled = scale_channels(weight, scale, axis, groups)
-    moved = shift if bias is None else bias.double() * scale + shift
-    return {"weight": scaled, "bias": moved.to(weight.dtype)}
+def _fold_behind(rw: Rewriter, node: fx.Node, layers: list[_Place]) -> None:
+    norm = rw.module(node, nn.modules.batchnorm._BatchNorm)
+    for layer, channels in layers:
+        weighted, row = rw.module(layer), rw.op(layer)
+        if norm is None or weighted is None or row is None:
+            return
+        _give(rw, layer, weighted, folded_behind(weighted, norm, row.weight_axis or 0, channels))
+        rw.explain(layer, f"batch norm {node.target} before it was folded into its weight and bias")
+    drop_norm(rw, node)
+    rw.gone[str(node.target)] = Gone(FOLDED, ", ".join(str(layer.target) for layer, _ in layers))
 
 
-def norm_as_affine(norm: nn.modules.batchnorm._BatchNorm) -> tuple[Tensor, Tensor]:
-    """The batch norm in evaluation as `x * scale + shift`; both [C], double."""
-    if norm.running_mean is None or norm.running_var is None:
-        raise QuantizationError("FXQ305", "the batch norm keeps no running statistics")
-    sigma = (norm.running_var.double() + norm.eps).sqrt()
-    weight, bias = norm._parameters["weight"], norm._parameters["bias"]
-    gamma = torch.ones_like(sigma) if weight is None else weight.double()
-    beta = torch.zeros_like(sigma) if bias is None else bias.double()
-    scale = gamma / sigma
-    return scale, beta - norm.running_mean.double() * scale
+def _give(rw: Rewriter, layer: fx.Node, module: nn.Module, values: dict[str, Tensor]) -> None:
+    grad = module.get_parameter("weight").requires_grad
+    for name, value in values.items():
+        rw.set_parameter(module, name, value, grad)
 
 
-def scale_channels(weight: Tensor, scale: Tensor, axis: int, groups: int) -> Tensor:
-    """Multiply each output channel of a weight; computed in double.
+def drop_norm(rw: Rewriter, node: fx.Node) -> None:
+    """Take a batch norm that was folded out of the graph; an identity stays in its place."""
+    rw.set_module(str(node.target), nn.Identity())
+    before = producer(node, rw.gm)
+    if before is not None:
+        rw.replace(node, before, FOLDED)
 
-    Args:
-        weight: [O, I / groups, ...] for axis 0; [I, O / groups, ...] for axis 1.
-        scale: [O].
-        axis: where the output channels are.
-        groups: groups of a transposed convolution; 1 for axis 0.
-    """
-    if axis == 0:
-        shape = (-1, *[1] * (weight.dim() - 1))
-        return (weight.double() * scale.reshape(shape)).to(weight.dtype)
-    # the inputs of group g make the outputs of group g only
-    grouped = weight.double().reshape(groups, -1, *weight.shape[1:])
-    factors = scale.reshape(groups, 1, -1, *[1] * (weight.dim() - 2))
-    return (grouped * factors).reshape(weight.shape).to(weight.dtype)
+
+def _keep_alive(rw: Rewriter, node: fx.Node, layer: fx.Node) -> None:
+    norm, weighted = rw.module(node, nn.modules.batchnorm._BatchNorm), rw.module(layer)
+    row = rw.op(layer)
+    if norm is None or weighted is None or row is None:
+        return
+    if weighted._parameters.get("bias") is None:
+        zeros = torch.zeros_like(norm.running_mean)  # type: ignore[arg-type]
+        rw.set_parameter(weighted, "bias", zeros, grad=False)
+    rw.edit(weighted.add_module, LIVE_NORM, LiveNorm(norm, row.weight_axis or 0))
+    rw.explain(layer, f"batch norm {node.target} is folded into it with every call")
+    drop_norm(rw, node)

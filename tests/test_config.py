@@ -105,7 +105,8 @@ def test_a_range_by_rule_is_not_calibrated() -> None:
 def test_one_end_of_a_range_by_rule_and_the_other_by_calibration() -> None:
     x = torch.randn(2, 3, 8, 8)
     config = {"layers": {"relu": {"output": {"max": 0.5}}}}
-    sim = QuantizationSimModel(Net().eval(), x, config=config)
+    scheme = "training_range_learning_with_tf_init"
+    sim = QuantizationSimModel(Net().eval(), x, scheme, config=config)
     q = quantized(sim, "relu").output_quantizers[0]
     assert not q.is_initialized()
     sim.compute_encodings([x])

@@ -9,6 +9,7 @@ import pkgutil
 import pytest
 
 import fxquant.analysis
+import fxquant.auto
 import fxquant.targets
 import fxquant.vitis
 
@@ -19,7 +20,7 @@ MODULES = sorted(
         "fxquant.vitis",
         *(
             found.name
-            for package in (fxquant.analysis, fxquant.targets, fxquant.vitis)
+            for package in (fxquant.analysis, fxquant.auto, fxquant.targets, fxquant.vitis)
             for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
         ),
     ]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import fxquant
+from fxquant.auto.scoring import ON
 from fxquant.cli import command
 from fxquant.quantization import QuantScheme
 from fxquant.targets import DEPLOYMENTS
@@ -76,3 +77,4 @@ def test_parts_are_there_without_an_import_of_their_own() -> None:
 def test_what_the_command_line_writes_out_is_what_the_parts_know() -> None:
     assert (*(scheme.value for scheme in QuantScheme), "tf") == command.SCHEMES
     assert command.DEPLOYMENTS == DEPLOYMENTS
+    assert command.FORMS == ON

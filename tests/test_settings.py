@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,24 @@ def stubbed() -> fx.GraphModule:
 def test_settings_that_regions_overrule(config: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="FXQ232"):
         QuantizationSimModel(stubbed(), X, config=config)
+
+
+@pytest.mark.parametrize(
+    ("layer", "model", "reason"),
+    [
+        ("plain", stubbed, "it lies outside of the quantized regions"),
+        ("norm", stubbed, "it lies outside of the quantized regions"),
+        ("head", lambda: PREPARED, "nothing reads its output in integers"),
+        ("norm", lambda: PREPARED, "nothing reads its output in integers"),
+    ],
+)
+def test_the_reason_tells_regions_from_consumers(
+    layer: str, model: Callable[[], fx.GraphModule], reason: str
+) -> None:
+    """An output without a grid: what is in the way is the region, or nothing that reads it."""
+    config = {"layers": {layer: {"output": {"bitwidth": 4}}}}
+    with pytest.raises(ConfigError, match=f"FXQ232.*changes nothing: {reason}"):
+        QuantizationSimModel(model(), X, config=config)
 
 
 @pytest.mark.parametrize("value", [True, "0.5", float("nan"), float("-inf")])

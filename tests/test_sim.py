@@ -146,8 +146,18 @@ def test_explain(sim: QuantizationSimModel) -> None:
 def test_gradients_reach_weights_and_ranges(sim: QuantizationSimModel, x: Tensor) -> None:
     sim.model.train()
     sim.model(x).pow(2).sum().backward()
-    missing = [n for n, p in sim.model.named_parameters() if p.grad is None]
-    assert missing == []
+    ranges = set(dict(sim.named_quantizer_parameters()))
+    have = {n for n, p in sim.model.named_parameters() if p.grad is not None}
+    assert ranges
+    assert have == set(dict(sim.model.named_parameters())) - ranges
+
+
+def test_gradients_reach_ranges_that_are_learned(x: Tensor) -> None:
+    sim = QuantizationSimModel(Net().eval(), x, "training_range_learning_with_tf_init")
+    sim.compute_encodings([x])
+    sim.model.train()
+    sim.model(x).pow(2).sum().backward()
+    assert [n for n, p in sim.model.named_parameters() if p.grad is None] == []
 
 
 def test_qat_moves_the_integers(sim: QuantizationSimModel, x: Tensor) -> None:

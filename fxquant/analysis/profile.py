@@ -142,7 +142,8 @@ def profile(
         with tempfile.TemporaryDirectory(prefix="fxquant-profile-") as folder:
             return _of_simulation(model, Path(folder), data, rounds=rounds, threads=threads)
     if data is None:
-        raise ConfigError("FXQ760", "a file is profiled on data, and none is given")
+        what = "a file is profiled on data, and none is given"
+        raise ConfigError("FXQ760", what, fix="pass data=, or --data FILE: arrays by input name")
     truth = None if reference is None else read_model(reference)
     return _of_file(model, data, truth, rounds=rounds, threads=threads)
 
@@ -168,7 +169,7 @@ def _of_file(
         require_runnable(path, model, feeds)
     if broken := with_nan(feeds):
         what = f"the data holds NaN in {', '.join(broken)}: errors would say nothing"
-        raise ConfigError("FXQ760", what)
+        raise ConfigError("FXQ760", what, fix="leave the samples out, or clean the data")
     stripped = without_pairs(model)
     times = kernel_times(path, feeds, rounds=rounds, threads=threads)
     with packed(stripped) as source:

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fxquant.auto.calibration_data import LABELS, Inputs
 from fxquant.cli.loading import call, failed, load_function
 from fxquant.errors import ConfigError, FxQuantError, nearest
 from fxquant.io.reading import read_arrays, reason
 
-_LABELS = frozenset({"label", "labels", "target", "targets", "y"})
 Batch = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 
 
@@ -61,6 +61,11 @@ class Data:
         known = None if self.count is None else min(count, self.count)
         return Data(self.name, lambda: (b for b, _ in zip(self.read(), range(count))), known)  # noqa: B905 - the shorter ends it
 
+    def inputs_of(self, model: nn.Module) -> Data:
+        """The same data without labels and what else a model does not take."""
+        inputs = Inputs(model)
+        return Data(self.name, lambda: (inputs.of(b) for b in self.read()), self.count)
+
 
 def load_data(spec: str, *, batch_size: int = 32, model: nn.Module | None = None) -> Data:
     """Data from ``.npy``, ``.npz`` or a function that yields batches.
@@ -82,18 +87,13 @@ def load_data(spec: str, *, batch_size: int = 32, model: nn.Module | None = None
     path = Path(spec)
     if path.suffix not in (".npy", ".npz"):
         return _data_of_function(spec)
-    if not path.exists():
-        raise ConfigError("FXQ720", f"the data file {path} does not exist")
-    arrays = {k: _tensor(v, f"{path}, array {k}") for k, v in _arrays(path).items()}
-    lengths = {k: v.shape[0] if v.ndim else 0 for k, v in arrays.items()}
-    if len(set(lengths.values())) > 1:
-        raise ConfigError("FXQ723", f"the arrays of {path} differ in length: {lengths}")
+    arrays = load_arrays(path)
     if model is not None:
         arrays = _without_labels(model, arrays)
     named = len(arrays) > 1 and not all(re.fullmatch(r"arr_\d+", k) for k in arrays)
     if named and model is not None:
         _check_names(model, arrays, path)
-    total = next(iter(lengths.values()), 0)
+    total = next((len(v) for v in arrays.values() if v.ndim), 0)
 
     def read() -> Iterator[Batch]:
         for i in range(0, total, batch_size):
@@ -101,6 +101,23 @@ def load_data(spec: str, *, batch_size: int = 32, model: nn.Module | None = None
             yield part if named else tuple(part.values())
 
     return Data(spec, read, -(-total // batch_size))
+
+
+def load_arrays(path: Path) -> dict[str, Tensor]:
+    """The arrays of a file as tensors by name, all of the same length.
+
+    Raises:
+        ConfigError: FXQ720 no such file, FXQ722 damaged or unsafe, FXQ723 of different lengths.
+    """
+    if not path.exists():
+        what = f"the data file {path} does not exist"
+        raise ConfigError("FXQ720", what, fix=_PATH)
+    arrays = {k: _tensor(v, f"{path}, array {k}") for k, v in _arrays(path).items()}
+    lengths = {k: v.shape[0] if v.ndim else 0 for k, v in arrays.items()}
+    if len(set(lengths.values())) > 1:
+        what = f"the arrays of {path} differ in length: {lengths}"
+        raise ConfigError("FXQ723", what, fix="give every array one row for each sample")
+    return arrays
 
 
 def random_data(shapes: Iterable[str]) -> Data:
@@ -134,19 +151,24 @@ def _arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
         ) from error
 
 
+_PATH = "give the path of a .npy or .npz file, or FILE.py:FUNCTION that gives batches"
+
+
 def _tensor(array: np.ndarray[Any, Any], place: str) -> Tensor:
     if array.dtype == np.float64:
         array = array.astype(np.float32)
     try:
         return torch.from_numpy(np.ascontiguousarray(array))
     except TypeError as error:
-        raise ConfigError("FXQ722", f"an array of {array.dtype} is no tensor", at=place) from error
+        what = f"an array of {array.dtype} is no tensor"
+        fix = "store numbers or booleans: array.astype(np.float32), labels as integers"
+        raise ConfigError("FXQ722", what, at=place, fix=fix) from error
 
 
 def _without_labels(model: nn.Module, arrays: dict[str, Tensor]) -> dict[str, Tensor]:
     """The arrays that are inputs: a data set's file holds what the network should answer, too."""
     inputs = inspect.signature(model.forward).parameters
-    left = {k: v for k, v in arrays.items() if k in inputs or k not in _LABELS}
+    left = {k: v for k, v in arrays.items() if k in inputs or k not in LABELS}
     return left or arrays
 
 
@@ -205,5 +227,6 @@ def _checked(batch: Any, place: str) -> Batch:
                 fix="a batch is a tensor, a tuple of tensors or a dict of tensors",
             )
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise ConfigError("FXQ724", f"input {name!r} holds NaN or infinity", at=place)
+            what = f"input {name!r} holds NaN or infinity"
+            raise ConfigError("FXQ724", what, at=place, fix="leave the sample out, or clean it")
     return batch  # type: ignore[no-any-return]

@@ -1,6 +1,7 @@
 """The `fxquant` command.
 
-Exit codes: 0 all is well; 1 the model breaks guidelines, cannot be quantized, or the proof failed;
+Exit codes: 0 all is well; 1 the model breaks guidelines, cannot be quantized, loses more than
+--accuracy-drop, or the proof failed;
 2 the command line, or a file it names, cannot be used.
 
 This file is what a command line may say; `fxquant.cli.actions` is what is done then. It is imported
@@ -38,6 +39,7 @@ SCHEMES = (
     "range_learning_tf", "range_learning_tf_enhanced", "tf",
 )  # fmt: skip
 DEPLOYMENTS = ("any", "vnni", "avx2", "arm")
+FORMS = ("sim", "integer", "onnxruntime")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -109,6 +111,35 @@ def _sim_options(command: Command) -> Command:
     return command
 
 
+def _search_options(command: Command) -> Command:
+    """Add --evaluate and what goes with it."""
+    for option in (
+        click.option(
+            "--max-seconds", type=click.FloatRange(0), help="Begin no technique after so many."
+        ),
+        click.option(
+            "--on", default="sim", show_default=True, type=click.Choice(FORMS),
+            help="What the search evaluates.",
+        ),
+        click.option(
+            "--techniques", metavar="auto|none|NAME,NAME",
+            help="What is tried; default: auto with --accuracy-drop, else none.",
+        ),
+        click.option(
+            "--accuracy-drop", type=click.FloatRange(0), metavar="X",
+            help="How much the score may lose, in its unit; exit code 1 when it loses more.",
+        ),
+        click.option("--labels", metavar="NAME", help="The array with the labels of --evaluate."),
+        click.option(
+            "--evaluate", "evaluation", metavar="DATA",
+            help="Labelled .npz or function of (inputs, labels): top-1 in percent; or a function "
+            "of the model that returns a number.",
+        ),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
 @main.command()
 @click.argument("factory")
 @click.option("--weights", metavar="FILE", help="State dict: .safetensors, .pt or .pth.")
@@ -131,6 +162,7 @@ def _sim_options(command: Command) -> Command:
 @click.option(
     "--standard", is_flag=True, help="Operators of the ONNX standard only, none of onnxruntime's."
 )
+@_search_options
 @_sim_options
 @_common
 def quantize(
@@ -139,6 +171,8 @@ def quantize(
     calibration: str,
     batch_size: int,
     max_batches: int | None,
+    evaluation: str | None,
+    labels: str | None,
     as_json: bool,
     progress: Progress,
     **options: Any,
@@ -147,11 +181,19 @@ def quantize(
 
     Writes PREFIX.onnx, PREFIX.encodings and the float weights into --out. Nothing is left there
     when the proof fails.
+
+    With --evaluate the float network, the simulation and the file are scored; with --accuracy-drop
+    techniques are tried until the score is near enough to the float network's.
     """
     _check_batch_size(calibration)
+    if labels is not None and evaluation is None:
+        raise ConfigError("FXQ733", "--labels names an array of --evaluate", fix="give --evaluate")
     from fxquant.cli import actions
 
     options["prefix"] = options["prefix"] or factory.rpartition(":")[2]
+    if any(given is not None for given in (evaluation, options["techniques"], _drop(options))):
+        given = {"batch_size": batch_size, "max_batches": max_batches, "progress": progress}
+        return _search(factory, calibration, evaluation, labels, as_json, options | given)
     report, files = actions.quantize(
         factory, calibration, batch_size=batch_size, max_batches=max_batches, progress=progress,
         **options,
@@ -161,6 +203,36 @@ def quantize(
     else:
         click.echo("\n".join([str(report), "", "written:", *(f"  {f}" for f in files)]))
     return 0
+
+
+def _drop(options: dict[str, Any]) -> float | None:
+    found: float | None = options["accuracy_drop"]
+    return found
+
+
+def _search(
+    factory: str, calibration: str, evaluation: str | None, labels: str | None, as_json: bool,
+    options: dict[str, Any],
+) -> int:  # fmt: skip
+    from fxquant.cli import actions
+    from fxquant.cli import evaluation as texts
+
+    named = options["techniques"] or ("none" if _drop(options) is None else "auto")
+    options["techniques"] = named if named in ("auto", "none") else named.split(",")
+    if not _is_given("scheme"):  # then the search may choose it
+        options["scheme"] = None
+    result, sizes = actions.search(
+        factory, calibration, evaluation=evaluation, labels=labels, **options
+    )
+    files = [str(file) for file in result.files]
+    if as_json:
+        report = json.loads(result.export.to_json())
+        found = {"files": files, "report": report, "evaluation": texts.plain(result, sizes)}
+        click.echo(json.dumps(found, indent=1))
+    else:
+        parts = [str(result.export), "", str(result.report), "", texts.summary(result, sizes), ""]
+        click.echo("\n".join([*parts, "written:", *(f"  {file}" for file in files)]))
+    return 0 if result.met else FINDINGS
 
 
 @main.command()
@@ -222,7 +294,8 @@ def verify(file: str, data: str | None, *, as_json: bool, progress: Progress) ->
     """
     for given in (file, data):
         if given is not None and not Path(given).is_file():
-            raise ConfigError("FXQ740", f"the file {given} does not exist")
+            what = f"the file {given} does not exist"
+            raise ConfigError("FXQ740", what, fix="give the path of an ONNX file, and of its data")
     progress.step("verifying")
     from fxquant.cli import actions
 
@@ -261,7 +334,8 @@ def profile_file(
     """
     for given in (file, data, reference):
         if given is not None and not Path(given).is_file():
-            raise ConfigError("FXQ741", f"the file {given} does not exist")
+            what = f"the file {given} does not exist"
+            raise ConfigError("FXQ741", what, fix="give the path of an ONNX file, and of its data")
     progress.step("measuring")
     from fxquant.cli import actions
 
@@ -298,7 +372,8 @@ def diff_encodings(first: str, second: str, *, as_json: bool, progress: Progress
 def _check_example(options: dict[str, Any]) -> None:
     """Example inputs come from one place."""
     if (options["data"] is None) == (not options["shapes"]):
-        raise ConfigError("FXQ731", "give example inputs: either --data or --input-shape")
+        what = "example inputs come from one place: either --data or --input-shape"
+        raise ConfigError("FXQ731", what, fix="add one of them, such as --input-shape 1,3,224,224")
     _check_batch_size(options["data"])
 
 

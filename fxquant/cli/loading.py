@@ -53,7 +53,8 @@ def load_function(spec: str, *, what: str = "factory") -> Callable[..., Any]:
     if callable(function):
         return function  # type: ignore[no-any-return]
     known = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
-    raise ConfigError("FXQ704", f"{where} has no function {name!r}", fix=nearest(name, known))
+    fix = nearest(name, known) or f"functions there: {', '.join(known[:12]) or 'none'}"
+    raise ConfigError("FXQ704", f"{where} has no function {name!r}", fix=fix)
 
 
 def build_model(spec: str, weights: str | Path | None = None) -> nn.Module:
@@ -85,7 +86,8 @@ def _is_path(where: str) -> bool:
 
 def _module_of_file(path: Path, what: str) -> Any:
     if not path.is_file():
-        raise ConfigError("FXQ702", f"the {what}'s file {path} does not exist")
+        fix = "write FILE.py:FUNCTION with a path from the current folder"
+        raise ConfigError("FXQ702", f"the {what}'s file {path} does not exist", fix=fix)
     path = path.resolve()
     name = f"fxquant_user_{path.stem}_{abs(hash(path))}"
     if name in sys.modules:
@@ -156,7 +158,8 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
     """
     path = as_path(path, "weights")
     if not path.exists():
-        raise ConfigError("FXQ710", f"the weights' file {path} does not exist")
+        fix = "give the path of a .safetensors or .pt file, or leave --weights out"
+        raise ConfigError("FXQ710", f"the weights' file {path} does not exist", fix=fix)
     if path.suffix == ".safetensors":
         return _safetensors(path)
     if path.suffix not in _TORCH:
@@ -168,13 +171,16 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
     return _state_dict(_torch_file(path), path)
 
 
+_AGAIN = "write the file again, or take another copy"
+
+
 def _safetensors(path: Path) -> dict[str, Tensor]:
     try:
         require_file(path)
         return load_file(path)
     except Exception as error:  # the parser's own, and torch's of tensors that do not fit
         what = f"{path} is not a safetensors file: {reason(error)}"
-        raise ConfigError("FXQ712", what) from error
+        raise ConfigError("FXQ712", what, fix=_AGAIN) from error
 
 
 def _torch_file(path: Path) -> Any:
@@ -195,7 +201,8 @@ def _torch_file(path: Path) -> Any:
             fix="save the state dict alone: torch.save(model.state_dict(), 'model.pt')",
         ) from error
     except Exception as error:  # torch lets through whatever damage makes of a pickle
-        raise ConfigError("FXQ712", f"{path} cannot be read: {reason(error)}") from error
+        what = f"{path} cannot be read: {reason(error)}"
+        raise ConfigError("FXQ712", what, fix=_AGAIN) from error
     return loaded
 
 

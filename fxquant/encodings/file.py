@@ -140,7 +140,9 @@ def _parsed(path: Path) -> Mapping[str, Any]:
         what = f"{path} cannot be read: {reason(error)}"
         raise CheckpointError("FXQ630", what, fix=fix) from error
     if not isinstance(found, dict):
-        raise CheckpointError("FXQ630", f"{path} holds no encodings, but a {type(found).__name__}")
+        what = f"{path} holds no encodings, but a {type(found).__name__}"
+        fix = "give a file that save_encodings or export wrote"
+        raise CheckpointError("FXQ630", what, fix=fix)
     return found
 
 

@@ -11,6 +11,7 @@ import copy
 import functools
 import types
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +26,7 @@ _ATOMIC = (
     types.BuiltinFunctionType, types.CodeType, torch.dtype, torch.device, torch.layout,
     torch.memory_format, torch.Size, fx.Graph, fx.Node,
 )  # fmt: skip
+_KINDS = frozenset(_ATOMIC)
 
 
 def deep_copy(value: Any, *, share: Iterable[Any] = ()) -> Any:
@@ -69,7 +71,7 @@ class _Plan:
         waiting = [value]
         while waiting:
             part = waiting.pop()
-            if isinstance(part, _ATOMIC) or id(part) in self.seen:
+            if type(part) in _KINDS or id(part) in self.seen or isinstance(part, _ATOMIC):
                 continue
             self.seen[id(part)] = part
             if id(part) not in self.memo:
@@ -77,9 +79,12 @@ class _Plan:
 
     def _parts(self, part: Any) -> Iterable[Any]:
         """The direct parts of an object; what needs help is noted."""
-        if isinstance(part, Tensor):
+        if type(part) is OrderedDict and not part:
+            # a module has a dozen for its hooks, and copy.deepcopy calls for each a dozen functions
+            self.memo[id(part)] = OrderedDict()
+        elif isinstance(part, Tensor):
             return self._of_tensor(part)
-        if isinstance(part, types.FunctionType):
+        elif isinstance(part, types.FunctionType):
             self.functions.append(part)
         elif isinstance(part, weakref.ref):
             self.references.append(part)

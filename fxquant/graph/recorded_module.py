@@ -185,9 +185,10 @@ def restore(copied: nn.Module, model: nn.Module, before: list[tuple[str, Tensor]
         before: name and tensor of each parameter and buffer of the copy before the run.
     """
     original = dict([*model.named_parameters(), *model.named_buffers()])
+    holders = dict(copied.named_modules(remove_duplicate=False))
     for name, tensor in before:
         owner, _, leaf = name.rpartition(".")
-        holder = copied.get_submodule(owner)
+        holder = holders[owner]
         kind: Any = holder._parameters if leaf in holder._parameters else holder._buffers
         # the dictionaries of scripted modules are read-only views
         if isinstance(kind, dict) and kind.get(leaf) is not tensor:

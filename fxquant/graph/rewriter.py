@@ -139,6 +139,9 @@ class Rewriter:
     def set_parameter(self, module: nn.Module, name: str, value: Tensor, grad: bool) -> None:
         """Give a module a new parameter; `grad` says whether it learns."""
         setattr(module, name, nn.Parameter(value, grad))
+        quantizers: Any = getattr(module, "param_quantizers", None)
+        if quantizers is not None and quantizers.known is not None:
+            quantizers.known |= {name}
         self.changes += 1
 
     def edit(self, change: Callable[..., object], *args: Any) -> None:
@@ -225,6 +228,15 @@ class Rewriter:
             node = self.gm.graph.call_method(name, args, dict(kwargs or {}))
         return self._born(node, like)
 
+    def new_constant(self, scope: str, name: str, value: Tensor, *, like: fx.Node) -> fx.Node:
+        """Register a buffer in the module at path `scope` and read it; see `call_module`."""
+        path = self.add_module(scope, name, nn.Module())
+        self.gm.get_submodule(path).register_buffer("value", value)
+        with self._at(like):
+            node = self._born(self.gm.graph.get_attr(f"{path}.value"), like)
+        node.meta["spec"] = TensorSpec(tuple(value.shape), value.dtype)
+        return node
+
     def new_module(
         self,
         module: nn.Module,
@@ -304,7 +316,8 @@ class Rewriter:
         """
         if node.users:
             consumers = ", ".join(u.name for u in node.users)
-            raise PassError("FXQ304", f"{self.by} erases a node that {consumers} reads", at=node)
+            what = f"{self.by} erases a node that {consumers} reads"
+            raise PassError("FXQ304", what, at=node, fix="rw.replace(node, by) its result first")
         self.gm.graph.erase_node(node)
         if node.op == "call_module":
             self.gone[str(node.target)] = Gone("was taken out: nothing reads what it computes", "")
@@ -330,7 +343,9 @@ class Rewriter:
         try:
             return self.gm.get_submodule(path)
         except AttributeError as e:
-            raise PassError("FXQ303", f"{self.by}: the model has no module {path!r}") from e
+            what = f"{self.by}: the model has no module {path!r}"
+            fix = "give the path of a module that stands in the graph, as a node's target has it"
+            raise PassError("FXQ303", what, fix=fix) from e
 
     def _at(self, like: fx.Node) -> Any:
         return self.gm.graph.inserting_before(self._before or like)

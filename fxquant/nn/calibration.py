@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fxquant.nn.containers import QuantizerDict
+from fxquant.nn.live_norm import live_norm_of
 from fxquant.quantization import QuantizerBase
 from fxquant.quantization.affine import AffineQuantizer, BiasQuantizeDequantize
 
@@ -76,7 +77,13 @@ def _param_quantizers(model: nn.Module) -> Iterator[tuple[Tensor, QuantizerBase]
 
 
 def weight_of(module: nn.Module, name: str) -> Tensor | None:
-    """A parameter, or the buffer that stands in for one, as in a filter that is not trained."""
+    """A parameter as it is quantized.
+
+    It may be a buffer, as in a filter that is not trained, and a batch norm may be folded in.
+    """
+    live = live_norm_of(module)
+    if live is not None:
+        return live.folded(module).get(name)
     value = module._parameters.get(name)
     return value if value is not None else module._buffers.get(name)
 
@@ -90,3 +97,13 @@ def fit_biases(model: nn.Module) -> None:
         step = quantizer.needed_step(bias)
         if step is not None and isinstance(weight, AffineQuantizer) and weight.overwritable:
             weight.widen(step)
+
+
+def follow_parameters(module: nn.Module) -> None:
+    """Lay the ranges of a module's own parameters around these, where training has begun to."""
+    quantizers = module._modules.get("param_quantizers")
+    if isinstance(quantizers, QuantizerDict):
+        for name, quantizer in quantizers.active():
+            value = weight_of(module, name)
+            if value is not None:
+                quantizer.follow(value, begin=False)

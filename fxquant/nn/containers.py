@@ -1,10 +1,10 @@
-"""Where a quantized module keeps its quantizers; `None` means float."""
+"""Where a quantized module keeps its quantizers, `None` means float, and how it applies them."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from fxquant.errors import QuantizationError, nearest
 
@@ -128,3 +128,29 @@ def remove(
     for key in keys:
         taken.append((home, key, home[key]))
         home[key] = None
+
+
+class Walk:
+    """Quantizes the tensors of nested tuples, lists and dicts, by their number."""
+
+    def __init__(self, quantizers: QuantizerList) -> None:
+        self._quantizers = quantizers._modules
+        self._count = 0
+
+    def over(self, value: Any) -> Any:
+        """The value with its floating-point tensors quantized."""
+        if isinstance(value, Tensor):
+            quantizer = self._quantizers.get(str(self._count))
+            self._count += 1
+            if quantizer is None or not value.is_floating_point():
+                return value
+            return quantizer(value)
+        if isinstance(value, dict):
+            return {key: self.over(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            items = [self.over(item) for item in value]
+            if type(value) in (list, tuple):
+                return type(value)(items)
+            # a namedtuple takes its fields, a structseq of PyTorch one iterable
+            return value._make(items) if hasattr(value, "_make") else type(value)(items)
+        return value

@@ -15,18 +15,19 @@ from __future__ import annotations
 import inspect
 import types
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from fxquant.errors import QuantizationError
 from fxquant.nn import calibration, custom_kernels
-from fxquant.nn.containers import QuantizerDict, QuantizerList, Removed, remove
+from fxquant.nn.containers import QuantizerDict, QuantizerList, Removed, Walk, remove
 from fxquant.nn.functional import Functional
+from fxquant.nn.live_norm import live_norm_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from fxquant.nn.custom_kernels import Kernel
     from fxquant.quantization import QuantizerBase
@@ -55,6 +56,8 @@ class QuantizationMixin(nn.Module):
 
     float_class: ClassVar[type[nn.Module]] = nn.Module
     default_kernel: ClassVar[Kernel | None] = None
+    # where float values of changed parameters are kept (see `fxquant.ptq.originals`)
+    FLOAT_VALUES: ClassVar[str] = "_float_values"
     input_quantizers: QuantizerList
     output_quantizers: QuantizerList
     param_quantizers: QuantizerDict
@@ -72,7 +75,7 @@ class QuantizationMixin(nn.Module):
                 self.param_quantizers[name] = None
         self.input_quantizers = QuantizerList([None] * _arity(self))  # type: ignore[list-item]
         self.output_quantizers = QuantizerList([None])  # type: ignore[list-item]
-        self._quantized: dict[str, tuple[Any, ...]] = {}
+        self._quantized: dict[str, _Kept] = {}
 
     @staticmethod
     def from_module(module: nn.Module) -> QuantizationMixin:
@@ -98,7 +101,7 @@ class QuantizationMixin(nn.Module):
         module = cls.__new__(cls)
         own = ("input_quantizers", "output_quantizers", "param_quantizers")
         for name, value in self.__dict__.items():
-            if name != "_quantized":
+            if name not in ("_quantized", self.FLOAT_VALUES):
                 module.__dict__[name] = value.copy() if name in _REGISTRIES else value
         for name in own:
             del module._modules[name]
@@ -108,9 +111,12 @@ class QuantizationMixin(nn.Module):
         """The module's own forward between quantizers."""
         inputs: Any = self._modules["input_quantizers"]
         if any(q is not None for q in inputs._modules.values()):
-            walk = _Walk(inputs)
+            walk = Walk(inputs)
             args = walk.over(args)
             kwargs = {name: walk.over(value) for name, value in kwargs.items()}
+        live = live_norm_of(self)
+        if live is not None:
+            return self._quantize_outputs(live.forward_of(self, args, kwargs))
         swapped = self._quantized_parameters()
         kernel = self.__dict__.get("_kernel") or type(self).default_kernel
         if kernel is not None and not custom_kernels.observing(self):
@@ -193,43 +199,46 @@ class QuantizationMixin(nn.Module):
             return first(result)
         if first is None and not any(q is not None for q in outputs.values()):
             return result
-        return _Walk(quantizers).over(result)
+        return Walk(quantizers).over(result)
 
     # parameters ----------------------------------------------------------------------------------
 
-    def _quantized_parameters(self) -> dict[str, Tensor]:
-        """The quantized parameters by name; those that nothing changed are not computed again."""
+    def _quantized_parameters(
+        self, values: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """The quantized parameters by name, or what stands in for them; kept where unchanged."""
         found: dict[str, Tensor] = {}
         quantizers: Any = self._modules["param_quantizers"]
         for name, quantizer in quantizers._modules.items():
             if quantizer is None:
                 continue
-            parameter = calibration.weight_of(self, name)
-            if parameter is not None and not quantizer._observing:
+            parameter = calibration.weight_of(self, name) if values is None else values.get(name)
+            if parameter is not None and not quantizer._observing and quantizer._enabled:
                 found[name] = self._quantized_parameter(name, parameter, quantizer)
         return found
 
     def _quantized_parameter(self, name: str, value: Tensor, quantizer: QuantizerBase) -> Tensor:
         if torch.compiler.is_compiling():
             return quantizer(value)  # type: ignore[no-any-return]
-        trained = torch.is_grad_enabled() and (value.requires_grad or _learns(quantizer))
+        grad = torch.is_grad_enabled()
+        trained = grad and (value.requires_grad or _learns(quantizer))
         if trained or value.is_inference() or value.grad is not None:
             # an optimizer may write without advancing the version: nothing kept can be trusted
             self._quantized.pop(name, None)
+            quantizer.follow(value, begin=grad and value.requires_grad)
             return quantizer.transform(value)
-        key = (value._version, value.data_ptr(), quantizer.get_encodings())
         kept = self._quantized.get(name)
-        if (
-            kept is not None
-            and kept[0] is value
-            and kept[1][:2] == key[:2]
-            and kept[1][2] is key[2]
-        ):
-            return kept[2]  # type: ignore[no-any-return]
+        if kept is not None and (kept.of is not value or kept.stamp != _stamp(value)):
+            kept = None
+        if kept is None:
+            quantizer.follow(value, begin=False)
+        encoding = quantizer.get_encodings()
+        if kept is not None and kept.encoding is encoding:
+            return kept.result
         with torch.inference_mode(False), torch.no_grad():
             quantized = quantizer.transform(value)
-        if key[2] is not None:
-            self._quantized[name] = (value, key, quantized)
+        if encoding is not None:
+            self._quantized[name] = _Kept(value, _stamp(value), encoding, quantized)
         return quantized
 
     def train(self, mode: bool = True) -> QuantizationMixin:
@@ -239,8 +248,14 @@ class QuantizationMixin(nn.Module):
         return self
 
     def drop_kept(self) -> None:
-        """Compute quantized parameters anew from now on."""
+        """Compute quantized parameters anew from now on, on ranges that follow trained ones."""
         self._quantized.clear()
+        calibration.follow_parameters(self)
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        # the ranges that belong to the parameters as they are now
+        calibration.follow_parameters(self)
+        super()._save_to_state_dict(*args, **kwargs)
 
     # calibration ---------------------------------------------------------------------------------
 
@@ -352,30 +367,17 @@ def is_ignored(module: nn.Module) -> bool:
     return type(module) in _ignored
 
 
-class _Walk:
-    """Quantizes the tensors of nested tuples, lists and dicts, by their number."""
+class _Kept(NamedTuple):
+    """A quantized parameter and what it was computed from."""
 
-    def __init__(self, quantizers: QuantizerList) -> None:
-        self._quantizers = quantizers._modules
-        self._count = 0
+    of: Tensor
+    stamp: tuple[int, int]
+    encoding: Any
+    result: Tensor
 
-    def over(self, value: Any) -> Any:
-        """The value with its floating-point tensors quantized."""
-        if isinstance(value, Tensor):
-            quantizer = self._quantizers.get(str(self._count))
-            self._count += 1
-            if quantizer is None or not value.is_floating_point():
-                return value
-            return quantizer(value)
-        if isinstance(value, dict):
-            return {key: self.over(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            items = [self.over(item) for item in value]
-            if type(value) in (list, tuple):
-                return type(value)(items)
-            # a namedtuple takes its fields, a structseq of PyTorch one iterable
-            return value._make(items) if hasattr(value, "_make") else type(value)(items)
-        return value
+
+def _stamp(value: Tensor) -> tuple[int, int]:
+    return value._version, value.data_ptr()
 
 
 def _blank(cls: type[nn.Module]) -> QuantizationMixin:

@@ -1,10 +1,14 @@
-"""What a QDQ pattern is: which operators only move values, and what Q and DQ nodes say.
+"""What a QDQ pattern is: what ONNX operators do to values, in one table, and what Q and DQ say.
 
-The sets differ because their readers ask different questions; each says which.
+An operator has one row. Every set of operators that move values, keep a grid or have an integer
+kernel is taken from the table, so that an operator that is added is known to all that ask.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from enum import Flag, auto
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -12,8 +16,122 @@ import onnx_ir as ir
 
 from fxquant.onnx.qparams import type_range
 
-# operators whose results count things and are never rounded
-COUNTS = frozenset(("Shape", "Size", "ArgMax", "ArgMin", "NonZero"))
+
+class Trait(Flag):
+    """What an operator does to the values of its data operands, and what onnxruntime does to it."""
+
+    MOVES = auto()  # each result is an operand's element or what fills a gap, whatever the values
+    CHOOSES = auto()  # each result is an element of one tensor: the values decide which
+    CONTRACTS = auto()  # rounded in one way; neither magnitudes nor differences grow
+    COUNTS = auto()  # integers that count things or places, and are never rounded
+    SAME_SIZE = auto()  # as many elements as the first operand
+    PRODUCTS = auto()  # sums of products with a weight
+    # onnxruntime's CPU provider, as its optimized graphs show it
+    KERNEL = auto()  # has a kernel for bytes
+    BYTES = auto()  # fusion leaves out the pairs around bytes on one grid, at some attributes
+    WORDS = auto()  # and those around 16-bit integers
+    CARRIES = auto()  # quantizers are moved through it
+    VANISHES = auto()  # it is taken out of the graph
+
+
+_BYTES = Trait.KERNEL | Trait.BYTES
+_WORDS = _BYTES | Trait.WORDS
+_SHAPED = Trait.MOVES | Trait.SAME_SIZE
+_CONTRACTS = Trait.CONTRACTS | Trait.SAME_SIZE
+
+TABLE: Mapping[str, Trait] = MappingProxyType({
+    "Reshape": _SHAPED | _WORDS | Trait.CARRIES,
+    "Transpose": _SHAPED | _WORDS | Trait.CARRIES,
+    "Squeeze": _SHAPED | _WORDS | Trait.CARRIES,
+    "Unsqueeze": _SHAPED | _WORDS | Trait.CARRIES,
+    "Flatten": _SHAPED | _WORDS,
+    "Slice": Trait.MOVES | _WORDS | Trait.CARRIES,
+    "Expand": Trait.MOVES | _WORDS,
+    "Tile": Trait.MOVES | _WORDS,
+    "Gather": Trait.MOVES | _WORDS,
+    "GatherElements": Trait.MOVES | _WORDS,
+    "GatherND": Trait.MOVES | Trait.KERNEL,
+    "ScatterElements": Trait.MOVES,
+    "ScatterND": Trait.MOVES,
+    "Split": Trait.MOVES | _WORDS,
+    "Concat": Trait.MOVES | _BYTES,
+    "Where": Trait.MOVES | _BYTES,
+    "Pad": Trait.MOVES | Trait.KERNEL,
+    "Resize": Trait.MOVES | _BYTES,
+    "DepthToSpace": _SHAPED | _BYTES,
+    "SpaceToDepth": _SHAPED | Trait.KERNEL,
+    "Identity": _SHAPED | Trait.KERNEL | Trait.VANISHES,
+    "Dropout": _SHAPED | Trait.VANISHES,
+    "MaxPool": Trait.CHOOSES | _BYTES | Trait.CARRIES,
+    "NhwcMaxPool": Trait.CHOOSES | _BYTES,
+    "GlobalMaxPool": Trait.CHOOSES,
+    "ReduceMax": Trait.CHOOSES | _BYTES,
+    "ReduceMin": Trait.CHOOSES | _BYTES,
+    "Max": Trait.CONTRACTS,
+    "Min": Trait.CONTRACTS,
+    "Relu": _CONTRACTS,
+    "Clip": _CONTRACTS,
+    "LeakyRelu": _CONTRACTS | Trait.KERNEL,
+    "PRelu": _CONTRACTS,
+    "Neg": _CONTRACTS,
+    "Abs": _CONTRACTS,
+    "Cast": _CONTRACTS,
+    "QuantizeLinear": Trait.SAME_SIZE,
+    "DequantizeLinear": Trait.SAME_SIZE,
+    "Shape": Trait.COUNTS,
+    "Size": Trait.COUNTS,
+    "ArgMax": Trait.COUNTS | Trait.KERNEL,
+    "ArgMin": Trait.COUNTS,
+    "NonZero": Trait.COUNTS,
+    "Conv": Trait.PRODUCTS | Trait.KERNEL,
+    "ConvTranspose": Trait.PRODUCTS,
+    "Gemm": Trait.PRODUCTS | Trait.KERNEL,
+    "MatMul": Trait.PRODUCTS | Trait.KERNEL,
+    "Add": Trait.KERNEL,
+    "Mul": Trait.KERNEL,
+    "AveragePool": Trait.KERNEL,
+    "GlobalAveragePool": Trait.KERNEL,
+    "Sigmoid": Trait.KERNEL,
+    "Softmax": Trait.KERNEL,
+})  # fmt: skip
+
+# which operands the values come from, where it is not the first alone; None: all of them
+_DATA: dict[str, tuple[int, ...] | None] = {
+    "Concat": None, "Max": None, "Min": None, "Where": (1, 2), "Pad": (0, 2), "ScatterND": (0, 2),
+    "ScatterElements": (0, 2),
+}  # fmt: skip
+
+
+def operators(traits: Trait) -> frozenset[str]:
+    """The operators that have at least one of the traits."""
+    return frozenset(name for name, has in TABLE.items() if has & traits)
+
+
+COUNTS = operators(Trait.COUNTS)
+PRODUCTS = operators(Trait.PRODUCTS)
+_MOVING = operators(Trait.MOVES | Trait.CHOOSES)
+
+
+def keeps_grid(node: ir.Node) -> bool:
+    """Whether the results are elements of the data operands: integers on a grid stay on it."""
+    if node.op_type == "Resize":
+        return node.attributes.get_string("mode", "nearest") == "nearest"
+    return node.op_type in _MOVING and node.attributes.get_string("reduction", "none") == "none"
+
+
+def data_operands(node: ir.Node) -> list[ir.Value]:
+    """The operands that the values of a result come from; not places, shapes and conditions."""
+    places = _DATA.get(node.op_type, (0,))
+    return [
+        value
+        for i, value in enumerate(node.inputs)
+        if value is not None and (places is None or i in places)
+    ]
+
+
+def results(node: ir.Node) -> list[ir.Value]:
+    """The results that hold such values: a pool gives places beside them, a Dropout its mask."""
+    return list(node.outputs if node.op_type == "Split" else node.outputs[:1])
 
 
 def grid_range(node: ir.Node) -> tuple[int, int]:

@@ -34,6 +34,9 @@ _INLINE_LIMIT = (
 )  # bytes of weights up to which a model travels in memory; protobuf ends at 2 GB
 
 
+_RUNS = "pass inputs of the model's names, types and shapes; a failure on these is onnxruntime's"
+
+
 class Level(enum.Enum):
     """How much onnxruntime may rewrite the graph."""
 
@@ -79,7 +82,8 @@ class Session:
         try:
             values = self.handle.run(names, given)
         except Exception as error:  # onnxruntime's errors share no base but Exception
-            raise ExportError("FXQ552", f"onnxruntime failed while running: {error}") from error
+            what = f"onnxruntime failed while running: {error}"
+            raise ExportError("FXQ552", what, fix=_RUNS) from error
         return dict(zip(names, values, strict=True))
 
 
@@ -156,7 +160,8 @@ def run_within(
             raise OutOfTimeError from error
         if any(word in str(error) for word in _NO_MEMORY):
             raise OutOfMemoryError from error
-        raise ExportError("FXQ552", f"onnxruntime failed while running: {error}") from error
+        what = f"onnxruntime failed while running: {error}"
+        raise ExportError("FXQ552", what, fix=_RUNS) from error
     finally:
         done.set()
         watcher.join()

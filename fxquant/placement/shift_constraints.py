@@ -81,7 +81,7 @@ def find_shifts(gm: fx.GraphModule, limits: Shifts) -> Iterator[Shift]:
             continue
         found = [grids[n][0] for _, n in operands(node, gm)]
         inputs = tuple(q for q in map(_known, found) if q is not None)
-        output = _known(_written(node, grids))
+        output = _known(written_grid(node, grids))
         if output is None or not inputs or len(inputs) != len(found):
             continue
         if row.name in ("add", "mul"):
@@ -96,7 +96,7 @@ def _known(quantizer: QuantizerBase | None) -> PowerOfTwoQuantizeDequantize | No
     return quantizer
 
 
-def _written(node: fx.Node, grids: Grids) -> QuantizerBase | None:
+def written_grid(node: fx.Node, grids: Grids) -> QuantizerBase | None:
     """The grid into which a kernel writes: its own, or that of what it takes in."""
     while grids[node][0] is None and len(node.users) == 1:
         user = next(iter(node.users))

@@ -7,25 +7,52 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx, nn
 
-from fxquant import ops
 from fxquant.errors import ConfigError
 from fxquant.graph.rewriter import Rewriter
-from fxquant.passes.fold_batch_norms import fold_batch_norms, folded
+from fxquant.passes.fold_batch_norms import Folded, fold_batch_norms
 from fxquant.prepare import is_prepared, prepare_model
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
+
+
+class FoldedBatchNorms(list[tuple[nn.Module, nn.Module]]):
+    """Pairs of (layer, batch norm); `str()` says it for people.
+
+    Attributes:
+        paths: their paths, pair by pair.
+        left: why other batch norms are as they were, by path.
+        direct: by path of a layer, the batch norm that read its output as it was.
+    """
+
+    def __init__(
+        self,
+        pairs: Iterable[tuple[nn.Module, nn.Module]],
+        folds: Iterable[Folded],
+        left: dict[str, str],
+    ) -> None:
+        super().__init__(pairs)
+        known = list(folds)
+        self.paths, self.left = tuple((f.layer, f.norm) for f in known), dict(left)
+        self.direct = {
+            fold.layer: norm for fold, (_, norm) in zip(known, self, strict=True) if fold.direct
+        }
+
+    def __str__(self) -> str:
+        lines = [f"{norm}: folded into {layer}" for layer, norm in self.paths]
+        return "\n".join([*lines, *(f"{p}: left as it was, {r}" for p, r in self.left.items())])
 
 
 def fold_all_batch_norms(
     model: nn.Module,
     input_shapes: Sequence[Any] | None = None,
     dummy_input: Any = None,
-) -> list[tuple[nn.Module, nn.Module]]:
-    """Fold every batch norm into the layer before it, in place.
+) -> FoldedBatchNorms:
+    """Fold every batch norm into the layer before it, or else into those behind it, in place.
 
-    A batch norm is folded only if nothing else reads the layer's output and the layer's weight
-    belongs to it alone; an `nn.Identity` takes its place.
+    A batch norm is folded into the layer before it if nothing else reads the layer's output; into
+    the layers behind it if nothing else reads the batch norm and none of them pads with zeros. The
+    layers' weights must belong to them alone. An `nn.Identity` takes its place.
 
     Args:
         model: a network in evaluation; it is changed.
@@ -34,7 +61,8 @@ def fold_all_batch_norms(
             for a prepared model.
 
     Returns:
-        Pairs of (layer, batch norm) that were folded, in the order of the graph.
+        Pairs of (layer, batch norm) that were folded, in the order of the graph; `left` tells of
+        every other batch norm why it was not.
 
     Raises:
         ConfigError: FXQ212, neither input shapes nor a dummy input.
@@ -48,32 +76,61 @@ def fold_all_batch_norms(
         (True, Identity())
     """
     if is_prepared(model) and isinstance(model, fx.GraphModule):
-        norms = dict(model.named_modules(remove_duplicate=False))
-        rw = Rewriter(model, "fold_all_batch_norms")
-        pairs = fold_batch_norms(rw)
-        rw.finish()
-        return [(model.get_submodule(a), norms[b]) for a, b in pairs]
-    if dummy_input is None:
-        dummy_input = example_inputs(model, input_shapes)
-    pairs = fold_batch_norms(Rewriter(prepare_model(model, dummy_input)))
-    return [_fold(model, layer, norm) for layer, norm in pairs if _has(model, layer, norm)]
+        gm = model
+    else:
+        given = example_inputs(model, input_shapes) if dummy_input is None else dummy_input
+        gm = prepare_model(model, given)
+    norms = dict(gm.named_modules(remove_duplicate=False))
+    targets = {n.name: str(n.target) for n in gm.graph.nodes if n.op == "call_module"}
+    rw = Rewriter(gm, "fold_all_batch_norms")
+    folds = fold_batch_norms(rw)
+    rw.finish()
+    left = {targets.get(skip.node, skip.node): skip.reason for skip in rw.skips}
+    if gm is model:
+        return FoldedBatchNorms(
+            [(gm.get_submodule(f.layer), norms[f.norm]) for f in folds], folds, left
+        )
+    mine = dict(model.named_modules(remove_duplicate=False))
+    left |= _not_mine(mine, norms, [(f.layer, f.norm) for f in folds])
+    folds = [f for f in folds if f.norm not in left]
+    for fold in folds:
+        _take_over(mine[fold.layer], gm.get_submodule(fold.layer))
+        owner, _, name = fold.norm.rpartition(".")
+        model.get_submodule(owner)._modules[name] = nn.Identity()
+    return FoldedBatchNorms([(mine[f.layer], mine[f.norm]) for f in folds], folds, left)
 
 
-def _has(model: nn.Module, *paths: str) -> bool:
-    known = dict(model.named_modules(remove_duplicate=False))
-    return all(path in known for path in paths)
+_PREPARE = "fold in the result of prepare_model"
 
 
-def _fold(model: nn.Module, layer_path: str, norm_path: str) -> tuple[nn.Module, nn.Module]:
-    layer, norm = model.get_submodule(layer_path), model.get_submodule(norm_path)
-    row = ops.row_for_module(layer)
-    if isinstance(norm, nn.modules.batchnorm._BatchNorm):
-        grad = layer.get_parameter("weight").requires_grad
-        for name, value in folded(layer, norm, (row.weight_axis if row else 0) or 0).items():
-            setattr(layer, name, nn.Parameter(value, grad))
-    owner, _, name = norm_path.rpartition(".")
-    model.get_submodule(owner)._modules[name] = nn.Identity()
-    return layer, norm
+def _not_mine(
+    mine: dict[str, nn.Module], prepared: dict[str, nn.Module], paths: list[tuple[str, str]]
+) -> dict[str, str]:
+    """Why folds of a prepared copy cannot be done in the user's model, by batch norm."""
+    left: dict[str, str] = {}
+    for layer, norm in paths:
+        mean = getattr(prepared[norm], "running_mean", None)
+        if sum(getattr(m, "running_mean", None) is mean for m in prepared.values()) > 1:
+            left[norm] = f"it is called more than once: {_PREPARE}"
+        elif norm not in mine or layer not in mine:
+            left[norm] = f"it or {layer} is a module of the prepared graph only: {_PREPARE}"
+    known = -1
+    while known < len(left):  # a layer has the parameters of all its folds or of none
+        known = len(left)
+        taken = {a: b for a, b in paths if b in left}
+        left |= {
+            b: f"{a} would have to take in {taken[a]}, too"
+            for a, b in paths
+            if a in taken and b not in left
+        }
+    return left
+
+
+def _take_over(module: nn.Module, folded: nn.Module) -> None:
+    """Give a module the parameters of its folded copy."""
+    for name, value in folded.named_parameters(recurse=False):
+        fresh = nn.Parameter(value.detach().clone(), value.requires_grad)
+        module.register_parameter(name, fresh)
 
 
 def example_inputs(model: nn.Module, shapes: Sequence[Any] | None) -> tuple[torch.Tensor, ...]:

@@ -88,6 +88,19 @@ class Product:
         strides = (1,) * self.dims if self.transposed else self.module.stride
         return self._by_groups(self._gathered(wide, chosen, out, strides))
 
+    def by_channels(self, y: Tensor) -> Tensor:
+        """Outputs with their channels last: `[N, C, ...] -> [N, ..., C]`."""
+        return y.movedim(-1 - self.dims, -1) if self.dims else y
+
+    def mean_columns(self, means: Tensor) -> Tensor:
+        """Means of the columns from those of the input's channels: `[C] -> [G, D]`.
+
+        Of a transposed convolution, one column in as many as it has strides meets an input.
+        """
+        kernel = math.prod(self.module.weight.shape[2:]) if self.dims else 1
+        share = math.prod(self.module.stride) if self.transposed else 1
+        return (means / share).repeat_interleave(kernel).reshape(self.groups, -1)
+
     def reached(self, x: Tensor, y: Tensor) -> Tensor:
         """Which inputs of an output are more than padding somewhere, `[D]`.
 

@@ -10,7 +10,7 @@ from torch import fx, nn
 from fxquant.errors import ConfigError
 from fxquant.nn import QuantizationMixin
 from fxquant.prepare import is_prepared, prepare_model
-from fxquant.ptq.bn_fold import example_inputs, fold_all_batch_norms
+from fxquant.ptq.bn_fold import FoldedBatchNorms, example_inputs, fold_all_batch_norms
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,30 +18,45 @@ if TYPE_CHECKING:
 
 def folded_graph(
     model: nn.Module, input_shapes: Sequence[Any] | None, dummy_input: Any
-) -> fx.GraphModule:
+) -> tuple[fx.GraphModule, FoldedBatchNorms]:
     """The prepared graph of a float model, batch norms folded; the model itself if it is prepared.
+
+    With it comes what was folded.
 
     Raises:
         ConfigError: FXQ292, the model is a simulation.
+    """
+    require_float(model)
+    if is_prepared(model) and isinstance(model, fx.GraphModule):
+        return model, fold_all_batch_norms(model)
+    given = example_inputs(model, input_shapes) if dummy_input is None else dummy_input
+    folded = fold_all_batch_norms(model, dummy_input=given)
+    return prepare_model(model, given), folded
+
+
+def require_float(model: nn.Module) -> None:
+    """Refuse the model of a simulation.
+
+    Raises:
+        ConfigError: FXQ292.
     """
     if any(isinstance(m, QuantizationMixin) for m in model.modules()):
         what = "the model is quantized: its weights have ranges already"
         fix = "transform the float model first, then build the simulation"
         raise ConfigError("FXQ292", what, fix=fix)
-    if is_prepared(model) and isinstance(model, fx.GraphModule):
-        fold_all_batch_norms(model)
-        return model
-    given = example_inputs(model, input_shapes) if dummy_input is None else dummy_input
-    fold_all_batch_norms(model, dummy_input=given)
-    return prepare_model(model, given)
 
 
 @torch.no_grad()
 def write_back(gm: fx.GraphModule, model: nn.Module) -> None:
-    """Give a model the parameters of its prepared copy, by name."""
+    """Give a model the parameters of its prepared copy, by name; also biases that are new."""
     if gm is model:
         return
     own = dict(model.named_parameters(remove_duplicate=False))
+    modules = dict(model.named_modules(remove_duplicate=False))
     for name, found in gm.named_parameters(remove_duplicate=False):
+        owner, _, last = name.rpartition(".")
         if name in own:
             own[name].copy_(found)
+        elif owner in modules and last in modules[owner]._parameters:
+            fresh = nn.Parameter(found.detach().clone(), found.requires_grad)
+            modules[owner].register_parameter(last, fresh)

@@ -10,8 +10,11 @@ from torch import Tensor, fx, nn
 
 from fxquant.nn import QuantizationMixin
 from fxquant.nn.calibration import weight_of
+from fxquant.nn.training_state import require_ended
 from fxquant.ptq.columns import Product, product_of
+from fxquant.ptq.originals import changing, float_value
 from fxquant.ptq.solving.grids import WeightGrid
+from fxquant.ptq.solving.solver import Solution
 from fxquant.quantization.affine import AffineQuantizer, BiasQuantizeDequantize
 from fxquant.quantization.affine.pof2 import PowerOfTwoQuantizeDequantize
 from fxquant.quantization.ranges import range_of
@@ -19,8 +22,6 @@ from fxquant.quantization.tensor import plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-
-    from fxquant.ptq.solving.solver import Solution
 
 # what a bias may use of an int32; the rest is left to the products (see `affine/bias.py`)
 _BIAS_STEPS = 2.0**30
@@ -66,6 +67,16 @@ class Layer:
         """The weight as it is stored, float64 `[G, O, D]`."""
         return self.product.matrix(self.module.weight.detach()).double()
 
+    def float_weight(self) -> Tensor:
+        """The weight before any technique changed it, float64 `[G, O, D]`."""
+        return self.product.matrix(float_value(self.module, "weight")).double()
+
+    def float_bias(self) -> Tensor:
+        """The bias before any technique changed it or zeros, float64 `[G, O]`."""
+        if not self.has_bias:
+            return self.bias()
+        return float_value(self.module, "bias").double().reshape(self.product.groups, -1)
+
     def bias(self) -> Tensor:
         """The bias as it is stored or zeros, float64 `[G, O]`."""
         weight = self.module.weight
@@ -103,6 +114,12 @@ class Layer:
         rows = grid.rows.reshape(-1, 1).expand(-1, grid.scale.shape[1])
         return least.scatter_reduce_(0, rows, needed.reshape(-1, 1).expand_as(rows), "amax")
 
+    def solution(self, grid: WeightGrid, live: Tensor, integers: Tensor) -> Solution:
+        """Integers of some columns, with all others nearest to the weight as it is stored."""
+        every = grid.nearest(self.weight())
+        every[:, :, live] = integers.double()
+        return Solution(every, grid)
+
     def write(
         self,
         found: Solution,
@@ -120,7 +137,7 @@ class Layer:
                 as small integers times one scale are not.
         """
         quantizer, kept = self.quantizer, found.grid
-        with torch.no_grad():
+        with torch.no_grad(), changing(self.module, "weight", "bias"):
             actual = self._set_scale(found.grid, places)
             if bool(((actual - kept.scale).abs() > _SAME_STEP * kept.scale).any()):
                 found = again(replace(kept.with_scale(actual), frozen=True))
@@ -144,11 +161,18 @@ class Layer:
         start = len(_RANGE)
         ranges = {n[start:]: t for n, t in state.items() if n.startswith(_RANGE)}
         self.quantizer.load_state_dict(ranges)
-        with torch.no_grad():
+        with torch.no_grad(), changing(self.module, "weight", "bias"):
             self.module.weight.copy_(state["weight"])
             if self.has_bias:
                 self.module.bias.copy_(state["bias"])
         self.quantizer.allow_overwrite(False)
+
+    def freeze(self, grid: WeightGrid, places: Tensor) -> WeightGrid:
+        """Set the range of the weight and freeze it; the grid with the steps as they then are."""
+        with torch.no_grad():
+            actual = self._set_scale(grid, places)
+        self.quantizer.allow_overwrite(False)
+        return grid.with_scale(actual)
 
     def _set_scale(self, grid: WeightGrid, places: Tensor) -> Tensor:
         """Set the quantizer's range; its steps as they then are, float64 `[R, B]`."""
@@ -168,6 +192,7 @@ class Layer:
 
 def layers_of(gm: fx.GraphModule) -> tuple[dict[fx.Node, Layer], dict[str, str]]:
     """Layers in the order of the graph, and why other quantized weights are left as they are."""
+    require_ended(gm)
     weights, quantizers = _users(gm)
     found: dict[fx.Node, Layer] = {}
     skipped: dict[str, str] = {}

@@ -31,11 +31,13 @@ class LayerData:
         live: columns that some input reaches, int64; the others only ever see padding.
         seen: moments of the samples to solve on, of the live columns.
         held: inputs `[G, N, D]` and wanted outputs `[G, N, O]` of the samples to judge by.
+        rows: those of the samples to solve on, where they were asked for.
     """
 
     live: Tensor
     seen: Moments
     held: tuple[Tensor, Tensor]
+    rows: tuple[Tensor, Tensor] | None = None
 
     def error(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """Mean squared error and mean error of every channel on the samples held out.
@@ -75,9 +77,23 @@ class Sampling:
 
 
 def layer_data(
-    layer: Layer, walk: Walk, source: Environment, wanted: Environment, sampling: Sampling
+    layer: Layer,
+    walk: Walk,
+    source: Environment,
+    wanted: Environment,
+    sampling: Sampling,
+    *,
+    rows: bool = False,
 ) -> LayerData:
     """Collect inputs from one environment and wanted outputs from another.
+
+    Args:
+        layer: the layer; its operands are at hand.
+        walk: their values.
+        source: the environment that the inputs are of.
+        wanted: the environment that the outputs are of.
+        sampling: which positions and samples.
+        rows: keep the rows to solve on, not their moments alone.
 
     Raises:
         CalibrationError: FXQ446 they hold NaN or infinity, FXQ447 there are none.
@@ -92,7 +108,8 @@ def layer_data(
     reached = [
         layer.product.reached(*values(b)) for b in range(len(walk) if layer.product.dims else 1)
     ]
-    collected = _Collector(layer, torch.nonzero(torch.stack(reached).any(0))[:, 0])
+    live = torch.nonzero(torch.stack(reached).any(0))[:, 0]
+    collected = _Collector(layer, live, keep=rows)
     for batch, samples in enumerate(walk.samples):
         x, y = values(batch)
         positions = layer.product.positions(y)
@@ -112,7 +129,9 @@ def layer_data(
 class _Collector:
     layer: Layer
     live: Tensor
+    keep: bool = False
     moments: Moments | None = None
+    kept: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     rows: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     held: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
@@ -133,6 +152,7 @@ class _Collector:
     def _flush(self) -> None:
         if self.rows:
             self.moments = merge(self.moments, Moments.of(*_joined(self.rows)))
+            self.kept += self.rows if self.keep else ()
             self.rows.clear()
 
     def finish(self) -> LayerData:
@@ -145,11 +165,12 @@ class _Collector:
             self.rows = [held]
         self._flush()
         if self.moments is None:
-            raise CalibrationError("FXQ447", f"{path} has no output to look at", at=node)
+            what = f"{path} has no output to look at"
+            raise CalibrationError("FXQ447", what, at=node, fix="give data that reaches the layer")
         if not all(bool(t.isfinite().all()) for t in (self.moments.yy, self.moments.xx)):
             what = f"input or output of {path} holds NaN or infinity"
             raise CalibrationError("FXQ446", what, at=node, fix="clean the data")
-        return LayerData(self.live, self.moments, held)
+        return LayerData(self.live, self.moments, held, _joined(self.kept) if self.kept else None)
 
 
 def _joined(rows: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -28,6 +28,8 @@ _TRAITS = (
     "_single",
     "_held",
     "_overwritable",
+    "_frozen",
+    "_seen",
     "encoding_analyzer",
     "_rounding",
 )
@@ -39,14 +41,16 @@ class Snapshot:
 
     Attributes:
         tensors: parameter or buffer, and a copy of its values.
-        places: registry of a quantized module, and the quantizers that stood in it.
+        places: registry of a quantized module, and the quantizers or parameters that stood in it.
         traits: quantizer, and what it keeps beside its range.
+        originals: quantized module, and the float values it keeps of changed parameters.
     """
 
     model: nn.Module
     tensors: tuple[tuple[Tensor, Tensor], ...]
     places: tuple[tuple[dict[str, Any], dict[str, Any]], ...]
     traits: tuple[tuple[QuantizerBase, dict[str, Any]], ...]
+    originals: tuple[tuple[QuantizationMixin, dict[str, Any]], ...]
 
 
 def snapshot(sim: QuantizationSimModel) -> Snapshot:
@@ -64,18 +68,17 @@ def snapshot(sim: QuantizationSimModel) -> Snapshot:
     """
     model = sim.model
     tensors = [*model.parameters(), *model.buffers()]
-    places = [
-        getattr(module, home)._modules
-        for module in model.modules()
-        if isinstance(module, QuantizationMixin)
-        for home in _HOMES
-    ]
+    modules = [m for m in model.modules() if isinstance(m, QuantizationMixin)]
+    places = [getattr(module, home)._modules for module in modules for home in _HOMES]
+    # a technique may give a layer a bias that had none
+    places += [module._parameters for module in modules]
     quantizers = [q for q in model.modules() if isinstance(q, QuantizerBase)]
     return Snapshot(
         model,
         tuple((t, t.detach().clone()) for t in tensors),
         tuple((place, dict(place)) for place in places),
         tuple((q, {n: vars(q)[n] for n in _TRAITS if n in vars(q)}) for q in quantizers),
+        tuple((m, dict(vars(m).get(m.FLOAT_VALUES, {}))) for m in modules),
     )
 
 
@@ -94,6 +97,8 @@ def restore(sim: QuantizationSimModel, taken: Snapshot) -> None:
     for quantizer, traits in taken.traits:
         vars(quantizer).update(traits)
         quantizer._forget()
+    for module, kept in taken.originals:
+        vars(module)[module.FLOAT_VALUES] = dict(kept)
     with torch.no_grad():
         for tensor, values in taken.tensors:
             tensor.copy_(values)

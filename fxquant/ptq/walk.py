@@ -22,6 +22,7 @@ from fxquant.errors import CalibrationError, FxQuantError
 from fxquant.graph.node_walk import Environment, last_uses
 from fxquant.graph.pytree import fresh_inputs, tensors
 from fxquant.nn import QuantizationMixin
+from fxquant.ptq.originals import float_module
 from fxquant.ptq.value_store import ValueStore
 from fxquant.tracing.signature import MissingInputError, mismatch, placeholder_values
 
@@ -34,12 +35,12 @@ Progress = Callable[[int, int], None]
 
 
 class FloatEnvironment(Environment):
-    """The graph without quantizers, with the parameters as they are when a node is computed."""
+    """The graph without quantizers, with the float values of parameters that techniques changed."""
 
     def __init__(self, gm: fx.GraphModule, name: str) -> None:
         super().__init__(gm, name)
         self._plain = {
-            path: module.get_original_module()
+            path: float_module(module)
             for path, module in gm.named_modules()
             if isinstance(module, QuantizationMixin)
         }
@@ -100,20 +101,10 @@ class Walk:
         return len(self.samples)
 
     def _collect(self, data: Any, most: int | None) -> None:
-        for batch in _iterated(data):
-            values = _bound(self._holders, batch)
-            count = _samples(values)
-            if count == 0:
-                continue
-            _refuse_nan(self._holders, values, len(self))
+        for values, count in bound_batches(self.gm, data, most):
             for holder, value in zip(self._holders, values, strict=True):
                 self.store.put(("", holder, len(self)), value)
             self.samples.append(count)
-            if most is not None and sum(self.samples) >= most:
-                break
-        if not self.samples:
-            what, fix = "there are no data: no batch holds a sample", "pass a non-empty loader"
-            raise CalibrationError("FXQ442", what, fix=fix)
 
     def nodes(self) -> Iterator[fx.Node]:
         """Every node in order; operands are at hand, the node itself is yet to be computed.
@@ -178,6 +169,36 @@ class Walk:
         for name in ("", *(e.name for e in self.environments)):
             for batch in range(len(self)):
                 self.store.drop((name, node, batch))
+
+
+def bound_batches(
+    gm: fx.GraphModule, data: Any, most: int | None = None
+) -> Iterator[tuple[list[Any], int]]:
+    """Batches as values of the graph's inputs in order, and the samples that each holds.
+
+    Args:
+        gm: the graph.
+        data: as for `Walk`.
+        most: samples that are enough; no further batch is asked for then.
+
+    Raises:
+        CalibrationError: FXQ442 to FXQ445, as for `Walk`.
+    """
+    holders = [n for n in gm.graph.nodes if n.op == "placeholder"]
+    seen = batches = 0
+    for batch in _iterated(data):
+        values = _bound(holders, batch)
+        count = _samples(values)
+        if count == 0:
+            continue
+        _refuse_nan(holders, values, batches)
+        yield values, count
+        seen, batches = seen + count, batches + 1
+        if most is not None and seen >= most:
+            break
+    if not batches:
+        what, fix = "there are no data: no batch holds a sample", "pass a non-empty loader"
+        raise CalibrationError("FXQ442", what, fix=fix)
 
 
 def _iterated(data: Any) -> Iterable[Any]:

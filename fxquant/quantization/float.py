@@ -156,6 +156,8 @@ class FloatQuantizeDequantize(QuantizerBase):
             if self.scaled and self._overwritable:
                 self._observe(x)
             return x
+        if not self._enabled:
+            return x
         y = self.transform(x)
         if torch.compiler.is_compiling():
             return y

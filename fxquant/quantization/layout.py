@@ -137,6 +137,7 @@ class Layout:
                 "FXQ404",
                 f"a quantizer of shape {self.shape} needs a tensor of {n} or more axes, "
                 f"not {tuple(x.shape)}",
+                fix="make the quantizer with as many axes as the tensor has, or fewer",
             )
         sizes = list(x.shape[: x.dim() - n])
         for axis, (count, block) in enumerate(zip(self.shape, block_size, strict=True)):

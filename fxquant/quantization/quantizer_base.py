@@ -37,6 +37,8 @@ class QuantizerBase(nn.Module):
         self.where = None
         self._observing = False
         self._overwritable = True
+        self._enabled = True
+        self._frozen = False
 
     # what a quantizer is -----------------------------------------------------------------------
 
@@ -72,6 +74,20 @@ class QuantizerBase(nn.Module):
         """The quantized tensor without its encoding; what `forward` does outside of calibration."""
         raise NotImplementedError
 
+    # switching off -------------------------------------------------------------------------------
+
+    @property
+    def enabled(self) -> bool:
+        """False: tensors pass through unchanged, as in a warm-up in floating point; settable."""
+        return self._enabled
+
+    @enabled.setter
+    def enabled(self, enabled: bool) -> None:
+        self._enabled = bool(enabled)
+
+    def follow(self, x: Tensor, *, begin: bool = True) -> None:
+        """Lay the range around a parameter that is trained, where the quantizer is set to do so."""
+
     # observing -----------------------------------------------------------------------------------
 
     @property
@@ -82,11 +98,17 @@ class QuantizerBase(nn.Module):
     def allow_overwrite(self, allowed: bool) -> None:
         """With False, `compute_encodings()` leaves the grid as it is."""
         self._overwritable = allowed
+        self._frozen = not allowed
 
     @property
     def overwritable(self) -> bool:
         """True if `compute_encodings()` may set the grid."""
         return self._overwritable
+
+    @property
+    def frozen(self) -> bool:
+        """True if the whole grid was forbidden to change, not only ends of its range."""
+        return self._frozen and not self._overwritable
 
     @contextmanager
     def compute_encodings(self) -> Iterator[None]:

@@ -148,6 +148,12 @@ class Factors:
         """True if the second sum is needed."""
         return self.outside[0] is not None or self.outside[1] is not None
 
+    def scaled(self, by: float) -> Factors:
+        """The map whose gradients are multiplied by a number."""
+        outside = (None if f is None else f * by for f in self.outside)
+        low, high = self.products
+        return Factors((low * by, high * by), tuple(outside), self.stuck)  # type: ignore[arg-type]
+
     def gradients(self, products: Tensor, outside: Tensor | None) -> tuple[Tensor, Tensor]:
         """Gradients of both numbers, `[S]` each."""
         low, high = (

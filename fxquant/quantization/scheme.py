@@ -76,6 +76,11 @@ class QuantScheme(Enum):
             fix=nearest(str(value), known) or f"use one of {', '.join(m.value for m in cls)}",
         )
 
+    @property
+    def learns_ranges(self) -> bool:
+        """True if training moves the ranges as well as the weights."""
+        return self.value.startswith("range_learning")
+
     def analyzer(self, *, percentile: float = 99.99) -> EncodingAnalyzer:
         """The analyzer that chooses ranges this way.
 

@@ -87,4 +87,6 @@ def _read(name: str) -> Target:
     try:
         return Target.model_validate_json(text)
     except ValidationError as error:
-        raise ConfigError("FXQ261", f"target {name!r} is not valid: {error}") from error
+        what = f"target {name!r} is not valid: {error}"
+        fix = "correct its JSON file; fxquant/targets/schema.py describes every key"
+        raise ConfigError("FXQ261", what, fix=fix) from error

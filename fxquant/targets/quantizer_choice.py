@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any, Literal
 
 from fxquant.quantization import QuantScheme, affine
@@ -45,11 +46,29 @@ def quantizer_for(
     grid["bitwidth"] = bitwidth
     grid["encoding_analyzer"] = _analyzer(target, role, scheme, bitwidth)
     rounding = _rounding(target, role)
+    made: affine.QuantizeDequantize
     if target.powers_of_two:
-        return PowerOfTwoQuantizeDequantize(rounding=rounding, **grid)
-    if rounding != OF_ONNX:
-        return RoundingQuantizeDequantize(rounding=rounding, **grid)
-    return affine.QuantizeDequantize(**grid)
+        made = PowerOfTwoQuantizeDequantize(rounding=rounding, **grid)
+    elif rounding != OF_ONNX:
+        made = RoundingQuantizeDequantize(rounding=rounding, **grid)
+    else:
+        made = affine.QuantizeDequantize(**grid)
+    set_training(made, role, scheme)
+    return made
+
+
+def set_training(quantizer: affine.QuantizeDequantize, role: Role, scheme: QuantScheme) -> None:
+    """Say what training does with a range, as the scheme is documented.
+
+    With the schemes for range learning an optimizer moves all ranges, with the gradient scale of
+    LSQ. With all others those of activations stay as they were calibrated, and those of parameters
+    follow the parameters.
+    """
+    parameter, learns = role in ("weight", "bias"), scheme.learns_ranges
+    quantizer.requires_grad_(learns)
+    quantizer.follows = parameter and not learns
+    if learns:
+        quantizer.gradient_scale = "parameter" if parameter else "activation"
 
 
 def _rounding(target: Target, role: Role) -> RoundMode:
@@ -67,4 +86,17 @@ def _analyzer(target: Target, role: Role, scheme: QuantScheme, bitwidth: int) ->
     scope = 1
     if scheme in _ENHANCED:
         scope = search.entry_scope if role == "entry" else search.scope
-    return PowerOfTwo(scope, search.narrow_cap if bitwidth <= 8 else search.wide_cap)
+    return PowerOfTwo(scope, _cap(target, bitwidth))
+
+
+def _cap(target: Target, bitwidth: int) -> int:
+    return target.search.narrow_cap if bitwidth <= 8 else target.search.wide_cap
+
+
+def analyzer_for_bits(
+    target: Target, analyzer: EncodingAnalyzer, bitwidth: int
+) -> EncodingAnalyzer:
+    """The analyzer of a quantizer that takes another number of bits."""
+    if isinstance(analyzer, PowerOfTwo) and analyzer.cap is not None:
+        return dataclasses.replace(analyzer, cap=_cap(target, bitwidth))
+    return analyzer

@@ -67,11 +67,6 @@ class OperatorRule(BaseModel):
     fixed: tuple[float, float] | None = None
     constant: tuple[str, ...] = ()
 
-    def refuses(self, arguments: Mapping[str, Any]) -> str | None:
-        """Why the rule does not hold for these arguments, or None."""
-        violation = self.violation(arguments)
-        return None if violation is None else str(violation)
-
     def violation(self, arguments: Mapping[str, Any]) -> Violation | None:
         """The first constraint that these arguments do not keep, or None."""
         if not (self.only or self.limits or self.constant):

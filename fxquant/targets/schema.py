@@ -26,12 +26,15 @@ class _TensorType(_Frozen):
     Attributes:
         bitwidth: bits where a configuration asks for nothing else.
         bitwidths: bits that a configuration may ask for; empty: all of them.
+        kernels: bits that its integer kernels take; empty: all. Others it computes in floating
+            point.
         symmetries: kinds of zero points that a configuration may ask for.
         rounding: where ties go.
     """
 
     bitwidth: Bits = 8
     bitwidths: tuple[Bits, ...] = ()
+    kernels: tuple[Bits, ...] = ()
     symmetries: tuple[Literal["symmetric", "asymmetric"], ...] = ("symmetric", "asymmetric")
     rounding: RoundMode = "half_even"
 
@@ -157,6 +160,12 @@ class Target(_Frozen):
         """Bits of activations and of weights where nothing else is asked for."""
         return self.activation.bitwidth, self.weight.bitwidth
 
+    @property
+    def computes_floats(self) -> bool:
+        """Whether its kernels of products can write floats; those of chips for integers cannot."""
+        rules = (self.operators.get(name) for name in ("linear", "matmul", "bmm"))
+        return any(rule is not None and rule.output == "optional" for rule in rules)
+
     def followers(self, chain: tuple[str, ...]) -> frozenset[str]:
         """Names of operators that continue a chain of rows inside one kernel."""
         size = len(chain)
@@ -179,6 +188,23 @@ class Target(_Frozen):
             kind = "per_channel" if wanted.per_channel else "per_tensor"
             if kind not in self.weight.granularities:
                 self._refuse("per_channel", wanted.per_channel, self.weight.granularities)
+
+    def check_precision(self, kind: Literal["activation", "weight"], bits: int | None) -> None:
+        """Refuse bits, or floating point (None), that the target cannot compute.
+
+        Raises:
+            ConfigError: FXQ262; what the target offers is named.
+        """
+        offered = (self.activation if kind == "activation" else self.weight).bitwidths
+        if bits is None and not self.computes_floats:
+            self._refuse(kind, "float", tuple(f"{n} bits" for n in offered) or ("integers only",))
+        if bits is not None and offered and bits not in offered:
+            self._refuse(kind, f"{bits} bits", tuple(f"{n} bits" for n in offered))
+
+    def has_kernel(self, kind: Literal["activation", "weight"], bits: int | None) -> bool:
+        """Whether integer kernels take activations or weights of so many bits; None: float."""
+        taken = (self.activation if kind == "activation" else self.weight).kernels
+        return bits is not None and (not taken or bits in taken)
 
     def _check_bits(self, key: str, wanted: Any, offered: tuple[int, ...]) -> None:
         bits = getattr(wanted, key)

@@ -1,7 +1,17 @@
 """Proof that a prepared graph computes the same bits as its model, and where it begins to differ.
 
-Three questions: the dummy input, other values, another batch size. The last two are asked together
-on few rows, and apart only when that fails: most models answer with two small runs.
+Three questions: the dummy input, other values, another batch size. Every run answers as much as it
+can, and most models are proven by three runs beside the recording:
+
+- the graph on the dummy input, against what the model returned while it was recorded. If that
+  differs (random numbers, other kernels without gradients), the model runs there once more;
+- the model and the graph at another batch size, on other values, few rows. That run of the model is
+  one without a recorder, so it also shows what a model does otherwise while it is recorded. If it
+  left something behind in Python (a counter), both run once more: the graph holds what was.
+
+Only where the latter fails the questions are asked one by one: the model by itself on the dummy
+input, then other values, then another batch size, each with a run of the model that tells whether
+it takes such inputs and agrees with itself.
 """
 
 from __future__ import annotations
@@ -13,6 +23,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxquant.graph.node_walk import Environment, node_values
+from fxquant.graph.python_state import state_of_python, unchanged
 from fxquant.graph.pytree import fresh_inputs, map_leaves, tensors
 from fxquant.graph.recorded_module import shadow, state_kept
 from fxquant.tracing.record import record
@@ -23,13 +34,14 @@ from fxquant.tracing.replay import (
     other_batch,
     other_values,
     replay_equal,
+    replay_recorded,
 )
 
 if TYPE_CHECKING:
     from fxquant.tracing.leaves import Leaves
     from fxquant.tracing.record import Recording
 
-__all__ = ["Proof", "Replay", "few_rows", "prove"]
+__all__ = ["Proof", "Replay", "few_rows", "first_rows", "prove"]
 
 
 _TRIES = 3  # values to try where Python decided on some
@@ -91,16 +103,20 @@ def _prove(
     leaves: Leaves | None,
 ) -> Proof:
     gm = recording.graph_module
-    found = _compared(gm, model, (args, kwargs))
-    if not found:
-        at = first_difference(gm, model, args, kwargs, leaves=leaves)
-        steady = _holds(model, model, (args, kwargs))
-        return Proof(same=False, why=found.why, at=at, steady=steady)
-    few = few_rows(args, kwargs)
-    check_constants(recording, model, *other_values(args, kwargs), leaves=leaves)
-    other = other_batch(*few)
-    if other is not None and _holds(gm, model, other):
+    as_recorded = bool(replay_recorded(recording, args, kwargs))
+    if not as_recorded:
+        failed = _prove_dummy(gm, model, args, kwargs, leaves)
+        if failed is not None:
+            return failed
+    if any(c.attribute is None for c in recording.constants):
+        check_constants(recording, model, *other_values(args, kwargs), leaves=leaves)
+    elsewhere = _elsewhere(recording, args, kwargs)
+    if elsewhere is not None and _holds_again(gm, model, elsewhere):
         return Proof(same=True)
+    if as_recorded:  # then nothing but the recording has run the model on the dummy input
+        failed = _prove_dummy(gm, model, args, kwargs, leaves)
+        if failed is not None:
+            return failed
     decided = any(s.kind == "value" for s in recording.specialisations)
     for seed in range(_TRIES if decided else 1):
         varied = other_values(args, kwargs, seed=seed)
@@ -111,7 +127,43 @@ def _prove(
             at = first_difference(gm, model, *varied, leaves=leaves)
             shape = _is_misshapen(values) and _holds(model, model, varied)
             return Proof(True, values=False, batch=False, why=values.why, at=at, misshapen=shape)
-    return _prove_batch(gm, model, other)
+    return _prove_batch(gm, model, other_batch(*few_rows(args, kwargs)))
+
+
+def _holds_again(gm: nn.Module, model: nn.Module, inputs: Any) -> bool:
+    """Whether both agree, and go on doing so where the run left something in Python."""
+    before = state_of_python(model)
+    if not _holds(gm, model, inputs):
+        return False
+    return unchanged(before, state_of_python(model)) or _holds(gm, model, inputs)
+
+
+def _prove_dummy(
+    gm: fx.GraphModule,
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    leaves: Leaves | None,
+) -> Proof | None:
+    """Where the graph differs from the model on the dummy input; None if nowhere."""
+    found = _compared(gm, model, (args, kwargs))
+    if found:
+        return None
+    at = first_difference(gm, model, args, kwargs, leaves=leaves)
+    steady = _holds(model, model, (args, kwargs))
+    return Proof(same=False, why=found.why, at=at, steady=steady)
+
+
+def _elsewhere(recording: Recording, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Other values at another batch size; None if no batch axis is to be seen.
+
+    Of two rows one is left, where Python decided on nothing: what a graph could hold of the two
+    would be a number that no size led to. Else a row is added to few.
+    """
+    found = [t for t in tensors((args, kwargs)) if t.dim()]
+    if found and found[0].shape[0] == 2 and not recording.specialisations:
+        return other_values(*first_rows(args, kwargs, 1))
+    return other_batch(*few_rows(args, kwargs))
 
 
 def _is_misshapen(found: Replay) -> bool:
@@ -152,8 +204,13 @@ def few_rows(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     row more is never the batch that was there.
     """
     found = [t for t in tensors((args, kwargs)) if t.dim()]
+    return first_rows(args, kwargs, 1 if found and found[0].shape[0] == 3 else 2)
+
+
+def first_rows(args: tuple[Any, ...], kwargs: dict[str, Any], rows: int) -> Any:
+    """The first rows of all tensors that have the first one's number of rows, if it has more."""
+    found = [t for t in tensors((args, kwargs)) if t.dim()]
     batch = found[0].shape[0] if found else 0
-    rows = 1 if batch == 3 else 2
 
     def cut(leaf: Any) -> Any:
         whole = not isinstance(leaf, Tensor) or not leaf.dim() or leaf.shape[0] != batch

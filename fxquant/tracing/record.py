@@ -17,15 +17,16 @@ import torch
 from torch import Tensor, fx, nn
 from torch.ao.nn.quantized import FloatFunctional, FXFloatFunctional
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._pytree import tree_leaves
 
 from fxquant.errors import FxQuantError, TraceError
 from fxquant.graph import kept_results
 from fxquant.graph.meta import shown_file
+from fxquant.graph.pytree import map_leaves, tensors
 from fxquant.graph.recorded_module import YIELDING, RecordedModule, fresh_copy, restore
 from fxquant.tracing.arguments import Constant
 from fxquant.tracing.hooks import remove
 from fxquant.tracing.patches import forget_results, watching
+from fxquant.tracing.recorded_call import plain_all
 from fxquant.tracing.recorder import Recorder
 from fxquant.tracing.signature import Given, bind_inputs, placeholders, write_back, write_output
 from fxquant.tracing.specialization import Specialisation
@@ -39,6 +40,19 @@ __all__ = ["Constant", "Recording", "Specialisation", "record"]
 
 
 @dataclass(frozen=True)
+class Seen:
+    """What a model computed while it was recorded.
+
+    Attributes:
+        value: what it returned, without a gradient history.
+        buffers: its buffers after the run, by name.
+    """
+
+    value: Any
+    buffers: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
 class Recording:
     """A recorded model.
 
@@ -47,12 +61,14 @@ class Recording:
         specialisations: where the graph is narrower than the model.
         constants: tensors that came from outside of torch's sight.
         dropped: paths of outputs that hold no tensor and no plain value, and are None in the graph.
+        seen: what the model itself computed in the run that was recorded.
     """
 
     graph_module: RecordedModule
     specialisations: tuple[Specialisation, ...]
     constants: tuple[Constant, ...] = ()
     dropped: tuple[str, ...] = ()
+    seen: Seen | None = None
 
 
 def record(
@@ -98,6 +114,7 @@ def record(
         recorder.reads.specialisations(),
         tuple(recorder.writer.constants),
         run.dropped,
+        run.seen,
     )
 
 
@@ -113,8 +130,8 @@ def _without_earlier_results(
             again = _Attempt(model, given, leaves, forgotten=some).run(grad=True)
         except (_ForwardError, FxQuantError):
             continue  # it is no result of a run, but a constant of the author's
-        same = len(again.returned) == len(run.returned)
-        same = same and all(map(torch.equal, again.returned, run.returned))
+        mine, others = _strided(again.seen.value), _strided(run.seen.value)
+        same = len(mine) == len(others) and all(map(torch.equal, mine, others))
         if same and len(again.recorder.writer.constants) < len(held):
             run, held = again, again.recorder.writer.held
             break
@@ -209,7 +226,7 @@ class _Run:
     recorder: Recorder
     copied: nn.Module
     dropped: tuple[str, ...]
-    returned: tuple[Tensor, ...]
+    seen: Seen
 
 
 class _HistoryNeededError(RuntimeError):
@@ -268,16 +285,13 @@ class _Attempt:
             args, kwargs = placeholders(recorder, given)
             try:
                 value = self._forward(recorder, copied, args, kwargs)
-                returned = [
-                    v.detach()
-                    for v in tree_leaves(value)
-                    if isinstance(v, Tensor) and v.layout == torch.strided
-                ]
+                with torch._C.DisableTorchFunction():
+                    seen = _seen(copied, value)
                 write_back(recorder)
                 dropped = write_output(recorder, value)
             finally:
                 recorder.closed = True
-        return _Run(recorder, copied, dropped, tuple(returned))
+        return _Run(recorder, copied, dropped, seen)
 
     @staticmethod
     def _forward(recorder: Recorder, copied: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -307,6 +321,19 @@ class _Attempt:
 def _call(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The boundary between our frames and the user's."""
     return model(*args, **kwargs)
+
+
+def _seen(model: nn.Module, value: Any) -> Seen:
+    """Copies: what the run wrote to the state of the model is undone when it is recorded."""
+
+    def kept(leaf: Any) -> Any:
+        return leaf.detach().clone() if isinstance(leaf, Tensor) else plain_all(leaf)
+
+    return Seen(map_leaves(value, kept), {n: kept(b) for n, b in model.named_buffers()})
+
+
+def _strided(value: Any) -> list[Tensor]:
+    return [t for t in tensors(value) if t.layout == torch.strided]
 
 
 def _forget(tensor: Tensor) -> None:

@@ -1,7 +1,8 @@
 """How the sizes of a result follow from those of the inputs: one small function per family.
 
 Each takes the recorded call and one tensor of its result, and says per dimension what can change
-its size.
+its size. This is a list of rules, one for each word of the operator table with the table of them
+behind it: like other tables it may be longer than 400 lines.
 """
 
 from __future__ import annotations

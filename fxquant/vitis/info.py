@@ -58,13 +58,16 @@ def slots(gm: nn.Module) -> Iterator[tuple[Slot, QuantizerBase]]:
             yield ("input", path, i), quantizer
 
 
-def write_info(gm: fx.GraphModule, path: Path, extra: dict[str, Any]) -> None:
+def write_info(
+    gm: fx.GraphModule, path: Path, extra: dict[str, Any], *, finetuned: bool = False
+) -> None:
     """Write the encodings of a calibrated graph.
 
     Args:
         gm: the simulated model.
         path: the file.
         extra: what else a later process has to know.
+        finetuned: whether parameters beside it take the place of the network's.
     """
     info: dict[str, Any] = {section: {} for section in _SECTIONS}
     types: dict[str, dict[str, list[str]]] = {section: {} for section in _SECTIONS}
@@ -78,8 +81,8 @@ def write_info(gm: fx.GraphModule, path: Path, extra: dict[str, Any]) -> None:
         elif isinstance(quantizer, AffineQuantizer):
             ends = [_numbers(end) for end in (quantizer.min, quantizer.max)]
             ranges[f"{section}:{name}:{index}"] = ends
-    info |= {"fast_finetuned": False, "bias_corrected": False, "version": f"fxquant {__version__}",
-             "graph_md5": graph_digest(gm)}  # fmt: skip
+    info |= {"fast_finetuned": finetuned, "bias_corrected": False}
+    info |= {"version": f"fxquant {__version__}", "graph_md5": graph_digest(gm)}
     if any(types.values()):
         info["dtype"] = types
     info["fxquant"] = {**extra, "ranges": ranges}

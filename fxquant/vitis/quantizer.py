@@ -13,16 +13,14 @@ from __future__ import annotations
 import copy
 import io
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
 
-from fxquant import ops
 from fxquant.analysis.shifts import ShiftReport, check_shifts
-from fxquant.config import QuantConfig
 from fxquant.errors import CalibrationError, ConfigError
 from fxquant.io.writing import as_path, new_file
 from fxquant.nn import QuantizationMixin
@@ -32,8 +30,11 @@ from fxquant.prepare import prepare_model
 from fxquant.quantization import QuantScheme
 from fxquant.sim import QuantizationSimModel
 from fxquant.targets import Target, load_target
+from fxquant.vitis.finetuning import Finetuning
 from fxquant.vitis.info import NAME, load_info, read_info, write_info
+from fxquant.vitis.inputs import example_inputs, moved_to
 from fxquant.vitis.running_calibration import Following
+from fxquant.vitis.setup import aligned, configuration, target_of
 from fxquant.vitis.specify import specify
 from fxquant.vitis.strategy import Strategy, load_strategy
 
@@ -42,12 +43,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fxquant")
 
-DEFAULT_TARGET = "onnxruntime_x86"
-_OF_DEVICE = {"DPU": "generic_pof2", "CPU": DEFAULT_TARGET, "GPU": DEFAULT_TARGET}
 _MODES = ("calib", "test")
 
 
-class TorchQuantizer:
+class TorchQuantizer(Finetuning):
     """What `torch_quantizer` returns.
 
     Attributes:
@@ -69,11 +68,11 @@ class TorchQuantizer:
         self._info = read_info(folder) if quant_mode == "test" else None
         chosen = _remembered(options, self._info)
         self.strategy = _strategy(chosen["strategy"])
-        self.target = _target(chosen["target"], self.strategy)
+        self.target = target_of(chosen["target"], self.strategy)
         self._options = {**chosen, "target": self.target.name}
         prepared = prepare_model(module, inputs)
         self.changes = _approximated(prepared, chosen["approximate"], self.strategy, self.target)
-        config = _config(prepared, chosen["bitwidth"], self.strategy, self.target)
+        config = configuration(prepared, chosen["bitwidth"], self.strategy, self.target)
         self._sim = QuantizationSimModel(
             prepared, inputs, QuantScheme.post_training_tf_enhanced, in_place=True,
             config=config, target=self.target,
@@ -104,10 +103,11 @@ class TorchQuantizer:
             CalibrationError: FXQ432, `quant_model` was never called.
         """
         if self.mode != "calib":
-            raise ConfigError("FXQ281", "export_quant_config belongs to quant_mode='calib'")
+            fix = "calibrate with quant_mode='calib'; 'test' reads what that wrote"
+            raise ConfigError("FXQ281", "export_quant_config belongs to calibration", fix=fix)
         self._end_calibration()
         path = as_path(output_dir or self.folder) / NAME
-        write_info(self.quant_model, path, self._options)
+        write_info(self.quant_model, path, self._options, finetuned=self.finetuned is not None)
         return path
 
     def _end_calibration(self) -> None:
@@ -121,7 +121,7 @@ class TorchQuantizer:
                 fix="call quant_model on calibration data (quant_mode='calib') first",
             )
         following.stop()
-        kinds = _aligned(self.strategy)
+        kinds = aligned(self.strategy)
         if kinds:
             align_grids.AlignGrids(operators=kinds)(self.quant_model)
             fit_biases(self.quant_model)  # their steps follow those of the inputs
@@ -156,6 +156,7 @@ class TorchQuantizer:
             ExportError: the model cannot be written, or onnxruntime computes something else.
         """
         self._end_calibration()
+        self._require_finetuned()
         wanted = opset_version or (self.strategy.onnx_opset_version if self.strategy else None)
         return self._sim.export(
             output_dir or self.folder, f"{self._name}_int", opset=wanted or 21, prove=check_model
@@ -177,6 +178,7 @@ class TorchQuantizer:
             ExportError: FXQ542 to FXQ545, it cannot be written.
         """
         self._end_calibration()
+        self._require_finetuned()
         args, kwargs = self._sim._example
         with torch.no_grad():
             program = torch.export.export(_baked(self.quant_model), args, kwargs)
@@ -255,41 +257,14 @@ def torch_quantizer(
     if not isinstance(module, nn.Module):
         what = f"module is a {type(module).__name__}, not a torch.nn.Module"
         raise ConfigError("FXQ282", what, fix="pass the float network")
-    inputs = _inputs(input_args, input_kwargs)
+    inputs = example_inputs(input_args, input_kwargs)
     if device is not None:
-        module, inputs = _moved(module, inputs, torch.device(device))
+        module, inputs = moved_to(module, inputs, torch.device(device))
     options = {
         "bitwidth": bitwidth, "approximate": approximate, "target": target,
         "strategy": quant_config_file,
     }  # fmt: skip
     return TorchQuantizer(quant_mode, module, inputs, as_path(output_dir, "output_dir"), options)
-
-
-def _inputs(args: Any, kwargs: Mapping[str, Any] | None) -> Any:
-    if args is None and kwargs is None:
-        raise ConfigError("FXQ283", "there are no example inputs", fix="pass input_args=(x,)")
-    if args is not None and kwargs:
-        what = "positional and keyword example inputs are given together"
-        raise ConfigError("FXQ283", what, fix="pass all of them as input_kwargs")
-    if args is None:
-        return dict(kwargs or {})
-    return tuple(args) if isinstance(args, Sequence) else args
-
-
-def _moved(module: nn.Module, inputs: Any, device: torch.device) -> tuple[nn.Module, Any]:
-    """The network and its inputs on a device; the user's network stays where it is."""
-
-    def move(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            return value.to(device)
-        if isinstance(value, dict):
-            return {k: move(v) for k, v in value.items()}
-        if isinstance(value, list | tuple):
-            return type(value)(move(v) for v in value)
-        return value
-
-    there = all(p.device == device for p in module.parameters())
-    return module if there else copy.deepcopy(module).to(device), move(inputs)
 
 
 def _remembered(options: Mapping[str, Any], info: dict[str, Any] | None) -> dict[str, Any]:
@@ -324,48 +299,6 @@ def _strategy(source: Any) -> Strategy | None:
     return None if source is None else load_strategy(source)
 
 
-def _target(given: str | Target | None, strategy: Strategy | None) -> Target:
-    if given is None:
-        given = _OF_DEVICE[strategy.target_device] if strategy else DEFAULT_TARGET
-    target = load_target(given)
-    if strategy and (strategy.target_device == "DPU") is not target.powers_of_two:
-        has = "only has" if target.powers_of_two else "does not have"
-        what = f"target_device={strategy.target_device}, but {target.name} {has} powers of two"
-        raise ConfigError("FXQ275", what, fix="change target_device, or take another target")
-    return target
-
-
-def _config(
-    prepared: fx.GraphModule, bitwidth: int | None, strategy: Strategy | None, target: Target
-) -> QuantConfig:
-    """The base that the strategy's rules then change."""
-    said = strategy.overall_quantize_config.bit_width if strategy else None
-    if bitwidth is not None and said is not None and bitwidth != said:
-        what = f"bitwidth={bitwidth}, but overall_quantize_config.bit_width={said}"
-        raise ConfigError("FXQ276", what, fix="give one of them")
-    bits = bitwidth or said
-    kept = _kept(prepared, strategy) if strategy else ()
-    config = QuantConfig(
-        activation_bitwidth=bits or target.activation.bitwidth,
-        weight_bitwidth=bits or target.weight.bitwidth,
-        keep_float=kept,
-    )
-    target.check(config)
-    return config
-
-
-def _kept(prepared: fx.GraphModule, strategy: Strategy) -> tuple[str, ...]:
-    """Paths of the modules that stay in floating point for the sake of accuracy."""
-    rows = [(n, ops.row_of(n, prepared)) for n in prepared.graph.nodes if n.op == "call_module"]
-    weighted = [str(n.target) for n, row in rows if row is not None and row.weight_axis is not None]
-    kept: list[str] = []
-    if strategy.keep_first_last_layer_accuracy and weighted:
-        kept += [weighted[0], weighted[-1]]
-    if strategy.keep_add_layer_accuracy:
-        kept += [str(n.target) for n, row in rows if row is not None and row.name == "add"]
-    return tuple(dict.fromkeys(kept))
-
-
 def _approximated(
     prepared: fx.GraphModule, permitted: bool, strategy: Strategy | None, target: Target
 ) -> tuple[str, ...]:
@@ -384,16 +317,3 @@ def _approximated(
     outcome = approximate.Approximate(operators=tuple(dict.fromkeys(kinds)))(prepared)
     log.info("approximated %d operator(s)", outcome.changes)
     return approximate.listed(prepared)
-
-
-def _aligned(strategy: Strategy | None) -> tuple[str, ...]:
-    if strategy is None:
-        return ()
-    kinds: list[str] = []
-    if strategy.change_concat_input_fix:
-        kinds += ["cat", "stack"]
-    if strategy.change_pool_input_fix:
-        kinds += ["avg_pool1d", "avg_pool2d", "avg_pool3d"]
-    if strategy.change_add_input_fix:
-        kinds += ["add"]
-    return tuple(kinds)

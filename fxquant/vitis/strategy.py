@@ -309,7 +309,7 @@ def load_strategy(source: str | Path | dict[str, Any]) -> Strategy:
             data = read_json(as_path(source, "the strategy"))
         except (OSError, ValueError) as error:
             what = f"cannot read the strategy {source}: {reason(error)}"
-            raise ConfigError("FXQ270", what) from error
+            raise ConfigError("FXQ270", what, fix="give the path of a JSON file") from error
     try:
         return Strategy.model_validate(data)
     except ValidationError as error:

@@ -22,6 +22,7 @@ HUNDREDS = {
     "5": "Lowering, verification and parity",
     "6": "Checkpoints and encodings files",
     "7": "Command line and files",
+    "8": "Training in simulation",
 }
 HEAD = """\
 # Error codes
@@ -57,13 +58,18 @@ class Entry:
 
 def entries() -> list[Entry]:
     """All uses of codes in the library, ordered by code."""
-    found = []
-    for folder in ("fxquant", "passes"):
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            if not path.is_relative_to(ROOT / "fxquant" / "passes"):
-                tree = ast.parse(path.read_text(encoding="utf-8"))
-                found += list(_File(tree, path.relative_to(ROOT).as_posix()).entries())
+    found = [entry for file in _files() for entry in file.entries()]
     return sorted(found, key=lambda e: (e.code, e.file))
+
+
+@functools.cache
+def _files() -> tuple[_File, ...]:
+    return tuple(
+        _File(ast.parse(path.read_text(encoding="utf-8")), path.relative_to(ROOT).as_posix())
+        for folder in ("fxquant", "passes")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        if not path.is_relative_to(ROOT / "fxquant" / "passes")
+    )
 
 
 class _File:
@@ -81,8 +87,21 @@ class _File:
             elif isinstance(node, ast.Tuple) and [_is_code(e) for e in node.elts] == [True, False]:
                 code, text = node.elts
                 texts = tuple(self._texts(text, node.lineno))
-                found.append(Entry(str(_code(code)), "finding", texts, (), self.name))
+                found.append(
+                    Entry(str(_code(code)), "finding", texts, self._fixes_of_pairs(), self.name)
+                )
         return found
+
+    def _fixes_of_pairs(self) -> tuple[str, ...]:
+        """What errors advise whose code, which stands in a pair elsewhere, is a variable."""
+        return tuple(
+            text
+            for node in ast.walk(self.tree)
+            if isinstance(node, ast.Call) and node.args and ast.unparse(node.args[0]) == "code"
+            for keyword in node.keywords
+            if keyword.arg == "fix"
+            for text in self._texts(keyword.value, node.lineno)
+        )
 
     def _call(self, call: ast.Call) -> Entry:
         code, *others = call.args
@@ -90,8 +109,12 @@ class _File:
         texts = [self._texts(a, call.lineno) for a in others]
         kind = ast.unparse(call.func)
         severity = next((t[0] for t in texts if t in (["error"], ["warning"], ["note"])), None)
-        if severity is not None or kind.endswith(("inding",)):
+        if kind in ("Finding", "_finding"):
+            # (code, severity, node, what, fix), or (code, severity, what, node, module, line, fix)
+            what, fix = [*(texts[1::4] if len(texts) > 4 else texts[2:]), []][:2]
             kind = severity or "finding"
+        elif severity is not None:
+            kind = severity
             told = [t for t in texts if t and any(" " in one for one in t)]
             what, fix = [*told, [], []][:2]
         else:
@@ -113,17 +136,41 @@ class _File:
             left, right = self._texts(node.left, line), self._texts(node.right, line)
             return [a + b for a in left or ["…"] for b in right or ["…"]]
         if isinstance(node, ast.Name):
-            return self._assigned(node.id, line)
+            return self._assigned(node.id, line) or self._imported(node.id)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            return self._returned(node.func.id)
+            name = node.func.id
+            return [_COMPUTED[name]] if name in _COMPUTED else self._returned(name)
+        if isinstance(node, ast.Attribute) and node.attr == "fix":
+            return [t for name in self._sources(node.value) for t in _fixes_made_by(name)]
         return []
 
+    def _imported(self, name: str) -> list[str]:
+        """What a constant of another file says."""
+        if not name.isupper():
+            return []
+        others = (file for file in _files() if file.name != self.name)
+        return next((found for f in others if (found := f._assigned(name, 0))), [])
+
+    def _sources(self, node: ast.expr) -> set[str]:
+        """The functions that an object may come from."""
+        return {
+            n.value.func.id
+            for n in ast.walk(self.tree)
+            if isinstance(n, ast.Assign)
+            and isinstance(n.value, ast.Call)
+            and isinstance(n.value.func, ast.Name)
+            and any(ast.unparse(t) == ast.unparse(node) for t in n.targets)
+        }
+
     def _returned(self, name: str) -> list[str]:
-        """What a function of the file may return."""
+        """What a function of the file, or else of another, may return."""
+        local = [f for f in self.functions if f.name == name]
+        if not local:
+            homes = (f for f in _files() if any(g.name == name for g in f.functions))
+            return next((found for home in homes if (found := home._returned(name))), [])
         returns = [
             node
-            for function in self.functions
-            if function.name == name
+            for function in local
             for node in ast.walk(function)
             if isinstance(node, ast.Return) and not isinstance(node.value, ast.Call)
         ]
@@ -143,6 +190,19 @@ class _File:
             if chosen:
                 return [t for v in chosen for t in self._texts(v, v.lineno)]
         return []
+
+
+# functions whose text only a run tells
+_COMPUTED = {"nearest": "did you mean …?", "first_line": "onnxruntime's error: …"}
+
+
+def _fixes_made_by(function: str) -> list[str]:
+    """What a function of the library assigns to its variable `fix`."""
+    for file in _files():
+        for node in file.functions:
+            if node.name == function and node.end_lineno is not None:
+                return file._assigned("fix", node.end_lineno)
+    return []
 
 
 @functools.cache

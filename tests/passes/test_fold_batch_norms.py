@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
 from fxquant.errors import PassError
+from fxquant.nn.norm_folding import folded
 from fxquant.passes import FoldBatchNorms
-from fxquant.passes.fold_batch_norms import folded
 from fxquant.prepare import prepare_model
 from tests.helpers.golden import assert_rewrites
 
@@ -175,3 +175,141 @@ def test_folding_is_exact_in_double(
     for name, value in folded(layer, norm, axis=1 if transposed else 0).items():
         setattr(layer, name, nn.Parameter(value))
     torch.testing.assert_close(layer(x), want, rtol=1e-10, atol=1e-10)
+
+
+class Rearranged(nn.Module):
+    """A linear layer over the last dimension, its batch norm over the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.bn = nn.Linear(4, 6), nn.BatchNorm1d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.bn(self.fc(x).transpose(1, 2)))
+
+
+class Unflattened(nn.Module):
+    """Six outputs of a linear layer are two by three of a batch norm over images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.bn = nn.Linear(4, 12), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.fc(x).view(-1, 3, 2, 2))  # type: ignore[no-any-return]
+
+
+class Flattened(nn.Module):
+    """A batch norm over images before two linear layers over all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn, self.a, self.b = nn.BatchNorm2d(4), nn.Linear(144, 3), nn.Linear(144, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.bn(torch.relu(x)).flatten(1)
+        return self.a(y), self.b(y)
+
+
+@pytest.mark.parametrize(
+    ("net", "shape"),
+    [
+        (Rearranged(), (3, 5, 4)),
+        (Unflattened(), (3, 4)),
+        (Flattened(), (2, 4, 6, 6)),
+        (nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 3, bias=False)), (5, 4)),
+        (nn.Sequential(nn.BatchNorm1d(4), nn.Conv1d(4, 6, 3, groups=2)), (2, 4, 8)),
+        (nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 8, 3, groups=4)), (2, 4, 6, 6)),
+        (nn.Sequential(nn.BatchNorm3d(4), nn.Conv3d(4, 3, 2)), (2, 4, 4, 4, 4)),
+        (nn.Sequential(nn.BatchNorm2d(4), nn.ConvTranspose2d(4, 6, 1, groups=2)), (2, 4, 3, 3)),
+        (
+            nn.Sequential(
+                nn.BatchNorm2d(4), nn.Conv2d(4, 3, 3, padding=1, padding_mode="circular")
+            ),
+            (2, 4, 6, 6),
+        ),
+        (
+            nn.Sequential(nn.BatchNorm2d(4, affine=False), nn.Dropout(), nn.Conv2d(4, 3, 1)),
+            (2, 4, 6, 6),
+        ),
+    ],
+    ids=lambda v: "" if isinstance(v, tuple) else type(v).__name__,
+)
+def test_moves_between_and_layers_behind(net: nn.Module, shape: tuple[int, ...]) -> None:
+    net, x = settled(net).double(), torch.randn(shape).double()
+    gm, outcome = fold(net, x)
+    assert outcome.modified
+    assert not outcome.skips
+    assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in gm.modules())
+    torch.testing.assert_close(gm(x), net(x), rtol=1e-11, atol=1e-11)
+
+
+def test_the_layer_behind_takes_the_norm_in() -> None:
+    net = settled(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4), nn.Conv2d(4, 3, 3)))
+    gm = prepare_model(net, X)
+    assert_rewrites(
+        FoldBatchNorms(),
+        gm,
+        """
+              %input_1 = input
+              %_0      = relu[0](%input_1)
+            - %_1      = batch_norm[1](%_0)
+            - %_2      = conv2d[2](%_1)
+            + %_2      = conv2d[2](%_0)
+              return %_2
+        """,
+    )
+    torch.testing.assert_close(gm(X), net(X), rtol=1e-5, atol=1e-5)
+
+
+class ForkBehind(nn.Module):
+    """A batch norm that a convolution and an addition read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn, self.conv = nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn(x)
+        return self.conv(y) + y  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("net", "reason"),
+    [
+        (ForkBehind(), "also read by add"),
+        (nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 3, 3, padding=1)), "pads with zeros"),
+        (
+            nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 3, 3, padding="same")),
+            "pads with zeros",
+        ),
+        (nn.Sequential(nn.BatchNorm2d(4), nn.ConvTranspose2d(4, 3, 2)), "zeros between"),
+        (
+            nn.Sequential(nn.BatchNorm2d(4), nn.Flatten(2), nn.Linear(36, 2)),
+            "not those that 2 reads",
+        ),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_a_layer_behind_that_cannot_leaves_a_reason(net: nn.Module, reason: str) -> None:
+    gm, outcome = fold(settled(net))
+    assert not outcome.modified
+    assert any(reason in skip.reason for skip in outcome.skips), outcome.skips
+    assert torch.equal(gm(X), net(X))
+
+
+def test_padding_with_zeros_is_exact_where_the_norm_adds_nothing() -> None:
+    net = settled(nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 3, 3, padding=1)))
+    norm: Any = net.get_submodule("0")
+    norm.running_mean.zero_()
+    norm.bias.data.zero_()
+    gm, outcome = fold(net)
+    assert outcome.modified
+    torch.testing.assert_close(gm(X), net(X), rtol=1e-5, atol=1e-5)
+
+
+def test_another_batch_size_and_length_are_still_right() -> None:
+    net = settled(Rearranged())
+    gm, _ = fold(net, torch.randn(3, 5, 4))
+    x = torch.randn(2, 7, 4)
+    torch.testing.assert_close(gm(x), net(x), rtol=1e-5, atol=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
@@ -242,13 +243,88 @@ def test_tables_are_stored_in_integers_and_their_sum_stays_float() -> None:
         Table(),
         torch.zeros(2, 5, dtype=torch.long),
         """
-        words: float int8
-        places: float int8
+        words: float int8 x 10 channels
+        places: float int8 x 5 channels
         add: float
         norm: uint8
         fc: float int8 x 3 channels
         """,
     )
+
+
+def test_a_row_of_a_table_has_a_step_of_its_own() -> None:
+    """On one step for the table, a row of small numbers would be a row of zeros."""
+    ids = torch.arange(10).reshape(2, 5)
+    model = Table().eval()
+    with torch.no_grad():
+        model.words.weight.mul_(torch.logspace(-3, 1, 10)[:, None])
+    sim = QuantizationSimModel(model, ids)
+    sim.compute_encodings([ids])
+    rows = model.words.weight
+    with torch.no_grad():
+        error = (sim.model.get_submodule("words")(ids.reshape(-1)) - rows).abs()
+    step = rows.abs().amax(1, keepdim=True) / 127
+    assert bool((error <= 0.51 * step).all())
+    shapes = [
+        quantized(QuantizationSimModel(model, ids, target=target), "words")
+        .param_quantizers["weight"].shape
+        for target in ("onnxruntime_x86", "onnxruntime_arm", "qualcomm_htp")
+    ]  # fmt: skip
+    assert shapes == [(10, 1), (10, 1), ()]
+
+
+def test_the_table_of_the_documentation() -> None:
+    """What `docs/regions_and_targets.md` says of two blocks is what the placement does."""
+    text = Path("docs/regions_and_targets.md").read_text(encoding="utf-8")
+    written = [
+        tuple(cell.strip().strip("`") for cell in line.split("|")[1:-1])
+        for line in text.splitlines()
+        if line.startswith("| `")
+    ]
+    found = []
+    for model, x in (
+        (TransformerBlock(), torch.randn(2, 5, 8)),
+        (CnnBlock(), torch.randn(1, 3, 8, 8)),
+    ):
+        for row in inspect_model(model.eval(), x).rows:
+            found.append((row.module, row.output, row.weight or "-"))
+    assert [row[:3] for row in written if len(row) == 4] == found
+
+
+class TransformerBlock(nn.Module):
+    """Attention and a network of two layers, each behind a norm and beside a shortcut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(8), nn.LayerNorm(8)
+        self.q, self.k, self.v, self.proj = (nn.Linear(8, 8) for _ in range(4))
+        self.fc1, self.act, self.fc2 = nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm1(x)
+        scores = self.q(y) @ self.k(y).transpose(1, 2)
+        x = x + self.proj(scores.softmax(-1) @ self.v(y))
+        return x + self.fc2(self.act(self.fc1(self.norm2(x))))  # type: ignore[no-any-return]
+
+
+class CnnBlock(nn.Module):
+    """Two convolutions beside a shortcut, a pool and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.relu1 = nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()
+        self.conv1, self.bn1, self.relu2 = (
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+        )
+        self.conv2, self.relu3 = nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()
+        self.pool, self.head = nn.AdaptiveAvgPool2d(1), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu1(self.stem(x))
+        x = self.relu3(self.conv2(self.relu2(self.bn1(self.conv1(x)))) + x)
+        return self.head(self.pool(x).flatten(1))  # type: ignore[no-any-return]
 
 
 def test_no_quantizer_on_an_integer_tensor() -> None:

@@ -57,3 +57,66 @@ def test_shapes_of_several_inputs() -> None:
 def test_an_input_is_needed() -> None:
     with pytest.raises(ConfigError, match="FXQ212"):
         fold_all_batch_norms(net())
+
+
+class Reused(nn.Module):
+    """One batch norm behind two convolutions, another one behind a third."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(3, 3, 1) for _ in range(3))
+        self.bn, self.bn2 = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.bn(self.b(self.bn(self.a(x))))
+        return y + self.bn2(self.c(x))  # type: ignore[no-any-return]
+
+
+def test_the_report_says_what_was_left_and_why() -> None:
+    model = Reused()
+    model(torch.randn(8, 3, 6, 6))
+    model.eval()
+    want = model(X)
+    found = fold_all_batch_norms(model, dummy_input=X)
+    assert found.paths == (("c", "bn2"),)
+    assert str(found) == (
+        "bn2: folded into c\n"
+        "bn: left as it was, it is called more than once: fold in the result of prepare_model\n"
+        "bn_1: left as it was, it is called more than once: fold in the result of prepare_model"
+    )
+    torch.testing.assert_close(model(X), want)
+
+
+def test_a_norm_before_a_layer_goes_into_it_in_the_users_model() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.BatchNorm2d(3), nn.Conv2d(3, 2, 3))
+    model(torch.randn(8, 3, 6, 6))
+    model.eval()
+    want, last = model(X), model[3]
+    found = fold_all_batch_norms(model, dummy_input=X)
+    assert [pair[0] for pair in found] == [last]
+    assert list(found.left) == ["0"]
+    assert isinstance(model[2], nn.Identity)
+    torch.testing.assert_close(model(X), want, rtol=1e-5, atol=1e-5)
+
+
+def test_a_layer_takes_all_its_norms_in_or_none() -> None:
+    """`bn` cannot go, and what `a` would have become with both is not what it computes."""
+
+    class Between(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bn, self.bn2 = nn.BatchNorm2d(3), nn.BatchNorm2d(4)
+            self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            left = self.bn2(self.a(self.bn(x)))
+            return left + self.b(self.bn(x.abs()))  # type: ignore[no-any-return]
+
+    model = Between()
+    model(torch.randn(8, 3, 6, 6))
+    model.eval()
+    want = model(X)
+    found = fold_all_batch_norms(model, dummy_input=X)
+    assert not found
+    assert found.left["bn2"] == "a would have to take in bn, too"
+    assert torch.equal(model(X), want)

@@ -240,3 +240,62 @@ def test_weights_per_tensor_are_rescued() -> None:
     gm, _ = equalized(net)
     assert before < 15
     assert decibels(gm) > 30
+
+
+def biased(*layers: nn.Module) -> Any:
+    """A batch norm that lifts every second channel far above zero."""
+    torch.manual_seed(0)
+    net: Any = nn.Sequential(*layers)
+    net.train()
+    with torch.no_grad():
+        for _ in range(50):
+            net(torch.randn(8, 4, 8, 8))
+        net[1].bias[::2] = 6.0
+    return net.eval()
+
+
+def test_high_biases_go_into_the_layer_behind() -> None:
+    net = biased(nn.Conv2d(4, 6, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 3, groups=2))
+    x = torch.randn(64, 4, 8, 8)
+    gm = prepare_model(net, X)
+    report = equalize_model(gm, absorb_high_bias=True)
+    (found,) = report.absorbed
+    assert (found.consumers, found.channels) == (("3",), 3)
+    assert "went into 3" in str(report)
+    with torch.no_grad():
+        want, got = net(x), gm(x)
+        before, after = net[:3](x).amax((0, 2, 3)), gm.get_submodule("0")(x).amax((0, 2, 3))
+    # few values of a normal distribution lie more than three deviations below its mean
+    changed = ((got - want).abs() > 1e-4 * want.abs().max()).float().mean()
+    assert float(changed) < 0.08  # one output reads 27 of them
+    assert float((got - want).norm() / want.norm()) < 5e-3
+    assert bool((after[::2] / before[::2] < after[1::2].max() / before[1::2].min()).all())
+
+
+@pytest.mark.parametrize(
+    ("layers", "reason"),
+    [
+        ((nn.ReLU(), nn.Conv2d(6, 4, 3, padding=1)), "pads with zeros"),
+        ((nn.GELU(), nn.Conv2d(6, 4, 3)), "not one ReLU alone"),
+        ((nn.ReLU(), nn.MaxPool2d(2)), "no layer that could take it in"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_what_cannot_be_absorbed_is_told(layers: tuple[nn.Module, ...], reason: str) -> None:
+    net = biased(nn.Conv2d(4, 6, 1), nn.BatchNorm2d(6), *layers)
+    gm, want = prepare_model(net, X), net(X)
+    (found,) = equalize_model(gm, absorb_high_bias=True).absorbed
+    assert reason in found.reason
+    with torch.no_grad():
+        assert difference(gm(X), want) < 1e-5
+
+
+def test_a_bias_that_absorption_makes_goes_into_the_users_model_too() -> None:
+    last = nn.Conv2d(6, 4, 3, bias=False)
+    net = biased(nn.Conv2d(4, 6, 1), nn.BatchNorm2d(6), nn.ReLU(), last)
+    want = net(X)
+    report = equalize_model(net, dummy_input=X, absorb_high_bias=True)
+    assert report.absorbed[0].channels == 3
+    assert net[3].bias is not None
+    with torch.no_grad():
+        assert float((net(X) - want).norm() / want.norm()) < 5e-3

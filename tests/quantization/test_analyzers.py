@@ -385,6 +385,9 @@ def test_entropy_clips_few_outliers_of_many_values() -> None:
         with q.compute_encodings():
             q(x)
         assert 2.0 < q.max.item() < 20.0
+        # one of the 96 ranges that are tried from the whole one down to a twentieth of it
+        shares = torch.linspace(1.0, 0.05, 96, dtype=torch.float64)
+        assert q.max.item() in (40.0 * shares).float().tolist()
     # a grid finer than the histogram has nothing to win
     wide = Q.affine.QuantizeDequantize((), 16, encoding_analyzer=Entropy())
     with wide.compute_encodings():

@@ -355,3 +355,15 @@ def test_second_sums_are_skipped_for_symmetric_grids() -> None:
     factors: Factors = symmetric.factors(-one, one, symmetric.scale(-one, one))
     assert not factors.use_outside
     assert IntegerRange(0, 255).factors(-one, one, one / 100).use_outside
+
+
+def test_the_first_clipped_value_of_steps_that_are_no_numbers() -> None:
+    """Nothing is divided by a step of zero or infinity; a range not known yet clips nothing."""
+    for kind in (np.float32, np.float64):
+        assert kernels._beyond(3.0, 0.0, kind) == 0.0
+        assert kernels._beyond(0.0, np.inf, kind) == np.inf
+        assert kernels._beyond(3.0, np.inf, kind) == np.inf
+        assert np.isnan(kernels._beyond(3.0, np.nan, kind))
+        # half a step beyond the last one is a tie, which goes to the even of both
+        assert kernels._beyond(3.0, 2.0, kind) == 7.0
+        assert kernels._beyond(4.0, 2.0, kind) == np.nextafter(kind(9.0), kind(10.0))

@@ -18,6 +18,7 @@ from fxquant.errors import (
     QuantizationError,
     UncalibratedError,
 )
+from fxquant.quantization.affine.known import _stamp
 
 
 def calibrated(*shape: int, symmetric: bool = False) -> Q.affine.QuantizeDequantize:
@@ -391,3 +392,13 @@ def test_functions_take_numbers() -> None:
     integers = torch.arange(4)
     want = Q.affine.dequantize(integers, scale, zero)
     assert torch.equal(Q.affine.dequantize(integers, 0.1, -3), want)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_range_with_one_end_made_in_inference_mode_has_no_stamp(which: int) -> None:
+    """Such tensors count no versions: whether they changed is told by their values alone."""
+    ends = [torch.zeros(2), torch.ones(2)]
+    with torch.inference_mode():
+        ends[which] = ends[which] + 1
+    assert _stamp(*ends) is None
+    assert _stamp(torch.zeros(2), torch.ones(2)) is not None

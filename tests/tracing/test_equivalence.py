@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from fxquant.errors import TraceError
 from fxquant.graph.pass_infra import Fact, set_state
 from fxquant.passes import PREPARE
+from fxquant.prepare import prepare_model
 from fxquant.tracing.equivalence import few_rows, first_difference, prove
 from fxquant.tracing.record import Recording, record
 
@@ -96,3 +100,76 @@ def test_few_rows_are_cut_from_what_has_the_batch() -> None:
     assert tuple(kwargs["y"].shape) == (2, 1)
     assert kwargs["z"] == 3
     assert few_rows((torch.ones(3, 1),), {})[0][0].shape == (1, 1), "not 3 after one more"
+
+
+class Noted(Net):
+    """Notes the rows of every run."""
+
+    def __init__(self, rows: list[int]) -> None:
+        super().__init__()
+        self.note = rows.append
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.note(x.untyped_storage().nbytes() // 12)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(("batch", "other"), [(1, 2), (2, 1), (3, 2), (4, 3), (9, 3)])
+def test_most_models_run_twice(batch: int, other: int) -> None:
+    """To be recorded, and at another batch size."""
+    rows: list[int] = []
+    prepare_model(Noted(rows).eval(), torch.randn(batch, 3))
+    assert rows == [batch, other]
+
+
+def test_two_rows_become_three_where_python_decided_on_something() -> None:
+    rows: list[int] = []
+
+    class Decided(Noted):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) if len(x) > 1 else x
+
+    assert prepare_model(Decided(rows).eval(), torch.randn(2, 3))(X[:3]).shape == (3, 3)
+    assert rows == [2, 3]
+
+
+class Counting(Net):
+    """Computes with the number of its runs."""
+
+    def __init__(self, used: int) -> None:
+        super().__init__()
+        self.runs = [0]
+        self.used = used
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.runs[0] += 1
+        return super().forward(x) * (1 + self.used * self.runs[0])
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4])
+def test_what_changes_from_run_to_run_is_found(batch: int) -> None:
+    with pytest.raises(TraceError, match="FXQ116"):
+        prepare_model(Counting(1).eval(), torch.randn(batch, 3))
+    assert prepare_model(Counting(0).eval(), torch.randn(batch, 3))(X).shape == (4, 3)
+
+
+def test_random_numbers_of_torch_are_compared_from_one_seed() -> None:
+    class Noisy(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(F.dropout(x, 0.5))
+
+    net = Noisy().eval()
+    proof = prove(prepared(net, X), net, (X,), {})
+    assert (proof.same, proof.values, proof.batch) == (True, True, True)
+
+
+def test_what_only_a_recorder_sees_is_no_proof() -> None:
+    class Watched(Net):
+        """Another network while somebody looks."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x)
+            return y * 2 if torch.is_grad_enabled() else y
+
+    with pytest.raises(TraceError, match=r"FXQ121.*dummy input"):
+        prepare_model(Watched().eval(), X)

@@ -168,3 +168,42 @@ class Counts(nn.Module):
 def test_the_fix_is_one_that_helps(net: nn.Module, fix: str) -> None:
     with pytest.warns(SpecialisationWarning, match=fix):
         prepare_model(net, torch.ones(3, 4))
+
+
+class Dropping(nn.Module):
+    """A probability that follows the mode, and nothing else."""
+
+    def __init__(self, rows: list[int]) -> None:
+        super().__init__()
+        self.note = rows.append
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.note(x.untyped_storage().nbytes() // 16)
+        return F.dropout(x.exp(), 0.5 if self.training else 0.0)
+
+
+def test_one_row_shows_that_training_changes_modes_only() -> None:
+    rows: list[int] = []
+    gm = prepare_model(Dropping(rows).eval(), torch.randn(5, 4))
+    assert rows == [5, 1, 3], "the second of them in training"
+    assert bool((gm.train()(torch.ones(8, 64)) == 0).any())
+    assert not bool((gm.eval()(torch.ones(8, 64)) == 0).any())
+
+
+def test_training_that_needs_more_rows_is_seen_on_all() -> None:
+    class Mixing(Branch):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.fc(x)
+            if self.training and len(x) > 1:
+                y = y + torch.tanh(x)
+            return y  # type: ignore[no-any-return]
+
+    class Refusing(Branch):
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training and len(x) == 1:
+                raise ValueError
+            return super().forward(x)
+
+    for kind in (Mixing, Refusing):
+        with pytest.warns(SpecialisationWarning, match="while it trains"):
+            prepare_model(kind().eval(), torch.randn(5, 4))

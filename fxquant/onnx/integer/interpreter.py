@@ -22,29 +22,24 @@ from fxquant.onnx.integer.kernels.kernel_graph import MICROSOFT, constant, prese
 from fxquant.onnx.integer.kernels.lanes import Lanes
 from fxquant.onnx.integer.kernels.registry import KernelCall, UnsupportedError, kernels
 from fxquant.onnx.integer.rewrite.weight_only import KERNEL
+from fxquant.onnx.qdq import Trait, operators
 from fxquant.onnx.session import Level, Session, as_feed, open_session, packed
 
 # imported for the kernels they register
 _FAMILIES = (lookup, dynamic_quantization, float_ops, data_movement, gemm, reductions, reductions)
 
 # these round as every correct program does: onnxruntime would give the same bits
-_EXACT = frozenset((
-    "QuantizeLinear", "DequantizeLinear", "Relu", "Neg", "Abs", "Floor", "Ceil", "Round", "Sign",
-    "Not", "IsNaN", "Identity", "Sqrt", "Reciprocal", "LeakyRelu", "Clip", "Cast", "Add", "Sub",
-    "Mul", "Div", "Mod", "Where", "Sum", "Max", "Min", "Equal", "Less", "LessOrEqual", "Greater",
-    "GreaterOrEqual", "And", "Or", "Xor", "PRelu", "Reshape", "Flatten", "Transpose", "Squeeze",
-    "Unsqueeze", "Concat", "Split", "Slice", "Gather", "GatherElements", "Expand", "Tile", "Pad",
-    "Shape", "Size", "ConstantOfShape", "Range", "Trilu", "DepthToSpace", "ArgMax", "ReduceMax",
-    "ReduceMin", "MaxPool", "GlobalMaxPool", "MatMulInteger", "MatMulIntegerToFloat",
-    "HardSigmoid", "ConvInteger", "DynamicQuantizeLinear", "DynamicQuantizeMatMul",
+_EXACT = operators(Trait.MOVES | Trait.CHOOSES | Trait.CONTRACTS | Trait.COUNTS) | {
+    "QuantizeLinear", "DequantizeLinear", "Floor", "Ceil", "Round", "Sign", "Not", "IsNaN", "Sqrt",
+    "Reciprocal", "Add", "Sub", "Mul", "Div", "Mod", "Sum", "Equal", "Less", "LessOrEqual",
+    "Greater", "GreaterOrEqual", "And", "Or", "Xor", "ConstantOfShape", "Range", "Trilu",
+    "MatMulInteger", "MatMulIntegerToFloat", "HardSigmoid", "ConvInteger", "DynamicQuantizeLinear",
+    "DynamicQuantizeMatMul",
     "GlobalAveragePool"  # alone it would not get the layout that it has in a whole model
-))  # fmt: skip
+}  # fmt: skip
 
-# these only move values, of whatever type
-_MOVES = frozenset((
-    "Identity", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Concat", "Split",
-    "Slice", "Gather", "Expand", "Tile", "Shape", "Size", "Cast",
-))  # fmt: skip
+# these take values of whatever type
+_OF_ANY_TYPE = operators(Trait.MOVES) | {"Shape", "Size", "Cast"}
 
 
 class Interpreter:
@@ -138,7 +133,7 @@ class Interpreter:
         if function is None:
             return self._outside(node, operands, f"{node.op_type} has no kernel here")
         other = next((x.dtype for x in operands if x is not None and _is_other_float(x)), None)
-        if other is not None and (node.op_type not in _MOVES or not _is_narrow(other)):
+        if other is not None and (node.op_type not in _OF_ANY_TYPE or not _is_narrow(other)):
             return self._outside(node, operands, f"kernels here compute in float32, not {other}")
         if self.runtime_islands and node.op_type not in _EXACT and not _is_integer(node):
             return self._outside(node, operands, "asked for")

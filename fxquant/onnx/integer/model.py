@@ -218,7 +218,7 @@ class IntegerModel:
 
 def _check_choice(name: str, given: str, known: tuple[str, ...]) -> None:
     if given not in known:
-        fix = f"use {', '.join(repr(k) for k in known)}"
+        fix = f"use one of {', '.join(repr(k) for k in known)}"
         raise ExportError("FXQ582", f"{name}={given!r} is unknown", fix=fix)
 
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 Example = tuple[tuple[Any, ...], Mapping[str, Any]]
 
 
-class IntegerSimulation(nn.Module):
-    """Takes and returns what the simulated model takes and returns, computed in integers.
+class LoweredSimulation(nn.Module):
+    """Takes and returns what the simulated model takes and returns, computed from its ONNX form.
 
     Inputs may be arrays of numpy, too. Sizes that the file would fix are fixed here.
 
@@ -35,32 +35,62 @@ class IntegerSimulation(nn.Module):
         opset: version of the ONNX operators.
         contrib: whether onnxruntime's own operators are used, as an export does.
         deploy: the CPUs that the file would be written for.
-        islands: see `IntegerModel`.
-        cpu: see `IntegerModel`.
 
     Attributes:
-        integers: the executor, with `tensors()` and `placement()`.
         lowered: the lowering it was made from: which ONNX value is which tensor of the simulation.
     """
 
     def __init__(
         self, gm: fx.GraphModule, example: Example, *, opset: int = 21,
-        contrib: bool = False, deploy: Deploy = "any", islands: str = "own",
-        cpu: str = "exact",
+        contrib: bool = False, deploy: Deploy = "any",
     ) -> None:  # fmt: skip
         super().__init__()
         check_modes(gm, bound_example(gm, example))
         with evaluating(gm), torch.no_grad():
             self.lowered = lower(gm, example, opset=opset, contrib=contrib, deploy=deploy)
             template = gm(*bound_example(gm, example))
-        self.integers = IntegerModel(self.lowered.model, islands=islands, cpu=cpu)
         self._template = map_leaves(template, _emptied)
         self._simulated = (gm,)  # in a tuple, so that it does not count as a part of this module
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The result for these inputs, in the containers the model returns."""
-        found = self.integers.run(self._feeds(args, kwargs))
+        found = self.outputs(self._feeds(args, kwargs))
         return map_leaves(self._template, _Filler(iter(found.values())))
+
+    def outputs(self, feeds: Feeds) -> Mapping[str, Array]:
+        """The outputs of the graph by name, in order."""
+        raise NotImplementedError
+
+    def _feeds(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Feeds:
+        """Tensors and arrays in the order of the inputs, refused where the exported file would."""
+        given = map_leaves(bound_example(self._simulated[0], (args, kwargs)), _as_tensor)
+        return feeds_of(self.lowered.model.graph, tensors(given))
+
+
+class IntegerSimulation(LoweredSimulation):
+    """A simulation computed in integers.
+
+    Args:
+        gm: see `LoweredSimulation`.
+        example: positional and keyword inputs.
+        islands: see `IntegerModel`.
+        cpu: see `IntegerModel`.
+        lowering: options of `LoweredSimulation`.
+
+    Attributes:
+        integers: the executor, with `tensors()` and `placement()`.
+    """
+
+    def __init__(
+        self, gm: fx.GraphModule, example: Example, *, islands: str = "own", cpu: str = "exact",
+        **lowering: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(gm, example, **lowering)
+        self.integers = IntegerModel(self.lowered.model, islands=islands, cpu=cpu)
+
+    def outputs(self, feeds: Feeds) -> Mapping[str, Array]:
+        """The outputs of the graph by name, in order."""
+        return self.integers.run(feeds)
 
     def tensors(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
         """Every quantized tensor by its name in the ONNX graph, for these inputs."""
@@ -69,11 +99,6 @@ class IntegerSimulation(nn.Module):
     def placement(self) -> tuple[Placed, ...]:
         """Where each operator runs."""
         return self.integers.placement()
-
-    def _feeds(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Feeds:
-        """Tensors and arrays in the order of the inputs, refused where the exported file would."""
-        given = map_leaves(bound_example(self._simulated[0], (args, kwargs)), _as_tensor)
-        return feeds_of(self.lowered.model.graph, tensors(given))
 
 
 def _as_tensor(leaf: Any) -> Any:

@@ -18,14 +18,12 @@ from numpy.typing import NDArray
 from fxquant.errors import ExportError
 from fxquant.io import reading
 from fxquant.io.reading import Budget, Refused
+from fxquant.onnx.qdq import Trait, operators
 from fxquant.onnx.session import OutOfMemoryError, OutOfTimeError, Source, packed, run_within
 from fxquant.onnx.weightless import weight_bytes, without_weights
 
-# what these compute has as many elements as what they take
-_KEEP_SIZE = frozenset(
-    ("DequantizeLinear", "QuantizeLinear", "Cast", "Reshape", "Transpose", "Squeeze", "Unsqueeze",
-     "Flatten", "Identity", "Neg", "Shape", "Size", "Slice", "Gather")
-)  # fmt: skip
+# what these compute has about as many elements as what they take
+_KEEP_SIZE = operators(Trait.SAME_SIZE) | {"Shape", "Size", "Slice", "Gather"}
 
 
 def require_expandable(model: ir.Model) -> None:

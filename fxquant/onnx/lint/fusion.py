@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import onnx_ir as ir
 
-from fxquant.onnx.integer.kernels.kernel_graph import MOVES_BYTES
 from fxquant.onnx.lint.structure import (
     Finding,
     array,
@@ -21,10 +20,11 @@ from fxquant.onnx.lint.structure import (
     producer,
     same_grid,
 )
-from fxquant.onnx.qdq import grid_range
+from fxquant.onnx.qdq import Trait, grid_range, keeps_grid, operators
 
 _Q, _DQ = "QuantizeLinear", "DequantizeLinear"
 _SHRINKS = 1 / 512  # half a step of the result's grid
+_MOVING = operators(Trait.BYTES) - {"Concat"}  # whose operands have grids of their own
 
 
 def check_groups(model: ir.Model) -> list[Finding]:
@@ -116,7 +116,7 @@ def _step(node: ir.Node | None) -> float | None:
 
 def _grids_of_moves(nodes: list[ir.Node]) -> Iterator[Finding]:
     for node in nodes:
-        if node.op_type not in MOVES_BYTES:
+        if node.op_type not in _MOVING or not keeps_grid(node):
             continue
         before = producer(operand(node, 0), _DQ)
         after = [r for r in consumers_of(node) if r.op_type == _Q]

@@ -11,8 +11,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from fxquant.onnx.qdq import PRODUCTS
+
 _Q, _DQ = "QuantizeLinear", "DequantizeLinear"
-_WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 # integer kernels onto which onnxruntime folds an activation function
 _ABSORBING = frozenset({"Conv", "Gemm", "Add", "MatMul", "GlobalAveragePool", "Sigmoid"})
 UNLOADED, SCALES, SHAPES = "FXQ514", "FXQ515", "FXQ516"
@@ -147,7 +148,7 @@ def _known_shape(value: ir.Value | None) -> list[Any] | None:
 
 def _weight_axis(nodes: list[ir.Node]) -> Iterator[Finding]:
     for node in nodes:
-        if node.op_type not in _WEIGHTED:
+        if node.op_type not in PRODUCTS:
             continue
         pair = producer(operand(node, 1), _DQ)
         scale = array(operand(pair, 1)) if pair else None
@@ -254,7 +255,7 @@ def _several_quantizers(nodes: list[ir.Node]) -> Iterator[Finding]:
             consumers = [use.node for use in output.uses()]
             quantizers = [r for r in consumers if r.op_type == _Q]
             if len(quantizers) > 1 or (
-                quantizers and len(consumers) > 1 and node.op_type in _WEIGHTED
+                quantizers and len(consumers) > 1 and node.op_type in PRODUCTS
             ):
                 what = (
                     f"{len(quantizers)} of the {len(consumers)} consumers of its output quantize it"

@@ -14,7 +14,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from fxquant.errors import ExportError
+from fxquant.errors import ExportError, Report
 from fxquant.onnx.integer import IntegerModel
 from fxquant.onnx.integer.saturation import describe
 from fxquant.onnx.io.reader import first_line, is_whole, read_model, readable
@@ -32,22 +32,8 @@ REFUSED = "FXQ513"  # by onnx.checker
 
 
 @dataclass(frozen=True)
-class VerifyReport:
-    """Findings of the lint; truthy when none is an error.
-
-    Attributes:
-        findings: errors, warnings and notes in the order of the graph.
-    """
-
-    findings: tuple[Finding, ...] = ()
-
-    def __bool__(self) -> bool:
-        return not self.errors
-
-    @property
-    def errors(self) -> tuple[Finding, ...]:
-        """What makes the model wrong or unloadable."""
-        return tuple(f for f in self.findings if f.severity == "error")
+class VerifyReport(Report[Finding]):
+    """Findings of the lint in the order of the graph; errors make a model wrong or unloadable."""
 
     def __str__(self) -> str:
         if not self.findings:

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
+from fxquant.onnx.qdq import Trait, operators
+
 if TYPE_CHECKING:
     from fxquant.onnx.lowering.builder import Builder
 
-# operators through which onnxruntime moves a DequantizeLinear
-_MOVES = frozenset({"MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice"})
+_CARRIES = operators(Trait.CARRIES)
 
 
 def move_int8(builder: Builder, outputs: list[ir.Value]) -> dict[ir.Node, ir.Node]:
@@ -49,7 +50,7 @@ def move_int8(builder: Builder, outputs: list[ir.Value]) -> dict[ir.Node, ir.Nod
 
 def _dequantized(node: ir.Node) -> ir.Node | None:
     """The int8 DequantizeLinear, with one scale, that an operator moves the result of."""
-    value = node.inputs[0] if node.op_type in _MOVES and len(node.outputs) == 1 else None
+    value = node.inputs[0] if node.op_type in _CARRIES and len(node.outputs) == 1 else None
     pair = value.producer() if value is not None else None
     if pair is None or pair.op_type != "DequantizeLinear" or len(pair.inputs) < 3:
         return None

@@ -241,7 +241,7 @@ class _Lowering:
             return ops.arguments(node, self.gm)
         except TypeError as error:
             what = f"the arguments do not fit the operator {row.name!r}: {error}"
-            raise ExportError("FXQ506", what, at=node) from error
+            raise ExportError("FXQ506", what, at=node, fix="call it as its row does") from error
 
     def _emit(self, call: Call, row: ops.Op | None) -> Any:
         emitter, reason = self._emitter(call, row)

@@ -43,16 +43,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
+from fxquant.onnx.qdq import PRODUCTS, Trait, operators
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from fxquant.onnx.lowering.builder import Builder
 
 
-_LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-# operators through which onnxruntime moves Q and DQ, or that it merges into the layer
-_MOVES = frozenset({"Identity", "MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice",
-                    "Flatten", "Dropout"})  # fmt: skip
+# operators through which onnxruntime moves Q and DQ; a Flatten becomes a Reshape elsewhere
+_MOVES = operators(Trait.CARRIES | Trait.VANISHES) | {"Flatten"}
+# and those that it merges into the layer
 _AFTER = _MOVES | {"Relu", "Clip", "BatchNormalization", "Add", "Sub", "Mul", "Div"}
 _BEFORE = _MOVES | {"Pad"}
 
@@ -91,7 +92,7 @@ def separate_norms(builder: Builder) -> None:
 def _adds_bias(add: ir.Node) -> bool:
     """Whether a layer's bias is added: onnxruntime joins that Add with the layer."""
     made = [v.producer() for v in add.inputs if v is not None]
-    return any(node is not None and node.op_type in _LAYERS for node in made)
+    return any(node is not None and node.op_type in PRODUCTS for node in made)
 
 
 def _is_exposed(quantize: ir.Node) -> bool:
@@ -125,7 +126,7 @@ def _makes_softmax_integer(quantize: ir.Node) -> bool:
 
 
 def _makes_layer_integer(quantize: ir.Node) -> bool:
-    layer = _walk(quantize.inputs[0], _AFTER, _LAYERS)
+    layer = _walk(quantize.inputs[0], _AFTER, PRODUCTS)
     if layer is None or len(layer.inputs) < 2:
         return False
     # a float bias beside integer weights is rounded to int32 as well

@@ -23,7 +23,8 @@ import onnx_ir as ir
 
 from fxquant.onnx.io.reader import read_model
 from fxquant.onnx.ort.cpu import this_cpu
-from fxquant.onnx.ort.fusion_rules import MOVES, SUMS
+from fxquant.onnx.ort.fusion_rules import SUMS
+from fxquant.onnx.qdq import data_operands, keeps_grid, results
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,9 +37,6 @@ _INT8 = ir.DataType.INT8
 _UINT8 = ir.TensorType(ir.DataType.UINT8)
 # operators that look at a value's shape only
 _SHAPES = frozenset(("Shape", "Size"))
-# operators that move the values of more operands than the first
-_DATA = {"Concat": None, "Where": (1, 2), "Pad": (0, 2), "ScatterND": (0, 2),
-         "ScatterElements": (0, 2)}  # fmt: skip
 
 
 def exact_model(path: str | Path) -> ir.Model:
@@ -99,7 +97,7 @@ def _dequantizer(value: ir.Value | None) -> ir.Node | None:
         node = value.producer()
         if node is None or node.op_type == _DEQUANTIZE:
             return node
-        value = node.inputs[0] if node.op_type in MOVES else None
+        value = data_operands(node)[0] if keeps_grid(node) else None
     return None
 
 
@@ -165,9 +163,9 @@ class _Connected:
                 return None
             self.pairs[node] = None
             return []
-        if node.op_type not in MOVES and node.op_type not in _DATA:
+        if not keeps_grid(node):
             return None
-        moved = [*_data(node), *_results(node)]
+        moved = [*data_operands(node), *results(node)]
         return moved if value in moved else None
 
     def convert(self, graph: ir.Graph) -> None:
@@ -209,18 +207,6 @@ def _unsigned_zero(graph: ir.Graph, node: ir.Node, given: ir.Value | None) -> ir
 def _names(stem: str) -> Iterator[str]:
     yield stem
     yield from (f"{stem}_{i}" for i in count(1))
-
-
-def _data(node: ir.Node) -> Iterator[ir.Value]:
-    places = _DATA.get(node.op_type, (0,))
-    for i, value in enumerate(node.inputs):
-        if value is not None and (places is None or i in places):
-            yield value
-
-
-def _results(node: ir.Node) -> Iterator[ir.Value]:
-    """What a node moves them to: a MaxPool gives places beside the values."""
-    yield from node.outputs[:1] if node.op_type == "MaxPool" else node.outputs
 
 
 def _zero_point(node: ir.Node) -> NDArray[np.int8] | None:

@@ -15,8 +15,8 @@ from pathlib import Path
 import onnx_ir as ir
 
 from fxquant.onnx.io.reader import read_model
-from fxquant.onnx.ort.fusion_rules import MOVES, SUMS, reason
-from fxquant.onnx.qdq import dequantized
+from fxquant.onnx.ort.fusion_rules import reason
+from fxquant.onnx.qdq import PRODUCTS, Trait, dequantized, keeps_grid, operators
 from fxquant.onnx.session import optimized
 
 _FOLLOW = 8  # nodes between an operator and the output of the kernel that absorbed it
@@ -100,7 +100,7 @@ def _data_values(graph: ir.Graph) -> set[str]:
             depends.update(v.name for v in node.outputs)
         for value in node.outputs:
             unknown = value.dtype is None and (sources & floats or not sources)
-            moved = node.op_type in MOVES and bool(sources & floats)
+            moved = keeps_grid(node) and bool(sources & floats)
             real = _float_type(value) or moved or node.op_type in _PAIR or _is_kernel(node)
             if real or unknown:
                 floats.add(value.name)
@@ -172,7 +172,7 @@ class _Optimized:
             return len(node.inputs) > 7
         if node.op_type.startswith("QLinear"):
             return True
-        return node.op_type in (*MOVES, "Where") and self._reads_integers(node)
+        return keeps_grid(node) and self._reads_integers(node)
 
     def _reads_integers(self, node: ir.Node) -> bool:
         return any(v is not None and v.name in self.integers for v in node.inputs)
@@ -187,7 +187,7 @@ def macs(node: ir.Node, batch: int = 1) -> int:
     """Multiply-accumulates of convolutions, matrix products and recurrent layers, by shapes."""
     if node.op_type in _RECURRENT:
         return _recurrent_rows(node, batch) * sum(map(_stored, node.inputs[1:3]))
-    place = _KERNELS.get(node.op_type, 1 if node.op_type in _MULTIPLIERS else 0)
+    place = _KERNELS.get(node.op_type, 1 if node.op_type in PRODUCTS else 0)
     if not place:
         return 0
     data, weight = node.inputs[0], _shape(node.inputs[place], batch)
@@ -204,8 +204,8 @@ def macs(node: ir.Node, batch: int = 1) -> int:
     return _elements(data, batch) * (weight[-1] if len(weight) > 1 else 1)
 
 
-_MULTIPLIERS = frozenset((*SUMS, "ConvTranspose"))
 _RECURRENT = frozenset(("LSTM", "GRU", "RNN"))
+_SAME_SIZE = operators(Trait.SAME_SIZE)
 
 
 def _recurrent_rows(node: ir.Node, batch: int) -> int:
@@ -227,14 +227,6 @@ def _stored(value: ir.Value | None) -> int:
     return sum(map(_stored, parts))
 
 
-_KEEP_COUNT = frozenset(
-    (
-        "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "QuantizeLinear",
-        "DequantizeLinear", "Relu", "Clip", "Identity", "Cast",
-    )
-)  # fmt: skip
-
-
 def _elements(value: ir.Value | None, batch: int) -> int:
     """Number of elements; helper nodes have no shapes, but what they only move has."""
     for _ in range(_FOLLOW):
@@ -246,7 +238,7 @@ def _elements(value: ir.Value | None, batch: int) -> int:
             directions = 2 if node.attributes.get_string("direction", "") == "bidirectional" else 1
             hidden = node.attributes.get_int("hidden_size", 1)
             return _recurrent_rows(node, batch) * directions * hidden
-        if node is None or node.op_type not in _KEEP_COUNT:
+        if node is None or node.op_type not in _SAME_SIZE:
             break
         value = node.inputs[0]
     return 0

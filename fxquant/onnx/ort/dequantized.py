@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from fxquant.onnx.ort.fusion_rules import MOVES, SUMS
-from fxquant.onnx.qdq import dequantized
+from fxquant.onnx.ort.fusion_rules import SUMS
+from fxquant.onnx.qdq import data_operands, dequantized, keeps_grid, results
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -62,11 +62,11 @@ class _Pairs:
         self.outputs = set(graph.outputs)
         self.grids: dict[ir.Value, ir.Node] = {}
         for node in graph:
-            first = node.inputs[0] if node.inputs else None
             if node.op_type == _QUANTIZE and node.inputs[0] is not None:
                 self.grids[node.outputs[0]] = node
-            elif node.op_type in MOVES and first is not None and first in self.grids:
-                self.grids.update(dict.fromkeys(node.outputs, self.grids[first]))
+            elif keeps_grid(node):
+                found = [self.grids[v] for v in data_operands(node) if v in self.grids]
+                self.grids |= dict.fromkeys(results(node) if found else (), *found[:1])
         while bad := [v for v in self.grids if not self._can(v)]:
             for value in bad:
                 del self.grids[value]
@@ -80,21 +80,23 @@ class _Pairs:
         producer = value.producer()
         if value in self.outputs or producer is None:
             return False
-        if producer.op_type != _QUANTIZE and not all(v in self.grids for v in _data(producer)):
+        if producer.op_type != _QUANTIZE and not all(
+            self._lies_on(v, self.grids[value]) for v in data_operands(producer)
+        ):
             return False
         return all(self._reads_floats(use.node, value) for use in value.uses())
 
     def _reads_floats(self, node: ir.Node, value: ir.Value) -> bool:
         if node.op_type == _DEQUANTIZE and node.inputs[0] is value:
             return _ratio(self.grids[value], node) is not None
-        moved = node.op_type in MOVES and value in _data(node)
-        return moved and all(v in self.grids for v in node.outputs)
+        moved = keeps_grid(node) and value in data_operands(node)
+        return moved and all(v in self.grids for v in results(node))
 
-
-def _data(node: ir.Node) -> list[ir.Value]:
-    """The operands whose values a node moves."""
-    operands = node.inputs if node.op_type == "Concat" else node.inputs[:1]
-    return [v for v in operands if v is not None]
+    def _lies_on(self, operand: ir.Value, grid: ir.Node) -> bool:
+        """Whether the operand's integers stand for numbers on this grid."""
+        if operand.const_value is not None:
+            return _ends(grid) is not None
+        return operand in self.grids and _ratio(self.grids[operand], grid) == (1.0, 0.0)
 
 
 def _ratio(quantize: ir.Node, dequantize: ir.Node) -> tuple[float, float] | None:
@@ -173,21 +175,21 @@ def _store(graph: ir.Graph, node: ir.Node) -> None:
 
 
 def _move_floats(graph: ir.Graph, node: ir.Node, pairs: _Pairs) -> None:
-    for value in node.outputs:
+    for value in results(node):
         value.type = _FLOAT
-    if node.op_type == "Pad" and len(node.inputs) > 2 and node.inputs[2] is not None:
-        # what is padded with lies on the grid too
-        scale, zero = _grid(pairs.grids[node.outputs[0]])
-        filler = node.inputs[2].const_value
-        if filler is not None and scale is not None:
-            shift, step = zero.reshape(-1)[0], scale.reshape(-1)[0]
-            number = (filler.numpy().astype(np.float64) - shift) * step
-            node.replace_input_with(2, _number(graph, float(number), f"{node.name}.filler"))
+    # constants beside the integers, such as what is padded with, lie on the grid too
+    scale, zero = _grid(pairs.grids[node.outputs[0]])
+    for i, operand in enumerate(node.inputs):
+        stored = operand.const_value if operand in data_operands(node) else None
+        if stored is not None and scale is not None:
+            numbers = (stored.numpy().astype(np.float64) - zero.reshape(-1)[0]) * scale.reshape(())
+            node.replace_input_with(i, _number(graph, numbers, f"{node.name}.stored{i}"))
 
 
-def _number(graph: ir.Graph, number: float, name: str) -> ir.Value:
-    tensor = ir.tensor(np.asarray(number, np.float32), name=name)
-    value = ir.Value(name=name, type=_FLOAT, shape=ir.Shape([]), const_value=tensor)
+def _number(graph: ir.Graph, number: float | NDArray[np.float64], name: str) -> ir.Value:
+    array = np.asarray(number, np.float32)
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(name=name, type=_FLOAT, shape=ir.Shape(array.shape), const_value=tensor)
     graph.register_initializer(value)
     return value
 

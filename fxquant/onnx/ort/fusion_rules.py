@@ -11,31 +11,16 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from fxquant.onnx.qdq import constant, grid_range
+from fxquant.onnx.qdq import PRODUCTS, Trait, constant, data_operands, grid_range, operators
 
-MOVES = frozenset(
-    (
-        "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Expand", "Tile",
-        "Gather", "GatherElements", "GatherND", "Split", "Identity", "DepthToSpace", "SpaceToDepth",
-        "MaxPool", "NhwcMaxPool", "ReduceMax", "ReduceMin", "Resize", "Pad", "Concat",
-    )
-)  # fmt: skip
-SUMS = frozenset(("Conv", "Gemm", "MatMul"))
-_OTHERS = frozenset(
-    (
-        "Add", "Mul", "Where", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid",
-        "Softmax", "ArgMax",
-    )
-)  # fmt: skip
-# operators that onnxruntime's CPU provider has an integer kernel for
-_CAPABLE = MOVES | SUMS | _OTHERS
+# operators that onnxruntime's CPU provider has an integer kernel for, and those that sum products
+_CAPABLE = operators(Trait.KERNEL)
+SUMS = PRODUCTS & _CAPABLE
+_MOVES = operators(Trait.MOVES | Trait.CHOOSES)
 _ACTIVATIONS = frozenset(("Relu", "Clip"))
 _BYTES = frozenset((ir.DataType.INT8, ir.DataType.UINT8))
 _WORDS = frozenset((ir.DataType.INT16, ir.DataType.UINT16))
-# move or choose bytes, but not words
-_BYTES_ONLY = frozenset(
-    ("MaxPool", "ReduceMax", "ReduceMin", "Resize", "DepthToSpace", "SpaceToDepth", "Concat")
-)
+_BYTES_ONLY = operators(Trait.BYTES) - operators(Trait.WORDS)
 _FOLLOW = 8  # nodes between a weight's DequantizeLinear and its consumer
 
 
@@ -95,11 +80,11 @@ def _not_redundant(activation: ir.Node, quantizer: ir.Node) -> str:
 
 
 def _input_reason(node: ir.Node) -> str:
-    operands = node.inputs if node.op_type in ("Add", "Mul", "Concat") else node.inputs[:1]
-    if node.op_type == "MatMul":
-        operands = node.inputs[:2]
+    operands = [v for v in node.inputs[:2] if v is not None]
+    if node.op_type not in ("Add", "Mul", "MatMul"):
+        operands = data_operands(node)
     for value in operands:
-        if value is not None and _dequantizer(value) is None:
+        if _dequantizer(value) is None:
             return _float_operand(node, value)
     if node.op_type in SUMS:
         return _weight_reason(node)
@@ -132,7 +117,7 @@ def _weight_reason(node: ir.Node) -> str:
 
 
 def _width_reason(node: ir.Node, operands: Sequence[ir.Value | None]) -> str:
-    if node.op_type in MOVES:
+    if node.op_type in _MOVES:
         return ""
     for value in operands:
         source = _dequantizer(value) if value is not None else None
@@ -185,11 +170,11 @@ def _output_reason(node: ir.Node) -> str:
 
 
 def _other_reason(node: ir.Node) -> str:
-    source = _dequantizer(node.inputs[0]) if node.inputs[0] is not None else None
+    source = _dequantizer(data_operands(node)[0])
     wide = _type_name(source) if source is not None and _integer_type(source) in _WORDS else ""
     if wide and node.op_type in _BYTES_ONLY:
         return f"its input is {wide}; its integer kernel takes 8 bits"
-    if node.op_type in MOVES and not _same_grid(node):
+    if node.op_type in _MOVES and not _same_grid(node):
         return "its output has another grid than its input"
     if source is not None and _integer_type(source) is ir.DataType.INT8:
         return "int8 activations that several operators read are not fused on x86; use uint8"
@@ -199,7 +184,7 @@ def _other_reason(node: ir.Node) -> str:
 
 
 def _same_grid(node: ir.Node) -> bool:
-    source = _dequantizer(node.inputs[0]) if node.inputs[0] is not None else None
+    source = _dequantizer(data_operands(node)[0])
     quantizers = _quantizers(node.outputs[0])
     return source is None or not quantizers or _parameters(source) == _parameters(quantizers[0])
 

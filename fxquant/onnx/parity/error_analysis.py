@@ -91,7 +91,8 @@ class Rounding:
         allowed = x.error / float(scale.reshape(-1)[0])
         # the quotient is rounded, and its sum with the zero point where a kernel adds it first
         allowed += UNIT * (np.abs(from_zero) + np.abs(at))
-        within = [_reaches(at, allowed, side, low, high) for side in (ours, theirs)]
+        with np.errstate(invalid="ignore"):
+            within = [_reaches(at, allowed, side, low, high) for side in (ours, theirs)]
         # an error without a bound explains nothing
         return Noise(within[0] & within[1] & np.isfinite(allowed), allowed)
 

@@ -26,7 +26,16 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from fxquant.onnx.qdq import COUNTS, constant, dequantized, grid_range
+from fxquant.onnx.qdq import (
+    COUNTS,
+    PRODUCTS,
+    Trait,
+    constant,
+    data_operands,
+    dequantized,
+    grid_range,
+    operators,
+)
 
 UNIT = 2.0**-24  # half a unit in the last place of 1.0 in float32
 _UNITS = {
@@ -222,11 +231,11 @@ def _join(bounds: list[Bound], peak: float, error: float) -> Bound:
 
 def _keep(walk: _Walk, node: ir.Node) -> Bound:
     """Values move or shrink: the worst operand's bounds."""
-    found = (
-        walk.inputs(node)[:1]
-        if node.op_type not in ("Concat", "Where", "Max", "Min")
-        else walk.inputs(node)
-    )
+    if node.attributes.get_string("reduction", "none") != "none":  # a scatter that computes
+        return _island(walk, node)
+    # what a condition is made of may turn it
+    operands = walk.inputs(node) if node.op_type == "Where" else map(walk.of, data_operands(node))
+    found = list(operands)
     return _join(found, max(b.peak for b in found), max(b.error for b in found))
 
 
@@ -316,16 +325,9 @@ def _island(walk: _Walk, node: ir.Node) -> Bound:
     return Bound(max((b.peak for b in found), default=1.0), 0.0, island=True)
 
 
-_MOVES = (
-    "Relu", "Clip", "MaxPool", "GlobalMaxPool", "ReduceMax", "ReduceMin", "Max", "Min", "Reshape",
-    "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Expand", "Tile", "Gather",
-    "GatherElements", "GatherND", "Split", "Concat", "Where", "Identity", "Cast", "Pad",
-    "DepthToSpace", "SpaceToDepth", "LeakyRelu", "PRelu", "Neg", "Abs", "Dropout",
-)  # fmt: skip
-
 _RULES: dict[str, Callable[[_Walk, ir.Node], Bound]] = {
-    **dict.fromkeys(_MOVES, _keep),
-    **dict.fromkeys(("Conv", "ConvTranspose", "Gemm", "MatMul"), _products),
+    **dict.fromkeys(operators(Trait.MOVES | Trait.CHOOSES | Trait.CONTRACTS), _keep),
+    **dict.fromkeys(PRODUCTS, _products),
     **dict.fromkeys(("Add", "Sub", "Sum"), _add),
     **dict.fromkeys(("AveragePool", "GlobalAveragePool", "ReduceMean"), _average),
     "Resize": _resize,

@@ -21,6 +21,7 @@ from onnx.reference import ReferenceEvaluator
 from torch.nn import functional as F
 
 from fxquant.onnx.parity.error_bounds import UNIT, unit_of
+from fxquant.onnx.qdq import Trait, operators
 
 Array = NDArray[Any]
 _LAMBDA = 2.0  # six standard deviations of a sum whose partial sums grow steadily
@@ -347,28 +348,25 @@ def _convolve(node: ir.Node, operands: Operands, _opset: int) -> list[Valued]:
     return [add(result, Valued(bias.value.reshape(shape), bias.error.reshape(shape)))]
 
 
+# the standard's reference computes these number by number in Python
+_SLOW = {"Resize", "ScatterElements", "ScatterND"}
 BASIC: dict[str, Rule] = {
     **dict.fromkeys(("Add", "Sum"), _add),
     "Sub": _subtract,
     "Mul": _multiply,
     "Div": _divide,
     "Pow": _power,
-    **dict.fromkeys(
-        ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Expand", "Tile",
-         "Gather", "GatherElements", "GatherND", "Split", "Concat", "Where", "Identity", "Pad",
-         "DepthToSpace", "SpaceToDepth"),
-        _moved,
-    ),
-    **dict.fromkeys(("Relu", "Clip", "Max", "Min", "Abs", "Neg"), _within),
+    **dict.fromkeys(operators(Trait.MOVES) - _SLOW, _moved),
+    **dict.fromkeys(operators(Trait.CONTRACTS), _within),
     **dict.fromkeys(("LeakyRelu", "PRelu"), _sloped),
-    **dict.fromkeys(("MaxPool", "GlobalMaxPool", "ReduceMax", "ReduceMin"), _extreme),
+    **dict.fromkeys(operators(Trait.CHOOSES), _extreme),
     "Cast": _cast,
     "DequantizeLinear": _dequantize,
     "MatMul": _matmul,
     "Gemm": _gemm,
     "Einsum": _einsum,
     **dict.fromkeys(("Conv", "ConvTranspose"), _convolve),
-}  # fmt: skip
+}
 
 # operators whose results are values of their operands: they round nothing
 EXACT = frozenset(name for name, rule in BASIC.items() if rule in (_moved, _within, _extreme))

@@ -26,6 +26,7 @@ from fxquant.onnx.parity.float_comparison import Agreement, compare_with_float
 from fxquant.onnx.runs.observed import bound_example
 from fxquant.onnx.runs.visible_writes import preserved
 from fxquant.quantization import AffineEncoding, QuantizerBase
+from fxquant.quantization.affine import BiasQuantizeDequantize
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -37,6 +38,7 @@ _CLIPPED = 0.05  # share of a tensor off its grid from which that is worth a war
 _FEW_STEPS = 3  # of a grid: what an example spans without saying anything
 _FEW_ELEMENTS = 16  # fewer than these span few steps by nature
 _NOISY = 12.0  # dB below which a quarter of the amplitude is noise
+_USUAL = 17.0  # dB that even transformers keep with 8 bits
 _DISAGREE = 0.95  # share of equal labels
 _LISTED = 4
 _SLACK = 0.501  # steps beyond an end that rounding to it takes in
@@ -50,11 +52,13 @@ class Fidelity:
         samples: rows of the example.
         outputs: one row a floating-point output, against the float model.
         warnings: what a person should know before shipping.
+        notes: what may be improved.
     """
 
     samples: int
     outputs: tuple[Agreement, ...]
     warnings: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass
@@ -133,7 +137,7 @@ def fidelity(gm: fx.GraphModule, example: Example) -> Fidelity:
         costly = _costly(gm, values, real) if any(map(_is_noisy, outputs)) else ""
     samples = next((len(t) for t in tensors(values) if t.dim()), 1)
     warnings = (*_noisy(outputs, costly), *_unused(uses), *_stale(gm), *_cut(gm))
-    return Fidelity(samples, outputs, warnings)
+    return Fidelity(samples, outputs, warnings, tuple(_improvable(outputs)))
 
 
 def _run_with(gm: fx.GraphModule, values: list[Any], only: str | None) -> _Arrays:
@@ -218,6 +222,17 @@ def _noisy(outputs: tuple[Agreement, ...], costly: str) -> list[str]:
     return found + [f"{r.name} gives {r.labels:.1%} of the float model's labels" for r in other]
 
 
+def _improvable(outputs: tuple[Agreement, ...]) -> list[str]:
+    """What is usable and yet less than can be had."""
+    return [
+        f"{row.name} of the simulation keeps {row.sqnr_db:.1f} dB of the float model's, fewer than "
+        f"the {_USUAL:.0f} dB that 8 bits mostly keep: `fxquant profile` shows where the rest is "
+        "lost; ranges chosen by their cost and reconstruction get some of it back"
+        for row in outputs
+        if row.sqnr_db is not None and _NOISY <= row.sqnr_db < _USUAL
+    ]
+
+
 def _unused(uses: _Uses) -> list[str]:
     found = []
     clipped = {q: u.clipped / u.elements for q, u in uses.found.items() if u.elements}
@@ -272,6 +287,8 @@ def _cut(gm: fx.GraphModule) -> list[str]:
 
 def _share_cut(value: Tensor, quantizer: QuantizerBase) -> float:
     encoding = quantizer.get_encodings() if quantizer.is_initialized() else None
+    if isinstance(quantizer, BiasQuantizeDequantize) and encoding is not None:
+        encoding = quantizer.encoding_for(value)
     if not isinstance(encoding, AffineEncoding) or encoding.block_size is not None:
         return 0.0
     scale, zero = encoding.scale.detach(), encoding.zero_point.detach()

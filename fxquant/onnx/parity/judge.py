@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fxquant.errors import ExportError
 from fxquant.onnx.parity.float_comparison import label_agreement
-from fxquant.onnx.parity.report import OutputRow, TensorRow
+from fxquant.onnx.parity.report import REPORT_IT, OutputRow, TensorRow
 
 if TYPE_CHECKING:
     from fxquant.onnx.parity.error_analysis import Rounding
@@ -38,7 +38,7 @@ def classify(reference: Reference, runtime: NDArray[Any], allowed: Tolerance) ->
     if ours.shape != runtime.shape:
         name = reference.tensor.quantized_name
         what = f"{name!r} has shape {runtime.shape}, in the simulation {ours.shape}"
-        raise ExportError("FXQ565", what, at=reference.tensor.node)
+        raise ExportError("FXQ565", what, at=reference.tensor.node, fix=REPORT_IT)
     tally: dict[str, Any] = dict.fromkeys(("tie", "drift", "defect", "unexplained", "max_steps"), 0)
     tally |= {"elements": ours.size, "exact": ours.size, "distance": 0.0, "tolerance": allowed.tie}
     flat = np.flatnonzero(ours.reshape(-1) != runtime.reshape(-1))
@@ -120,7 +120,7 @@ def output_row(
         )
     if ours.shape != theirs.shape:
         what = f"output {name!r} has shape {theirs.shape}, in the simulation {ours.shape}"
-        raise ExportError("FXQ566", what)
+        raise ExportError("FXQ566", what, at=name, fix=REPORT_IT)
     peak = _finite_peak(ours)
     difference = _difference(ours, theirs)
     relative = difference / peak if peak else float(difference > 0)

@@ -217,7 +217,8 @@ class ParityReport:
         """Raise what a failed export raises.
 
         Raises:
-            ParityError: FXQ560 a quantized tensor, FXQ561 an output, FXQ569 a choice differs.
+            ParityError: FXQ560 a quantized tensor differs by more than rounding, FXQ561 an output
+                differs so, FXQ569 an index that was chosen (argmax, topk, sort) differs.
         """
         if self.proven:
             return
@@ -228,7 +229,7 @@ class ParityReport:
         bad = sorted((r for r in self.tensors if r.unexplained), key=severity)
         chosen = [row.node for row in self.choices if not row.proven]
         at = _place(bad[0]) if bad else chosen[0] if chosen else None
-        raise ParityError(code, what, at=at, fix=_FIX)
+        raise ParityError(code, what, at=at, fix=REPORT_IT)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data."""
@@ -249,7 +250,9 @@ class ParityReport:
         return "\n".join(lines(self))
 
 
-_FIX = "export with prove=False to look at the file, and report it: fxquant or onnxruntime is wrong"
+REPORT_IT = (
+    "export with prove=False to look at the file, and report it: fxquant or onnxruntime is wrong"
+)
 
 
 def verdict(

@@ -32,7 +32,7 @@ from fxquant.onnx.parity.error_bounds import (
 from fxquant.onnx.parity.index_choices import choosers
 from fxquant.onnx.parity.index_choices import rows as choice_rows
 from fxquant.onnx.parity.judge import classify, output_row, with_noise, without_noise
-from fxquant.onnx.parity.report import ChoiceRow, OutputRow, TensorRow, verdict
+from fxquant.onnx.parity.report import REPORT_IT, ChoiceRow, OutputRow, TensorRow, verdict
 from fxquant.onnx.parity.teacher_forcing import Reference, ReferenceRun, cut, teach
 from fxquant.onnx.qdq import constant
 from fxquant.onnx.runs.observed import bound_example
@@ -123,7 +123,7 @@ def _named_outputs(lowered: Lowered, reference_run: ReferenceRun) -> dict[str, N
     values, names = list(reference_run.outputs.values()), lowered.output_names
     if len(values) != len(names):
         what = f"the file has {len(names)} outputs, the simulation {len(values)}"
-        raise ExportError("FXQ567", what)
+        raise ExportError("FXQ567", what, fix=REPORT_IT)
     return dict(zip(names, values, strict=True))
 
 
@@ -156,7 +156,9 @@ def _input_tensor(node: ir.Node, fx_name: str, index: int) -> LoweredTensor:
     scale, zero = constant(node.inputs[1]), node.inputs[2].const_value if node.inputs[2] else None
     name, real = node.outputs[0].name or "", node.inputs[0]
     if scale is None or zero is None:
-        raise ExportError("FXQ568", f"{name!r} has no constant scale and zero point", at=node.name)
+        what = f"{name!r} has no constant scale and zero point"
+        fix = "give both as initializers: what is computed at run time cannot be proven"
+        raise ExportError("FXQ568", what, at=node.name, fix=fix)
     return LoweredTensor(
         node=fx_name, index=index, module=name.removesuffix("_q"),
         float_name=real.name if real is not None else None, quantized_name=name,

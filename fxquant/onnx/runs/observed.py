@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -29,6 +28,7 @@ from torch import Tensor, fx
 from fxquant.errors import ExportError
 from fxquant.graph.pytree import tensors
 from fxquant.nn.modes import evaluating
+from fxquant.nn.training_state import require_ended
 from fxquant.onnx.runs.probe import Recorder, Trial, arguments_at
 from fxquant.onnx.runs.value_dependent import SizeSource, following_values, size_sources
 from fxquant.onnx.runs.varying import Varying, candidates, other_values
@@ -114,7 +114,9 @@ def record(gm: fx.GraphModule, example: Example, *, fixed: str = "") -> Recorded
     Raises:
         ExportError: FXQ501, the example lacks an input; FXQ535, values decide how many items a
             value has.
+        TrainingError: FXQ802, the graph is in the middle of training.
     """
+    require_ended(gm)
     values = bound_example(gm, example)
     with preserved(gm), evaluating(gm, kept=True), torch.no_grad():
         return _Trials(gm, values, fixed).compared()
@@ -366,10 +368,3 @@ def _equal_values(a: Tensor, b: Tensor) -> bool:
     if a.data_ptr() == b.data_ptr() and a.stride() == b.stride():
         return True
     return torch.equal(a, b) or bool(torch.allclose(a, b, rtol=0, atol=0, equal_nan=True))
-
-
-def forward_names(gm: fx.GraphModule) -> list[str]:
-    """Names of the graph's inputs as the user's forward calls them."""
-    known = set(inspect.signature(gm.forward).parameters)
-    holders = [n for n in gm.graph.nodes if n.op == "placeholder"]
-    return [str(n.target).lstrip("*") if n.target not in known else str(n.target) for n in holders]

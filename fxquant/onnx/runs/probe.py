@@ -137,7 +137,8 @@ def arguments_at(gm: fx.GraphModule, node: fx.Node, trial: Trial) -> tuple[Any, 
         _Catcher(gm, trial, node).run(*trial.values)
     except _CaughtError as caught:
         return caught.found
-    raise ExportError("FXQ502", "the node is never reached", at=node)
+    fix = "keep the module that holds it whole (modules_to_exclude), or report this with the model"
+    raise ExportError("FXQ502", "the node is never reached", at=node, fix=fix)
 
 
 def _plain(value: Any) -> Any:

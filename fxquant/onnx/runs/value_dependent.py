@@ -108,8 +108,10 @@ def _fact(node: fx.Node, gm: fx.GraphModule) -> tuple[Any, ops.Sized] | None:
     except TypeError:
         # lowering refuses the node with its line
         return None
-    if row.name == "one_hot" and arguments.get("num_classes", -1) != -1:
-        return None
+    if row.sized_open is not None:
+        argument, left_open = row.sized_open
+        if arguments.get(argument, left_open) != left_open:
+            return None
     return arguments.get(name), how
 
 

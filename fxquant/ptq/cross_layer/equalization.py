@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from fxquant.flags import require_flags
 from fxquant.graph.rewriter import Rewriter, label
 from fxquant.ptq.cross_layer.channel_spaces import ChannelSpaces, Space
+from fxquant.ptq.cross_layer.high_bias import Absorbed, absorb_high_biases
 from fxquant.ptq.float_models import folded_graph, write_back
 
 if TYPE_CHECKING:
@@ -57,14 +58,16 @@ class EqualizationReport:
         spaces: channels between layers, in the order of the graph.
         changed: paths of the layers whose parameters were changed.
         replaced: paths of ReLU6 modules that are ReLU now: the model's output may differ there.
+        absorbed: high biases that went into the layers behind; the output may differ there, too.
     """
 
     spaces: tuple[Equalized, ...] = ()
     changed: tuple[str, ...] = ()
     replaced: tuple[str, ...] = field(default=())
+    absorbed: tuple[Absorbed, ...] = field(default=())
 
     def __str__(self) -> str:
-        lines = [str(space) for space in self.spaces]
+        lines = [*map(str, self.spaces), *map(str, self.absorbed)]
         return "\n".join([*lines, *(f"{p}: ReLU6 was replaced by ReLU" for p in self.replaced)])
 
 
@@ -74,6 +77,7 @@ def equalize_model(
     dummy_input: Any = None,
     *,
     replace_relu6: bool = False,
+    absorb_high_bias: bool = False,
 ) -> EqualizationReport:
     """Give the channels between layers equal weight ranges, in place; batch norms are folded first.
 
@@ -89,17 +93,21 @@ def equalize_model(
             for a prepared model.
         replace_relu6: put ReLU in the place of ReLU6, as the paper does; that changes what the
             model computes where 6 is exceeded.
+        absorb_high_bias: let the layers behind a ReLU take in what nearly every value exceeds; that
+            changes what the model computes for the values below, about one in 700. The batch norms
+            have to be folded by this call, which reads the distribution of the values from them.
 
     Returns:
         What was scaled, what was not, and why.
 
     Raises:
-        ConfigError: FXQ212 neither input shapes nor a dummy input, FXQ236 `replace_relu6` is no
-            flag, FXQ292 the model is a simulation.
+        ConfigError: FXQ212 neither input shapes nor a dummy input, FXQ236 a switch is no flag,
+            FXQ292 the model is a simulation.
 
-    Source: Nagel et al. 2019, arXiv:1906.04721, equation 11: s_i = sqrt(r1_i r2_i) / r2_i, repeated
-    layer by layer until nothing changes; r is the largest magnitude of a channel's weights. Between
-    the three layers of a depthwise block that ends in r = (r1 r2 r3)^(1/3).
+    Source: Nagel et al. 2019, arXiv:1906.04721, section 4.1.3 for high biases and equation 11:
+    s_i = sqrt(r1_i r2_i) / r2_i, repeated layer by layer until nothing changes; r is the largest
+    magnitude of a channel's weights. Between the three layers of a depthwise block that ends in
+    r = (r1 r2 r3)^(1/3).
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1)).eval()
@@ -111,15 +119,19 @@ def equalize_model(
         Parameter containing:
         tensor([[2., 1.]], requires_grad=True)
     """
-    require_flags(replace_relu6=replace_relu6)
-    gm = folded_graph(model, input_shapes, dummy_input)
+    require_flags(replace_relu6=replace_relu6, absorb_high_bias=absorb_high_bias)
+    gm, folded = folded_graph(model, input_shapes, dummy_input)
     replaced = _replace_relu6(gm, model) if replace_relu6 else ()
     spaces = ChannelSpaces(gm)
     factors = _Balance(spaces).run()
     changed = spaces.apply(factors)
+    absorbed: tuple[Absorbed, ...] = ()
+    if absorb_high_bias:
+        made = {y.path: 1 / factors[o] for y, o in zip(spaces.layers, spaces.outputs, strict=True)}
+        absorbed = absorb_high_biases(gm, folded.direct, made)
     write_back(gm, model)
     found = tuple(_told(spaces, space, factors) for space in spaces.spaces)
-    return EqualizationReport(found, tuple(changed), replaced)
+    return EqualizationReport(found, tuple(changed), replaced, absorbed)
 
 
 def _replace_relu6(gm: fx.GraphModule, model: nn.Module) -> tuple[str, ...]:

@@ -1,8 +1,14 @@
-"""Integers by gradient descent on a relaxed rounding, as AdaRound has it."""
+"""Integers by gradient descent on a relaxed rounding, as AdaRound has it.
+
+Without an activation behind the layer its error over all data is a quadratic of the weight, and is
+minimized as one (`adaround`). The paper's own loss has the activation in it, and is minimized on
+random rows of the data (`adaround_on_rows`).
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -58,9 +64,85 @@ def adaround(
     arXiv:2004.10568, equations 21 to 25.
     """
     given = options or AdaroundOptions()
+
+    def loss(weight: Tensor) -> Tensor:
+        return quadratic(weight - target, moments).sum()
+
+    return _minimized(target, grid, given, loss)
+
+
+def adaround_on_rows(
+    weight: Tensor,
+    rows: Rows,
+    grid: WeightGrid,
+    options: AdaroundOptions | None = None,
+    *,
+    batch: int = 512,
+    seed: int = 0,
+) -> Tensor:
+    """Learn whether to round up or down by outputs behind the activation, on random rows.
+
+    Args:
+        weight: the float weight, `[G, O, D]`.
+        rows: inputs of the quantized model and outputs of the float model.
+        grid: the grid.
+        options: see `AdaroundOptions`.
+        batch: rows that are looked at in a step.
+        seed: of their choice.
+
+    Returns:
+        Centred integers, `[G, O, D]`.
+
+    Source: arXiv:2004.10568, equation 25, with the regularizer of equation 24.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    count = rows.x.shape[1]
+
+    def loss(tried: Tensor) -> Tensor:
+        if count <= batch:
+            return rows.loss(tried).sum()
+        chosen = torch.randint(count, (batch,), generator=generator).to(weight.device)
+        return rows.part(chosen).loss(tried).sum()
+
+    return _minimized(weight, grid, options or AdaroundOptions(), loss)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a layer is given and should put out, row by row.
+
+    Attributes:
+        x: inputs, `[G, N, D]`.
+        y: wanted outputs without the activation, `[G, N, O]`.
+        bias: the layer's bias, `[G, O]`.
+        activation: what follows the layer, element by element; None: nothing.
+    """
+
+    x: Tensor
+    y: Tensor
+    bias: Tensor
+    activation: Callable[[Tensor], Tensor] | None = None
+
+    def part(self, chosen: Tensor) -> Rows:
+        """Some of the rows."""
+        return Rows(self.x[:, chosen], self.y[:, chosen], self.bias, self.activation)
+
+    def loss(self, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Mean squared error of every output channel: `[G, O, D] -> [G, O]`."""
+        shift = self.bias if bias is None else bias
+        found, wanted = torch.baddbmm(shift[:, None], self.x, weight.mT), self.y
+        if self.activation is not None:
+            found, wanted = self.activation(found), self.activation(wanted)
+        return (found - wanted).square().mean(1)
+
+
+def _minimized(
+    weight: Tensor, grid: WeightGrid, given: AdaroundOptions, loss: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Integers next to a weight that make a loss of the weight on its grid small."""
     scale, low, high = (grid.spread(r) for r in (grid.scale, grid.low, grid.high))
-    below = torch.floor(target / scale)
-    share = (target / scale - below).clamp(1e-4, 1 - 1e-4)
+    below = torch.floor(weight / scale)
+    share = (weight / scale - below).clamp(1e-4, 1 - 1e-4)
     with torch.enable_grad():
         v = -torch.log((_HIGH - _LOW) / (share - _LOW) - 1)
         v = v.detach().requires_grad_()
@@ -69,11 +151,10 @@ def adaround(
             optimizer.zero_grad()
             up = _relaxed(v)
             integers = torch.minimum(torch.maximum(below + up, low), high)
-            loss = quadratic(integers * scale - target, moments).sum()
-            loss = loss + _pull(up, step / given.iterations, given)
-            loss.backward()
+            total = loss(integers * scale) + _pull(up, step / given.iterations, given)
+            total.backward()
             optimizer.step()
-    up = (_relaxed(v.detach()) >= 0.5).to(target.dtype)
+    up = (_relaxed(v.detach()) >= 0.5).to(weight.dtype)
     return torch.minimum(torch.maximum(below + up, low), high)
 
 

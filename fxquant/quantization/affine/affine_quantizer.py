@@ -7,34 +7,32 @@ the range changes (see `known.py`).
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor, nn
 
 from fxquant.quantization import kernels, traced
+from fxquant.quantization.affine.following import Followed, begun, is_same
+from fxquant.quantization.affine.gradient_scale import gradient_scale, with_gradient_scale
+from fxquant.quantization.affine.gridded import Gridded
 from fxquant.quantization.affine.known import Known
-from fxquant.quantization.affine.options import (
-    Options,
-    analyzer_of,
-    grid_of,
-    layout_of,
-    options_of,
-    resized,
-)
+from fxquant.quantization.affine.options import analyzer_of, grid_of, layout_of, options_of
 from fxquant.quantization.encodings import AffineEncoding
-from fxquant.quantization.quantizer_base import QuantizerBase, float32
-from fxquant.quantization.range_to_qparams import IntegerRange, not_above_zero
+from fxquant.quantization.quantizer_base import float32
+from fxquant.quantization.range_to_qparams import not_above_zero
 from fxquant.quantization.ranges import range_of
 from fxquant.quantization.tensor import DequantizedTensor, adopt, plain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from fxquant.quantization.affine.gradient_scale import Counted
     from fxquant.quantization.analyzers import EncodingAnalyzer, Statistics
 
 
-class AffineQuantizer(QuantizerBase):
+class AffineQuantizer(Gridded):
     """A grid of integers over a learnable range.
 
     Args:
@@ -50,6 +48,9 @@ class AffineQuantizer(QuantizerBase):
     Attributes:
         min: lower end of the range, a float32 parameter of `shape`; NaN before calibration.
         max: upper end of the range.
+        follows: True if the range of a parameter follows it while it is trained; see `follow`.
+        gradient_scale: what the elements are that gradients of the range are scaled by the number
+            of (see `affine.gradient_scale`); None: the gradients as they are.
     """
 
     min: nn.Parameter
@@ -87,70 +88,14 @@ class AffineQuantizer(QuantizerBase):
         self.encoding_analyzer: EncodingAnalyzer = analyzer_of(given.encoding_analyzer)
         self._statistics: Statistics | None = None
         self._held: frozenset[str] = frozenset()
+        self._seen: tuple[Statistics, Tensor, Tensor] | None = None  # and the range it gave
         self._known: Known | None = None
+        self.follows = False
+        self.gradient_scale: Counted | None = None
+        self._followed: Followed | None = None
         for name in ("min", "max"):
             unknown = torch.full(self._layout.shape, torch.nan, dtype=torch.float32)
             self.register_parameter(name, nn.Parameter(unknown))
-
-    # the grid ------------------------------------------------------------------------------------
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the ranges."""
-        return self._layout.shape
-
-    @property
-    def block_size(self) -> tuple[int, ...] | None:
-        """Elements per block along each axis, or None."""
-        return self._layout.block_size
-
-    @property
-    def grid(self) -> IntegerRange:
-        """The integers and whether they are symmetric."""
-        return self._grid
-
-    @property
-    def qmin(self) -> int:
-        """Smallest integer."""
-        return self._grid.qmin
-
-    @property
-    def qmax(self) -> int:
-        """Largest integer."""
-        return self._grid.qmax
-
-    @property
-    def bitwidth(self) -> int:
-        """Bits of the grid; setting it keeps signedness and range."""
-        return self._grid.bits
-
-    @bitwidth.setter
-    def bitwidth(self, bits: int) -> None:
-        self._set_grid(resized(self._grid, bits))
-
-    @property
-    def signed(self) -> bool:
-        """True if there are negative integers; setting it keeps the number of steps."""
-        return self._grid.signed
-
-    @signed.setter
-    def signed(self, signed: bool) -> None:
-        if signed != self.signed:
-            shift = 2 ** (self.bitwidth - 1) * (-1 if signed else 1)
-            self._set_grid(IntegerRange(self.qmin + shift, self.qmax + shift, self.symmetric))
-
-    @property
-    def symmetric(self) -> bool:
-        """True if the zero point is pinned to the middle; setting it keeps the range."""
-        return self._grid.symmetric
-
-    @symmetric.setter
-    def symmetric(self, symmetric: bool) -> None:
-        self._set_grid(grid_of(Options(qmin=self.qmin, qmax=self.qmax, symmetric=symmetric)))
-
-    def _set_grid(self, grid: IntegerRange) -> None:
-        self._grid = grid
-        self._forget()
 
     # the range -----------------------------------------------------------------------------------
 
@@ -187,7 +132,37 @@ class AffineQuantizer(QuantizerBase):
             free = allowed if free is None else free
             if free is not None:
                 self._held = self._held - {end} if free else self._held | {end}
+        frozen = self._frozen if allowed is None else not allowed
         super().allow_overwrite(len(self._held) < 2)
+        self._frozen = frozen  # one end may be given by mathematics, which freezes no bits
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def follow(self, x: Tensor, *, begin: bool = True) -> None:
+        """Lay the range around a parameter in the proportions that it was calibrated in.
+
+        Does nothing unless `follows` is set, and nothing to a range that is trained itself, frozen
+        by `allow_overwrite(False)` or not calibrated.
+
+        Args:
+            x: the parameter, `[...]`.
+            begin: False to go on only: nothing is done before the parameter was trained.
+        """
+        low, high, before = self.min, self.max, self._followed
+        fixed = low.requires_grad or high.requires_grad or not self._overwritable
+        if not self.follows or fixed or (before is None and not begin):
+            return
+        smallest, largest = self._layout.extremes(float32(x.detach()).float())
+        extremes = smallest.clamp(max=0.0), largest.clamp(min=0.0)
+        ends = (low.detach(), high.detach())
+        if before is None or not before.is_at(ends):
+            known = self.is_initialized()
+            symmetric = self._grid.symmetric
+            self._followed = begun(ends, extremes, symmetric=symmetric) if known else None
+        elif not is_same(before.extremes, extremes):
+            self._followed = before.moved(extremes)
+            low.copy_(self._followed.ends[0])
+            high.copy_(self._followed.ends[1])
 
     def widen(self, least: Tensor) -> None:
         """Raise the upper end of ranges whose step is smaller than `least`, `[S]` or as many."""
@@ -286,6 +261,8 @@ class AffineQuantizer(QuantizerBase):
             if self._overwritable:
                 self._observe(x)
             return x
+        if not self._enabled:
+            return x
         if torch.compiler.is_compiling():
             return self._traced(x)
         known = self._state()
@@ -297,12 +274,16 @@ class AffineQuantizer(QuantizerBase):
 
     def _traced(self, x: Tensor) -> Tensor:
         grid, layout = self._grid, self._layout
-        scale = self.traced_scale()
+        low: Tensor = self.min
+        high: Tensor = self.max
+        if self.gradient_scale is not None:
+            by = gradient_scale(x, math.prod(self.shape), grid, self.gradient_scale)
+            low, high = with_gradient_scale(low, by), with_gradient_scale(high, by)
+        scale = self._scale(low, high)
         if grid.symmetric:
             zero = torch.full_like(scale, grid.middle)
         else:
-            low = not_above_zero(self.min) / scale
-            zero = grid.qmin - traced.straight_through_round(low)
+            zero = grid.qmin - traced.straight_through_round(not_above_zero(low) / scale)
             zero = traced.clipped(zero, grid.qmin, grid.qmax)
         scale, zero = (traced.computed_once(v) for v in (scale, zero))
         y = self._traced_step(layout.split(float32(x)), layout.spread(scale), layout.spread(zero))
@@ -339,8 +320,15 @@ class AffineQuantizer(QuantizerBase):
 
     def _step(self, x: Tensor, known: Known, params: kernels.Affine) -> Tensor:
         if self._differentiable(x, known):
-            return kernels.apply(x, known.low, known.high, params, known.factors)
+            return kernels.apply(x, known.low, known.high, params, self._learning(x, known))
         return kernels.quantize_dequantize(x, params)
+
+    def _learning(self, x: Tensor, known: Known) -> kernels.Lazy:
+        """What gives the gradients of the range for a tensor, when they are asked for."""
+        if self.gradient_scale is None:
+            return known.factors
+        by = gradient_scale(x, math.prod(self.shape), self._grid, self.gradient_scale)
+        return lambda: known.factors().scaled(by)
 
     def _differentiable(self, x: Tensor, known: Known) -> bool:
         return torch.is_grad_enabled() and (
@@ -375,15 +363,16 @@ class AffineQuantizer(QuantizerBase):
             self._statistics.update(seen, low, high)
 
     def _finish(self) -> None:
-        found = None
         if self._statistics is not None:
-            found = self.encoding_analyzer.range(self._statistics, self._grid)
+            self._choose(self._statistics)
+
+    def _choose(self, seen: Statistics) -> None:
+        found = self.encoding_analyzer.range(seen, self._grid)
         if found is not None:
-            low, high = found
-            self.set_range(
-                None if "min" in self._held else low.clamp(max=0.0),
-                None if "max" in self._held else high.clamp(min=0.0),
-            )
+            ends = {"min": found[0].clamp(max=0.0), "max": found[1].clamp(min=0.0)}
+            self.set_range(**{end: v for end, v in ends.items() if end not in self._held})
+            if self._single:  # of many ranges it would be too much
+                self._seen = seen, self.min.detach().clone(), self.max.detach().clone()
 
     def extra_repr(self) -> str:
         """Shape, block size and grid."""

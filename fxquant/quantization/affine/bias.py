@@ -87,11 +87,11 @@ class BiasQuantizeDequantize(QuantizerBase):
 
     def forward(self, x: Tensor) -> Tensor:
         """The bias on its grid, `[C] -> [C]`; unchanged while observing."""
-        if self._observing:
+        if self._observing or not self._enabled:
             return x
         if torch.compiler.is_compiling():
             return self._traced(x)
-        return attach(self.transform(x), self._for(x), DequantizedTensor)
+        return attach(self.transform(x), self.encoding_for(x), DequantizedTensor)
 
     def _traced(self, x: Tensor) -> Tensor:
         """As `transform`, with the step computed from the ranges where a compiler can follow."""
@@ -110,7 +110,7 @@ class BiasQuantizeDequantize(QuantizerBase):
 
     def transform(self, x: Tensor) -> Tensor:
         """The bias on its grid as a plain tensor."""
-        encoding = self._for(x)
+        encoding = self.encoding_for(x)
         scale, zero, given = encoding.scale, encoding.zero_point, x.dtype
         x = float32(x)
         if torch.compiler.is_compiling():
@@ -144,7 +144,8 @@ class BiasQuantizeDequantize(QuantizerBase):
             return None
         return largest / _HEADROOM / source.reshape(())
 
-    def _for(self, x: Tensor) -> AffineEncoding:
+    def encoding_for(self, x: Tensor) -> AffineEncoding:
+        """The encoding in the shape of a bias, `[C]`; a channel may stand for several groups."""
         encoding = self.get_encodings()
         if encoding is None:
             missing = [q.where or type(q).__name__ for q in self._sources if not q.is_initialized()]

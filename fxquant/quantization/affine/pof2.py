@@ -46,7 +46,8 @@ def position_of(scale: float) -> int:
     """
     mantissa, exponent = math.frexp(scale)
     if mantissa != 0.5:
-        raise QuantizationError("FXQ418", f"a step of {scale} is no power of two")
+        what = f"a step of {scale} is no power of two"
+        raise QuantizationError("FXQ418", what, fix="round it: 2.0 ** round(math.log2(scale))")
     return 1 - exponent
 
 

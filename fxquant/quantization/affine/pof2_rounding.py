@@ -130,7 +130,7 @@ class RoundingQuantizeDequantize(QuantizeDequantize):
             return super()._step(x, known, params)
         if self._differentiable(x, known):
             run: Any = _Rounded.apply
-            return run(x, known.low, known.high, params, known.factors, self._rounding)  # type: ignore[no-any-return]
+            return run(x, known.low, known.high, params, self._learning(x, known), self._rounding)  # type: ignore[no-any-return]
         return kernels.dequantize(_integers(x, params, self._rounding), params)
 
     def _traced_step(self, x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:

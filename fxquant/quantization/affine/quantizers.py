@@ -32,7 +32,9 @@ class Quantize(AffineQuantizer):
 
     def _step(self, x: Tensor, known: Known, params: kernels.Affine) -> Tensor:
         if self._differentiable(x, known):
-            return kernels.apply_quantize(x, known.low, known.high, params, known.factors)
+            return kernels.apply_quantize(
+                x, known.low, known.high, params, self._learning(x, known)
+            )
         return kernels.quantize(x, params)
 
     def _traced_step(self, x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fxquant.quantization.layout import Layout
 
 _CHUNK = 1 << 20  # elements that are turned into bin numbers at a time
+_TABLE = 1 << 18  # counts that are written at a time: they stay in the cache
 # powers of two at which scaling stays exact in float32
 _SMALLEST, _LARGEST = -110, 120
 
@@ -57,6 +58,34 @@ class Histogram:
         numbers = torch.arange(self.bins, device=self.first.device) + self.first.unsqueeze(1)
         return (numbers.double() + 0.5) * self.width.unsqueeze(1)
 
+    def occupied(self, part: slice) -> tuple[Tensor, Tensor]:
+        """Middles (float32) and counts (float64) of the bins that hold something: `[R, W]` twice.
+
+        Every row begins with its outermost bins, from both ends in turn, and ends with counts of
+        zero where another row has more of them.
+
+        Args:
+            part: of the rows.
+        """
+        counts, first, exponent = self.counts[part], self.first[part], self.exponent[part]
+        flat = counts.reshape(-1)
+        found = flat.nonzero().squeeze(1)
+        sizes = counts.count_nonzero(1).unsqueeze(1)
+        place = torch.arange(int(sizes.max()), device=found.device)
+        inner = torch.div(place, 2, rounding_mode="floor")
+        # even places count from the first bin, odd ones from the last one
+        turned = torch.where(place % 2 == 0, inner, sizes - 1 - inner)
+        turned += sizes.cumsum(0) - sizes
+        # `index_select` reads what indexing by a table reads, in a fifth of the time
+        bins = found.index_select(0, turned.clamp_(0, len(found) - 1).reshape(-1))
+        inside = place < sizes
+        filled = flat.index_select(0, bins).reshape(turned.shape).double().mul_(inside)
+        begins = torch.arange(len(counts), device=found.device) * self.bins - first
+        bins = bins.reshape(turned.shape).sub_(begins.unsqueeze(1)).mul_(inside)
+        # a number of a bin and a half times a power of two: exact in float32
+        width = torch.exp2(exponent.float()).unsqueeze(1)
+        return bins.float().add_(0.5).mul_(width), filled
+
     def update(self, x: Tensor, low: Tensor, high: Tensor) -> None:
         """Count the elements of one tensor."""
         if self.empty and self.counts.device != x.device:
@@ -64,9 +93,12 @@ class Histogram:
                 setattr(self, name, getattr(self, name).to(x.device))
         self.grow(low.reshape(-1).double(), high.reshape(-1).double())
         rows = self.layout.rows(x)
-        step = max(1, _CHUNK // rows.shape[0])
-        for start in range(0, rows.shape[1], step):
-            self._count(rows[:, start : start + step])
+        height = max(1, _TABLE // self.bins)
+        width = max(1, _CHUNK // min(height, rows.shape[0]))
+        for top in range(0, rows.shape[0], height):
+            part = slice(top, top + height)
+            for start in range(0, rows.shape[1], width):
+                self._count(rows[part, start : start + width], part)
 
     def merge(self, other: Histogram) -> None:
         """Take in what another histogram of the same shape has seen; exact and order-free."""
@@ -81,23 +113,26 @@ class Histogram:
         seen_low, seen_high = low, high
         if not self.empty:
             seen_low, seen_high = torch.minimum(self.low, low), torch.maximum(self.high, high)
-        self.low, self.high, self.empty = seen_low, seen_high, False
+        self.low, self.high = seen_low, seen_high
         first, exponent = _bins_for(seen_low.clamp(max=0.0), seen_high.clamp(min=0.0), self.bins)
-        if not torch.equal(first, self.first) or not torch.equal(exponent, self.exponent):
+        if self.empty:
+            self.first, self.exponent = first, exponent
+        elif not torch.equal(first, self.first) or not torch.equal(exponent, self.exponent):
             self.counts = _rebinned(self.counts, self.first, self.exponent, first, exponent)
             self.first, self.exponent = first, exponent
+        self.empty = False
 
-    def _count(self, rows: Tensor) -> None:
-        scale = torch.exp2(-self.exponent.to(rows.dtype))
-        first = self.first.to(rows.dtype)
+    def _count(self, rows: Tensor, part: slice) -> None:
+        scale = torch.exp2(-self.exponent[part].to(rows.dtype))
+        first, counts = self.first[part].to(rows.dtype), self.counts[part]
         if rows.shape[0] > 1:
             scale, first = scale.unsqueeze(1), first.unsqueeze(1)
         numbers = torch.mul(rows, scale).floor_().sub_(first).to(torch.int32)
         if rows.shape[0] > 1:
             starts = torch.arange(rows.shape[0], dtype=torch.int32, device=rows.device)
             numbers += starts.unsqueeze(1) * self.bins
-        found = torch.bincount(numbers.reshape(-1), minlength=self.counts.numel())
-        self.counts += found.reshape(self.counts.shape)
+        found = torch.bincount(numbers.reshape(-1), minlength=counts.numel())
+        counts += found.reshape(counts.shape)
 
 
 def _bins_for(low: Tensor, high: Tensor, bins: int) -> tuple[Tensor, Tensor]:

@@ -107,21 +107,26 @@ def test_a_head_alone_is_stored_transposed() -> None:
 
 
 @pytest.mark.parametrize(
-    "layers",
+    ("layers", "shape"),
     [
-        {"table": {"weight": {"per_channel": False}}},
-        {"head": {"weight": {"bitwidth": 4}}},
+        ({"table": {"weight": {"per_channel": False}}}, ()),
+        ({"head": {"weight": {"bitwidth": 4}}}, (ROWS, 1)),
     ],
 )
-def test_grids_that_cannot_be_one_stay_two(layers: dict[str, Any], tmp_path: Path) -> None:
+def test_grids_that_cannot_be_one_stay_two(
+    layers: dict[str, Any], shape: tuple[int, ...], tmp_path: Path
+) -> None:
     sim = simulation(config={"layers": layers})
-    assert weight_shapes(sim) == {"table": (), "head": (ROWS, 1)}
+    assert weight_shapes(sim) == {"table": shape, "head": (ROWS, 1)}
     assert sim.export(tmp_path, "net", TOKENS)
     assert len(tables(tmp_path / "net.onnx")) == 2
 
 
 def test_the_reason_is_explained() -> None:
-    assert "grid per channel of head, to be stored once" in str(simulation().explain("table"))
+    config = {"per_channel": False, "layers": {"head": {"weight": {"per_channel": True}}}}
+    sim = simulation(config=config)
+    assert weight_shapes(sim) == {"table": (ROWS, 1), "head": (ROWS, 1)}
+    assert "grid per channel of head, to be stored once" in str(sim.explain("table"))
 
 
 def test_where_both_have_one_grid_for_the_tensor_they_share_it(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from fxquant import QuantizationSimModel
 from fxquant.errors import ConfigError, ExportError
 from fxquant.onnx.parity.fidelity import fidelity
 from fxquant.onnx.parity.report import ParityReport
+from tests.helpers.modules import quantized
 
 
 def net() -> nn.Module:
@@ -142,3 +143,61 @@ def test_what_costs_most_is_named() -> None:
     sim.compute_encodings([x])
     (warning,) = (w for w in fidelity(sim.model, ((x,), {})).warnings if "keeps" in w)
     assert "Quantized alone, these cost most: 1 " in warning
+
+
+def test_the_bias_of_a_grouped_transposed_convolution() -> None:
+    """Its weight has a channel for several channels of the bias."""
+    x = torch.randn(2, 4, 5, 5)
+    sim = QuantizationSimModel(nn.Sequential(nn.ConvTranspose2d(4, 6, 3, groups=2)), x, "min_max")
+    sim.compute_encodings([x])
+    assert fidelity(sim.model, ((x,), {})).warnings == ()
+
+
+def test_fewer_decibels_than_usual_are_a_note(tmp_path: Path) -> None:
+    """12 to 17 dB can be used, but more can be had; from 17 dB on nothing is said."""
+    x = data()
+    found: dict[int, ParityReport] = {}
+    for bits in (3, 8):
+        sim = QuantizationSimModel(net(), x, "min_max", default_param_bw=bits)
+        sim.compute_encodings([x])
+        found[bits] = told(sim, x, tmp_path)
+    few, enough = (found[bits].fidelity[0].sqnr_db for bits in (3, 8))
+    assert few is not None
+    assert enough is not None
+    assert 12 < few < 17 < enough
+    (note,) = (n for n in found[3].notes if "of the float model's" in n)
+    assert f"output of the simulation keeps {few:.1f} dB" in note
+    assert f"note: {note}" in str(found[3])
+    assert note in json.loads(found[3].to_json())["notes"]
+    assert not any("float model" in n for n in found[8].notes)
+    assert not found[8].warnings
+
+
+class Stream(nn.Module):
+    """A residual stream whose norm has one large channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc, self.norm, self.last = nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 4)
+        with torch.no_grad():
+            self.norm.weight[0] = 3e4
+            self.last.weight[:, 0] = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.norm(x + self.fc(x)))  # type: ignore[no-any-return]
+
+
+def test_a_chip_without_floats_keeps_its_integers_and_gets_a_warning() -> None:
+    """What the chip requires is not up to the default: the report names what it costs."""
+    x = data()
+    grids: dict[str, bool] = {}
+    warnings: dict[str, tuple[str, ...]] = {}
+    for target in ("qualcomm_htp", "onnxruntime_x86"):
+        sim = QuantizationSimModel(Stream().eval(), x, "min_max", target=target)
+        sim.compute_encodings([x])
+        grids[target] = any(True for _ in quantized(sim, "add").output_quantizers.active())
+        warnings[target] = fidelity(sim.model, ((x,), {})).warnings
+    assert grids == {"qualcomm_htp": True, "onnxruntime_x86": False}
+    (warning,) = (w for w in warnings["qualcomm_htp"] if "keeps" in w)
+    assert "Quantized alone, these cost most: norm " in warning

@@ -23,13 +23,6 @@ Source = ir.Model | onnx.ModelProto | str | Path
 
 BYTES = frozenset((ir.DataType.INT8, ir.DataType.UINT8))
 WORDS = frozenset((ir.DataType.INT16, ir.DataType.UINT16))
-# operators that move any integers, and those that move or choose bytes, on one grid
-MOVES_WORDS = frozenset(
-    ("Expand", "Flatten", "Gather", "GatherElements", "Reshape", "Slice", "Squeeze", "Tile",
-     "Transpose", "Unsqueeze")
-)  # fmt: skip
-CHOOSES_BYTES = frozenset(("MaxPool", "ReduceMax", "ReduceMin"))
-MOVES_BYTES = MOVES_WORDS | CHOOSES_BYTES | {"DepthToSpace"}
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,6 @@ from fxquant.onnx.integer.kernels.kernel_graph import (
 
 Compute = Callable[[ir.Node, list[NDArray[Any] | None]], Sequence[NDArray[Any] | None]]
 
-# operators through which a quantizer moves; not Flatten, Split, Gather, Concat, pools that average
-
-
 _NEVER_FOLDED = frozenset(
     ("DequantizeLinear", "RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike",
      "Bernoulli", "Multinomial", "Dropout", "If", "Loop", "Scan")

@@ -16,8 +16,6 @@ import onnx_ir as ir
 
 from fxquant.onnx.integer.kernels.kernel_graph import (
     BYTES,
-    CHOOSES_BYTES,
-    MOVES_WORDS,
     WORDS,
     NodeQuantParams,
     attribute,
@@ -30,6 +28,7 @@ from fxquant.onnx.integer.kernels.kernel_graph import (
     only_consumer,
     present,
 )
+from fxquant.onnx.qdq import Trait, operators
 
 _BIAS_TOLERANCE = 0.01  # of the bias's scale, which Conv checks and Gemm does not
 
@@ -305,12 +304,14 @@ def _matmul(group: Group) -> str:
 
 
 _RULES: dict[str, Callable[[Group], str]] = {
-    **dict.fromkeys(MOVES_WORDS, _dropping(words=True)),
-    **dict.fromkeys(CHOOSES_BYTES, _dropping(words=False, positive=True)),
+    **dict.fromkeys(operators(Trait.BYTES), _dropping(words=False)),
+    **dict.fromkeys(operators(Trait.WORDS), _dropping(words=True)),
+    **dict.fromkeys(
+        operators(Trait.CHOOSES) & operators(Trait.BYTES), _dropping(words=False, positive=True)
+    ),
     **dict.fromkeys(
         ("AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid", "Softmax"), _unary
     ),
-    "DepthToSpace": _dropping(words=False),
     "Resize": _resize,
     "Split": _split,
     "ArgMax": _argmax,

@@ -22,8 +22,9 @@ from fxquant.onnx.integer.kernels.kernel_graph import (
     ordered,
     present,
 )
+from fxquant.onnx.qdq import Trait, operators
 
-MOVABLE = frozenset(("MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice"))
+_CARRIES = operators(Trait.CARRIES)
 
 
 def separate_dequantizers(graph: ir.Graph) -> None:
@@ -150,7 +151,7 @@ def _move_backward(graph: ir.Graph, quantize: ir.Node) -> None:
 def _mover(value: ir.Value) -> ir.Node | None:
     """The operator that only moved this value, if its one consumer is on the way."""
     node = value.producer()
-    if node is None or node.op_type not in MOVABLE or value.is_graph_output():
+    if node is None or node.op_type not in _CARRIES or value.is_graph_output():
         return None
     return node if len(value.uses()) == 1 and len(present(node.outputs)) == 1 else None
 
@@ -168,7 +169,7 @@ def _move_forward(graph: ir.Graph, dequantize: ir.Node) -> None:
     while pending:
         node = pending.pop()
         value = node.outputs[0]
-        if node.op_type not in MOVABLE or value.is_graph_output():
+        if node.op_type not in _CARRIES or value.is_graph_output():
             continue
         uses = [(u.node, u.idx) for u in value.uses() if not is_quantize(u.node)]
         if uses:

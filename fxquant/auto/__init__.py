@@ -1,0 +1,1 @@
+"""From a float model and data to a proven file: which techniques help is tried, not known."""

@@ -1,0 +1,184 @@
+"""How good a simulation is: by the user's own measure, and by its distance from the float model."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fxquant.auto.calibration_data import Batches, call
+from fxquant.calibrate import using_threads
+from fxquant.errors import ConfigError, FxQuantError
+from fxquant.graph.pytree import leaves
+from fxquant.nn.modes import evaluating
+
+if TYPE_CHECKING:
+    from torch import fx
+
+    from fxquant.sim import QuantizationSimModel
+
+Evaluate = Callable[[Any], Any]
+On = Literal["sim", "integer", "onnxruntime"]
+ON: tuple[On, ...] = ("sim", "integer", "onnxruntime")
+
+
+@dataclass(frozen=True, order=True)
+class Score:
+    """Compared by the first, then by the second.
+
+    Attributes:
+        value: what `evaluate` returned; without one the decibels.
+        decibels: signal to quantization noise of the outputs, of the worst of them.
+    """
+
+    value: float
+    decibels: float
+
+
+class Scorer:
+    """Scores float models, simulations and files alike.
+
+    Args:
+        evaluate: `evaluate(model)` returns a number, the higher the better; None: decibels.
+        on: what `evaluate` is given: the simulation, the exact integer executor, or a session of
+            onnxruntime.
+        reference: the float model.
+        held: batches that decibels are measured on.
+        lowering: options of the export: `opset`, `contrib` and `deploy`.
+    """
+
+    def __init__(
+        self, evaluate: Evaluate | None, on: On, reference: fx.GraphModule, held: Batches,
+        lowering: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        self.evaluate, self.on, self.reference, self.held = evaluate, on, reference, held
+        self.lowering = lowering or {}
+
+    def forward_seconds(self) -> float:
+        """CPU seconds of the float model for one batch."""
+        with evaluating(self.reference), torch.no_grad(), using_threads(1):
+            batch = self.held.first()
+            call(self.reference, batch)
+            begin = time.process_time()
+            call(self.reference, batch)
+            return time.process_time() - begin
+
+    def of_float(self) -> float:
+        """The score of the float model: infinitely many decibels without `evaluate`."""
+        return math.inf if self.evaluate is None else self.measured(self.reference, "float model")
+
+    def of(self, sim: QuantizationSimModel, name: str) -> Score:
+        """The score of a simulation.
+
+        Args:
+            sim: the simulation.
+            name: how errors call it.
+        """
+        found = decibels(self.reference, sim.model, self.held)
+        if self.evaluate is None and found is None:
+            what = "the model returns no floating-point tensor whose error could be measured"
+            raise ConfigError("FXQ256", what, fix="pass evaluate")
+        level = 0.0 if found is None else found
+        if self.evaluate is None:
+            return Score(level, level)
+        model = sim.model if self.on == "sim" else self._lowered(sim, self.on)
+        return Score(self.measured(model, name), level)
+
+    def of_model(self, model: nn.Module) -> float:
+        """What `evaluate` returns for a simulated model inside of a technique."""
+        return self.measured(model, "a technique")
+
+    def measured(self, model: nn.Module, name: str) -> float:
+        """What `evaluate` returns for a model, checked.
+
+        Raises:
+            ConfigError: FXQ258 it raised, FXQ249 it returned no finite number.
+        """
+        if self.evaluate is None:
+            return math.nan
+        try:
+            with evaluating(model), torch.no_grad():
+                value = self.evaluate(model)
+        except (FxQuantError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # the user's function may raise anything
+            what = f"evaluate failed: {type(error).__name__}: {error}"
+            fix = "it is given a model in evaluation, and returns a number"
+            raise ConfigError("FXQ258", what, at=name, fix=fix) from error
+        return _number(value, name)
+
+    def of_runtime(self, sim: QuantizationSimModel, known: float) -> float | None:
+        """The score of a simulation in onnxruntime; None without `evaluate`.
+
+        Args:
+            sim: the simulation.
+            known: its score on what `evaluate` is given.
+        """
+        if self.evaluate is None or self.on == "onnxruntime":
+            return None if self.evaluate is None else known
+        return self.measured(self._lowered(sim, "onnxruntime"), "onnxruntime")
+
+    def _lowered(self, sim: QuantizationSimModel, on: On) -> nn.Module:
+        from fxquant.onnx.integer import IntegerSimulation
+        from fxquant.onnx.runtime_simulation import RuntimeSimulation
+
+        given = {k: v for k, v in self.lowering.items() if v is not None}
+        usual = {"contrib": sim.target.contrib, "deploy": sim.config.deploy or sim.target.deploy}
+        kind = IntegerSimulation if on == "integer" else RuntimeSimulation
+        return kind(sim.model, sim.example, **usual | given)
+
+
+def _number(value: Any, name: str) -> float:
+    fix = "return a number, the higher the better"
+    try:
+        found = None if isinstance(value, (bool, str)) else float(value)
+    except (TypeError, ValueError, RuntimeError):
+        found = None
+    if found is None:
+        what = f"evaluate returned a {type(value).__name__}, not a number"
+        raise ConfigError("FXQ249", what, at=name, fix=fix)
+    if not math.isfinite(found):
+        raise ConfigError("FXQ249", f"evaluate returned {found}", at=name, fix=fix)
+    return found
+
+
+def decibels(real: nn.Module, other: nn.Module, batches: Batches) -> float | None:
+    """Signal to noise of the worst output of a model; None without floating-point outputs."""
+    sums: dict[str, list[float]] = {}
+    with evaluating(real), evaluating(other), torch.no_grad(), using_threads(1):
+        for batch in batches:
+            want, found = (_floats(call(model, batch)) for model in (real, other))
+            for path, x in want.items():
+                signal, noise = _energies(x, found.get(path))
+                seen = sums.setdefault(path, [0.0, 0.0])
+                sums[path] = [seen[0] + signal, seen[1] + noise]
+    return min((_ratio(*energies) for energies in sums.values()), default=None)
+
+
+def _floats(result: Any) -> dict[str, Tensor]:
+    return {
+        path: leaf.detach().as_subclass(Tensor).double()
+        for path, leaf in leaves(result)
+        if isinstance(leaf, Tensor) and leaf.is_floating_point()
+    }
+
+
+def _energies(real: Tensor, found: Tensor | None) -> tuple[float, float]:
+    """Of signal and noise; equal infinities, as in masks, are neither."""
+    if found is None or found.shape != real.shape:
+        return 0.0, math.inf
+    plain = real.isfinite()
+    noise = torch.where(plain, real - found, torch.zeros_like(real)).square().sum()
+    wrong = not bool((plain | (real == found)).all()) or not bool(noise.isfinite())
+    return float(real[plain].square().sum()), math.inf if wrong else float(noise)
+
+
+def _ratio(signal: float, noise: float) -> float:
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal > 0 and noise < math.inf else -math.inf

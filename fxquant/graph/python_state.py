@@ -1,0 +1,88 @@
+"""What a model keeps in Python from one run to the next: counters, lists, flags.
+
+PyTorch knows of parameters and buffers only. A graph holds such a number as it was, so whoever
+compares a graph with its model has to know whether a run of the model changed any.
+"""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_VALUES = (bool, int, float, complex, str, bytes, type(None))
+# without a state that a run of a model could change
+_FIXED = (
+    type, types.ModuleType, types.FunctionType, types.MethodType, types.BuiltinFunctionType,
+    torch.dtype, torch.device, torch.layout, torch.memory_format,
+)  # fmt: skip
+_KINDS = frozenset((*_VALUES, *_FIXED))
+_COMMON = ("__reduce__", "__reduce_ex__")
+
+
+def state_of_python(root: Any) -> list[Any] | None:
+    """Everything that can be reached from an object, to be compared by `unchanged`.
+
+    Args:
+        root: a model.
+
+    Returns:
+        The parts in the order of a walk; None where one of them may hide a state, as a generator
+        of random numbers does.
+    """
+    found: list[Any] = []
+    seen: set[int] = set()
+    waiting = [root]
+    while waiting:
+        part = waiting.pop()
+        found.append(part)
+        if type(part) in _KINDS or id(part) in seen or isinstance(part, _FIXED):
+            continue
+        seen.add(id(part))
+        inside = _inside(part)
+        if inside is None:
+            return None
+        waiting += inside
+    return found
+
+
+def _inside(part: Any) -> list[Any] | None:
+    if isinstance(part, Tensor):
+        return [*vars(part).values(), None if part.is_inference() else part._version]
+    kind = type(part)
+    own = [] if kind in (dict, list, tuple, set, frozenset) else _attributes(part, kind)
+    if own is None:
+        return None
+    if isinstance(part, dict):
+        return [*own, *part.keys(), *part.values()]
+    return [*own, *part] if isinstance(part, list | tuple | set | frozenset) else own
+
+
+def _attributes(part: Any, kind: type) -> list[Any] | None:
+    """The attributes of an object; None if it has, or may have, more than these."""
+    if isinstance(part, dict | list | tuple | set | frozenset):
+        return list(getattr(part, "__dict__", {}).values())
+    slots = any(getattr(base, "__slots__", ()) for base in kind.__mro__)
+    if slots or any(getattr(kind, n) is not getattr(object, n) for n in _COMMON):
+        return None
+    return list(vars(part).values()) if hasattr(part, "__dict__") else None
+
+
+def unchanged(before: list[Any] | None, after: list[Any] | None) -> bool:
+    """Whether two states of an object are the same objects with the same values.
+
+    Example:
+        >>> counter = {"runs": 1, "seen": []}
+        >>> before = state_of_python(counter)
+        >>> counter["seen"].append(2)
+        >>> unchanged(before, state_of_python(counter))
+        False
+    """
+    if before is None or after is None or len(before) != len(after):
+        return False
+    return all(
+        a is b or (type(a) is type(b) and isinstance(a, _VALUES) and a == b)
+        for a, b in zip(before, after, strict=True)
+    )

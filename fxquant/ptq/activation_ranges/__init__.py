@@ -1,0 +1,1 @@
+"""Ranges of activations, chosen by what their errors cost at the model's outputs."""

@@ -1,0 +1,68 @@
+"""The float values of parameters that a technique has changed, kept beside the module.
+
+Techniques compare with the float model. One that rounds a weight takes that model away from those
+that come after it, so the values before the first change are kept with the module. They go with
+copies of it, and are no part of its state: a checkpoint holds what the simulation computes with.
+What anything else than a technique writes into a parameter makes it the float value again.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from fxquant.nn import QuantizationMixin
+from fxquant.quantization.digest import tensor_digest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# module attribute: name -> (float value, digest of what a technique put in its place)
+_KEPT = QuantizationMixin.FLOAT_VALUES
+
+
+def float_value(module: nn.Module, name: str) -> Tensor:
+    """What a parameter was before any technique changed it.
+
+    Raises:
+        AttributeError: the module has no such parameter.
+    """
+    now: Tensor = getattr(module, name).detach()
+    kept = module.__dict__.get(_KEPT, {}).get(name)
+    if kept is None or kept[1] != tensor_digest(now):
+        return now
+    found: Tensor = kept[0].to(now.device)
+    return found
+
+
+def float_module(module: QuantizationMixin) -> nn.Module:
+    """The module without quantizers and with its float values; what was not changed is shared."""
+    plain = module.get_original_module()
+    for name in module.__dict__.get(_KEPT, {}):
+        if plain._parameters.get(name) is not None:  # a bias that was added may be gone again
+            found = float_value(module, name)
+            plain._parameters[name] = nn.Parameter(found, requires_grad=False)
+    return plain
+
+
+@contextmanager
+def changing(module: nn.Module, *names: str) -> Iterator[None]:
+    """Keep the float values of parameters that are changed inside.
+
+    Example:
+        >>> from fxquant.nn import quantized_class
+        >>> layer = quantized_class(nn.Linear)(2, 1)
+        >>> with torch.no_grad(), changing(layer, "weight"):
+        ...     before = layer.weight.clone()
+        ...     _ = layer.weight.zero_()
+        >>> torch.equal(float_value(layer, "weight"), before)
+        True
+    """
+    there = [n for n in names if module._parameters.get(n) is not None]
+    before = {name: float_value(module, name).clone() for name in there}
+    yield
+    kept = module.__dict__.setdefault(_KEPT, {})
+    for name, value in before.items():
+        kept[name] = value, tensor_digest(getattr(module, name).detach())

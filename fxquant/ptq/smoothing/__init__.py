@@ -1,0 +1,1 @@
+"""SmoothQuant: outliers of activations moved into the weights that read them."""

@@ -1,0 +1,1 @@
+"""The documented post-training techniques by their names, on the walk and the solvers."""

@@ -1,0 +1,261 @@
+"""Sequential MSE: ranges of weights by the outputs of their layers, one layer after the other."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from fxquant.errors import ConfigError, nearest
+from fxquant.io.text_tables import table
+from fxquant.ptq.sampling import Sampling, layer_data
+from fxquant.ptq.solving.candidates import LOSSES, LossFn, OutputError, best_of
+from fxquant.ptq.techniques.layerwise import (
+    Cost,
+    DataOptions,
+    LayerWise,
+    batches,
+    require_number,
+    require_simulation,
+    set_bias,
+    undone_on_error,
+)
+from fxquant.quantization.tensor import plain
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from fxquant.graph.selectors import Selector
+    from fxquant.ptq.techniques.layerwise import ForwardFn, Visit
+    from fxquant.ptq.walk import Progress
+    from fxquant.sim import QuantizationSimModel
+
+Symmetry = Literal["asym", "symfp", "symqt"]
+_SYMMETRIES: tuple[Symmetry, ...] = get_args(Symmetry)
+
+
+@dataclass(frozen=True)
+class SeqMseParams:
+    """Options of `apply_seq_mse`.
+
+    Attributes:
+        num_batches: batches of the data that are used; None: all, up to `data.samples`.
+        num_candidates: steps that are tried.
+        inp_symmetry: what is compared, with inputs X of the float and X' of the quantized model:
+            "symqt" X'W' with X'W, "symfp" XW' with XW, "asym" X'W' with XW.
+        loss_fn: "mse", "l1" or "sqnr".
+        forward_fn: `forward_fn(model, batch)` calls the model on a batch.
+        data: how much of the data is looked at; nothing is held out here.
+    """
+
+    num_batches: int | None = None
+    num_candidates: int = 20
+    inp_symmetry: Symmetry = "symqt"
+    loss_fn: LossFn = "mse"
+    forward_fn: ForwardFn | None = None
+    data: DataOptions = field(default_factory=DataOptions)
+
+    def __post_init__(self) -> None:
+        require_number("num_batches", self.num_batches, 1, none=True)
+        require_number("num_candidates", self.num_candidates, 1)
+        choices = {"inp_symmetry": _SYMMETRIES, "loss_fn": LOSSES}
+        for name, known in choices.items():
+            value = getattr(self, name)
+            if value not in known:
+                fix = nearest(str(value), known) or f"use one of {', '.join(known)}"
+                what = f"sequential MSE has no {name} {value!r}"
+                raise ConfigError("FXQ299", what, fix=fix)
+
+
+@dataclass(frozen=True)
+class SeqMseLayer:
+    """One layer.
+
+    Attributes:
+        path: its path.
+        bitwidth: bits of its weight.
+        ranges: how many ranges the weight has.
+        changed: how many of them changed.
+        error_before: mean of the loss over channels (and blocks) with the ranges as they were.
+        error_after: the same with the ranges as they are; not above `error_before`.
+        seconds: CPU seconds.
+    """
+
+    path: str
+    bitwidth: int
+    ranges: int
+    changed: int
+    error_before: float
+    error_after: float
+    seconds: float
+
+
+@dataclass
+class SeqMseReport:
+    """What `apply_seq_mse` did.
+
+    Attributes:
+        layers: in the order of the graph.
+        skipped: why other quantized weights are as they were, by path.
+        loss_fn: what the errors of the layers are.
+        cost: what it cost.
+    """
+
+    loss_fn: LossFn
+    layers: list[SeqMseLayer] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    cost: Cost = field(default_factory=Cost)
+
+    def __str__(self) -> str:
+        heads = ("layer", "bits", "ranges", "changed", self.loss_fn, "before")
+        rows = [
+            (r.path, r.bitwidth, r.ranges, r.changed, f"{r.error_after:.3g}",
+             f"{r.error_before:.3g}")
+            for r in self.layers
+        ]  # fmt: skip
+        lines = [table(heads, rows)]
+        lines += [f"{path}: left as it was, {reason}" for path, reason in self.skipped.items()]
+        return "\n".join([*lines, str(self.cost)])
+
+
+def apply_seq_mse(
+    sim: QuantizationSimModel,
+    data_loader: Any,
+    num_candidates: int | None = None,
+    forward_fn: ForwardFn | None = None,
+    modules_to_exclude: Iterable[Selector] | Selector | None = None,
+    *,
+    params: SeqMseParams | None = None,
+    progress: Progress | None = None,
+) -> SeqMseReport:
+    """Choose and freeze the ranges of weights by the error of their layers' outputs.
+
+    Of `num_candidates` equal shares of the range that clips nothing, and the range as it is, the
+    best for each output channel (or tensor, or block) is taken. Layers before are quantized with
+    what was chosen for them. Weights stay as they are, and so do biases, but for those that were
+    corrected, which are corrected again. Any bit width has its ranges chosen.
+
+    Args:
+        sim: a calibrated simulation; it is changed in place.
+        data_loader: an iterable of batches, as for `compute_encodings`.
+        num_candidates: takes the place of that in `params`.
+        forward_fn: takes the place of that in `params`.
+        modules_to_exclude: modules of `sim.model`, classes, paths, globs or predicates.
+        params: see `SeqMseParams`.
+        progress: called after each node with (nodes done, nodes in all).
+
+    Returns:
+        What was done, layer by layer.
+
+    Raises:
+        ConfigError: FXQ296 and FXQ299, a parameter is wrong; FXQ297, there is no simulation.
+        SelectorError: FXQ213 or FXQ241, there is nothing to exclude.
+        CalibrationError: FXQ441 to FXQ447, as for `reconstruct`; FXQ455, too few batches.
+        UncalibratedError: FXQ401, the simulation is not calibrated.
+
+    Source: the "sequential MSE" of AIMET; the search is that of Nagel et al. 2021,
+    arXiv:2106.08295, section 3.1, with the output's error for the weight's.
+
+    Example:
+        >>> from torch import nn
+        >>> from fxquant import QuantizationSimModel
+        >>> x = torch.randn(64, 8)
+        >>> sim = QuantizationSimModel(nn.Sequential(nn.Linear(8, 4)), x, default_param_bw=3)
+        >>> sim.compute_encodings([x])
+        >>> report = apply_seq_mse(sim, [x])
+        >>> report.layers[0].error_after <= report.layers[0].error_before
+        True
+    """
+    require_simulation(sim, "apply_seq_mse")
+    given = _merged(params or SeqMseParams(), num_candidates, forward_fn)
+    options = given.data if given.num_batches is None else _all_samples(given.data)
+    walk = LayerWise.of(sim.model, options, modules_to_exclude)
+    for node, layer in list(walk.layers.items()):
+        if layer.frozen:
+            walk.skipped[layer.path] = "its range is frozen"
+            del walk.layers[node]
+    with undone_on_error(sim):
+        data = batches(sim.model, data_loader, given.num_batches, given.forward_fn)
+        layers = walk.run(data, lambda visit: _choose(visit, given), progress)
+    return SeqMseReport(given.loss_fn, layers, walk.skipped, walk.cost)
+
+
+def _merged(
+    params: SeqMseParams, candidates: int | None, forward_fn: ForwardFn | None
+) -> SeqMseParams:
+    return SeqMseParams(
+        params.num_batches, params.num_candidates if candidates is None else candidates,
+        params.inp_symmetry, params.loss_fn, forward_fn or params.forward_fn, params.data,
+    )  # fmt: skip
+
+
+def _all_samples(options: DataOptions) -> DataOptions:
+    """Without a limit of samples: the number of batches is one."""
+    return DataOptions(**{**vars(options), "samples": None})
+
+
+def _choose(visit: Visit, given: SeqMseParams) -> SeqMseLayer:
+    begin, layer = time.process_time(), visit.layer
+    weight = layer.float_weight()
+    grid, places = layer.grid()
+    error = _output_error(visit, weight, grid.blocks, given)
+    found, before, after = best_of(weight, grid, given.num_candidates, error)
+    kept = layer.freeze(found, places)
+    if not torch.equal(layer.float_bias(), layer.bias()):
+        _correct_again(visit, given)
+    if not torch.equal(kept.scale, found.scale):  # small integers times one step, as blocks have
+        after = float(error(kept.weight(kept.nearest(weight))).mean())
+    changed = int((kept.scale != grid.scale).sum())
+    return SeqMseLayer(
+        layer.path, int(layer.quantizer.bitwidth), grid.scale.numel(), changed, before, after,
+        time.process_time() - begin,
+    )  # fmt: skip
+
+
+def _output_error(visit: Visit, weight: Tensor, blocks: Tensor, given: SeqMseParams) -> _LiveError:
+    # one held out of one: all samples are looked at
+    sampling = Sampling(given.data.columns, 1, given.data.seed)
+    source = visit.float if given.inp_symmetry == "symfp" else visit.sim
+    own = layer_data(visit.layer, visit.walk, source, visit.float, sampling)
+    exact = None
+    if given.inp_symmetry == "asym":
+        exact = layer_data(visit.layer, visit.walk, visit.float, visit.float, sampling).held[0]
+    live = own.live
+    error = OutputError(
+        own.held[0], weight[:, :, live].float(), exact, _dense(blocks[live]), given.loss_fn
+    )
+    return _LiveError(error, live, int(blocks.max()) + 1, torch.unique(blocks[live]))
+
+
+def _correct_again(visit: Visit, given: SeqMseParams) -> None:
+    """Correct a bias that was corrected before: it made up for the error of the ranges before."""
+    layer, sampling = visit.layer, Sampling(given.data.columns, 1, given.data.seed)
+    data = layer_data(layer, visit.walk, visit.sim, visit.float, sampling)
+    weight = plain(layer.quantizer.transform(layer.module.weight.detach()))
+    columns = layer.product.matrix(weight).double()[:, :, data.live]
+    set_bias(layer, data.seen.bias(columns).reshape(-1))
+
+
+@dataclass(frozen=True)
+class _LiveError:
+    """The error of a whole weight, of which only the live columns meet inputs."""
+
+    error: OutputError
+    live: Tensor
+    blocks: int
+    there: Tensor
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        found = self.error(weight[:, :, self.live].float()).double()
+        whole = found.new_zeros(*found.shape[:-1], self.blocks)
+        whole[..., self.there] = found
+        return whole
+
+
+def _dense(blocks: Tensor) -> Tensor:
+    """Numbers of blocks without gaps."""
+    found: Tensor = torch.unique(blocks, return_inverse=True)[1]
+    return found

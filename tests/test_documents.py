@@ -1,0 +1,34 @@
+"""Every Python block of the guides runs, in the order of its page."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = ("training.md",)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_blocks_of_a_page_run(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert blocks
+    names: dict[str, object] = {"__name__": "page"}
+    for number, block in enumerate(blocks):
+        script = tmp_path / f"block_{number}.py"  # tracing names lines of the user's file
+        script.write_text(block, encoding="utf-8")
+        exec(compile(block, str(script), "exec"), names)
+
+
+def test_every_guide_is_tested() -> None:
+    with_code = {
+        p.name for p in (ROOT / "docs").glob("*.md") if "```python" in p.read_text(encoding="utf-8")
+    }
+    # written around files of the reader
+    assert with_code - {"regions_and_targets.md"} == set(PAGES)
