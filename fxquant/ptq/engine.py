@@ -186,13 +186,16 @@ class _Reconstruction:
         )  # fmt: skip
 
 
-def _damping(data: LayerData, solver: SolverOptions) -> float:
+def _damping(data: LayerData, options: ReconstructionOptions) -> float:
     """Damping of a layer's moments: the more, the fewer samples there are for each input.
 
     What few samples say of many inputs does not hold on others; weights that were fitted to it are
     worse there, by several decibels on networks with more inputs than images.
     """
-    return solver.damping * (1 + _FEW * len(data.live) / data.seen.count)
+    share = options.solver.damping
+    if not options.float_target:  # nothing is fitted but integers
+        return share
+    return share * (1 + _FEW * len(data.live) / data.seen.count)
 
 
 class _Problem:
@@ -204,7 +207,7 @@ class _Problem:
         self.every, self.old_bias = layer.weight(), layer.bias()
         self.weight = self.every[:, :, data.live]
         self.grid, self.places = layer.grid()
-        second = damp(data.seen.second(centred=self.moved), _damping(data, options.solver))
+        second = damp(data.seen.second(centred=self.moved), _damping(data, options))
         self.moments = second.float()
         self.inverse = inverse_of(second)
         target = layer.float_weight()[:, :, data.live]

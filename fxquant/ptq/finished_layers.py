@@ -18,10 +18,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fxquant.errors import CheckpointError
+from fxquant.fingerprint import digest
 from fxquant.graph.pytree import leaves
 from fxquant.io.reading import Refused, require_file
 from fxquant.io.state_dicts import write_tensors
 from fxquant.io.writing import as_path, new_file
+from fxquant.nn import QuantizationMixin
+from fxquant.ptq.originals import float_value
 from fxquant.ptq.reconstruction_report import LayerReport
 from fxquant.quantization.digest import tensor_digest
 
@@ -89,13 +92,18 @@ class FinishedLayers:
 
 
 def _hash_of_run(walk: Walk, options: Mapping[str, Any]) -> str:
-    digest = hashlib.blake2b(digest_size=8)
-    digest.update(repr((str(walk.gm), sorted(options.items()))).encode())
-    for name, value in walk.gm.state_dict().items():
-        digest.update(f"{name} {tensor_digest(value)}".encode())
+    found = hashlib.blake2b(digest_size=8)
+    found.update(repr((str(walk.gm), sorted(options.items()))).encode())
+    found.update(digest(walk.gm.state_dict()).encode())
+    # what techniques have changed is reconstructed from what it was before
+    originals = {
+        f"{path}.{name}": float_value(module, name)
+        for path, module in walk.gm.named_modules()
+        for name in module.__dict__.get(QuantizationMixin.FLOAT_VALUES, {})
+        if name in module._parameters
+    }
+    found.update(digest(originals).encode())
     for value in walk.given():
         for _, leaf in leaves(value):
-            digest.update(
-                (tensor_digest(leaf) if isinstance(leaf, Tensor) else repr(leaf)).encode()
-            )
-    return digest.hexdigest()
+            found.update((tensor_digest(leaf) if isinstance(leaf, Tensor) else repr(leaf)).encode())
+    return found.hexdigest()
