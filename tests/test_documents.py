@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("training.md",)
+PAGES = ("accuracy.md", "training.md")
 
 
 @pytest.mark.parametrize("page", PAGES)

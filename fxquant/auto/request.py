@@ -18,9 +18,9 @@ from fxquant.auto.scoring import ON, Evaluate, On, Scorer
 from fxquant.auto.search_report import AutoReport
 from fxquant.auto.simulations import Settings, Simulations
 from fxquant.auto.technique_search import Limits, Progress, Search
-from fxquant.auto.techniques import DEFAULT_SCHEME, Case, chosen
+from fxquant.auto.techniques import BY_NAME, DEFAULT_SCHEME, Case, chosen
 from fxquant.config import QuantConfig
-from fxquant.errors import ConfigError
+from fxquant.errors import ConfigError, nearest
 from fxquant.fingerprint import digest
 from fxquant.graph.pass_infra import state_of
 from fxquant.graph.printer import dump
@@ -95,6 +95,10 @@ class Request:
             what = "accuracy_drop is a drop of evaluate's score, and there is no evaluate"
             raise ConfigError("FXQ255", what, fix="pass evaluate, or leave accuracy_drop out")
         chosen(self.techniques)
+        for name in self.options:
+            if name not in BY_NAME:
+                fix = nearest(str(name), BY_NAME) or f"techniques are {', '.join(BY_NAME)}"
+                raise ConfigError("FXQ255", f"options are given for {name!r}", fix=fix)
 
     @property
     def first_scheme(self) -> str:
@@ -148,7 +152,8 @@ def find(
         journal.float_score = scorer.of_float()
     known = len(journal.trials)
     case = Case(
-        shown, config, (bits.activation_bitwidth or 0, bits.weight_bitwidth or 0), journal.folder,
+        shown, config, (bits.activation_bitwidth or 0, bits.weight_bitwidth or 0), target,
+        journal.folder,
         scheme=request.first_scheme, fixed=request.quant_scheme is not None,
         drop=request.accuracy_drop,
         target=_least(journal.float_score, request.accuracy_drop),

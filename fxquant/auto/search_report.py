@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from fxquant.auto.techniques import with_technique
 from fxquant.io.text_tables import table
 
 if TYPE_CHECKING:
@@ -111,7 +112,8 @@ class AutoReport:
         return -math.inf if score is None else score.value
 
     def __str__(self) -> str:
-        heads = ("tried", *(("score",) if self.measured else ()), "dB", "gain", "CPU s", "forwards")
+        heads = ("", "tried", "on", *(("score",) if self.measured else ()), "dB", "gain", "CPU s",
+                 "forwards")  # fmt: skip
         gains = zip(self.trials, self.gains(), strict=True)
         rows = [self._row(t, t.score, g) for t, g in gains if t.score is not None]
         lines = [table(heads, rows), ""]
@@ -120,13 +122,24 @@ class AutoReport:
         return "\n".join([*lines, *self._summary()])
 
     def _row(self, trial: Trial, score: Score, gain: float | None) -> tuple[str, ...]:
-        name = " + ".join(trial.names) or _PLAIN
-        mark = " *" if trial.names == self.best else ""
+        mark = "*" if trial.names == self.best else ""
+        value = (f"{score.value:.4g}",) if self.measured else ()
         return (
-            name + mark, *((f"{score.value:.4g}",) if self.measured else ()),
+            f"{self._number(trial)}{mark}", trial.added or _PLAIN, self._base(trial), *value,
             f"{score.decibels:.1f}", "" if gain is None else f"{gain:+.3g}",
             f"{trial.cpu_seconds:.2f}", f"{self.forwards(trial.cpu_seconds):.0f}",
         )  # fmt: skip
+
+    def _number(self, trial: Trial) -> int:
+        return [t.names for t in self.trials if t.score is not None].index(trial.names) + 1
+
+    def _base(self, trial: Trial) -> str:
+        """The number of the trial that one was made from."""
+        scored = (t for t in self.trials if t.score is not None and t.names != trial.names)
+        for other in scored if trial.added else ():
+            if with_technique(other.names, trial.added) == trial.names:
+                return str(self._number(other))
+        return ""
 
     def _told(self) -> list[Trial]:
         """The last trial of every technique that says what it did."""

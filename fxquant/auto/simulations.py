@@ -93,8 +93,8 @@ class Simulations:
         return self._made[names]
 
     def keep(self, names: Combination) -> None:
-        """Write a simulation that took more than calibration to make."""
-        if of_stage(names, Stage.SIMULATION):
+        """Write a simulation that took more than calibration to make, and can be read again."""
+        if of_stage(names, Stage.SIMULATION) and not BY_NAME[names[-1]].structural:
             sim, path = self.of(names), self.journal.checkpoint(names)
             save_checkpoint(sim, path / _CHECKPOINT)
             frozen = [name for name, q in sim.named_quantizers() if not q.overwritable]
@@ -145,6 +145,8 @@ class Simulations:
         path = self.journal.checkpoint(names)
         if not names or not path.is_dir():
             return None
+        if BY_NAME[names[-1]].structural:
+            return None  # there is nothing to read it into but itself
         try:
             sim = self._alike(names)
             with ExitStack() as stack:  # what comes after compares with the float model

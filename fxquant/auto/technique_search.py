@@ -4,8 +4,9 @@ Techniques are added to the best combination so far; one that lowers the score i
 A measure of few samples is noisy and says little of small steps, so a technique is also added to
 the combination that is nearest to the float model, where that is another one. Such chains may end
 below what one technique alone reaches, as what was kept early can stand in the way of what comes
-later; so those that were never alone are tried alone at the end. The result is the best of all that
-was tried, hence never worse than the best single technique.
+later; so those that were never alone are tried alone at the end, and another chain starts from one
+that is better so. The result is the best of all that was tried, hence never worse than the best
+single technique.
 """
 
 from __future__ import annotations
@@ -88,17 +89,24 @@ class Search:
         """
         self._consider((), "")
         first = [row for row in self.rows if not row.last and self._applies(row)]
+        first.sort(key=lambda row: row.late)
         last = [row for row in self.rows if row.last and self._applies(row)]
+        self._chain(first)
+        before = self.best
         for row in first:
+            self._consider((row.name,), row.name)
+        if self.best != before:  # what stood in the way is not on it
+            self._chain(first)
+        for row in last:
+            self._consider(with_technique(self.best, row.name), row.name)
+        return self.journal.trials[self.best]
+
+    def _chain(self, rows: Sequence[Technique]) -> None:
+        for row in rows:
             if row.alternative and not self.limits.thorough:
                 continue
             self._consider(with_technique(self.best, row.name), row.name)
             self._consider(with_technique(self.nearest, row.name), row.name)
-        for row in first:
-            self._consider((row.name,), row.name)
-        for row in last:
-            self._consider(with_technique(self.best, row.name), row.name)
-        return self.journal.trials[self.best]
 
     def _applies(self, row: Technique) -> bool:
         reason = row.unless(self.simulations.case)

@@ -21,6 +21,7 @@ from fxquant.mixed_precision.mixed_result import FLOAT
 from fxquant.ptq.activation_ranges.choose_ranges import choose_activation_ranges
 from fxquant.ptq.cross_layer.equalization import equalize_model
 from fxquant.ptq.engine import ReconstructionOptions, reconstruct
+from fxquant.ptq.smoothing.smooth import smooth_model
 from fxquant.ptq.solving.gradient_rounding import AdaroundOptions
 from fxquant.ptq.solving.solver import SolverOptions
 from fxquant.ptq.techniques.bias_correction import correct_bias
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from fxquant.config import QuantConfig
     from fxquant.ptq.reconstruction_report import ReconstructionReport
     from fxquant.sim import QuantizationSimModel
+    from fxquant.targets import Target
 
 DEFAULT_SCHEME = "tf_enhanced"
 
@@ -67,6 +69,7 @@ class Case:
         data: batches to calibrate with.
         config: the configuration.
         bits: of activations and of weights.
+        runtime: the target.
         folder: where techniques may keep what they have found so far.
         scheme: how ranges are found where no technique says otherwise.
         fixed: the caller asks for that scheme and no other.
@@ -81,6 +84,7 @@ class Case:
     data: Batches
     config: QuantConfig
     bits: tuple[int, int]
+    runtime: Target
     folder: Path
     scheme: str = DEFAULT_SCHEME
     fixed: bool = False
@@ -106,8 +110,9 @@ class Technique:
         group: of techniques that take each other's place.
         auto: whether "auto" tries it.
         alternative: with "auto" it is tried alone only: it does what another row does better.
-        structural: it changes which quantizers there are, and of how many bits; what was kept of a
-            simulation is read into one that it was applied to.
+        structural: it changes what a simulation has, such as the bits of grids, and not their
+            values alone; what was kept of a simulation is read into one that it was applied to.
+        late: tried after what gains more for less, though it may be applied before it.
         last: tried only when all others have missed the target, on top of the best of them.
     """
 
@@ -120,23 +125,36 @@ class Technique:
     auto: bool = True
     alternative: bool = False
     structural: bool = False
+    late: bool = False
     last: bool = False
 
 
 # --- the float model -----------------------------------------------------------------------------
 
 
-def _equalize(model: fx.GraphModule, _: Case) -> str:
-    spaces = [s for s in equalize_model(model).spaces if s.scaled]
-    if not spaces:
+def _equalize(model: fx.GraphModule, case: Case) -> str:
+    report = equalize_model(model, **case.options.get("equalize", {}))
+    spaces = [s for s in report.spaces if s.scaled]
+    if not report.changed:
         what = "no channels between layers can be scaled, or none differ"
         raise Inapplicable(what)
     channels = sum(s.scaled for s in spaces)
     return f"{channels} channels between {len(spaces)} groups of layers scaled"
 
 
+def _smooth(model: fx.GraphModule, case: Case) -> str:
+    asked, usual = case.config.per_channel, case.runtime.weight.per_channel
+    given: dict[str, Any] = {
+        "output_bw": case.bits[0], "param_bw": case.bits[1], "target": case.runtime,
+        "per_channel": usual if asked is None else asked, "seed": case.seed,
+    }  # fmt: skip
+    report = smooth_model(model, case.data, **given | case.options.get("smooth", {}))
+    changed = sum(group.changed for group in report.groups)
+    return _told(changed, len(report.groups), "groups of layers smoothed")
+
+
 def _keeps_norms(case: Case) -> str:
-    if case.config.fold_batch_norms:
+    if case.config.fold_batch_norms is True:
         return ""
     return "the configuration keeps batch norms, and it folds them"
 
@@ -267,6 +285,10 @@ TECHNIQUES: tuple[Technique, ...] = (
         "equalize", Stage.FLOAT, "channels between layers get equal weight ranges", _equalize,
         unless=_keeps_norms,
     ),
+    Technique(
+        "smooth", Stage.FLOAT, "outliers of activations go into the weights behind norms", _smooth,
+        unless=_keeps_norms,
+    ),
     _scheme("min_max"),
     _scheme("mse", auto=False),
     _scheme(DEFAULT_SCHEME, auto=False),
@@ -277,7 +299,7 @@ TECHNIQUES: tuple[Technique, ...] = (
     ),
     Technique(
         "activation_ranges", Stage.SIMULATION, "ranges of activations by what outputs lose",
-        _activation_ranges,
+        _activation_ranges, late=True,
     ),
     Technique(
         "reconstruct", Stage.SIMULATION, "integers, steps and biases by what layers put out",

@@ -1,4 +1,4 @@
-"""Evaluation for a while, whatever the model's own `train()` does.
+"""Evaluation, or floating point, for a while.
 
 Why not `model.eval()`: a model may override `train()` to keep parts frozen, or to keep its dropout
 alive, and the flags that it had would not come back.
@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from fxquant.nn.mixin import QuantizationMixin
+from fxquant.quantization import QuantizerBase
 
 
 @contextmanager
@@ -48,3 +49,27 @@ def restore_flags(model: nn.Module, flags: dict[str, bool]) -> None:
     for path, module in model.named_modules(remove_duplicate=False):
         if path in flags:
             module.training = flags[path]
+
+
+@contextmanager
+def quantization_off(model: nn.Module) -> Iterator[None]:
+    """Compute in floating point for a while.
+
+    Example:
+        >>> import torch
+        >>> from fxquant import QuantizationSimModel
+        >>> net, x = nn.Sequential(nn.Linear(4, 3)), torch.randn(8, 4)
+        >>> sim = QuantizationSimModel(net, x)
+        >>> sim.compute_encodings([x])
+        >>> with quantization_off(sim.model):
+        ...     bool(torch.equal(sim.model(x), net(x)))
+        True
+    """
+    switched = [m for m in model.modules() if isinstance(m, QuantizerBase) and m.enabled]
+    try:
+        for quantizer in switched:
+            quantizer.enabled = False
+        yield
+    finally:
+        for quantizer in switched:
+            quantizer.enabled = True

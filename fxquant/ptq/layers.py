@@ -149,6 +149,13 @@ class Layer:
                 self.module.bias.copy_(bias(weight).reshape(self.module.bias.shape))
         quantizer.allow_overwrite(False)
 
+    def freeze(self, grid: WeightGrid, places: Tensor) -> WeightGrid:
+        """Set the range of the weight and freeze it; the grid with the steps as they then are."""
+        with torch.no_grad():
+            actual = self._set_scale(grid, places)
+        self.quantizer.allow_overwrite(False)
+        return grid.with_scale(actual)
+
     def state(self) -> dict[str, Tensor]:
         """What `write` changes, by name."""
         ranges = self.quantizer.state_dict().items()
@@ -166,13 +173,6 @@ class Layer:
             if self.has_bias:
                 self.module.bias.copy_(state["bias"])
         self.quantizer.allow_overwrite(False)
-
-    def freeze(self, grid: WeightGrid, places: Tensor) -> WeightGrid:
-        """Set the range of the weight and freeze it; the grid with the steps as they then are."""
-        with torch.no_grad():
-            actual = self._set_scale(grid, places)
-        self.quantizer.allow_overwrite(False)
-        return grid.with_scale(actual)
 
     def _set_scale(self, grid: WeightGrid, places: Tensor) -> Tensor:
         """Set the quantizer's range; its steps as they then are, float64 `[R, B]`."""

@@ -113,8 +113,11 @@ def layer_data(
     for batch, samples in enumerate(walk.samples):
         x, y = values(batch)
         positions = layer.product.positions(y)
+        among = walk.counting.get((layer.node, batch))
+        count = positions if among is None else len(among)
         most = -(-sampling.positions(layer) * samples // total)
-        chosen = _chosen(positions, most, (sampling.seed, hash_of(layer.path), batch), x.device)
+        chosen = _chosen(count, most, (sampling.seed, hash_of(layer.path), batch), x.device)
+        chosen = chosen if among is None else among[chosen]
         # samples are held out, not positions: neighbours in an image are much alike
         sample = before + torch.div(chosen * samples, max(positions, 1), rounding_mode="floor")
         if total < sampling.held_out:

@@ -70,6 +70,7 @@ class Walk:
     Attributes:
         samples: number of samples of each batch.
         store: the values.
+        counting: positions of layers that count, see `dependent_positions`; missing where all do.
 
     Raises:
         CalibrationError: FXQ442 there are no data, FXQ443 `data` is no iterable of batches, FXQ444
@@ -90,6 +91,7 @@ class Walk:
         self.gm, self.environments = gm, tuple(environments)
         self.store = ValueStore(max_memory, folder)
         self.samples: list[int] = []
+        self.counting: Mapping[tuple[fx.Node, int], Tensor] = {}
         self._progress = progress
         self._nodes: list[fx.Node] = list(gm.graph.nodes)
         self._holders = [n for n in self._nodes if n.op == "placeholder"]
@@ -105,6 +107,10 @@ class Walk:
             for holder, value in zip(self._holders, values, strict=True):
                 self.store.put(("", holder, len(self)), value)
             self.samples.append(count)
+
+    def inputs(self, batch: int) -> list[Any]:
+        """Values of the placeholders in order, before they were walked past."""
+        return [self.store.get(("", holder, batch)) for holder in self._holders]
 
     def nodes(self) -> Iterator[fx.Node]:
         """Every node in order; operands are at hand, the node itself is yet to be computed.
@@ -124,8 +130,7 @@ class Walk:
     def given(self) -> Iterator[Any]:
         """The data: values of the graph's inputs, batch by batch, until they are freed."""
         for batch in range(len(self)):
-            for holder in self._holders:
-                yield self.store.get(("", holder, batch))
+            yield from self.inputs(batch)
 
     def compute(self, node: fx.Node, environment: Environment) -> None:
         """Compute a node for all batches, unless it has been."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fxquant.nn.modes import quantization_off
 from fxquant.qat.optimizer_groups import parameter_groups
 from fxquant.qat.overview import Trained, training_table, what_trains
 from fxquant.qat.switches import (
@@ -9,7 +10,6 @@ from fxquant.qat.switches import (
     fold_live_norms,
     freeze_batch_norms,
     freeze_ranges,
-    quantization_off,
 )
 
 __all__ = [

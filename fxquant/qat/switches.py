@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -12,8 +11,6 @@ from fxquant.passes import FoldLiveNorms
 from fxquant.quantization import QuantizerBase
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from fxquant.sim import QuantizationSimModel
 
 
@@ -27,30 +24,6 @@ def enable_quantizers(model: nn.Module, enabled: bool = True) -> None:
     for module in model.modules():
         if isinstance(module, QuantizerBase):
             module.enabled = enabled
-
-
-@contextmanager
-def quantization_off(model: nn.Module) -> Iterator[None]:
-    """Compute in floating point for a while.
-
-    Example:
-        >>> import torch
-        >>> from fxquant import QuantizationSimModel
-        >>> net, x = nn.Sequential(nn.Linear(4, 3)), torch.randn(8, 4)
-        >>> sim = QuantizationSimModel(net, x)
-        >>> sim.compute_encodings([x])
-        >>> with quantization_off(sim.model):
-        ...     bool(torch.equal(sim.model(x), net(x)))
-        True
-    """
-    switched = [m for m in model.modules() if isinstance(m, QuantizerBase) and m.enabled]
-    try:
-        for quantizer in switched:
-            quantizer.enabled = False
-        yield
-    finally:
-        for quantizer in switched:
-            quantizer.enabled = True
 
 
 def freeze_ranges(model: nn.Module) -> None:

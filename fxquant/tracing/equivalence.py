@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx, nn
 
+from fxquant.errors import TraceError
 from fxquant.graph.node_walk import Environment, node_values
 from fxquant.graph.python_state import state_of_python, unchanged
 from fxquant.graph.pytree import fresh_inputs, map_leaves, tensors
@@ -108,8 +109,9 @@ def _prove(
         failed = _prove_dummy(gm, model, args, kwargs, leaves)
         if failed is not None:
             return failed
-    if any(c.attribute is None for c in recording.constants):
-        check_constants(recording, model, *other_values(args, kwargs), leaves=leaves)
+    unsteady = _prove_constants(recording, model, args, kwargs, leaves)
+    if unsteady is not None:
+        return unsteady
     elsewhere = _elsewhere(recording, args, kwargs)
     if elsewhere is not None and _holds_again(gm, model, elsewhere):
         return Proof(same=True)
@@ -128,6 +130,26 @@ def _prove(
             shape = _is_misshapen(values) and _holds(model, model, varied)
             return Proof(True, values=False, batch=False, why=values.why, at=at, misshapen=shape)
     return _prove_batch(gm, model, other_batch(*few_rows(args, kwargs)))
+
+
+def _prove_constants(
+    recording: Recording,
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    leaves: Leaves | None,
+) -> Proof | None:
+    """Refuse constants that depend on the input; a proof where the model draws them by itself."""
+    if all(c.attribute is not None for c in recording.constants):
+        return None
+    try:
+        check_constants(recording, model, *other_values(args, kwargs), leaves=leaves)
+    except TraceError:
+        failed = _prove_dummy(recording.graph_module, model, args, kwargs, leaves)
+        if failed is None or failed.steady:
+            raise
+        return failed
+    return None
 
 
 def _holds_again(gm: nn.Module, model: nn.Module, inputs: Any) -> bool:

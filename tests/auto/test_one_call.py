@@ -407,6 +407,29 @@ def test_what_was_found_before_is_not_made_again(
     assert "reconstruct" in _run(tmp_path).techniques
 
 
+@pytest.mark.parametrize("last", ["mixed_precision", "correct_bias", "reconstruct"])
+def test_what_changes_more_than_values_is_made_again(last: str, tmp_path: Path) -> None:
+    net, data = made("residual")
+    names = ["mixed_precision", "reconstruct", "correct_bias"]
+    given = {
+        "evaluate": likeness(net, data), "accuracy_drop": 10, "prove": False, "name": "net",
+        "techniques": names[: names.index(last) + 1], **W4,
+    }  # fmt: skip
+
+    def stop(text: str) -> None:
+        if text.startswith("exporting"):
+            raise KeyboardInterrupt
+
+    whole = fxquant.quantize(net, data, out=tmp_path / "whole", **given)
+    with pytest.raises(KeyboardInterrupt):
+        fxquant.quantize(net, data, out=tmp_path / "again", progress=stop, **given)
+    again = fxquant.quantize(net, data, out=tmp_path / "again", **given)
+    assert again.report.resumed == len(again.tried)
+    assert again.techniques == whole.techniques
+    assert "mixed_precision" in again.techniques
+    assert _content(tmp_path / "again") == _content(tmp_path / "whole")
+
+
 def test_an_interruption_keeps_what_was_found(tmp_path: Path) -> None:
     def stop(text: str) -> None:
         if "+" in text:
@@ -454,6 +477,7 @@ WRONG: dict[str, tuple[type[FxQuantError], str, dict[str, Any]]] = {
         ConfigError, "FXQ255", {"accuracy_drop": -1, "evaluate": lambda _: 1.0},
     ),
     "a text as seconds": (ConfigError, "FXQ255", {"max_seconds": "1"}),
+    "options of nothing": (ConfigError, "FXQ255", {"options": {"reconstrukt": {}}}),
     "unknown technique": (ConfigError, "FXQ257", {"techniques": ["reconstrukt"]}),
     "a technique alone": (ConfigError, "FXQ257", {"techniques": "reconstrukt"}),
     "no names": (ConfigError, "FXQ257", {"techniques": 3}),

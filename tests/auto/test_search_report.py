@@ -27,12 +27,12 @@ def test_what_was_tried_gained_and_cost() -> None:
     assert (
         str(report)
         == """\
-tried                     score  dB    gain  CPU s  forwards
-------------------------  -----  ----  ----  -----  --------
-simulation                90     12.5        0.50   10
-equalize                  95     20.2  +5    0.25   5
-equalize + min_max        94.5   20.0  -0.5  0.25   5
-equalize + reconstruct *  96.5   31.0  +1.5  2.00   40
+    tried        on  score  dB    gain  CPU s  forwards
+--  -----------  --  -----  ----  ----  -----  --------
+1   simulation       90     12.5        0.50   10
+2   equalize     1   95     20.2  +5    0.25   5
+3   min_max      2   94.5   20.0  -0.5  0.25   5
+4*  reconstruct  2   96.5   31.0  +1.5  2.00   40
 
 equalize: 8 channels scaled
 reconstruct: 3 of 3 layers
@@ -63,10 +63,10 @@ def test_decibels_as_the_score() -> None:
     assert (
         str(report)
         == """\
-tried       dB    gain  CPU s  forwards
-----------  ----  ----  -----  --------
-simulation  12.5        0.50   0
-min_max *   inf   +inf  0.50   0
+    tried       on  dB    gain  CPU s  forwards
+--  ----------  --  ----  ----  -----  --------
+1   simulation      12.5        0.50   0
+2*  min_max     1   inf   +inf  0.50   0
 
 taken (*): min_max, score inf dB
 dB: signal to noise against the float model, on 1 sample held out

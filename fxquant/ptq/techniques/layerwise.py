@@ -21,6 +21,7 @@ from fxquant.editing import quantized_modules
 from fxquant.errors import CalibrationError, ConfigError
 from fxquant.nn.calibration import fit_biases
 from fxquant.nn.modes import evaluating
+from fxquant.ptq.dependent_positions import dependent_positions
 from fxquant.ptq.layers import Layer, layers_of
 from fxquant.ptq.originals import changing
 from fxquant.ptq.snapshot import Snapshot, restore, snapshot
@@ -172,6 +173,7 @@ class LayerWise:
                 self.gm, data, (exact, sim), samples=given.samples,
                 max_memory=given.max_memory, folder=given.folder, progress=progress,
             )  # fmt: skip
+            walk.counting = dependent_positions(walk, self.layers.values(), given.seed)
             for node in walk.nodes():
                 start = time.process_time()
                 walk.compute(node, exact)
