@@ -190,7 +190,7 @@ def _damping(data: LayerData, options: ReconstructionOptions) -> float:
     """Damping of a layer's moments: the more, the fewer samples there are for each input.
 
     What few samples say of many inputs does not hold on others; weights that were fitted to it are
-    worse there, by several decibels on networks with more inputs than images.
+    worse there, on networks with more inputs than images by half a decibel at the output.
     """
     share = options.solver.damping
     if not options.float_target:  # nothing is fitted but integers

@@ -117,7 +117,7 @@ def test_other_data_models_and_options_do_not_go_on_and_damage_is_repaired(
     solved = counted(monkeypatch)
     for change in ("data", "options", "model"):
         sim, batches = prepared()
-        given = ReconstructionOptions(folder=tmp_path, seed=change == "options")
+        given = ReconstructionOptions(folder=tmp_path, seed=int(change == "options"))
         if change == "data":
             batches[0] += 1
         if change == "model":
