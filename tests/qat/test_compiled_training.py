@@ -141,12 +141,12 @@ def test_compiled_and_uncompiled_steps_follow_by_turns() -> None:
 
 def test_frozen_ranges_are_not_followed_by_compiled_steps() -> None:
     sim, x = simulated("conv", "min_max")
-    q = sim.model.get_submodule("fc").param_quantizers["weight"]  # type: ignore[index]
-    q.allow_overwrite(False)  # type: ignore[union-attr]
-    before = q.max.detach().clone()  # type: ignore[union-attr, operator]
+    q = quantized(sim, "fc").param_quantizers["weight"]
+    q.allow_overwrite(False)
+    before = q.max.detach().clone()
     torch._dynamo.reset()
     train(sim, torch.compile(sim.model, backend="aot_eager", fullgraph=True), x)
-    assert torch.equal(before, q.max)  # type: ignore[union-attr, arg-type]
+    assert torch.equal(before, q.max)
 
 
 def test_a_trained_simulation_is_exported() -> None:

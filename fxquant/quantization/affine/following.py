@@ -53,10 +53,10 @@ class Followed:
     @classmethod
     def unknown(cls, like: Tensor, *, symmetric: bool) -> Followed:
         """The state before anything is measured: at no range."""
-        pairs = [
-            (torch.full_like(like, torch.nan), torch.full_like(like, torch.nan)) for _ in "123"
-        ]
-        return cls(*pairs, torch.zeros_like(like, dtype=torch.bool), symmetric)
+        ends, extremes, margins = (
+            (torch.full_like(like, torch.nan), torch.full_like(like, torch.nan)) for _ in range(3)
+        )
+        return cls(ends, extremes, margins, torch.zeros_like(like, dtype=torch.bool), symmetric)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
