@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from fxquant import QuantizationSimModel
+from tests.helpers.modules import quantized
 
 # PyTorch's compiler makes one of these itself when it meets an autograd function
 pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
