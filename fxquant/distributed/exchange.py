@@ -52,7 +52,10 @@ class Ranks:
         self.rank, self.size = dist.get_rank(self.group), dist.get_world_size(self.group)
         self.timeout = None if timeout is None else timedelta(seconds=timeout)
         on_cpu = "cpu:" in dist.get_backend_config(self.group)
-        self.device = torch.device("cpu" if on_cpu else torch.accelerator.current_accelerator())
+        self.device = torch.device("cpu")
+        accelerator = torch.accelerator.current_accelerator()
+        if not on_cpu and accelerator is not None:
+            self.device = accelerator
 
     def agree(self, identity: Mapping[str, str]) -> None:
         """Go on when all ranks are here and have the same in hand.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from fxquant.distributed import merge_statistics, save_statistics
 from fxquant.distributed.statistics_of import Merging, collected
 from fxquant.errors import CalibrationError, CheckpointError, TrainingError
 from fxquant.nn.calibration import compute_encodings
+from fxquant.quantization.analyzers import EncodingAnalyzer
 from tests.distributed.test_over_ranks import batches, ranges, simulation
 
 CASES = [
@@ -73,13 +75,13 @@ def test_writing_a_shard_leaves_activations_uncalibrated(tmp_path: Path) -> None
 # --- any cut of the data -------------------------------------------------------------------------
 
 
-ANALYZERS = [
+ANALYZERS: list[EncodingAnalyzer] = [
     Q.analyzers.MinMax(), Q.analyzers.Percentile(99.0), Q.analyzers.Sqnr(), Q.analyzers.Mse(),
     Q.analyzers.Entropy(),
 ]  # fmt: skip
 
 
-def quantizers(kind: str) -> list[Q.QuantizerBase]:
+def quantizers(kind: str) -> list[Any]:
     if kind == "pof2":
         return [Q.affine.pof2.PowerOfTwoQuantizeDequantize((), 8) for _ in range(2)]
     if kind == "float8":
