@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from fxquant.qat.distillation import Distiller, distillation_loss, feature_loss
+from fxquant.qat.nan_guard import NanGuard, nan_guard
 from fxquant.qat.optimizer_groups import parameter_groups
+from fxquant.qat.oscillation import OscillationTracker, dampening_loss
 from fxquant.qat.overview import Trained, training_table, what_trains
+from fxquant.qat.range_schedule import RangeRule, RangeSchedule
 from fxquant.qat.switches import (
     enable_quantizers,
     fold_live_norms,
@@ -13,11 +17,20 @@ from fxquant.qat.switches import (
 )
 
 __all__ = [
+    "Distiller",
+    "NanGuard",
+    "OscillationTracker",
+    "RangeRule",
+    "RangeSchedule",
     "Trained",
+    "dampening_loss",
+    "distillation_loss",
     "enable_quantizers",
+    "feature_loss",
     "fold_live_norms",
     "freeze_batch_norms",
     "freeze_ranges",
+    "nan_guard",
     "parameter_groups",
     "quantization_off",
     "training_table",
