@@ -21,7 +21,20 @@ from fxquant.tracing.shape_rules import RULES, UNLISTED
 ROOT = Path(__file__).parent.parent
 # rows whose names say something else in most files: types, arguments, methods of Python
 _WORDS = frozenset(
-    {"any", "all", "amax", "float", "int", "bool", "bfloat16", "max", "min", "to", "detach"}
+    {
+        "any",
+        "all",
+        "amax",
+        "float",
+        "identity",
+        "int",
+        "bool",
+        "bfloat16",
+        "max",
+        "min",
+        "to",
+        "detach",
+    }
 )
 _MOST_FILES = 5  # `add`, which is also arithmetic on sizes, a shift rule, a key of two passes
 

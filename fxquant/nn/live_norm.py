@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fxquant.nn.norm_folding import folded
+from fxquant.nn.norm_folding import folded, norm_as_affine, scale_channels
 from fxquant.quantization.traced import snapshot
 
 if TYPE_CHECKING:
@@ -57,6 +57,18 @@ class LiveNorm(nn.Module):
     def folded(self, layer: nn.Module) -> dict[str, Tensor]:
         """Weight and bias of the layer with the batch norm in evaluation folded in."""
         return folded(layer, self.norm, self.axis)
+
+    def unfolded(self, layer: nn.Module, weight: Tensor) -> Tensor:
+        """The weight of the layer that gives this one when the batch norm is folded in.
+
+        Args:
+            layer: the layer.
+            weight: a weight as it is rounded; channels whose gamma is zero have none.
+        """
+        scale, _ = norm_as_affine(self.norm)
+        groups = int(getattr(layer, "groups", 1)) if self.axis == 1 else 1
+        inverse = 1.0 / torch.where(scale == 0.0, 1.0, scale)
+        return scale_channels(weight, inverse, self.axis, groups)
 
     def forward_of(self, layer: QuantizationMixin, args: Any, kwargs: Any) -> Any:
         """What the layer and the batch norm compute, on quantized parameters."""

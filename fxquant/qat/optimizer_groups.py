@@ -14,11 +14,18 @@ from fxquant.errors import TrainingError
 from fxquant.quantization import QuantizerBase
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import nn
 
 
 def parameter_groups(
-    model: nn.Module, lr: float, range_lr: float = 1e-3, *, weight_decay: float = 0.0
+    model: nn.Module,
+    lr: float,
+    range_lr: float = 1e-3,
+    *,
+    weight_decay: float = 0.0,
+    factors: Mapping[int, float] | None = None,
 ) -> list[dict[str, Any]]:
     """Groups for an optimizer of `torch.optim`, of everything that trains.
 
@@ -28,6 +35,7 @@ def parameter_groups(
         range_lr: learning rate of ranges in widths of the range: 1e-3 lets Adam move the ends of
             a range by a thousandth of its width in one step.
         weight_decay: of weights; ranges have none.
+        factors: `id` of a quantizer -> factor of its learning rate; see `RangeSchedule`.
 
     Returns:
         The weights first, then the ranges by their width, from wide to narrow. Keys: `name`,
@@ -54,7 +62,7 @@ def parameter_groups(
         if not (isinstance(rate, (int, float)) and math.isfinite(rate) and rate >= 0.0):
             what = f"{name} is {rate!r}"
             raise TrainingError("FXQ801", what, fix="pass a finite number that is not negative")
-    ranges: dict[int, list[nn.Parameter]] = {}
+    ranges: dict[tuple[int, float], list[nn.Parameter]] = {}
     inner: set[int] = set()
     for module in model.modules():
         if isinstance(module, QuantizerBase):
@@ -62,21 +70,27 @@ def parameter_groups(
             inner |= {id(p) for p in own}
             trained = [p for p in own if p.requires_grad]
             if trained:
-                ranges.setdefault(_exponent(module), []).extend(trained)
+                factor = 1.0 if factors is None else factors.get(id(module), 1.0)
+                ranges.setdefault((_exponent(module), factor), []).extend(trained)
     weights = [p for p in model.parameters() if p.requires_grad and id(p) not in inner]
     groups = [{"name": "weights", "params": weights, "lr": lr, "weight_decay": weight_decay}]
     groups += [
         {
-            "name": f"ranges of width {2.0**exponent:g}", "params": ranges[exponent],
-            "lr": range_lr * 2.0**exponent, "weight_decay": 0.0,
+            "name": _name(exponent, factor), "params": ranges[exponent, factor],
+            "lr": range_lr * 2.0**exponent * factor, "weight_decay": 0.0,
         }
-        for exponent in sorted(ranges, reverse=True)
+        for exponent, factor in sorted(ranges, reverse=True)
     ]  # fmt: skip
     found = [group for group in groups if group["params"]]
     if not found:
         what = "nothing of the model trains: no parameter requires a gradient"
         raise TrainingError("FXQ801", what, fix="call requires_grad_() on what is to be trained")
     return found
+
+
+def _name(exponent: int, factor: float) -> str:
+    slower = "" if factor == 1.0 else f", {factor:g} times the rate"
+    return f"ranges of width {2.0**exponent:g}{slower}"
 
 
 def _exponent(quantizer: QuantizerBase) -> int:

@@ -32,6 +32,8 @@ def freeze_ranges(model: nn.Module) -> None:
         if isinstance(module, QuantizerBase):
             module.requires_grad_(requires_grad=False)
             module.allow_overwrite(False)
+            for end in module.parameters(recurse=False):
+                end.grad = None  # an optimizer would go on with its momentum
 
 
 def freeze_batch_norms(model: nn.Module, frozen: bool = True) -> None:
