@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from fxquant.ops import Op, register_op
     from fxquant.precision.requests import set_precision
     from fxquant.prepare import prepare_model
-    from fxquant.ptq.bn_fold import fold_all_batch_norms
-    from fxquant.ptq.bn_reestimation import reestimate_bn_stats
+    from fxquant.ptq.batch_norms.bn_fold import fold_all_batch_norms
+    from fxquant.ptq.batch_norms.bn_reestimation import reestimate_bn_stats
+    from fxquant.ptq.batch_norms.fold_to_scale import fold_all_batch_norms_to_scale
     from fxquant.ptq.cross_layer.equalization import equalize_model
-    from fxquant.ptq.fold_to_scale import fold_all_batch_norms_to_scale
     from fxquant.ptq.smoothing.smooth import smooth_model
     from fxquant.ptq.techniques.adaround import Adaround, AdaroundParameters
     from fxquant.ptq.techniques.bias_correction import correct_bias
@@ -62,14 +62,14 @@ else:
         "choose_mixed_precision": "mixed_precision.choose",
         "equalize_model": "ptq.cross_layer.equalization",
         "fast_finetune": "ptq.techniques.fast_finetune",
-        "fold_all_batch_norms": "ptq.bn_fold",
-        "fold_all_batch_norms_to_scale": "ptq.fold_to_scale",
+        "fold_all_batch_norms": "ptq.batch_norms.bn_fold",
+        "fold_all_batch_norms_to_scale": "ptq.batch_norms.fold_to_scale",
         "insert_stubs": "regions",
         "inspect_model": "analysis.inspect",
         "load_checkpoint": "checkpoint",
         "prepare_model": "prepare",
         "quantize": "auto.one_call",
-        "reestimate_bn_stats": "ptq.bn_reestimation",
+        "reestimate_bn_stats": "ptq.batch_norms.bn_reestimation",
         "register_op": "ops",
         "save_checkpoint": "checkpoint",
         "set_precision": "precision.requests",

@@ -27,7 +27,7 @@ from fxquant.errors import CheckpointError
 from fxquant.fingerprint import mark_calibrated
 from fxquant.io.reading import read_json
 from fxquant.io.writing import write_text
-from fxquant.ptq.originals import changing
+from fxquant.ptq.walking.originals import changing
 from fxquant.sim import QuantizationSimModel
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from fxquant.graph.pytree import fresh_inputs
-from fxquant.ptq.walk import FloatEnvironment
+from fxquant.ptq.walking.walk import FloatEnvironment
 from fxquant.quantization import QuantizerBase
 
 if TYPE_CHECKING:

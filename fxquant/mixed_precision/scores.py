@@ -12,7 +12,7 @@ from fxquant.calibrate import using_threads
 from fxquant.errors import CalibrationError, ConfigError
 from fxquant.graph.pytree import fresh_inputs, tensors
 from fxquant.nn.modes import evaluating
-from fxquant.ptq.walk import bound_batches
+from fxquant.ptq.walking.walk import bound_batches
 from fxquant.quantization.tensor import plain
 
 if TYPE_CHECKING:

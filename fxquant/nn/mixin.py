@@ -56,7 +56,7 @@ class QuantizationMixin(nn.Module):
 
     float_class: ClassVar[type[nn.Module]] = nn.Module
     default_kernel: ClassVar[Kernel | None] = None
-    # where float values of changed parameters are kept (see `fxquant.ptq.originals`)
+    # where float values of changed parameters are kept (see `fxquant.ptq.walking.originals`)
     FLOAT_VALUES: ClassVar[str] = "_float_values"
     input_quantizers: QuantizerList
     output_quantizers: QuantizerList

@@ -3,6 +3,7 @@
 from fxquant.ptq.activation_ranges.choose_ranges import choose_activation_ranges
 from fxquant.ptq.activation_ranges.range_report import ActivationRangesReport, RangeReport
 from fxquant.ptq.engine import ReconstructionOptions, reconstruct
+from fxquant.ptq.layer_walk import DataOptions
 from fxquant.ptq.moments import Moments, merge
 from fxquant.ptq.reconstruction_report import LayerReport, ReconstructionReport
 from fxquant.ptq.snapshot import Snapshot, restore, snapshot
@@ -14,7 +15,6 @@ from fxquant.ptq.techniques.fast_finetune import (
     fast_finetune,
 )
 from fxquant.ptq.techniques.gptq import GptqParams, apply_gptq
-from fxquant.ptq.techniques.layerwise import DataOptions
 from fxquant.ptq.techniques.seq_mse import SeqMseParams, SeqMseReport, apply_seq_mse
 
 __all__ = [

@@ -13,7 +13,7 @@ import torch
 
 from fxquant.graph.pytree import tensors
 from fxquant.nn.modes import quantization_off
-from fxquant.ptq.output_gradients import OutputGradients
+from fxquant.ptq.walking.output_gradients import OutputGradients
 from fxquant.quantization.tensor import plain
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor, fx
 
     from fxquant.ptq.layers import Layer
-    from fxquant.ptq.walk import Walk
+    from fxquant.ptq.walking.walk import Walk
 
 # of the mean weight of a batch's positions; the outputs of a layer norm leak some rounding
 _WEIGHTLESS = 1e-3

@@ -15,22 +15,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
-from fxquant.calibrate import using_threads
 from fxquant.errors import ConfigError
-from fxquant.nn.modes import evaluating
-from fxquant.ptq.dependent_positions import dependent_positions
 from fxquant.ptq.finished_layers import FinishedLayers
-from fxquant.ptq.layers import Layer, layers_of
+from fxquant.ptq.layer_walk import DataOptions, LayerWise, Visit
+from fxquant.ptq.layers import Layer
 from fxquant.ptq.reconstruction_report import LayerReport, ReconstructionReport
 from fxquant.ptq.sampling import LayerData, Sampling, layer_data
 from fxquant.ptq.solving.solver import Solution, SolverOptions, damp, inverse_of, solve
-from fxquant.ptq.walk import Environment, FloatEnvironment, Walk
+from fxquant.ptq.walking.walk import Walk
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from fxquant.ptq.solving.grids import WeightGrid
-    from fxquant.ptq.walk import Progress
+    from fxquant.ptq.walking.walk import Progress
     from fxquant.sim import QuantizationSimModel
 
 # damping by inputs per sample, as a multiple of that for many samples
@@ -129,44 +127,38 @@ def reconstruct(
 
 
 class _Reconstruction:
+    finished: FinishedLayers  # known once the walk has its data
+
     def __init__(self, gm: fx.GraphModule, options: ReconstructionOptions) -> None:
-        self.gm, self.options = gm, options
-        self.layers, skipped = layers_of(gm)
-        self.report = ReconstructionReport(skipped=skipped)
-        self.float = FloatEnvironment(gm, "float")
-        self.sim = Environment(gm, "simulation")
+        self.options = options
+        data = DataOptions(
+            options.samples, options.columns, options.held_out, options.max_memory, options.folder,
+            options.seed, options.threads,
+        )  # fmt: skip
+        self.layers = LayerWise.of(gm, data)
+        self.report = ReconstructionReport(skipped=self.layers.skipped)
+        self.layers.cost = self.report
 
     def run(self, data: Any, progress: Progress | None) -> ReconstructionReport:
-        given, report = self.options, self.report
-        begin = time.process_time()
-        with using_threads(given.threads), evaluating(self.gm), torch.no_grad():
-            walk = Walk(
-                self.gm, data, (self.float, self.sim), samples=given.samples,
-                max_memory=given.max_memory, folder=given.folder, progress=progress,
-            )  # fmt: skip
-            finished = FinishedLayers(given.folder, walk, given.of_the_result())
-            walk.counting = dependent_positions(walk, self.layers.values(), given.seed)
-            for node in walk.nodes():
-                start = time.process_time()
-                walk.compute(node, self.float)
-                report.float_seconds += time.process_time() - start
-                layer = self.layers.get(node)
-                if layer is not None:
-                    found = finished.restored(layer)
-                    if found is None:
-                        found = self._layer(layer, walk)
-                        finished.keep(layer, found)
-                    report.layers.append(found)
-            finished.clear()
-        report.samples = sum(walk.samples)
-        report.seconds = time.process_time() - begin
-        report.peak_bytes, report.written_bytes = walk.store.peak, walk.store.written
-        return report
+        self.report.layers = self.layers.run(data, self._visit, progress, self._begin)
+        self.finished.clear()
+        return self.report
 
-    def _layer(self, layer: Layer, walk: Walk) -> LayerReport:
-        begin, given = time.process_time(), self.options
+    def _begin(self, walk: Walk) -> None:
+        given = self.options
+        self.finished = FinishedLayers(given.folder, walk, given.of_the_result())
+
+    def _visit(self, visit: Visit) -> LayerReport:
+        found = self.finished.restored(visit.layer)
+        if found is None:
+            found = self._layer(visit)
+            self.finished.keep(visit.layer, found)
+        return found
+
+    def _layer(self, visit: Visit) -> LayerReport:
+        begin, given, layer = time.process_time(), self.options, visit.layer
         sampling = Sampling(given.columns, given.held_out, given.seed)
-        data = layer_data(layer, walk, self.sim, self.float, sampling)
+        data = layer_data(layer, visit.walk, visit.sim, visit.float, sampling)
         problem = _Problem(layer, data, given)
         before, after = problem.before(), problem.solve(problem.grid)
         tried = [before, after, before]

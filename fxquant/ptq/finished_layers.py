@@ -24,15 +24,15 @@ from fxquant.io.reading import Refused, require_file
 from fxquant.io.state_dicts import write_tensors
 from fxquant.io.writing import as_path, new_file
 from fxquant.nn import QuantizationMixin
-from fxquant.ptq.originals import float_value
 from fxquant.ptq.reconstruction_report import LayerReport
+from fxquant.ptq.walking.originals import float_value
 from fxquant.quantization.digest import tensor_digest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from fxquant.ptq.layers import Layer
-    from fxquant.ptq.walk import Walk
+    from fxquant.ptq.walking.walk import Walk
 
 _REPORT = "fxquant.layer"
 

@@ -10,7 +10,7 @@ from torch import fx, nn
 from fxquant.errors import ConfigError
 from fxquant.nn import QuantizationMixin
 from fxquant.prepare import is_prepared, prepare_model
-from fxquant.ptq.bn_fold import FoldedBatchNorms, example_inputs, fold_all_batch_norms
+from fxquant.ptq.batch_norms.bn_fold import FoldedBatchNorms, example_inputs, fold_all_batch_norms
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,9 +12,9 @@ from fxquant.nn import QuantizationMixin
 from fxquant.nn.calibration import weight_of
 from fxquant.nn.training_state import require_ended
 from fxquant.ptq.columns import Product, product_of
-from fxquant.ptq.originals import changing, float_value
 from fxquant.ptq.solving.grids import WeightGrid
 from fxquant.ptq.solving.solver import Solution
+from fxquant.ptq.walking.originals import changing, float_value
 from fxquant.quantization.affine import AffineQuantizer, BiasQuantizeDequantize
 from fxquant.quantization.affine.pof2 import PowerOfTwoQuantizeDequantize
 from fxquant.quantization.ranges import range_of

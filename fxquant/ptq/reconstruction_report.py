@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fxquant.io.text_tables import table
+from fxquant.ptq.walking.walk_cost import Cost, layer_lines
 
 
 @dataclass(frozen=True)
@@ -39,31 +39,16 @@ class LayerReport:
 
 
 @dataclass
-class ReconstructionReport:
-    """All layers.
+class ReconstructionReport(Cost):
+    """All layers, and what they cost.
 
     Attributes:
         layers: in the order of the graph.
         skipped: why other quantized weights are as they were, by path.
-        samples: samples that were used.
-        seconds: CPU seconds in all.
-        float_seconds: CPU seconds of the float model's own forward pass over these samples.
-        peak_bytes: most bytes of values that were held in memory.
-        written_bytes: bytes of values that were written to files.
     """
 
     layers: list[LayerReport] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
-    samples: int = 0
-    seconds: float = 0.0
-    float_seconds: float = 0.0
-    peak_bytes: int = 0
-    written_bytes: int = 0
-
-    def forward_equivalents(self, batch: int = 16) -> float:
-        """What it cost, in forward passes of the float model over `batch` samples."""
-        one = self.float_seconds * batch / max(self.samples, 1)
-        return self.seconds / one if one > 0 else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data."""
@@ -79,13 +64,8 @@ class ReconstructionReport:
             )
             for r in self.layers
         ]  # fmt: skip
-        lines = [table(heads, rows)]
-        lines += [f"{path}: left as it was, {reason}" for path, reason in self.skipped.items()]
-        lines.append(
-            f"{self.samples} samples, {self.seconds:.1f} s of CPU: "
-            f"{self.forward_equivalents():.0f} float forward passes of 16 samples"
-        )
-        return "\n".join(lines)
+        lines = layer_lines(heads, rows, self.skipped)
+        return "\n".join([*lines, super().__str__()])
 
 
 def _share(after: float, before: float) -> str:

@@ -15,7 +15,7 @@ from fxquant.quantization.tensor import plain
 
 if TYPE_CHECKING:
     from fxquant.ptq.layers import Layer
-    from fxquant.ptq.walk import Environment, Walk
+    from fxquant.ptq.walking.walk import Environment, Walk
 
 # rows that are gathered before their products are formed
 _ROWS = 4096

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from fxquant import QuantizationSimModel
-from fxquant.ptq import engine, reconstruct
+from fxquant.ptq import layer_walk, reconstruct
 from fxquant.ptq.dependent_positions import dependent_positions
 from fxquant.ptq.layers import layers_of
-from fxquant.ptq.walk import Environment, FloatEnvironment, Walk
+from fxquant.ptq.walking.walk import Environment, FloatEnvironment, Walk
 
 
 class Sentences(nn.Module):
@@ -82,7 +82,7 @@ def test_a_reconstruction_fits_the_tokens_and_not_the_padding(
     counted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not counted:
-        monkeypatch.setattr(engine, "dependent_positions", lambda *_: {})
+        monkeypatch.setattr(layer_walk, "dependent_positions", lambda *_: {})
     data = batches(length=64)
     net, sim = simulated(data)
 

@@ -10,8 +10,8 @@ import torch
 from fxquant.checkpoint import load_checkpoint, save_checkpoint
 from fxquant.nn import quantized_class
 from fxquant.ptq import reconstruct, restore, snapshot
-from fxquant.ptq.originals import changing, float_module, float_value
-from fxquant.ptq.walk import FloatEnvironment, Walk
+from fxquant.ptq.walking.originals import changing, float_module, float_value
+from fxquant.ptq.walking.walk import FloatEnvironment, Walk
 from tests.helpers.techniques import images, normed, outputs, simulation
 
 if TYPE_CHECKING:

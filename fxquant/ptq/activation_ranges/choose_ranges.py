@@ -28,8 +28,8 @@ from fxquant.ptq.activation_ranges.outputs import OutputCheck, decibels, kept_pa
 from fxquant.ptq.activation_ranges.range_candidates import CANDIDATES, Observed, rules_of
 from fxquant.ptq.activation_ranges.range_report import ActivationRangesReport, RangeReport
 from fxquant.ptq.activation_ranges.range_trials import ChosenGrid
-from fxquant.ptq.value_store import ValueStore
-from fxquant.ptq.walk import Environment, Walk
+from fxquant.ptq.walking.value_store import ValueStore
+from fxquant.ptq.walking.walk import Environment, Walk
 from fxquant.quantization.affine import AffineQuantizer
 from fxquant.quantization.tensor import plain
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from fxquant.ptq.activation_ranges.range_candidates import Candidate, RangeRule
     from fxquant.ptq.activation_ranges.range_trials import Choice, Ends
-    from fxquant.ptq.walk import Progress
+    from fxquant.ptq.walking.walk import Progress
     from fxquant.sim import QuantizationSimModel
 
 _PROBES = 2  # backward passes a batch

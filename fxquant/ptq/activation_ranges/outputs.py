@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from torch import Tensor, fx
 
 from fxquant.graph.pytree import fresh_inputs, tensors
-from fxquant.ptq.walk import FloatEnvironment
+from fxquant.ptq.walking.walk import FloatEnvironment
 from fxquant.quantization.tensor import plain
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.errors import CalibrationError
-from fxquant.ptq.output_gradients import OutputGradients
 from fxquant.ptq.sampling import hash_of
-from fxquant.ptq.walk import Walk
+from fxquant.ptq.walking.output_gradients import OutputGradients
+from fxquant.ptq.walking.walk import Walk
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from fxquant.io.text_tables import table
-from fxquant.ptq.techniques.layerwise import Cost
+from fxquant.ptq.walking.walk_cost import Cost, layer_lines
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,6 @@ class AdaroundReport:
              f"{r.engine:.3g}", f"{r.engine_seconds:.2f}", r.kept)
             for r in self.layers
         ]  # fmt: skip
-        lines = [f"loss on data held out, {self.iterations} iterations", table(heads, rows)]
-        lines += [f"{path}: left as it was, {reason}" for path, reason in self.skipped.items()]
+        first = f"loss on data held out, {self.iterations} iterations"
+        lines = [first, *layer_lines(heads, rows, self.skipped)]
         return "\n".join([*lines, str(self.cost)])

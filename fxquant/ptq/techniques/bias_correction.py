@@ -11,18 +11,10 @@ from torch import Tensor
 
 from fxquant.editing import add_bias, remove_bias
 from fxquant.errors import CalibrationError, ConfigError, nearest
-from fxquant.io.text_tables import table
+from fxquant.ptq.layer_walk import DataOptions, LayerWise, require_number
 from fxquant.ptq.techniques.expected_inputs import expected_inputs
-from fxquant.ptq.techniques.layerwise import (
-    Cost,
-    DataOptions,
-    LayerWise,
-    batches,
-    require_number,
-    require_simulation,
-    set_bias,
-    undone_on_error,
-)
+from fxquant.ptq.techniques.layerwise import batches, require_simulation, set_bias, undone_on_error
+from fxquant.ptq.walking.walk_cost import Cost, layer_lines
 from fxquant.quantization.tensor import plain
 from fxquant.targets.quantizer_choice import quantizer_for
 
@@ -32,9 +24,10 @@ if TYPE_CHECKING:
     from torch import fx
 
     from fxquant.graph.selectors import Selector
+    from fxquant.ptq.layer_walk import Visit
     from fxquant.ptq.layers import Layer
-    from fxquant.ptq.techniques.layerwise import ForwardFn, Visit
-    from fxquant.ptq.walk import Progress
+    from fxquant.ptq.techniques.layerwise import ForwardFn
+    from fxquant.ptq.walking.walk import Progress
     from fxquant.quantization import QuantizerBase
     from fxquant.sim import QuantizationSimModel
 
@@ -86,8 +79,7 @@ class BiasReport:
             (r.path, r.method, _number(r.error_after), _number(r.error_before), r.changed)
             for r in self.layers
         ]
-        lines = [table(heads, rows)]
-        lines += [f"{path}: left as it was, {reason}" for path, reason in self.skipped.items()]
+        lines = layer_lines(heads, rows, self.skipped)
         if self.cost.samples:
             lines.append(str(self.cost))
         return "\n".join(lines)

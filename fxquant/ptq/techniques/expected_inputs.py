@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from fxquant import ops
 from fxquant.nn.folded_norm import FoldedNorm, kept_norm, norm_statistics
 from fxquant.nn.stubs import DeQuantStub, QuantStub
-from fxquant.ptq.originals import float_value
+from fxquant.ptq.walking.originals import float_value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

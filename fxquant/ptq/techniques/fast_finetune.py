@@ -12,30 +12,24 @@ from torch import Tensor, nn
 
 from fxquant.errors import ConfigError
 from fxquant.graph.pytree import tensors
-from fxquant.io.text_tables import table
 from fxquant.ptq.engine import ReconstructionOptions, reconstruct
+from fxquant.ptq.layer_walk import DataOptions, LayerWise, require_number
 from fxquant.ptq.sampling import Sampling, hash_of, layer_data
 from fxquant.ptq.snapshot import restore, snapshot
 from fxquant.ptq.solving.gradient_rounding import Rows
 from fxquant.ptq.solving.refinement import Refined, RefinementOptions, refine
 from fxquant.ptq.solving.solver import SolverOptions, damp, inverse_of
 from fxquant.ptq.techniques.following_activation import activation_after
-from fxquant.ptq.techniques.layerwise import (
-    Cost,
-    DataOptions,
-    LayerWise,
-    batches,
-    require_number,
-    require_simulation,
-    undone_on_error,
-)
+from fxquant.ptq.techniques.layerwise import batches, require_simulation, undone_on_error
 from fxquant.ptq.techniques.output_error import OutputErrors, output_errors
+from fxquant.ptq.walking.walk_cost import Cost, layer_lines
 from fxquant.quantization.affine import GroupedBlockQuantizeDequantize
 
 if TYPE_CHECKING:
     from fxquant.graph.selectors import Selector
-    from fxquant.ptq.techniques.layerwise import ForwardFn, Visit
-    from fxquant.ptq.walk import Progress
+    from fxquant.ptq.layer_walk import Visit
+    from fxquant.ptq.techniques.layerwise import ForwardFn
+    from fxquant.ptq.walking.walk import Progress
     from fxquant.sim import QuantizationSimModel
 
 
@@ -124,8 +118,7 @@ class FinetuneReport:
              f"{r.seconds:.2f}", r.changed)
             for r in self.layers
         ]  # fmt: skip
-        lines = [table(heads, rows)]
-        lines += [f"{path}: left as it was, {reason}" for path, reason in self.skipped.items()]
+        lines = layer_lines(heads, rows, self.skipped)
         where = f"{self.held_batches} batch(es) held out" if self.held_batches else "the same batch"
         lines.append(
             f"outputs on {where}: error {self.before.total:.3g} before, {self.engine.total:.3g} by "

@@ -7,19 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from fxquant.errors import ConfigError
 from fxquant.ptq.engine import ReconstructionOptions, reconstruct
+from fxquant.ptq.layer_walk import DataOptions, require_number
 from fxquant.ptq.solving.solver import SolverOptions
-from fxquant.ptq.techniques.layerwise import (
-    DataOptions,
-    batches,
-    require_number,
-    require_simulation,
-    undone_on_error,
-)
+from fxquant.ptq.techniques.layerwise import batches, require_simulation, undone_on_error
 
 if TYPE_CHECKING:
     from fxquant.ptq.reconstruction_report import ReconstructionReport
     from fxquant.ptq.techniques.layerwise import ForwardFn
-    from fxquant.ptq.walk import Progress
+    from fxquant.ptq.walking.walk import Progress
     from fxquant.sim import QuantizationSimModel
 
 

@@ -11,11 +11,11 @@ from torch import Tensor, fx
 from fxquant.calibrate import using_threads
 from fxquant.graph.pytree import tensors
 from fxquant.nn.modes import evaluating
-from fxquant.ptq.walk import Environment, FloatEnvironment, Walk
+from fxquant.ptq.walking.walk import Environment, FloatEnvironment, Walk
 from fxquant.quantization.tensor import plain
 
 if TYPE_CHECKING:
-    from fxquant.ptq.techniques.layerwise import DataOptions
+    from fxquant.ptq.layer_walk import DataOptions
 
 
 @dataclass(frozen=True)

@@ -10,27 +10,20 @@ import torch
 from torch import Tensor
 
 from fxquant.errors import ConfigError, nearest
-from fxquant.io.text_tables import table
+from fxquant.ptq.layer_walk import DataOptions, LayerWise, require_number
 from fxquant.ptq.sampling import Sampling, layer_data
 from fxquant.ptq.solving.candidates import LOSSES, LossFn, OutputError, best_of
-from fxquant.ptq.techniques.layerwise import (
-    Cost,
-    DataOptions,
-    LayerWise,
-    batches,
-    require_number,
-    require_simulation,
-    set_bias,
-    undone_on_error,
-)
+from fxquant.ptq.techniques.layerwise import batches, require_simulation, set_bias, undone_on_error
+from fxquant.ptq.walking.walk_cost import Cost, layer_lines
 from fxquant.quantization.tensor import plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from fxquant.graph.selectors import Selector
-    from fxquant.ptq.techniques.layerwise import ForwardFn, Visit
-    from fxquant.ptq.walk import Progress
+    from fxquant.ptq.layer_walk import Visit
+    from fxquant.ptq.techniques.layerwise import ForwardFn
+    from fxquant.ptq.walking.walk import Progress
     from fxquant.sim import QuantizationSimModel
 
 Symmetry = Literal["asym", "symfp", "symqt"]
@@ -116,8 +109,7 @@ class SeqMseReport:
              f"{r.error_before:.3g}")
             for r in self.layers
         ]  # fmt: skip
-        lines = [table(heads, rows)]
-        lines += [f"{path}: left as it was, {reason}" for path, reason in self.skipped.items()]
+        lines = layer_lines(heads, rows, self.skipped)
         return "\n".join([*lines, str(self.cost)])
 
 

@@ -12,7 +12,7 @@ from fxquant.graph.rewriter import Rewriter
 from fxquant.nn import QuantizationMixin
 from fxquant.nn.norm_folding import folded, norm_as_affine, scale_channels
 from fxquant.passes.fold_batch_norms import Folded, drop_norm, layer_before
-from fxquant.ptq.bn_fold import FoldedBatchNorms
+from fxquant.ptq.batch_norms.bn_fold import FoldedBatchNorms
 from fxquant.quantization import QuantizerBase, affine
 from fxquant.quantization.affine import AffineQuantizer
 

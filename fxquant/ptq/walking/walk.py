@@ -22,8 +22,8 @@ from fxquant.errors import CalibrationError, FxQuantError
 from fxquant.graph.node_walk import Environment, last_uses
 from fxquant.graph.pytree import fresh_inputs, tensors
 from fxquant.nn import QuantizationMixin
-from fxquant.ptq.originals import float_module
-from fxquant.ptq.value_store import ValueStore
+from fxquant.ptq.walking.originals import float_module
+from fxquant.ptq.walking.value_store import ValueStore
 from fxquant.tracing.signature import MissingInputError, mismatch, placeholder_values
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""Batch norms: folded into layers or into steps, and their statistics taken anew."""

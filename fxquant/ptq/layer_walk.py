@@ -1,0 +1,164 @@
+"""The layers of a simulated graph, one after the other, with what a technique needs at each.
+
+A technique is a function of one layer, called when all operands of the layer are at hand in the
+float model and in the simulation, and before the simulation has computed the layer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+from fxquant.calibrate import using_threads
+from fxquant.editing import quantized_modules
+from fxquant.errors import ConfigError
+from fxquant.nn.modes import evaluating
+from fxquant.ptq.dependent_positions import dependent_positions
+from fxquant.ptq.layers import Layer, layers_of
+from fxquant.ptq.walking.walk import Environment, FloatEnvironment, Walk
+from fxquant.ptq.walking.walk_cost import Cost
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from torch import fx
+
+    from fxquant.graph.selectors import Selector
+    from fxquant.ptq.walking.walk import Progress
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """How much of the data a technique looks at.
+
+    Attributes:
+        samples: samples of the data that are used; None: all.
+        columns: positions of a layer's output that are looked at, over all samples.
+        held_out: one of so many samples is held out to judge by.
+        max_memory: bytes of values that are held in memory; the rest lies in files.
+        folder: where these files are.
+        seed: of every choice.
+        threads: of torch; 1 gives the same result on every machine; None: as they are.
+    """
+
+    samples: int | None = 256
+    columns: int = 8192
+    held_out: int = 8
+    max_memory: int | None = None
+    folder: str | Path | None = None
+    seed: int = 0
+    threads: int | None = 1
+
+    def __post_init__(self) -> None:
+        require_number("samples", self.samples, 1, none=True)
+        require_number("columns", self.columns, 1)
+        require_number("held_out", self.held_out, 2)
+
+
+def require_number(name: str, value: Any, least: int, *, none: bool = False) -> None:
+    """Refuse what is no whole number from `least` on.
+
+    Raises:
+        ConfigError: FXQ296.
+    """
+    if none and value is None:
+        return
+    if type(value) is not int or value < least:
+        what = f"the option {name} of a technique is {value!r}"
+        raise ConfigError("FXQ296", what, fix=f"pass a number from {least} on")
+
+
+@dataclass
+class Visit:
+    """A layer that is about to be computed in the simulation.
+
+    Attributes:
+        layer: the layer.
+        walk: values of its operands.
+        sim: the environment of the simulation.
+        float: the environment of the float model, which has computed the layer.
+    """
+
+    layer: Layer
+    walk: Walk
+    sim: Environment
+    float: FloatEnvironment
+
+
+@dataclass
+class LayerWise:
+    """The layers of a simulated graph, one after the other.
+
+    Attributes:
+        gm: the graph.
+        options: how much of the data is looked at.
+        layers: layers that are visited.
+        skipped: why other quantized weights are left as they are, by path.
+        cost: what the walk cost.
+    """
+
+    gm: fx.GraphModule
+    options: DataOptions
+    layers: dict[fx.Node, Layer] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    cost: Cost = field(default_factory=Cost)
+
+    @classmethod
+    def of(
+        cls,
+        gm: fx.GraphModule,
+        options: DataOptions | None,
+        excluded: Iterable[Selector] | Selector | None = None,
+    ) -> LayerWise:
+        """The layers of a graph without those that selectors name."""
+        layers, skipped = layers_of(gm)
+        if excluded:
+            named = quantized_modules(gm, excluded)
+            skipped |= {n.path: "it is excluded" for n in layers.values() if n.path in named}
+            layers = {k: v for k, v in layers.items() if v.path not in named}
+        return cls(gm, options or DataOptions(), layers, skipped)
+
+    def run(
+        self,
+        data: Any,
+        visit: Callable[[Visit], T | None],
+        progress: Progress | None = None,
+        begin: Callable[[Walk], object] = lambda _: None,
+    ) -> list[T]:
+        """Visit every layer; what a visit returns is collected.
+
+        Args:
+            data: an iterable of batches, as for `Walk`.
+            visit: called with each layer.
+            progress: as for `Walk`.
+            begin: called with the walk before its first node.
+        """
+        given, cost, found = self.options, self.cost, list[T]()
+        started = time.process_time()
+        exact, sim = FloatEnvironment(self.gm, "float"), Environment(self.gm, "simulation")
+        with using_threads(given.threads), evaluating(self.gm), torch.no_grad():
+            walk = Walk(
+                self.gm, data, (exact, sim), samples=given.samples,
+                max_memory=given.max_memory, folder=given.folder, progress=progress,
+            )  # fmt: skip
+            begin(walk)
+            walk.counting = dependent_positions(walk, self.layers.values(), given.seed)
+            for node in walk.nodes():
+                start = time.process_time()
+                walk.compute(node, exact)
+                cost.float_seconds += time.process_time() - start
+                if node in self.layers:
+                    result = visit(Visit(self.layers[node], walk, sim, exact))
+                    if result is not None:
+                        found.append(result)
+        cost.samples = sum(walk.samples)
+        cost.seconds = time.process_time() - started
+        cost.peak_bytes, cost.written_bytes = walk.store.peak, walk.store.written
+        return found
