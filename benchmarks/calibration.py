@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import click
 import torch
 
-from benchmarks.measure import fastest, one_thread, write_json
+from benchmarks.measure import one_thread, write_json
 from benchmarks.networks import build, inputs
 from fxquant import QuantizationSimModel, prepare_model
 from fxquant.io.text_tables import table
 from fxquant.onnx.ort.cpu import this_cpu
+from fxquant.onnx.ort.timing import fastest
 
 if TYPE_CHECKING:
     from collections.abc import Callable

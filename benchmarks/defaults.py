@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from benchmarks.measure import fastest, one_thread, runner, write_json
+from benchmarks.measure import one_thread, runner, write_json
 from fxquant import QuantizationSimModel, prepare_model
 from fxquant.io.text_tables import table
 from fxquant.models.bert import bert_small
@@ -35,6 +35,7 @@ from fxquant.models.training import digits, trained
 from fxquant.onnx.io.writer import write_model
 from fxquant.onnx.lowering.lower import lower
 from fxquant.onnx.ort.cpu import this_cpu
+from fxquant.onnx.ort.timing import fastest
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from benchmarks.measure import fastest, one_thread, runner, write_json
+from benchmarks.measure import one_thread, runner, write_json
 from benchmarks.networks import NETWORKS, build, inputs
 from fxquant import QuantizationSimModel, prepare_model
 from fxquant.io.text_tables import table
 from fxquant.onnx.io.writer import write_model
 from fxquant.onnx.lowering.lower import lower
 from fxquant.onnx.ort.cpu import this_cpu
+from fxquant.onnx.ort.timing import fastest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

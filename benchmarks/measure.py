@@ -1,9 +1,4 @@
-"""How the benchmarks measure: interleaved, one thread, the fastest of many rounds.
-
-Why CPU time of the thread: on a shared machine wall time counts what others do. Why interleaved:
-clocks and caches drift, and what is compared must drift together. Why the minimum: everything that
-disturbs a deterministic program makes it slower.
-"""
+"""What the benchmarks measure with, beside `fxquant.onnx.ort.timing.fastest`."""
 
 from __future__ import annotations
 
@@ -16,41 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fxquant.onnx.ort.timing import NO_SPINNING
 from fxquant.onnx.session import Level, open_session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
-
-# idle threads of one session must not spin while another one is measured
-_ENTRIES = {"session.force_spinning_stop": "1"}
-_LEAST = 2e-3  # seconds of one measurement; shorter calls are repeated
-
-
-def fastest(calls: Mapping[str, Callable[[], Any]], *, rounds: int = 15) -> dict[str, float]:
-    """CPU seconds of each call: the minimum over rounds in which all take turns.
-
-    Args:
-        calls: what to measure, by name; each must run in the calling thread.
-        rounds: how often each is measured.
-    """
-    repeats = {name: _repeats(call) for name, call in calls.items()}
-    best = dict.fromkeys(calls, float("inf"))
-    for _ in range(rounds):
-        for name, call in calls.items():
-            begin = time.thread_time()
-            for _ in range(repeats[name]):
-                call()
-            best[name] = min(best[name], (time.thread_time() - begin) / repeats[name])
-    return best
-
-
-def _repeats(call: Callable[[], Any]) -> int:
-    call()  # warm up
-    begin = time.thread_time()
-    call()
-    return max(1, round(_LEAST / max(time.thread_time() - begin, 1e-6)))
 
 
 def cpu_seconds(call: Callable[[], Any]) -> tuple[float, Any]:
@@ -83,7 +50,7 @@ def _kilobytes(status: Path, field: str) -> int:
 
 def runner(path: Path, inputs: Sequence[Tensor]) -> Callable[[], Any]:
     """A call of an ONNX file in onnxruntime on one thread, fully optimized."""
-    session = open_session(path, Level.ALL, threads=1, entries=_ENTRIES)
+    session = open_session(path, Level.ALL, threads=1, entries=NO_SPINNING)
     feeds = dict(zip(session.inputs, (x.numpy() for x in inputs), strict=True))
     return lambda: session.run(feeds)
 

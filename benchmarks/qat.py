@@ -20,13 +20,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.measure import fastest, one_thread, write_json
+from benchmarks.measure import one_thread, write_json
 from benchmarks.ptq import DEFAULT, data_of, decibels, logits
 from fxquant import QuantizationSimModel, qat
 from fxquant.io.text_tables import table
 from fxquant.models.digits import RECIPES
 from fxquant.models.training import digits, distort, trained
 from fxquant.onnx.ort.cpu import this_cpu
+from fxquant.onnx.ort.timing import fastest
 from fxquant.ptq import reconstruct
 
 if TYPE_CHECKING:

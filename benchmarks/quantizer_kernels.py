@@ -2,7 +2,7 @@
 
 Run: OMP_NUM_THREADS=1 python -m benchmarks.quantizer_kernels [--compile] [--json FILE] [ELEMENTS]
 
-Every variant takes turns with a copy, and the fastest round of each counts (see `measure.py`); not
+Every variant takes turns with a copy, and the fastest round of each counts (see `fastest`); not
 all variants at once, which would empty the caches for each other. The allocator is told to keep
 memory: a tensor above 32 MB is otherwise page-faulted anew on every operator, which costs more than
 all arithmetic; the script starts itself again with that setting.
@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 import click
 import torch
 
-from benchmarks.measure import fastest, one_thread, write_json
+from benchmarks.measure import one_thread, write_json
 from fxquant.io.text_tables import table
+from fxquant.onnx.ort.timing import fastest
 from fxquant.quantization import affine
 
 if TYPE_CHECKING:

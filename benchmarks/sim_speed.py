@@ -8,11 +8,12 @@ from __future__ import annotations
 import click
 import torch
 
-from benchmarks.measure import fastest, one_thread, write_json
+from benchmarks.measure import one_thread, write_json
 from benchmarks.networks import build, inputs
 from fxquant import QuantizationSimModel
 from fxquant.io.text_tables import table
 from fxquant.onnx.ort.cpu import this_cpu
+from fxquant.onnx.ort.timing import fastest
 
 DEFAULT = ("resnet18", "mobilenet_v2", "vit_tiny", "bert_6_layers")
 BATCH, BATCHES = 8, 4

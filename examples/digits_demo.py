@@ -19,7 +19,7 @@ import click
 import numpy as np
 import torch
 
-from benchmarks.measure import fastest, one_thread, runner
+from benchmarks.measure import one_thread, runner
 from fxquant import QuantizationSimModel, prepare_model
 from fxquant.io.text_tables import table
 from fxquant.models import digits
@@ -30,6 +30,7 @@ from fxquant.onnx.io.writer import write_model
 from fxquant.onnx.lowering.lower import lower
 from fxquant.onnx.lowering.unsigned_products import exact_model
 from fxquant.onnx.ort.cpu import this_cpu
+from fxquant.onnx.ort.timing import fastest
 from fxquant.onnx.session import Level, open_session, packed
 
 if TYPE_CHECKING:

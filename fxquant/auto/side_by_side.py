@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fxquant.errors import ExportError
 from fxquant.graph.pytree import tensors
 from fxquant.onnx.lowering.lower import lower
+from fxquant.onnx.ort.timing import NO_SPINNING, fastest
 from fxquant.onnx.runs.observed import bound_example
 from fxquant.onnx.session import Level, as_feed, open_session, packed
 
@@ -60,7 +60,7 @@ def side_by_side(float_model: fx.GraphModule, example: Any, path: Path) -> SideB
         with contextlib.suppress(ExportError):
             source, float_size = stack.enter_context(_float_file(float_model, example))
             calls["float"] = _runner(source, given)
-        times = _fastest(calls)
+        times = fastest(calls, rounds=_ROUNDS, seconds=_SECONDS)
     return SideBySide(samples, size, float_size, times["quantized"], times.get("float"))
 
 
@@ -74,22 +74,6 @@ def _float_file(model: fx.GraphModule, example: Any) -> Iterator[tuple[bytes | s
 
 
 def _runner(source: bytes | str | Path, given: list[Any]) -> Callable[[], object]:
-    session = open_session(source, Level.ALL)
+    session = open_session(source, Level.ALL, entries=NO_SPINNING)
     feeds = dict(zip(session.inputs, map(as_feed, given), strict=True))
     return lambda: session.run(feeds)
-
-
-def _fastest(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """CPU seconds of this thread: what others do on the machine does not count."""
-    best: dict[str, float] = {}
-    end = time.monotonic() + _SECONDS
-    for done in range(_ROUNDS + 1):
-        for name, call in calls.items():
-            begin = time.thread_time()
-            call()
-            taken = time.thread_time() - begin
-            if done:  # the first is a warm-up
-                best[name] = min(best.get(name, taken), taken)
-        if done and time.monotonic() > end:
-            break
-    return best

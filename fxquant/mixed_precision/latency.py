@@ -1,12 +1,8 @@
-"""How long choices take in onnxruntime: files are written and run, not estimated.
-
-What is compared takes turns in one run, as clocks and caches drift. CPU time of the calling thread
-is taken, and the fastest of many rounds: what others do on the machine only ever adds time.
-"""
+"""How long choices take in onnxruntime: files are written and run, not estimated."""
 
 from __future__ import annotations
 
-import math
+import functools
 import tempfile
 import time
 from pathlib import Path
@@ -18,6 +14,7 @@ from fxquant.mixed_precision.mixed_result import FLOAT
 from fxquant.onnx.io.reader import read_model
 from fxquant.onnx.lowering.lower import lower
 from fxquant.onnx.ort.feeds import feeds_of
+from fxquant.onnx.ort.timing import NO_SPINNING, fastest
 from fxquant.onnx.runs.observed import bound_example
 from fxquant.onnx.session import Level, Session, kernel_times, open_session, packed
 
@@ -25,10 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from fxquant.sim import QuantizationSimModel
-
-# idle threads of one session must not spin while another one is measured
-_ENTRIES = {"session.force_spinning_stop": "1"}
-_LEAST = 2e-3  # seconds of one measurement; shorter runs are repeated
 
 
 class Stopwatch:
@@ -56,31 +49,16 @@ class Stopwatch:
                 put()
                 sessions[name] = open_session(
                     self._written(Path(folder), str(number)), Level.ALL, threads=self.threads,
-                    entries=_ENTRIES,
+                    entries=NO_SPINNING,
                 )  # fmt: skip
             return self._measured(sessions, read_model(Path(folder) / "0.onnx").graph)
 
     def _measured(self, sessions: Mapping[str, Session], graph: Any) -> dict[str, float]:
         feeds = feeds_of(graph, self.given)
-        repeats = {n: self._repeats(s, feeds) for n, s in sessions.items()}
-        best = dict.fromkeys(sessions, math.inf)
-        for _ in range(self.rounds):
-            for name, session in sessions.items():
-                begin = self._now()
-                for _ in range(repeats[name]):
-                    session.run(feeds)
-                best[name] = min(best[name], (self._now() - begin) / repeats[name])
-        return best
-
-    def _repeats(self, session: Session, feeds: Any) -> int:
-        session.run(feeds)  # warm up
-        begin = self._now()
-        session.run(feeds)
-        return max(1, round(_LEAST / max(self._now() - begin, 1e-6)))
-
-    def _now(self) -> float:
+        calls = {name: functools.partial(s.run, feeds) for name, s in sessions.items()}
         # one thread computes in the calling thread, whose own time counts no one else's
-        return time.thread_time() if self.threads == 1 else time.perf_counter()
+        clock = time.thread_time if self.threads == 1 else time.perf_counter
+        return fastest(calls, rounds=self.rounds, clock=clock)
 
     def kernels(self, put: Callable[[], None]) -> dict[str, float]:
         """Seconds by operator of the file, its conversions among them.
@@ -108,4 +86,4 @@ class Stopwatch:
     def _float(self) -> Session:
         plain = self.sim.get_original_model().eval()
         with packed(lower(plain, self.sim.example).model) as source:
-            return open_session(source, Level.ALL, threads=self.threads, entries=_ENTRIES)
+            return open_session(source, Level.ALL, threads=self.threads, entries=NO_SPINNING)
