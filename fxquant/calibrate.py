@@ -189,6 +189,15 @@ def _runner(model: fx.GraphModule, data: Any, args: Any) -> Callable[[], Any]:
 _DATA = "pass a callback(model, args) or an iterable of batches"
 
 
+def is_iterable_of_batches(data: Any) -> bool:
+    """Whether data may be read batch after batch: one batch, a text, a model or an array are not.
+
+    A tensor, which is one batch as well, is iterable; who takes one asks before.
+    """
+    no = isinstance(data, (str, bytes, Mapping, nn.Module)) or type(data).__name__ == "ndarray"
+    return isinstance(data, Iterable) and not no
+
+
 def _takes(callback: Callable[..., Any], values: tuple[Any, ...]) -> bool:
     try:
         inspect.signature(callback).bind(*values)

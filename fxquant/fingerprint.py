@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from fxquant.nn.calibration import follow_parameters
 from fxquant.quantization import QuantizerBase
@@ -27,14 +27,6 @@ def fingerprints(model: nn.Module) -> dict[str, str]:
     """
     inner = {id(p) for m in model.modules() if isinstance(m, QuantizerBase) for p in m.parameters()}
     return {n: tensor_digest(p) for n, p in model.named_parameters() if id(p) not in inner}
-
-
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """A hash of named tensors, such as a state dict."""
-    found = hashlib.blake2b(digest_size=16)
-    for name, value in sorted(tensors.items()):
-        found.update(f"{name} {tensor_digest(value)}\n".encode())
-    return found.hexdigest()
 
 
 def mark_calibrated(model: fx.GraphModule) -> None:

@@ -15,9 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxquant.calibrate import is_iterable_of_batches
 from fxquant.errors import CalibrationError
-from fxquant.graph.pytree import fresh_inputs, map_leaves, tensors
+from fxquant.graph.pytree import fresh_inputs, map_leaves, samples_of, tensors
 from fxquant.prepare import call_arguments
+from fxquant.quantization.digest import tensors_digest
 
 # keys of batches that hold what a model should answer
 LABELS = frozenset({"label", "labels", "target", "targets", "y"})
@@ -118,24 +120,12 @@ def load_batches(data: Any, model: nn.Module, *, dummy_input: Any = None, seed: 
     digest, sizes = hashlib.blake2b(digest_size=16), list[int]()
     for batch in read():
         _check(batch, len(sizes))
-        for tensor in tensors(batch):
-            digest.update(f"{tensor.dtype} {list(tensor.shape)}\n".encode())
-            digest.update(
-                tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-            )
-        sizes.append(rows(batch))
+        digest.update(tensors_digest({str(i): t for i, t in enumerate(tensors(batch))}).encode())
+        sizes.append(samples_of(batch))
     if not sum(sizes):
         what = "there are no data: no batch holds a sample"
         raise CalibrationError("FXQ481", what, fix="pass a non-empty loader")
     return Batches(read, tuple(sizes), digest.hexdigest())
-
-
-def rows(batch: Any) -> int:
-    """Samples of a batch: the first size of the first tensor that has one."""
-    found = tensors(batch)
-    if any(t.numel() == 0 for t in found):
-        return 0
-    return next((len(t) for t in found if t.dim()), 1)
 
 
 def call(model: Callable[..., Any], batch: Any) -> Any:
@@ -155,8 +145,7 @@ def _source(data: Any) -> Callable[[], Iterable[Any]]:
             return lambda: data()
         what = f"the function of the data returned a {type(made).__name__}, not batches"
         raise CalibrationError("FXQ480", what, fix=_FIX)
-    fits = isinstance(data, Iterable) and not isinstance(data, (str, bytes, Mapping, nn.Module))
-    if not fits or type(data).__name__ == "ndarray":
+    if not is_iterable_of_batches(data):
         what = f"data are a {type(data).__name__}, not an iterable of batches"
         raise CalibrationError("FXQ480", what, fix=_FIX)
     if isinstance(data, Iterator):

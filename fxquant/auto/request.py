@@ -21,11 +21,11 @@ from fxquant.auto.technique_search import Limits, Progress, Search
 from fxquant.auto.techniques import BY_NAME, DEFAULT_SCHEME, Case, chosen
 from fxquant.config import QuantConfig
 from fxquant.errors import ConfigError, nearest
-from fxquant.fingerprint import digest
 from fxquant.graph.pass_infra import state_of
 from fxquant.graph.printer import dump
 from fxquant.prepare import prepare_model
 from fxquant.quantization import QuantScheme
+from fxquant.quantization.digest import tensors_digest
 from fxquant.sim import QuantizationSimModel
 from fxquant.targets import Target, load_target
 
@@ -183,7 +183,7 @@ def _key(
 ) -> str:  # fmt: skip
     """Digest of all that a search depends on."""
     parts = [
-        __version__, torch.__version__, dump(prepared), digest(prepared.state_dict()),
+        __version__, torch.__version__, dump(prepared), tensors_digest(prepared.state_dict()),
         batches.digest, config.model_dump_json(), target, request.first_scheme,
         request.quant_scheme is None, request.param_bw,
         request.output_bw, request.on, request.seed, request.accuracy_drop,

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fxquant.errors import ConfigError, nearest
-from fxquant.fingerprint import digest
 from fxquant.mixed_precision.bit_candidates import candidates_of
 from fxquant.mixed_precision.choose import choose_mixed_precision
 from fxquant.mixed_precision.mixed_result import FLOAT
@@ -28,6 +27,7 @@ from fxquant.ptq.techniques.bias_correction import correct_bias
 from fxquant.ptq.techniques.fast_finetune import fast_finetune
 from fxquant.ptq.techniques.gptq import apply_gptq
 from fxquant.ptq.techniques.seq_mse import apply_seq_mse
+from fxquant.quantization.digest import tensors_digest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -239,7 +239,7 @@ def _mixed_precision(sim: QuantizationSimModel, case: Case) -> str:
     }
     given |= case.options.get("mixed_precision", {})
     # of the model as it is now: other combinations have searches of their own
-    folder = case.folder / "mixed_precision" / digest(sim.model.state_dict())[:16]
+    folder = case.folder / "mixed_precision" / tensors_digest(sim.model.state_dict())[:16]
     found = choose_mixed_precision(
         sim, evaluate=case.evaluate, data=case.data, allowed_accuracy_drop=case.drop,
         results_dir=folder, **given,

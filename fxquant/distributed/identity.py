@@ -8,9 +8,9 @@ from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from fxquant.checkpoint import graph_digest
-from fxquant.fingerprint import digest
 from fxquant.quantization import QuantizerBase
 from fxquant.quantization.description import describe_quantizers
+from fxquant.quantization.digest import tensors_digest
 
 if TYPE_CHECKING:
     from fxquant.sim import QuantizationSimModel
@@ -52,7 +52,7 @@ def _digest_of_weights(sim: QuantizationSimModel) -> str:
     own = {id(p) for m in sim.model.modules() if isinstance(m, QuantizerBase)
            for p in m.parameters()}  # fmt: skip
     named = (*sim.model.named_parameters(), *sim.model.named_buffers())
-    return digest({name: tensor for name, tensor in named if id(tensor) not in own})
+    return tensors_digest({name: tensor for name, tensor in named if id(tensor) not in own})
 
 
 def _digest_of_json(value: Any) -> str:

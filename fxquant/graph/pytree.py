@@ -95,3 +95,11 @@ def fresh_inputs(value: Any) -> Any:
         return copied
 
     return map_leaves(value, fresh)
+
+
+def samples_of(batch: Any) -> int:
+    """Samples of a batch: the first size of the first tensor that has one; 0 where one is empty."""
+    found = tensors(batch)
+    if any(t.numel() == 0 for t in found):
+        return 0
+    return next((len(t) for t in found if t.dim()), 1)

@@ -7,7 +7,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from fxquant.errors import ConfigError
-from fxquant.fingerprint import CALIBRATED, changed_since, digest, mark_calibrated
+from fxquant.fingerprint import CALIBRATED, changed_since, mark_calibrated
 from fxquant.graph.pass_infra import set_state, state_of
 from fxquant.graph.pytree import tensors
 from fxquant.mixed_precision.front import pareto
@@ -21,6 +21,7 @@ from fxquant.mixed_precision.trials import Choice, Trials
 from fxquant.precision.requests import note_changes
 from fxquant.precision.sites import find_sites
 from fxquant.ptq.snapshot import Snapshot, restore
+from fxquant.quantization.digest import tensors_digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -72,7 +73,7 @@ class Run:
         progress: Callable[[int, int], None] | None,
     ) -> None:  # fmt: skip
         """Find every range, and what was found before."""
-        options, model = self.options, digest(self.gm.state_dict())
+        options, model = self.options, tensors_digest(self.gm.state_dict())
         self.trials = Trials(self.sim, self.groups, options.data)
         noise = None
         if options.data is not None and not callable(options.data):
@@ -95,7 +96,7 @@ class Run:
             "model": model,
             "target": self.sim.target.name,
             "groups": [[g.name, [str(o) for o in g.options]] for g in self.groups],
-            "data": digest({str(i): t for i, t in enumerate(seen)}),
+            "data": tensors_digest({str(i): t for i, t in enumerate(seen)}),
             "accuracy": "sqnr" if options.evaluate is None else "evaluate",
             "sensitivity": "evaluate" if options.by_score else "sqnr",
             "techniques": [getattr(t, "__qualname__", repr(type(t))) for t in options.techniques],

@@ -18,7 +18,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fxquant.errors import CheckpointError
-from fxquant.fingerprint import digest
 from fxquant.graph.pytree import leaves
 from fxquant.io.reading import Refused, require_file
 from fxquant.io.state_dicts import write_tensors
@@ -26,7 +25,7 @@ from fxquant.io.writing import as_path, new_file
 from fxquant.nn import QuantizationMixin
 from fxquant.ptq.reconstruction_report import LayerReport
 from fxquant.ptq.walking.originals import float_value
-from fxquant.quantization.digest import tensor_digest
+from fxquant.quantization.digest import tensor_digest, tensors_digest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -94,7 +93,7 @@ class FinishedLayers:
 def _hash_of_run(walk: Walk, options: Mapping[str, Any]) -> str:
     found = hashlib.blake2b(digest_size=8)
     found.update(repr((str(walk.gm), sorted(options.items()))).encode())
-    found.update(digest(walk.gm.state_dict()).encode())
+    found.update(tensors_digest(walk.gm.state_dict()).encode())
     # what techniques have changed is reconstructed from what it was before
     originals = {
         f"{path}.{name}": float_value(module, name)
@@ -102,7 +101,7 @@ def _hash_of_run(walk: Walk, options: Mapping[str, Any]) -> str:
         for name in module.__dict__.get(QuantizationMixin.FLOAT_VALUES, {})
         if name in module._parameters
     }
-    found.update(digest(originals).encode())
+    found.update(tensors_digest(originals).encode())
     for value in walk.given():
         for _, leaf in leaves(value):
             found.update((tensor_digest(leaf) if isinstance(leaf, Tensor) else repr(leaf)).encode())

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx, nn
 
+from fxquant.calibrate import is_iterable_of_batches
 from fxquant.errors import CalibrationError, ConfigError, FxQuantError
 from fxquant.nn.modes import evaluating
 
@@ -213,10 +214,10 @@ class _Sums:
 def _iterated(data: Any) -> Iterable[Any]:
     if isinstance(data, Tensor):
         return [data]
-    if not isinstance(data, Iterable) or isinstance(data, (str, bytes, Mapping, nn.Module)):
+    if not is_iterable_of_batches(data):
         what = f"the data are a {type(data).__name__}, no iterable of batches"
         raise CalibrationError("FXQ477", what, fix="pass a list of batches, or a loader")
-    return data
+    return data  # type: ignore[no-any-return]
 
 
 def _forward(model: nn.Module) -> Forward:

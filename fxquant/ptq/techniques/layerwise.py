@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from fxquant.calibrate import is_iterable_of_batches
 from fxquant.errors import CalibrationError, ConfigError
 from fxquant.nn.calibration import fit_biases
 from fxquant.ptq.snapshot import Snapshot, restore, snapshot
@@ -65,7 +66,7 @@ def batches(
         return data
     if isinstance(data, Tensor):
         data = [data]
-    if not isinstance(data, Iterable) or isinstance(data, (str, bytes, Mapping, nn.Module)):
+    if not is_iterable_of_batches(data):
         return data  # the walk says what is wrong with it
     length = len(data) if isinstance(data, Sized) else None
     if number is not None and length is not None and 0 < length < number:

@@ -15,12 +15,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from fxquant import ops
+from fxquant.calibrate import is_iterable_of_batches
 from fxquant.errors import CalibrationError, FxQuantError
 from fxquant.graph.node_walk import Environment, last_uses
-from fxquant.graph.pytree import fresh_inputs, tensors
+from fxquant.graph.pytree import fresh_inputs, samples_of, tensors
 from fxquant.nn import QuantizationMixin
 from fxquant.ptq.walking.originals import float_module
 from fxquant.ptq.walking.value_store import ValueStore
@@ -193,7 +194,7 @@ def bound_batches(
     seen = batches = 0
     for batch in _iterated(data):
         values = _bound(holders, batch)
-        count = _samples(values)
+        count = samples_of(list(values))
         if count == 0:
             continue
         _refuse_nan(holders, values, batches)
@@ -209,8 +210,7 @@ def bound_batches(
 def _iterated(data: Any) -> Iterable[Any]:
     if isinstance(data, Tensor):
         return [data]
-    fits = isinstance(data, Iterable) and not isinstance(data, (str, bytes, Mapping, nn.Module))
-    if not fits or type(data).__name__ == "ndarray":
+    if not is_iterable_of_batches(data):
         what = f"data are a {type(data).__name__}, not an iterable of batches"
         raise CalibrationError("FXQ443", what, fix="pass a list of batches, or a loader")
     return data  # type: ignore[no-any-return]
@@ -228,14 +228,6 @@ def _bound(holders: Sequence[fx.Node], batch: Any) -> list[Any]:
         what = f"a batch has no value for input {error.name!r}"
         fix = "pass every input the model was prepared with"
         raise CalibrationError("FXQ444", what, at=error.holder, fix=fix) from None
-
-
-def _samples(values: Sequence[Any]) -> int:
-    """Samples of a batch: the first size of the first tensor that has one."""
-    found = tensors(list(values))
-    if any(t.numel() == 0 for t in found):
-        return 0
-    return next((len(t) for t in found if t.dim()), 1)
 
 
 def _refuse_nan(holders: Sequence[fx.Node], values: Sequence[Any], batch: int) -> None:
