@@ -93,3 +93,18 @@ def test_a_reconstruction_fits_the_tokens_and_not_the_padding(
     before = noise()
     reconstruct(sim, data)
     assert (noise() < before / 4) is counted
+
+
+def test_everything_counts_behind_an_operator_without_a_derivative() -> None:
+    class Gamma(Sentences):
+        def forward(self, ids: Tensor) -> Tensor:
+            """[N, L] -> [N, 8]."""
+            x = super().forward(ids).abs() + 1
+            return torch.igamma(x, x + 1)
+
+    data = batches()
+    sim = QuantizationSimModel(Gamma().eval(), data[0], "min_max", 8, 3)
+    sim.compute_encodings(data)
+    layers, _ = layers_of(sim.model)
+    assert dependent_positions(walked(sim, data), layers.values(), 0) == {}
+    assert [r.path for r in reconstruct(sim, data).layers] == ["first", "second"]

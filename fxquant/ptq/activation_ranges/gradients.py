@@ -11,7 +11,6 @@ Influence Matrix for Laplacian Smoothing Splines", for the trace of `J e e^T J^T
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,10 +18,11 @@ from torch import Tensor, fx, nn
 
 from fxquant import ops
 from fxquant.graph.pytree import fresh_inputs, map_leaves, tensors
+from fxquant.ptq.walking.output_gradients import without_gradients
 from fxquant.quantization.tensor import plain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from fxquant.ptq.activation_ranges.range_trials import ChosenGrid
 
@@ -47,7 +47,7 @@ def add_costs(
     Returns:
         Why there are no gradients, and nothing was added; an empty text if there are.
     """
-    with _without_gradients(gm), torch.enable_grad():
+    with without_gradients(gm), torch.enable_grad():
         recorder = _Recorder(gm, slots)
         found = tensors(recorder.run(*fresh_inputs(list(values))))
         outputs = [plain(t) for t in found if t.requires_grad]
@@ -134,16 +134,3 @@ class _Recorder(fx.Interpreter):
             return x.clone() if self._writes else x
 
         return map_leaves(value, change)
-
-
-@contextmanager
-def _without_gradients(model: nn.Module) -> Iterator[None]:
-    """Parameters need no gradients for a while."""
-    learned = [p for p in model.parameters() if p.requires_grad]
-    try:
-        for parameter in learned:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in learned:
-            parameter.requires_grad_()

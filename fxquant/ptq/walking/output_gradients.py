@@ -7,17 +7,18 @@ elements that nothing depends on, such as those of padded tokens, weigh nothing.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from fxquant.errors import CalibrationError
 from fxquant.graph.pytree import fresh_inputs, tensors
 from fxquant.tracing.signature import mismatch
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
 
 class OutputGradients(fx.Interpreter):
@@ -60,14 +61,15 @@ class OutputGradients(fx.Interpreter):
 
         Returns:
             Node -> gradient in the shape of its value, for outputs whose mean square is one; nodes
-            on which no output depends smoothly are missing.
+            on which no output depends smoothly are missing, and all of them where an operator has
+            no derivative.
 
         Raises:
             CalibrationError: FXQ475, the model does not take the batch.
         """
         self.values.clear()
         holders = [n for n in self.module.graph.nodes if n.op == "placeholder"]  # type: ignore[union-attr]
-        with torch.enable_grad():
+        with without_gradients(self.module), torch.enable_grad():
             try:
                 output = self.run(*fresh_inputs(list(inputs)))
             except (MemoryError, torch.OutOfMemoryError):
@@ -83,12 +85,27 @@ class OutputGradients(fx.Interpreter):
                 return {}
             signs = [self._signs(t) for t in smooth]
             values = [self.values[n] for n in wanted]
-            gradients: tuple[Tensor | None, ...] = torch.autograd.grad(
-                smooth, values, signs, allow_unused=True
-            )
+            gradients: tuple[Tensor | None, ...]
+            try:
+                gradients = torch.autograd.grad(smooth, values, signs, allow_unused=True)
+            except RuntimeError:  # of an operator without a derivative
+                return {}
         return {n: g.detach() for n, g in zip(wanted, gradients, strict=True) if g is not None}
 
     def _signs(self, output: Tensor) -> Tensor:
         signs = torch.randint(0, 2, output.shape, generator=self._generator).to(output) * 2 - 1
         size = output.detach().square().mean().sqrt()
         return signs / torch.where(size > 0, size, 1.0)
+
+
+@contextmanager
+def without_gradients(model: nn.Module) -> Iterator[None]:
+    """Parameters need no gradients for a while."""
+    learned = [p for p in model.parameters() if p.requires_grad]
+    try:
+        for parameter in learned:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in learned:
+            parameter.requires_grad_()
