@@ -76,21 +76,22 @@ class OutputGradients(fx.Interpreter):
                 raise
             except Exception as error:
                 given = {str(h.target): v for h, v in zip(holders, inputs, strict=True)}
-                found = mismatch(self.module, (), given, error)  # type: ignore[arg-type]
-                what = f"the model does not take batch {batch}: {found.what}"
-                raise CalibrationError("FXQ475", what, fix=found.fix) from error
+                wrong = mismatch(self.module, (), given, error)  # type: ignore[arg-type]
+                what = f"the model does not take batch {batch}: {wrong.what}"
+                raise CalibrationError("FXQ475", what, fix=wrong.fix) from error
             smooth = [t for t in tensors(output) if t.requires_grad and t.numel()]
             wanted = [n for n in self._weighed if n in self.values]
             if not smooth or not wanted:
                 return {}
             signs = [self._signs(t) for t in smooth]
             values = [self.values[n] for n in wanted]
-            gradients: tuple[Tensor | None, ...]
             try:
-                gradients = torch.autograd.grad(smooth, values, signs, allow_unused=True)
+                found: Sequence[Tensor | None] = torch.autograd.grad(
+                    smooth, values, signs, allow_unused=True
+                )
             except RuntimeError:  # of an operator without a derivative
                 return {}
-        return {n: g.detach() for n, g in zip(wanted, gradients, strict=True) if g is not None}
+        return {n: g.detach() for n, g in zip(wanted, found, strict=True) if g is not None}
 
     def _signs(self, output: Tensor) -> Tensor:
         signs = torch.randint(0, 2, output.shape, generator=self._generator).to(output) * 2 - 1
