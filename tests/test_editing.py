@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxquant import QuantizationSimModel, QuantScheme, prepare_model
@@ -17,24 +16,9 @@ from fxquant.errors import ConfigError, QuantizationError, SelectorError
 from fxquant.nn import QuantizationMixin
 from fxquant.quantization import affine
 from fxquant.quantization.float import FloatQuantizeDequantize
-from tests.helpers.modules import quantized
+from tests.helpers.modules import Branches, quantized
 
 Edit = Callable[[QuantizationSimModel], object]
-
-
-class Net(nn.Module):
-    """Moves between producer and reader, a shared grid, a sum, a head."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
-        self.left, self.right = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
-        self.join, self.fc = nn.Conv2d(16, 8, 1), nn.Linear(8, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        y = self.join(torch.cat((self.left(x), self.right(x)), 1)) + x
-        return self.fc(F.relu(y).mean((2, 3)))  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +30,7 @@ def x() -> Tensor:
 @pytest.fixture(scope="module")
 def calibrated(x: Tensor) -> QuantizationSimModel:
     torch.manual_seed(1)
-    sim = QuantizationSimModel(Net().eval(), x)
+    sim = QuantizationSimModel(Branches().eval(), x)
     sim.compute_encodings([x])
     return sim
 
@@ -177,7 +161,9 @@ def test_shared_grids_stay_shared_as_floats(sim: QuantizationSimModel) -> None:
 
 
 def test_percentiles(x: Tensor) -> None:
-    sim = QuantizationSimModel(Net().eval(), x, quant_scheme=QuantScheme.post_training_percentile)
+    sim = QuantizationSimModel(
+        Branches().eval(), x, quant_scheme=QuantScheme.post_training_percentile
+    )
     sim.compute_encodings([x])
     wide = quantized(sim, "x_stub").output_quantizers[0].get_max()
     sim.set_percentile_value(90)
@@ -191,7 +177,7 @@ def test_percentiles(x: Tensor) -> None:
 
 
 def test_the_original_model_comes_back(x: Tensor) -> None:
-    model = Net().eval()
+    model = Branches().eval()
     sim = QuantizationSimModel(model, x)
     sim.compute_encodings([x])
     back = sim.get_original_model()

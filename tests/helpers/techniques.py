@@ -118,3 +118,17 @@ def scales(sim: QuantizationSimModel) -> dict[str, Tensor]:
     """Steps of the weights by the path of their module."""
     found = {path: q.get_scale() for path, q in weight_quantizers(sim).items()}
     return {path: scale.clone() for path, scale in found.items() if scale is not None}
+
+
+def blocked(*, grouped: bool) -> tuple[nn.Module, QuantizationSimModel, list[Tensor]]:
+    """A network whose first weight has 3 bits and a grid for each 8 inputs, and its data."""
+    rows = images(32)
+    model = nn.Sequential(nn.Linear(32, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    sim = QuantizationSimModel(model, rows[0], "min_max", 8, 8)
+    change: Any = sim.set_blockwise_quantization_for_weights
+    if grouped:
+        change = sim.set_grouped_blockwise_quantization_for_weights
+    more = {"decompressed_bw": 8} if grouped else {}
+    change([sim.model.get_submodule("0")], 3, True, block_size=8, **more)
+    sim.compute_encodings(rows)
+    return model, sim, rows

@@ -16,32 +16,17 @@ from fxquant.errors import ConfigError, FxQuantError, SelectorError
 from fxquant.fingerprint import CALIBRATED, changed_since
 from fxquant.ptq.snapshot import restore, snapshot
 from fxquant.quantization import affine
-from tests.helpers.modules import quantized
+from tests.helpers.modules import Branches, quantized
 from tests.helpers.shipped import Shipped
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-class Net(nn.Module):
-    """Moves between producer and consumer, a shared grid, a sum, a head."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
-        self.left, self.right = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
-        self.join, self.fc = nn.Conv2d(16, 8, 1), nn.Linear(8, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        y = self.join(torch.cat((self.left(x), self.right(x)), 1)) + x
-        return self.fc(F.relu(y).mean((2, 3)))  # type: ignore[no-any-return]
-
-
 def made(scheme: str = "tf_enhanced", **options: Any) -> tuple[QuantizationSimModel, Tensor]:
     torch.manual_seed(0)
     x = torch.randn(8, 3, 8, 8)
-    sim = QuantizationSimModel(Net().eval(), x, scheme, **options)
+    sim = QuantizationSimModel(Branches().eval(), x, scheme, **options)
     sim.compute_encodings([x])
     return sim, x
 

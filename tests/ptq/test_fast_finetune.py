@@ -21,6 +21,7 @@ from fxquant.ptq.solving.refinement import Refined, RefinementOptions, refine
 from fxquant.ptq.techniques.fast_finetune import _best
 from fxquant.ptq.techniques.output_error import OutputErrors, output_errors
 from tests.helpers.techniques import (
+    blocked,
     images,
     normed,
     on_its_grid,
@@ -109,15 +110,7 @@ def test_frozen_scales_and_powers_of_two_stay() -> None:
 
 @pytest.mark.parametrize("grouped", [False, True])
 def test_blocks(grouped: bool) -> None:
-    rows = images(32)
-    model = nn.Sequential(nn.Linear(32, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
-    sim = QuantizationSimModel(model, rows[0], "min_max", 8, 8)
-    change: Any = sim.set_blockwise_quantization_for_weights
-    if grouped:
-        change = sim.set_grouped_blockwise_quantization_for_weights
-    more = {"decompressed_bw": 8} if grouped else {}
-    change([sim.model.get_submodule("0")], 3, True, block_size=8, **more)
-    sim.compute_encodings(rows)
+    model, sim, rows = blocked(grouped=grouped)
     before = sqnr(model, sim, rows)
     fast_finetune(sim, rows, QUICK)
     assert sqnr(model, sim, rows) > before + 3

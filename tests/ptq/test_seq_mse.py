@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
 from fxquant import SeqMseParams, apply_seq_mse
 from fxquant.errors import CalibrationError, ConfigError, SelectorError, UncalibratedError
@@ -18,6 +18,7 @@ from fxquant.ptq.solving.candidates import LOSSES, OutputError, best_of
 from fxquant.ptq.solving.grids import WeightGrid
 from fxquant.sim import QuantizationSimModel
 from tests.helpers.techniques import (
+    blocked,
     images,
     normed,
     parameters,
@@ -70,16 +71,8 @@ def test_one_range_for_a_tensor_powers_of_two_and_blocks() -> None:
     apply_seq_mse(sim, DATA)
     for scale in scales(sim).values():
         assert bool((torch.frexp(scale).mantissa == 0.5).all())
-    rows = images(32)
     for grouped in (False, True):
-        model = nn.Sequential(nn.Linear(32, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
-        sim = QuantizationSimModel(model, rows[0], "min_max", 8, 8)
-        change: Any = sim.set_blockwise_quantization_for_weights
-        if grouped:
-            change = sim.set_grouped_blockwise_quantization_for_weights
-        more = {"decompressed_bw": 8} if grouped else {}
-        change([sim.model.get_submodule("0")], 3, True, block_size=8, **more)
-        sim.compute_encodings(rows)
+        _, sim, rows = blocked(grouped=grouped)
         report = apply_seq_mse(sim, rows)
         assert report.layers[0].ranges == 32
         assert report.layers[0].error_after < report.layers[0].error_before
