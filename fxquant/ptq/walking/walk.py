@@ -11,11 +11,12 @@ and computing the network anew for every layer would cost the square of its dept
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from fxquant import ops
 from fxquant.calibrate import is_iterable_of_batches
@@ -36,14 +37,26 @@ Progress = Callable[[int, int], None]
 
 
 class FloatEnvironment(Environment):
-    """The graph without quantizers, with the float values of parameters that techniques changed."""
+    """The graph without quantizers, with the float values of parameters that techniques changed.
 
-    def __init__(self, gm: fx.GraphModule, name: str) -> None:
+    Args:
+        gm: the graph.
+        name: how its values are told from those of other environments.
+        paths: modules that are computed so, all others as they are; None: all.
+    """
+
+    def __init__(self, gm: fx.GraphModule, name: str, paths: Collection[str] | None = None) -> None:
         super().__init__(gm, name)
-        self._plain = {
+        self._paths = paths
+
+    @functools.cached_property
+    def _plain(self) -> dict[str, nn.Module]:
+        # when the first one is called: they have the training flags of that moment
+        return {
             path: float_module(module)
-            for path, module in gm.named_modules()
+            for path, module in self.module.named_modules()
             if isinstance(module, QuantizationMixin)
+            and (self._paths is None or path in self._paths)
         }
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
