@@ -16,10 +16,13 @@ if TYPE_CHECKING:
 @model_options
 @common
 def validate(factory: str, *, as_json: bool, progress: Progress, **options: Any) -> int:
-    """Check a network against the guidelines; exit code 1 when it breaks one."""
+    """Check a network against the guidelines; exit code 1 when something blocks quantization.
+
+    What preparation repairs by itself, before anything is quantized, does not block.
+    """
     check_example(options)
     from fxquant.cli import actions
 
     report = actions.validate(factory, progress=progress, **options)
     click.echo(report.to_json() if as_json else str(report))
-    return 0 if report else FINDINGS
+    return FINDINGS if report.blocking else 0
