@@ -15,7 +15,6 @@ from click.testing import CliRunner
 from torch import Tensor, nn
 
 from fxquant import QuantizationSimModel, prepare_model
-from fxquant.analysis.owners import Owners
 from fxquant.analysis.profile import Profile, profile
 from fxquant.cli import main
 from fxquant.errors import ConfigError
@@ -23,6 +22,7 @@ from fxquant.onnx.io.reader import read_model
 from fxquant.onnx.io.writer import write_model
 from fxquant.onnx.lowering.lower import lower
 from fxquant.onnx.ort.dequantized import without_pairs
+from fxquant.onnx.ort.owners import Owners
 from fxquant.onnx.session import KernelTime, Level, open_session, packed
 from tests.helpers.grids import output_of
 
