@@ -93,7 +93,7 @@ def test_errors_are_those_of_the_tensor(
     with packed(graph) as source:
         integers = open_session(source, Level.OFF).run({"x": x.numpy()}, ["relu.output_q"])
     grid = output_of(sim.model, "relu")
-    step, zero = float(grid.get_scale()), -float(grid.get_offset())
+    step, zero = grid.get_scale().item(), -grid.get_offset().item()
     real = (integers["relu.output_q"].astype(np.float64) - zero) * step
     error = np.abs(exact.numpy() - real) / step
     conv = _row(found, "conv").error
