@@ -21,7 +21,7 @@ from fxquant.quantization.affine.known import Known
 from fxquant.quantization.affine.options import analyzer_of, grid_of, layout_of, options_of
 from fxquant.quantization.encodings import AffineEncoding
 from fxquant.quantization.quantizer_base import float32
-from fxquant.quantization.range_to_qparams import not_above_zero
+from fxquant.quantization.range_to_qparams import free_ends, not_above_zero
 from fxquant.quantization.ranges import range_of
 from fxquant.quantization.tensor import DequantizedTensor, adopt, plain
 
@@ -290,6 +290,9 @@ class AffineQuantizer(Gridded):
         if self.gradient_scale is not None:
             by = gradient_scale(x, math.prod(self.shape), grid, self.gradient_scale)
             low, high = with_gradient_scale(low, by), with_gradient_scale(high, by)
+        if (low.requires_grad or high.requires_grad) and not grid.symmetric:
+            seen = layout.extremes(float32(x.detach()).float())
+            low, high = free_ends(low, high, *seen, self._scale(low.detach(), high.detach()))
         scale = self._scale(low, high)
         zero = self._traced_zero(scale, low)
         scale, zero = (traced.computed_once(v) for v in (scale, zero))
