@@ -5,7 +5,7 @@ Lowering and onnxruntime are imported when they are called: a simulation needs n
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fxquant.onnx.parity.report import ParityReport
     from fxquant.prepare import Inputs
     from fxquant.quantization import QuantScheme
+    from fxquant.sim import QuantizationSimModel
     from fxquant.targets import Deploy, Target
 
 
@@ -178,8 +179,9 @@ class ExportMethods(EncodingsMethods):
         """
         from fxquant.analysis.report.write import write_report
 
+        sim = cast("QuantizationSimModel", self)  # the only class that this is a part of
         return write_report(
-            self, path, data, samples=samples, evaluation=evaluation, export=export,
+            sim, path, data, samples=samples, evaluation=evaluation, export=export,
             profile=profile, mixed_precision=mixed_precision, recipe=recipe, before=before,
             title=title, max_memory=max_memory, progress=progress,
         )  # fmt: skip

@@ -99,7 +99,7 @@ def test_with_data_it_shows_values_and_errors(tmp_path: Path) -> None:
     node = nodes_of(data)["blocks.1.first"]
     with torch.no_grad():
         x = torch.cat(batches())
-        model = sim.get_original_model()
+        model: Any = sim.get_original_model()
         exact = model.blocks[1].first(model.blocks[0](F.relu(model.stem(x))))
     assert node["h"]["lo"] == pytest.approx(float(exact.min()), rel=1e-4)
     assert node["h"]["hi"] == pytest.approx(float(exact.max()), rel=1e-4)
@@ -160,7 +160,7 @@ def test_weights_before_techniques_are_shown_beside(tmp_path: Path) -> None:
     sim = simulated()
     before = sim.get_original_model()
     with torch.no_grad():
-        sim.model.stem.weight[0] *= 10
+        sim.model.get_parameter("stem.weight")[0] *= 10
     weight = next(
         w for w in nodes_of(data_of(sim.report(tmp_path / "r.html", before=before)))["stem"]["w"]
         if w["n"] == "weight"

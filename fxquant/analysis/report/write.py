@@ -33,7 +33,7 @@ def write_report(
 ) -> Path:  # fmt: skip
     """Write one HTML file about a simulation; see `QuantizationSimModel.report`."""
     file = as_path(path)
-    given = {
+    given: dict[str, Any] = {
         "evaluation": handed_in.evaluation_rows(evaluation),
         "exported": handed_in.export_report(export),
         "profile": handed_in.plain_result(profile, "profile"),
