@@ -101,11 +101,13 @@ def fold(nodes: Sequence[FoldNode]) -> Group:
         The root; its children are what is shown at first.
 
     Example:
-        >>> nodes = [
-        ...     FoldNode(f"{op}_{i}", f"blocks.{i}.{op}", op, (4,), (f"fc_{i - 1}",) * (i > 0))
-        ...     for i in range(6) for op in ("norm", "fc")
-        ... ]
+        >>> nodes = [FoldNode("x", "x", "input", (4,), ())]
+        >>> for i in range(6):
+        ...     for op in ("norm", "fc"):
+        ...         inputs = (nodes[-1].name,)
+        ...         nodes.append(FoldNode(f"{op}_{i}", f"blocks.{i}.{op}", op, (4,), inputs))
         >>> print(outline(fold(nodes), nodes))
+        x: input
         blocks x 6
           blocks.0
             norm: norm
