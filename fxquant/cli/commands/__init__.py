@@ -7,6 +7,7 @@ nothing slow; what does the work is imported by a command when it runs.
 from __future__ import annotations
 
 from fxquant.cli.commands import (
+    catalogue_commands,
     encodings_commands,
     inspect_command,
     onnx_commands,
@@ -17,6 +18,7 @@ from fxquant.cli.commands import (
 )
 
 __all__ = [
+    "catalogue_commands",
     "encodings_commands",
     "inspect_command",
     "onnx_commands",
