@@ -5,43 +5,39 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fxquant import QuantizationSimModel
-from fxquant.cli.batches import load_data, random_data
+from fxquant.cli.actions import built
 from fxquant.cli.evaluation import load_evaluation
-from fxquant.cli.loading import build_model
 
 if TYPE_CHECKING:
     from torch import nn
 
     from fxquant.cli.batches import Data
+    from fxquant.cli.data_request import DataRequest
     from fxquant.cli.progress import Progress
 
 
 def report(
-    factory: str, *, weights: str | None, data: str | None, shapes: tuple[str, ...],
-    batch_size: int, progress: Progress, **options: Any,
-) -> str:  # fmt: skip
+    factory: str, *, weights: str | None, data: DataRequest, progress: Progress, **options: Any
+) -> str:
     """Build, calibrate if there are data, and write the report.
 
     Returns:
         The file.
     """
-    progress.step("building the network")
-    model = build_model(factory, weights)
-    batches = None
-    if data is not None:
-        batches = load_data(data, batch_size=batch_size, model=model).inputs_of(model)
-    example = random_data(shapes).first() if batches is None else batches.first()
+    model = built(factory, weights, progress)
+    batches = data.load(model)
     progress.step("preparing and placing quantizers")
     sim = QuantizationSimModel(
-        model, example, quant_scheme=options["scheme"], default_param_bw=options["param_bw"],
-        default_output_bw=options["activation_bw"], config=options["config"],
-        target=options["target"],
+        model, batches.first(), quant_scheme=options["scheme"],
+        default_param_bw=options["param_bw"], default_output_bw=options["activation_bw"],
+        config=options["config"], target=options["target"],
     )  # fmt: skip
-    _calibrate(sim, batches, options["encodings"], progress)
-    scores = _scores(sim, model, options["evaluation"], options["labels"], batch_size, progress)
+    real = None if data.shapes else batches  # random inputs have no values worth looking at
+    _calibrate(sim, real, options["encodings"], progress)
+    scores = _scores(sim, model, options["evaluation"], data, progress)
     with progress.bar("measuring", None) as advance:
         file = sim.report(
-            options["out"], batches, samples=options["samples"], evaluation=scores,
+            options["out"], real, samples=options["samples"], evaluation=scores,
             export=options["export"], profile=options["profile"],
             mixed_precision=options["mixed_precision"], recipe=options["recipe"],
             title=factory.rpartition(":")[2], progress=lambda done, _: advance(done),
@@ -61,11 +57,12 @@ def _calibrate(
 
 
 def _scores(
-    sim: QuantizationSimModel, model: nn.Module, evaluation: str | None, labels: str | None,
-    batch_size: int, progress: Progress,
+    sim: QuantizationSimModel, model: nn.Module, evaluation: str | None, data: DataRequest,
+    progress: Progress,
 ) -> dict[str, float] | None:  # fmt: skip
     if evaluation is None:
         return None
     progress.step("evaluating")
-    measure = load_evaluation(evaluation, labels, model, batch_size)
-    return {"float": measure(model), "simulation": measure(sim.model)}
+    size = data.batch_size
+    measure = load_evaluation(evaluation, model, keys=data.keys, batch_size=size).evaluate
+    return None if measure is None else {"float": measure(model), "simulation": measure(sim.model)}

@@ -59,7 +59,7 @@ function fitting(text, width, size = 13) {
 }
 const sum = (values) => values.reduce((a, b) => a + b, 0);
 const source = (node) => (node.src ? `${D.files[node.src[0]]}:${node.src[1]}` : "");
-const KERNELS = { integer: "computed in integers", float: "computed in floating point", moves: "moves values" };
+const KERNELS = { integer: "computed in integers", float: "computed in floating point", moves: "moves values", boundary: "boundary" };
 
 function unpack(text) {
   const raw = atob(text);

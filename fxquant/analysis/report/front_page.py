@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fxquant.analysis.report.node_facts import FLOAT, INTEGER
+from fxquant.inspection.operator_kernels import FLOAT, INTEGER
 from fxquant.nn import QuantizationMixin
 from fxquant.quantization import QuantizerBase
 
@@ -61,8 +61,7 @@ def float_reasons(entries: Sequence[Entry], texts: Sequence[str]) -> list[Entry]
     groups: dict[tuple[str, str], list[int]] = {}
     for i, entry in enumerate(entries):
         if entry.get("k") == FLOAT:
-            reasons = [texts[w] for w in entry["why"]]
-            reason = next((r for r in reasons if "floating point" in r), reasons[0])
+            reason = texts[entry["kw"]] if "kw" in entry else "the runtime says no reason"
             groups.setdefault((entry["o"], _of_any(reason, names)), []).append(i)
     order = sorted(groups.items(), key=lambda found: -len(found[1]))
     return [{"o": o, "why": reason, "nodes": places} for (o, reason), places in order]

@@ -13,15 +13,17 @@ from fxquant.graph.meta import module_path, source
 from fxquant.graph.pass_infra import state_of
 from fxquant.graph.rewriter import label
 from fxquant.graph.selectors import holds_tensors
+from fxquant.inspection.operator_kernels import kernels_of
 from fxquant.placement.dataflow import resolve_grids
 from fxquant.quantization.encodings import AffineEncoding, FloatEncoding
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from fxquant.inspection.operator_kernels import Kernel
     from fxquant.quantization import QuantizerBase
+    from fxquant.targets import Target
 
-INTEGER, FLOAT, MOVES = "integer", "float", "moves"
 STUBS = ("quantize", "dequantize")
 
 
@@ -111,17 +113,19 @@ def shape_of(node: fx.Node) -> tuple[int, ...]:
 
 
 def facts(
-    gm: fx.GraphModule, nodes: Sequence[fx.Node], files: Texts, texts: Texts
+    gm: fx.GraphModule, target: Target, nodes: Sequence[fx.Node], files: Texts, texts: Texts
 ) -> list[dict[str, Any]]:
     """What the page shows of nodes, without what only data tell; see `page_data`.
 
     Args:
         gm: the simulated graph.
+        target: what it is quantized for.
         nodes: those that are shown.
         files: names of source files, to be added to.
         texts: reasons and lines of source, to be added to.
     """
     grids, why = resolve_grids(gm), state_of(gm).why
+    kernels = kernels_of(gm, target, grids)
     place = {n: i for i, n in enumerate(nodes)}
     reads = inputs_of(nodes)
     owners = _owners(nodes, gm)
@@ -132,8 +136,9 @@ def facts(
         entry: dict[str, Any] = {
             "n": node.name, "p": path_of(node), "o": operator_of(node, gm), "s": shape_of(node),
             "in": [place[m] for m in reads[node]], "why": [texts.number(r) for r in reasons],
-            "k": computed_in(reasons),
         }  # fmt: skip
+        if node in kernels:
+            entry |= _kernel(kernels[node], texts)
         line = source(node)
         if line is not None:
             entry["src"] = [files.number(line.file), line.line, texts.number(line.text)]
@@ -146,6 +151,16 @@ def facts(
     return found
 
 
+def _kernel(kernel: Kernel, texts: Texts) -> dict[str, Any]:
+    """What an operator is computed with, and why it is in floating point."""
+    made: dict[str, Any] = {"k": kernel.kind}
+    if kernel.name != kernel.kind:
+        made["kn"] = kernel.name
+    if kernel.reason:
+        made["kw"] = texts.number(kernel.reason)
+    return made
+
+
 def _owners(nodes: Iterable[fx.Node], gm: fx.GraphModule) -> dict[int, fx.Node]:
     """Quantizer -> the first node in whose module it stands."""
     found: dict[int, fx.Node] = {}
@@ -156,18 +171,6 @@ def _owners(nodes: Iterable[fx.Node], gm: fx.GraphModule) -> dict[int, fx.Node]:
             if quantizer is not None:
                 found.setdefault(id(quantizer), node)
     return found
-
-
-def computed_in(reasons: Iterable[str]) -> str:
-    """What an operator computes with, as its reasons say; empty where they do not."""
-    for reason in reasons:
-        if "in integers on" in reason or "inside the kernel of" in reason:
-            return INTEGER
-        if "only moves values" in reason:
-            return MOVES
-        if "floating point" in reason:
-            return FLOAT
-    return ""
 
 
 def grid_facts(quantizer: QuantizerBase) -> dict[str, Any]:

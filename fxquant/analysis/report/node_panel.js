@@ -90,8 +90,8 @@ function timePart(node) {
   ]));
 }
 function whyPart(node) {
-  if (!node.why.length) return null;
-  return section("Why", el("ul", {}, node.why.map((k) => el("li", {}, D.texts[k]))));
+  const places = [...new Set(node.kw === undefined ? node.why : [node.kw, ...node.why])];
+  return places.length ? section("Why", el("ul", {}, places.map((k) => el("li", {}, D.texts[k])))) : null;
 }
 function sourcePart(node) {
   if (!node.src) return null;

@@ -1,9 +1,10 @@
 """Everything a report page shows, as plain data with short keys: a thousand nodes stay small.
 
 A node: name `n`, path `p`, operator `o`, shape `s`, places of what it reads `in`, reasons `why` and
-line `src` by their numbers, kernel `k`, precision `pr` and fewest bits `b`, grid `g` (type `t`,
-step `s`, zero point `z`, ends `lo` and `hi`, `un` where there is none yet), weights `w`, errors `e`
-(own dB, dB with all before, share of the noise), statistics of the values `h`, times `t`.
+line `src` by their numbers, kind of its kernel `k`, the kernel `kn` and the reason `kw` of floating
+point, precision `pr` and fewest bits `b`, grid `g` (type `t`, step `s`, zero point `z`, ends `lo`
+and `hi`, `un` where there is none yet), weights `w`, errors `e` (own dB, dB with all before, share
+of the noise), statistics of the values `h`, times `t`.
 A box of the folded graph: an operator's place `i`, or children `c` with their rows `r`, edges `e`
 and far edges `f`; a label `l`, path `p` and kind `k`.
 """
@@ -21,6 +22,7 @@ from fxquant.analysis.report.advice import Known, advice
 from fxquant.analysis.report.environment import environment
 from fxquant.analysis.report.node_facts import Texts, facts, fold_nodes, precision, shown_nodes
 from fxquant.analysis.report.weight_ranges import weight_facts
+from fxquant.inspection.operator_kernels import FLOAT, INTEGER
 
 if TYPE_CHECKING:
     from torch import Tensor, fx
@@ -60,10 +62,10 @@ def page_data(
     gm = sim.model
     nodes = shown_nodes(gm)
     files, texts = Texts(), Texts()
-    entries = facts(gm, nodes, files, texts)
+    entries = facts(gm, sim.target, nodes, files, texts)
     _add_weights(gm, nodes, entries, before)
     _add_measured(entries, statistics, errors.get("rows", {}))
-    _add_runtime(entries, exported, profile)
+    _add_runtime(entries, exported, profile, texts)
     for entry in entries:
         entry["pr"], entry["b"] = precision(entry)
     folding = fold_nodes(nodes, gm)
@@ -129,7 +131,7 @@ def _add_measured(
 
 def _add_runtime(
     entries: Sequence[dict[str, Any]], exported: Mapping[str, Any] | None,
-    profile: Mapping[str, Any] | None,
+    profile: Mapping[str, Any] | None, texts: Texts,
 ) -> None:  # fmt: skip
     """Kernels that a runtime chose say more than reasons of a plan."""
     kernels = {row["name"]: row for row in (exported or {}).get("operators", ())}
@@ -137,8 +139,10 @@ def _add_runtime(
     for entry in entries:
         row = kernels.get(entry["p"])
         if row is not None:
-            entry["k"] = "integer" if row["integer"] else "float"
-            entry["kn"] = row["kernel"]
+            entry |= {"k": INTEGER if row["integer"] else FLOAT, "kn": row["kernel"]}
+            entry.pop("kw", None)
+            if row["reason"]:
+                entry["kw"] = texts.number(row["reason"])
         row = times.get(entry["p"])
         if row is not None:
             entry["t"] = [row["seconds"], row["conversions"], row["share"], row["float_seconds"]]

@@ -7,16 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fxquant.cli.command import SCHEMES, check_example, common, main, model_options, sim_options
+from fxquant.cli.command import (
+    common,
+    main,
+    model_options,
+    scheme_option,
+    sim_options,
+    take_data,
+)
 from fxquant.errors import ConfigError
 
 if TYPE_CHECKING:
     from fxquant.cli.progress import Progress
 
 
-@main.command("report")
+@main.command("report", short_help="Write one HTML file about a network.")
 @click.option("--out", required=True, metavar="FILE.html", help="The report.")
-@click.option("--scheme", default="tf_enhanced", show_default=True, type=click.Choice(SCHEMES))
+@scheme_option
 @click.option("--param-bw", type=int, help="Bits of weights; default: --config's or --target's.")
 @click.option("--activation-bw", type=int, help="Bits of activations; default: in the same way.")
 @click.option("--encodings", metavar="FILE", help="Take these instead of calibrating on --data.")
@@ -37,21 +44,21 @@ if TYPE_CHECKING:
 @sim_options
 @common
 def write_report(
-    factory: str, *, labels: str | None, as_json: bool, progress: Progress, **options: Any
+    factory: str, *, as_json: bool, progress: Progress, **options: Any
 ) -> int:  # fmt: skip
     """Write one HTML file: overview, folded graph, every tensor, runtime. It loads nothing.
 
     With --data the network is calibrated on it, and the report shows values and errors. With
     --input-shape it shows what would be quantized, and why.
     """
-    check_example(options)
-    if labels is not None and options["evaluation"] is None:
+    if options["labels"] is not None and options["evaluation"] is None:
         raise ConfigError("FXQ737", "--labels names an array of --evaluate", fix="give --evaluate")
-    if options["evaluation"] is not None and options["data"] is None is options["encodings"]:
+    data = options["data"] = take_data(options, "data")
+    if options["evaluation"] is not None and data.shapes and options["encodings"] is None:
         what = "--evaluate needs a calibrated network"
         raise ConfigError("FXQ737", what, fix="add --data or --encodings")
     from fxquant.cli import report_actions
 
-    file = report_actions.report(factory, labels=labels, progress=progress, **options)
+    file = report_actions.report(factory, progress=progress, **options)
     click.echo(json.dumps({"file": file}) if as_json else f"written: {file}")
     return 0
