@@ -88,7 +88,7 @@ class ExportMethods(EncodingsMethods):
             self.model, path, filename_prefix, example, opset=opset, prove=prove,
             contrib=self.target.contrib if contrib is None else contrib,
             deploy=self._deploy if deploy is None else deploy,
-            scheme=self.quant_scheme.name, encoding_version=encoding_version,
+            scheme=self.quant_scheme.name, encoding_version=encoding_version, target=self.target,
         )  # fmt: skip
 
     def integer_model(
