@@ -11,20 +11,22 @@ from fxquant.cli.command import (
     DEPLOYMENTS,
     FINDINGS,
     FORMS,
-    SCHEMES,
-    check_batch_size,
     common,
+    data_options,
+    default_prefix,
     is_given,
     main,
+    scheme_option,
+    show,
     sim_options,
+    take_data,
+    weights_option,
 )
 from fxquant.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TypeVar
-
-    from fxquant.cli.progress import Progress
 
     Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -47,29 +49,32 @@ def _search_options(command: Command) -> Command:
             "--accuracy-drop", type=click.FloatRange(0), metavar="X",
             help="How much the score may lose, in its unit; exit code 1 when it loses more.",
         ),
-        click.option("--labels", metavar="NAME", help="The array with the labels of --evaluate."),
+        click.option(
+            "--labels", "--label", "labels", metavar="KEY",
+            help="Array with the labels of --evaluate; default: what is called so.",
+        ),
         click.option(
             "--evaluate", "evaluation", metavar="DATA",
-            help="Labelled .npz or function of (inputs, labels): top-1 in percent; or a function "
-            "of the model that returns a number.",
+            help="Labelled .npz, or path.py:function that yields (inputs, labels) or dicts with "
+            "labels: top-1 accuracy; or that is called with the model and returns a number.",
         ),
     ):  # fmt: skip
         command = option(command)
     return command
 
 
-@main.command()
+@main.command(short_help="Write proven integer ONNX, and score it.")
 @click.argument("factory")
-@click.option("--weights", metavar="FILE", help="State dict: .safetensors, .pt or .pth.")
+@weights_option
 @click.option(
-    "--calibration", required=True, metavar="DATA", help=".npy, .npz or path.py:function."
+    "--calibration", metavar="DATA", help=".npy, .npz or path.py:function; or --image-folder."
 )
+@data_options
 @click.option("--out", required=True, metavar="DIR", help="Folder of the results.")
 @click.option("--prefix", metavar="NAME", help="Name of the files; default: the function's name.")
-@click.option("--scheme", default="tf_enhanced", show_default=True, type=click.Choice(SCHEMES))
+@scheme_option
 @click.option("--param-bw", type=int, help="Bits of weights; default: --config's or --target's.")
 @click.option("--activation-bw", type=int, help="Bits of activations; default: in the same way.")
-@click.option("--batch-size", default=32, show_default=True, type=click.IntRange(1))
 @click.option("--max-batches", type=click.IntRange(1), help="Stop calibration after so many.")
 @click.option("--opset", default=21, show_default=True, type=click.IntRange(13, 23))
 @click.option(
@@ -86,13 +91,8 @@ def _search_options(command: Command) -> Command:
 def quantize(
     factory: str,
     *,
-    calibration: str,
-    batch_size: int,
-    max_batches: int | None,
     evaluation: str | None,
-    labels: str | None,
     as_json: bool,
-    progress: Progress,
     **options: Any,
 ) -> int:
     """Calibrate a network and write integer ONNX, proven against onnxruntime.
@@ -101,53 +101,47 @@ def quantize(
     when the proof fails.
 
     With --evaluate the float network, the simulation and the file are scored; with --accuracy-drop
-    techniques are tried until the score is near enough to the float network's.
+    techniques are tried until the score is near enough to the float network's. An --image-folder
+    with a folder for each class is both: some images calibrate, the others are scored.
     """
-    check_batch_size(calibration)
-    if labels is not None and evaluation is None:
+    if options["labels"] is not None and evaluation is None:
         raise ConfigError("FXQ733", "--labels names an array of --evaluate", fix="give --evaluate")
+    if evaluation is not None and options["image_folder"] and options["calibration"]:
+        what = "--calibration, --evaluate and --image-folder are three sources of data"
+        raise ConfigError("FXQ734", what, fix="leave one of them out")
+    scored = evaluation or options["image_folder"] or options["techniques"]
+    options["prefix"] = options["prefix"] or default_prefix(factory)
+    options["data"] = take_data(options, "calibration")
+    if scored or options["accuracy_drop"] is not None:
+        return _search(factory, evaluation, as_json, options)
     from fxquant.cli import actions
 
-    options["prefix"] = options["prefix"] or factory.rpartition(":")[2]
-    if any(given is not None for given in (evaluation, options["techniques"], _drop(options))):
-        given = {"batch_size": batch_size, "max_batches": max_batches, "progress": progress}
-        return _search(factory, calibration, evaluation, labels, as_json, options | given)
-    report, files = actions.quantize(
-        factory, calibration, batch_size=batch_size, max_batches=max_batches, progress=progress,
-        **options,
-    )  # fmt: skip
+    for name in ("accuracy_drop", "techniques", "max_seconds", "on"):
+        options.pop(name)
+    report, files = actions.quantize(factory, options.pop("data"), **options)
     if as_json:
         click.echo(json.dumps({"files": files, "report": json.loads(report.to_json())}, indent=1))
     else:
-        click.echo("\n".join([str(report), "", "written:", *(f"  {f}" for f in files)]))
+        show("\n".join([str(report), "", "written:", *(f"  {f}" for f in files)]))
     return 0
 
 
-def _drop(options: dict[str, Any]) -> float | None:
-    found: float | None = options["accuracy_drop"]
-    return found
-
-
-def _search(
-    factory: str, calibration: str, evaluation: str | None, labels: str | None, as_json: bool,
-    options: dict[str, Any],
-) -> int:  # fmt: skip
+def _search(factory: str, evaluation: str | None, as_json: bool, options: dict[str, Any]) -> int:
     from fxquant.cli import actions
     from fxquant.cli import evaluation as texts
 
-    named = options["techniques"] or ("none" if _drop(options) is None else "auto")
+    named = options["techniques"] or ("none" if options["accuracy_drop"] is None else "auto")
     options["techniques"] = named if named in ("auto", "none") else named.split(",")
     if not is_given("scheme"):  # then the search may choose it
         options["scheme"] = None
-    result, sizes = actions.search(
-        factory, calibration, evaluation=evaluation, labels=labels, **options
-    )
+    scored = actions.search(factory, options.pop("data"), evaluation, **options)
+    result = scored.result
     files = [str(file) for file in result.files]
     if as_json:
         report = json.loads(result.export.to_json())
-        found = {"files": files, "report": report, "evaluation": texts.plain(result, sizes)}
+        found = {"files": files, "report": report, "evaluation": texts.plain(scored)}
         click.echo(json.dumps(found, indent=1))
     else:
-        parts = [str(result.export), "", str(result.report), "", texts.summary(result, sizes), ""]
-        click.echo("\n".join([*parts, "written:", *(f"  {file}" for file in files)]))
+        parts = [str(result.export), "", str(result.report), "", texts.summary(scored), ""]
+        show("\n".join([*parts, "written:", *(f"  {file}" for file in files)]))
     return 0 if result.met else FINDINGS

@@ -15,6 +15,7 @@ from fxquant.onnx.ort.coverage import OperatorRow
 from fxquant.onnx.parity.default_kernels import KernelRun
 from fxquant.onnx.parity.float_comparison import Agreement
 from fxquant.onnx.parity.report_text import lines, severity
+from fxquant.onnx.parity.target_coverage import TargetCoverage
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,7 @@ class ParityReport:
         choices: one row an argmax, topk or sort and level.
         samples: rows of the example.
         fidelity: the simulation's outputs on the example compared with the float model's.
+        compared_with_float: what these rows compare: outputs, models, data.
         warnings: what a person should know before shipping: outputs far from the float model,
             values off their grids, stale ranges.
         levels: the two whole runs.
@@ -155,6 +157,7 @@ class ParityReport:
         kernels: what default kernels make of the file, where some CPUs do not compute exactly.
         seconds: duration of the proof.
         runtime: name and version of what it was proven against; empty without a proof.
+        target: what the target computes on integers, by its own table.
     """
 
     proven: bool
@@ -167,6 +170,7 @@ class ParityReport:
     others: tuple[str, ...] = ()
     samples: int = 0
     fidelity: tuple[Agreement, ...] = ()
+    compared_with_float: str = ""
     warnings: tuple[str, ...] = ()
     operators: tuple[OperatorRow, ...] = ()
     skipped: tuple[str, ...] = ()
@@ -176,6 +180,7 @@ class ParityReport:
     kernels: tuple[KernelRun, ...] = ()
     seconds: float = 0.0
     runtime: str = ""
+    target: TargetCoverage | None = None
 
     def __bool__(self) -> bool:
         return self.proven
