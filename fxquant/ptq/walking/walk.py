@@ -240,7 +240,7 @@ def batch_walks(
 
 
 def bound_batches(
-    gm: fx.GraphModule, data: Any, most: int | None = None
+    gm: fx.GraphModule, data: Any, most: int | None = None, *, nan: bool = False
 ) -> Iterator[tuple[list[Any], int]]:
     """Batches as values of the graph's inputs in order, and the samples that each holds.
 
@@ -248,6 +248,7 @@ def bound_batches(
         gm: the graph.
         data: as for `Walk`.
         most: samples that are enough; no further batch is asked for then.
+        nan: whether batches may hold NaN.
 
     Raises:
         CalibrationError: FXQ442 to FXQ445, as for `Walk`.
@@ -259,7 +260,8 @@ def bound_batches(
         count = samples_of(list(values))
         if count == 0:
             continue
-        _refuse_nan(holders, values, batches)
+        if not nan:
+            _refuse_nan(holders, values, batches)
         yield values, count
         seen, batches = seen + count, batches + 1
         if most is not None and seen >= most:
