@@ -105,15 +105,23 @@ def _clipping(known: Known) -> Iterator[Entry]:
 
 
 def _unused(known: Known) -> Iterator[Entry]:
-    found = [i for i, e in enumerate(known.entries) if e.get("h", {}).get("us", 1.0) < _UNUSED]
+    found = [i for i, e in enumerate(known.entries) if _is_unused(e)]
     if found:
         first = known.entries[found[0]]
         yield _advice(
             "Take outliers out of the ranges",
-            f"in {len(found)} tensors 99.8 % of the values use less than {_UNUSED:.0%} of the "
+            f"in {len(found)} tensors 99.8% of the values use less than {_UNUSED:.0%} of the "
             f"steps ({first['p']}: {first['h']['us']:.1%})",
             'fxquant.QuantizationSimModel(model, x, "percentile")', found,
         )  # fmt: skip
+
+
+def _is_unused(entry: Entry) -> bool:
+    """Whether a tensor leaves steps of its own grid unused, and loses by it."""
+    if entry.get("h", {}).get("us", 1.0) >= _UNUSED or "own" in entry["g"]:
+        return False
+    own = (entry.get("e") or (None,))[0]
+    return own is not None and own < _GOOD
 
 
 def _uneven(known: Known) -> Iterator[Entry]:

@@ -34,9 +34,9 @@ const decibels = (x) => (x === null || x === undefined ? "–" : x <= -300 ? "lo
 function percent(x) {
   if (x === null || x === undefined) return "–";
   const p = 100 * x;
-  if (p === 0) return "0 %";
-  if (p < 0.01) return "< 0.01 %";
-  return `${p < 1 ? p.toFixed(2) : p < 10 ? p.toFixed(1) : p.toFixed(0)} %`;
+  if (p === 0) return "0%";
+  if (p < 0.01) return "<0.01%";
+  return `${p < 1 ? p.toFixed(2) : p < 10 ? p.toFixed(1) : p.toFixed(0)}%`;
 }
 function bytes(n) {
   if (n >= 1e9) return [(n / 1e9).toFixed(2), "GB"];

@@ -14,11 +14,18 @@ function overview() {
     el("p", { class: "verdict" }, verdict(O)),
     el("div", { class: "cards" }, cards(O)),
     HAS.errors || HAS.all ? el("section", {}, el("h2", {}, "Errors along the network"),
-      el("p", { class: "lead" }, "Bars: the error each node makes itself. Line: the error of its value, with all before it. Higher is better; triangles mark the three that do most harm. Click to open a node."),
-      errorChart(openNode)) : null,
+      el("p", { class: "lead" }, "Bars: the error that each node makes itself; the longer, the worse. Line: the error of its value, with all before it; the lower, the worse. Triangles mark the three that do most harm. Click to open a node."),
+      resizing(() => errorChart(openNode))) : null,
     el("div", { class: "two" },
       el("div", {}, worstPart(O), el("section", {}, el("h2", {}, "Not computed in integers"), reasonsPart(O))),
       el("section", {}, el("h2", {}, "What to do next"), O.advice.length ? el("ol", { class: "advice" }, O.advice.map(adviceItem)) : el("p", { class: "empty" }, "Nothing stands out."))));
+}
+// a chart that is drawn anew when the window has another width
+function resizing(make) {
+  const place = el("div", {}, make());
+  let width = innerWidth;
+  addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; place.replaceChildren(make()); } });
+  return place;
 }
 const strong = (text, kind) => el("strong", { class: kind }, text);
 function verdict(O) {
@@ -46,9 +53,9 @@ const meter = (parts) => el("div", { class: "meter" }, parts.map(([share, color]
 function cards(O) {
   const made = [];
   if (O.evaluation.length) made.push(card("Accuracy", el("table", {}, O.evaluation.map((r) => el("tr", {}, el("td", {}, r.name), el("td", {}, r.value === null ? "–" : number(r.value, 4)))))));
-  if (O.output_db !== null && O.output_db !== undefined) made.push(card("Outputs against float", big(O.output_db.toFixed(1), "dB"), el("div", { class: "note" }, `signal to noise, ${many(D.samples, "sample")} at most`)));
+  if (O.output_db !== null && O.output_db !== undefined) made.push(card("Outputs against float", big(O.output_db.toFixed(1), "dB"), el("div", { class: "note" }, `signal to noise over ${many(D.samples, "sample")}`)));
   const { integer, float } = O.counts, total = integer + float || 1;
-  made.push(card("In integers", big(`${Math.round((100 * integer) / total)}`, "% of operators"), meter([[integer / total, "--integer"], [float / total, "--float"]]), el("div", { class: "note" }, `${integer} integer, ${float} float`)));
+  made.push(card("In integers", big(`${Math.round((100 * integer) / total)}%`, "of operators"), meter([[integer / total, "--integer"], [float / total, "--float"]]), el("div", { class: "note" }, `${integer} integer, ${float} float`)));
   if (O.size.float) {
     const [now, unit] = bytes(O.size.stored), [before, was] = bytes(O.size.float);
     made.push(card("Weights", big(now, unit), meter([[O.size.stored / O.size.float, "--accent"]]), el("div", { class: "note" }, `${before} ${was} in floating point: ${(O.size.float / O.size.stored).toFixed(1)} × smaller`)));
