@@ -31,6 +31,7 @@ class Known:
         exported: whether an export report was given.
         proven: what it says.
         worst: places of the worst nodes.
+        findings: what an audit of the calibration data found.
     """
 
     entries: Sequence[Entry]
@@ -39,6 +40,7 @@ class Known:
     exported: bool
     proven: bool
     worst: Sequence[int]
+    findings: Sequence[Entry] = ()
 
 
 def advice(known: Known) -> list[Entry]:
@@ -61,6 +63,13 @@ def _no_data(known: Known) -> Iterator[Entry]:
             "Measure errors", "without data this report shows structure and grids only",
             'sim.report("report.html", data=batches)', (),
         )  # fmt: skip
+
+
+def _audited(known: Known) -> Iterator[Entry]:
+    for found in known.findings:
+        said = (found.get(key, "") for key in ("where", "message", "fix"))
+        why = "; ".join(text for text in said if text)
+        yield _advice(f"Calibration data: {found.get('kind', '')}", why, "", ())
 
 
 def _not_proven(known: Known) -> Iterator[Entry]:
@@ -156,7 +165,7 @@ def _not_exported(known: Known) -> Iterator[Entry]:
 
 
 _RULES: tuple[Callable[[Known], Iterator[Entry]], ...] = (
-    _uncalibrated, _no_data, _not_proven, _dominant, _clipping, _unused, _uneven, _noisy,
+    _uncalibrated, _no_data, _audited, _not_proven, _dominant, _clipping, _unused, _uneven, _noisy,
     _not_exported,
 )  # fmt: skip
 
