@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ from fxquant.quantization import QuantizerBase
 from fxquant.quantization.tensor import plain
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from fxquant.ptq.walking.walk import Progress
@@ -57,8 +59,9 @@ class NodeError:
         cumulative_db: the same in the simulation, with all errors before it; None where the result
             is no real-valued tensor, or there is no error.
         noise_share: the part that the node's own error has in the noise at the model's outputs, to
-            first order; the parts of all nodes add up to 1. None where the outputs do not depend
-            smoothly on it, or it has no error of its own.
+            first order; the parts of all nodes add up to 1. An estimate: of `n` samples it deviates
+            by about `sqrt(2 / n)` of itself. None where the outputs do not depend smoothly on it,
+            or it has no error of its own.
         source: the user's file and line.
         mse: mean squared error of the result, with all errors before it; None where it is no
             real-valued tensor.
@@ -171,7 +174,7 @@ def node_errors(
     gm, cost = sim.model, Cost()
     started = time.process_time()
     measured = _Measured(gm, shares=shares, seed=seed)
-    with using_threads(threads), evaluating(gm), torch.no_grad():
+    with looking(gm, threads):
         walks = batch_walks(
             gm, data, (measured.exact, measured.sim), samples=samples, progress=progress,
             max_memory=max_memory, folder=folder,
@@ -180,6 +183,20 @@ def node_errors(
             measured.add(walk, cost)
     cost.seconds = time.process_time() - started
     return measured.result(cost)
+
+
+@contextmanager
+def looking(gm: fx.GraphModule, threads: int | None) -> Iterator[None]:
+    """A graph in evaluation, without gradients, that is as it was in the end.
+
+    Args:
+        gm: the graph; what it writes into parameters and buffers is undone.
+        threads: of torch; None: as they are.
+    """
+    from fxquant.onnx.runs.visible_writes import preserved  # it loads onnx_ir
+
+    with using_threads(threads), preserved(gm), evaluating(gm), torch.no_grad():
+        yield
 
 
 class _Measured:
