@@ -170,7 +170,7 @@ class Step(nn.Sequential):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(x + super().forward(x))
+        return F.relu(x + super().forward(x))  # type: ignore[no-untyped-call]
 
 
 def test_the_picture_of_a_large_network_is_one_page() -> None:
