@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx, nn
 
+from fxquant.auto.recorded_request import recording
 from fxquant.auto.request import Found, Request, find
 from fxquant.auto.techniques import DEFAULT_SCHEME, TECHNIQUES, Stage
 from fxquant.errors import ConfigError
@@ -20,6 +21,7 @@ from fxquant.io.writing import as_path, checked_prefix, made_folder, stage, writ
 from fxquant.prepare import prepare_model
 from fxquant.ptq.solving.gradient_rounding import AdaroundOptions
 from fxquant.quantization import QuantScheme
+from fxquant.records.recording import Sources
 
 if TYPE_CHECKING:
     from fxquant.auto.search_report import AutoReport
@@ -203,14 +205,15 @@ class AutoQuant:
         Returns:
             The float model with what the techniques did to its weights (a simulation of it with the
             encodings is the one that was scored), its score, and the path of the encodings.
-            Beside these lie the proven ONNX file and the report.
+            Beside these lie the proven ONNX file, the report and the recipe.
         """
         with ExitStack() as stack:
             stack.enter_context(made_folder(self.results_dir))
-            found = self._find(
-                stack, replace(self._asked(), accuracy_drop=float(allowed_accuracy_drop))
-            )
-            found.sim.export(self.results_dir, _NAME)
+            asked = replace(self._asked(), accuracy_drop=float(allowed_accuracy_drop))
+            found = self._find(stack, asked)
+            record = recording(asked, found, _NAME, prove=True, sources=Sources())
+            companion = record.companion(self.results_dir)
+            found.sim.export(self.results_dir, _NAME, companion=companion)
             write_text(self.results_dir / f"{_NAME}.txt", f"{found.report}\n")
         path = self.results_dir / f"{_NAME}.encodings"
         return found.sim.get_original_model(), found.report.score, str(path)

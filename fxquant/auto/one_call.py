@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx, nn
 
+from fxquant.auto.recorded_request import recording
 from fxquant.auto.request import Request, find
 from fxquant.auto.search_report import AutoReport
 from fxquant.errors import FxQuantError
 from fxquant.io.writing import as_path, checked_prefix, made_folder, stage
+from fxquant.records.recording import Sources
 
 if TYPE_CHECKING:
     from fxquant.auto.journal import Trial
@@ -85,13 +87,15 @@ def quantize(
     prove: bool = True,
     contrib: bool | None = None,
     deploy: Deploy | None = None,
+    sources: Sources | None = None,
 ) -> QuantizeResult:
     """Quantize a model as well as needed, and write what was found as proven files.
 
     The model is prepared and simulated; if that misses the target, techniques are tried on it, one
     on top of the other. One that lowers the score is left out again, and the search stops when the
     target is met. A run that was killed is gone on with by the same call, and ends in the same
-    files; until then its state lies in a hidden folder in `out`.
+    files; until then its state lies in a hidden folder in `out`. Beside the files lies a recipe,
+    `NAME.recipe.yaml`, with everything that was decided; see `fxquant.recipe`.
 
     Args:
         model: the float model; it is not changed.
@@ -125,6 +129,7 @@ def quantize(
         prove: as for `sim.export`.
         contrib: as for `sim.export`.
         deploy: as for `sim.export`.
+        sources: how `model`, `data` and `evaluate` are named on a command line, for the recipe.
 
     Returns:
         The simulation, its score, the report and the files. If the target is missed, the best that
@@ -156,12 +161,29 @@ def quantize(
         lowering={"opset": opset, "contrib": contrib, "deploy": deploy},
         strict=techniques != "auto",
     )  # fmt: skip
-    return _carried_out(request, home, prefix, prove, progress or (lambda _: None))
+    return carry_out(request, home, prefix, prove=prove, sources=sources, progress=progress)
 
 
-def _carried_out(
-    request: Request, home: Path, prefix: str, prove: bool, say: Progress
+def carry_out(
+    request: Request,
+    home: Path,
+    prefix: str,
+    *,
+    prove: bool = True,
+    sources: Sources | None = None,
+    progress: Progress | None = None,
 ) -> QuantizeResult:
+    """Search, export and record; see `quantize`.
+
+    Args:
+        request: what is asked for.
+        home: folder of the files.
+        prefix: how they are called.
+        prove: as for `sim.export`.
+        sources: see `quantize`.
+        progress: called with a text before every step.
+    """
+    say = progress or (lambda _: None)
     with made_folder(home) as folder:
         with stage(folder, prefix):
             pass  # it can be written: that is known before anything is computed
@@ -170,7 +192,10 @@ def _carried_out(
             found = find(request, work, say)
             runtime = found.scorer.of_runtime(found.sim, found.report.score)
             say("exporting and proving" if prove else "exporting")
-            export = found.sim.export(folder, prefix, prove=prove, **request.lowering)
+            record = recording(request, found, prefix, prove=prove, sources=sources or Sources())
+            export = found.sim.export(
+                folder, prefix, prove=prove, companion=record.companion(folder), **request.lowering
+            )
         except FxQuantError:  # it would be the same again; other ends, such as Ctrl-C, go on
             shutil.rmtree(work, ignore_errors=True)
             raise

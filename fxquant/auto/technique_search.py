@@ -39,12 +39,14 @@ class Limits:
     Attributes:
         target: a score that is good enough; None: everything is tried.
         seconds: on the clock, after which no technique is begun; None: no limit.
+        trials: so many are made at most, as an earlier search had time for; None: any number.
         thorough: alternatives are tried on top of others, too.
         strict: an error of a technique ends the search; else it is told, and the search goes on.
     """
 
     target: float | None = None
     seconds: float | None = None
+    trials: int | None = None
     thorough: bool = True
     strict: bool = True
 
@@ -119,6 +121,8 @@ class Search:
         return target is not None and self._score(self.best).value >= target
 
     def _is_late(self) -> bool:
+        if self.limits.trials is not None:
+            return len(self.journal.trials) >= self.limits.trials
         passed = self._before + time.monotonic() - self._begin
         return self.limits.seconds is not None and passed > self.limits.seconds
 

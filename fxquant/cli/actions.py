@@ -9,22 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fxquant import (
-    QuantizationSimModel,
-    insert_stubs,
-    inspect_model,
-    prepare_model,
-    validate_model,
-)
-from fxquant import quantize as one_call
+from fxquant import insert_stubs, inspect_model, prepare_model, validate_model
 from fxquant.analysis.inspector import Inspector, InspectorReport
 from fxquant.analysis.inspector_regions import inspect_regions
 from fxquant.analysis.profile import Profile
 from fxquant.analysis.profile import profile as profile_of
-from fxquant.auto.side_by_side import side_by_side
 from fxquant.cli.batches import Data, load_data, random_data
-from fxquant.cli.evaluation import load_evaluation
 from fxquant.cli.loading import build_model
+from fxquant.cli.quantizing import Outcome, carry_out, settings_of
 from fxquant.encodings import diff, read
 from fxquant.errors import ConfigError
 from fxquant.io.writing import write_text
@@ -34,84 +26,15 @@ from fxquant.onnx.lint.verify import verify_file
 if TYPE_CHECKING:
     from torch import nn
 
-    from fxquant.auto.one_call import QuantizeResult
-    from fxquant.auto.side_by_side import SideBySide
     from fxquant.cli.progress import Progress
     from fxquant.encodings.diff import Difference
-    from fxquant.onnx.parity.report import ParityReport
     from fxquant.validate import ValidationReport
 
 
-def quantize(
-    factory: str,
-    calibration: str,
-    *,
-    batch_size: int,
-    max_batches: int | None,
-    progress: Progress,
-    **options: Any,
-) -> tuple[ParityReport, list[str]]:
-    """Calibrate and export.
-
-    Returns:
-        The report of the export, and the files that were written.
-    """
-    progress.step("building the network")
-    model = build_model(factory, options["weights"])
-    data = load_data(calibration, batch_size=batch_size, model=model).take(max_batches)
-    data = data.inputs_of(model)
-    example = data.first()
-    progress.step("preparing and placing quantizers")
-    sim = QuantizationSimModel(
-        model,
-        example,
-        quant_scheme=options["scheme"],
-        default_param_bw=options["param_bw"],
-        default_output_bw=options["activation_bw"],
-        config=options["config"],
-        target=options["target"],
-    )
-    with progress.bar("calibrating", data.count) as advance:
-        sim.compute_encodings(data, progress=lambda done, _: advance(done))
-    progress.step("exporting" if options["no_proof"] else "exporting and proving")
-    prefix = options["prefix"]
-    report = sim.export(
-        options["out"], prefix, example, opset=options["opset"], prove=not options["no_proof"],
-        contrib=False if options["standard"] else None, deploy=options["deploy"],
-    )  # fmt: skip
-    return report, sorted(str(p) for p in Path(options["out"]).glob(f"{prefix}.*"))
-
-
-def search(
-    factory: str,
-    calibration: str,
-    *,
-    batch_size: int,
-    max_batches: int | None,
-    evaluation: str | None,
-    labels: str | None,
-    progress: Progress,
-    **options: Any,
-) -> tuple[QuantizeResult, SideBySide]:
-    """Quantize by techniques, as well as a measure asks for, and compare with the float model."""
-    progress.step("building the network")
-    model = build_model(factory, options["weights"])
-    data = load_data(calibration, batch_size=batch_size, model=model).take(max_batches)
-    evaluate = None
-    if evaluation is not None:
-        evaluate = load_evaluation(evaluation, labels, model, batch_size)
-    result = one_call(
-        model, data, out=options["out"], name=options["prefix"], evaluate=evaluate,
-        accuracy_drop=options["accuracy_drop"], techniques=options["techniques"],
-        target=options["target"], config=options["config"], quant_scheme=options["scheme"],
-        param_bw=options["param_bw"], output_bw=options["activation_bw"], on=options["on"],
-        max_seconds=options["max_seconds"], progress=progress.step, opset=options["opset"],
-        prove=not options["no_proof"], contrib=False if options["standard"] else None,
-        deploy=options["deploy"],
-    )  # fmt: skip
-    progress.step("measuring")
-    onnx = next(file for file in result.files if file.suffix == ".onnx")
-    return result, side_by_side(result.float_model, result.sim.example, onnx)
+def quantize(factory: str, calibration: str, *, progress: Progress, **options: Any) -> Outcome:
+    """Calibrate and export; with techniques as well as a measure asks for."""
+    settings = settings_of(factory, calibration, **options)
+    return carry_out(settings, Path(options["out"]), progress)
 
 
 def validate(factory: str, *, progress: Progress, **options: Any) -> ValidationReport:

@@ -165,74 +165,29 @@ def _search_options(command: Command) -> Command:
 @_search_options
 @_sim_options
 @_common
-def quantize(
-    factory: str,
-    *,
-    calibration: str,
-    batch_size: int,
-    max_batches: int | None,
-    evaluation: str | None,
-    labels: str | None,
-    as_json: bool,
-    progress: Progress,
-    **options: Any,
-) -> int:
+def quantize(factory: str, *, as_json: bool, progress: Progress, **options: Any) -> int:
     """Calibrate a network and write integer ONNX, proven against onnxruntime.
 
-    Writes PREFIX.onnx, PREFIX.encodings and the float weights into --out. Nothing is left there
-    when the proof fails.
+    Writes PREFIX.onnx, PREFIX.encodings, the float weights and a recipe into --out. Nothing is left
+    there when the proof fails.
 
     With --evaluate the float network, the simulation and the file are scored; with --accuracy-drop
     techniques are tried until the score is near enough to the float network's.
     """
-    _check_batch_size(calibration)
-    if labels is not None and evaluation is None:
+    _check_batch_size(options["calibration"])
+    if options["labels"] is not None and options["evaluation"] is None:
         raise ConfigError("FXQ733", "--labels names an array of --evaluate", fix="give --evaluate")
     from fxquant.cli import actions
 
     options["prefix"] = options["prefix"] or factory.rpartition(":")[2]
-    if any(given is not None for given in (evaluation, options["techniques"], _drop(options))):
-        given = {"batch_size": batch_size, "max_batches": max_batches, "progress": progress}
-        return _search(factory, calibration, evaluation, labels, as_json, options | given)
-    report, files = actions.quantize(
-        factory, calibration, batch_size=batch_size, max_batches=max_batches, progress=progress,
-        **options,
-    )  # fmt: skip
-    if as_json:
-        click.echo(json.dumps({"files": files, "report": json.loads(report.to_json())}, indent=1))
-    else:
-        click.echo("\n".join([str(report), "", "written:", *(f"  {f}" for f in files)]))
-    return 0
-
-
-def _drop(options: dict[str, Any]) -> float | None:
-    found: float | None = options["accuracy_drop"]
-    return found
-
-
-def _search(
-    factory: str, calibration: str, evaluation: str | None, labels: str | None, as_json: bool,
-    options: dict[str, Any],
-) -> int:  # fmt: skip
-    from fxquant.cli import actions
-    from fxquant.cli import evaluation as texts
-
-    named = options["techniques"] or ("none" if _drop(options) is None else "auto")
-    options["techniques"] = named if named in ("auto", "none") else named.split(",")
-    if not _is_given("scheme"):  # then the search may choose it
-        options["scheme"] = None
-    result, sizes = actions.search(
-        factory, calibration, evaluation=evaluation, labels=labels, **options
-    )
-    files = [str(file) for file in result.files]
-    if as_json:
-        report = json.loads(result.export.to_json())
-        found = {"files": files, "report": report, "evaluation": texts.plain(result, sizes)}
-        click.echo(json.dumps(found, indent=1))
-    else:
-        parts = [str(result.export), "", str(result.report), "", texts.summary(result, sizes), ""]
-        click.echo("\n".join([*parts, "written:", *(f"  {file}" for file in files)]))
-    return 0 if result.met else FINDINGS
+    named = options["techniques"]
+    if named not in (None, "auto", "none"):
+        options["techniques"] = named.split(",")
+    if any(options[name] is not None for name in ("evaluation", "techniques", "accuracy_drop")):
+        options["scheme"] = options["scheme"] if _is_given("scheme") else None
+    outcome = actions.quantize(factory, progress=progress, **options)
+    click.echo(json.dumps(outcome.to_dict(), indent=1) if as_json else str(outcome))
+    return 0 if outcome.met else FINDINGS
 
 
 @main.command()

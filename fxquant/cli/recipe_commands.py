@@ -1,0 +1,94 @@
+"""`fxquant run` and `fxquant replay`: recipes on the command line."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fxquant.cli.command import FINDINGS, _check_batch_size, _common, _is_given, main, quantize
+
+if TYPE_CHECKING:
+    from typing import TypeVar
+
+    from fxquant.cli.progress import Progress
+
+    Command = TypeVar("Command", bound=click.Command)
+
+# what an option of `quantize` is called among the settings, where that is another name
+_SETTINGS = {"evaluation": "evaluate", "on": "evaluate_on", "no_proof": "prove"}
+
+
+def _options_of_quantize(command: Command) -> Command:
+    """Add the options of `quantize`: none is needed, and those that are given take effect."""
+    for option in quantize.params:
+        if isinstance(option, click.Option) and option.name not in ("out", *_own(command)):
+            again = copy.copy(option)
+            again.required, again.show_default = False, False  # the recipe has the values
+            again.help = again.help or "Instead of the recipe's."
+            command.params.append(again)
+    return command
+
+
+def _own(command: click.Command) -> set[str]:
+    return {str(option.name) for option in command.params}
+
+
+@_options_of_quantize
+@main.command("run")
+@click.argument("recipe", metavar="RECIPE.yaml")
+@click.option("--out", metavar="DIR", help="Folder of the results; default: the recipe's.")
+@click.option("--network", metavar="FACTORY", help="The network, instead of the recipe's.")
+@click.option("--seed", type=int, help="Of everything that is drawn.")
+@_common
+def run_again(
+    recipe: str, *, out: str | None, as_json: bool, progress: Progress, **options: Any
+) -> int:
+    """Do again what a recipe says, with the options that are given instead of its own.
+
+    What was replaced stands in the output and in the recipe of the new files.
+    """
+    from fxquant.cli import recipe_actions
+
+    found = recipe_actions.run_recipe(recipe, out=out, changes=_changes(options), progress=progress)
+    click.echo(json.dumps(found.to_dict(), indent=1) if as_json else str(found))
+    return 0 if found.outcome.met else FINDINGS
+
+
+@main.command("replay")
+@click.argument("recipe", metavar="RECIPE.yaml")
+@_common
+def replay_recipe(recipe: str, *, as_json: bool, progress: Progress) -> int:
+    """Run a recipe again and compare; exit code 1 when a byte of the files differs.
+
+    The files that the recipe lies beside are neither read nor changed. When versions or the CPU are
+    not those recorded, the output says so, and whether the bytes agree all the same. Nothing is run
+    when a file that the recipe names has changed.
+    """
+    from fxquant.cli import recipe_actions
+
+    found = recipe_actions.replay(recipe, progress=progress)
+    click.echo(found.to_json() if as_json else str(found))
+    return 0 if found else FINDINGS
+
+
+def _changes(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that stand on the command line, as settings."""
+    given = {name: value for name, value in options.items() if _is_given(name)}
+    if "calibration" in given:
+        _check_batch_size(given["calibration"])
+    found = {_SETTINGS.get(name, name): value for name, value in given.items()}
+    if "prove" in found:
+        found["prove"] = not found["prove"]
+    if found.pop("standard", False):
+        found["contrib"] = False
+    if (named := found.get("techniques")) not in (None, "auto", "none"):
+        found["techniques"] = named.split(",")
+    if "config" in found or "target" in found:
+        from fxquant.auto.recorded_request import plain_config, plain_target
+
+        for name, plain in (("config", plain_config), ("target", plain_target)):
+            found |= plain(found[name]) if name in found else {}
+    return found
