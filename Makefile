@@ -1,6 +1,7 @@
 # make demo   trains small networks on digits, quantizes, exports, proves and prints a table
 # make test   the tests                make test-full   the slow ones too
 # make lint   ruff, ruff format, mypy  make bench       the measurements behind the README
+# make docs   the documentation as web pages, in out/docs; a warning is an error
 # make test-versions   the tests on each combination of requirements/versions, hours and gigabytes
 # make test-emulated   exported files on CPUs that this machine lacks: x86 without VNNI, SSE, ARM64
 # make zoo    foreign models through the whole pipeline, in an environment of its own
@@ -14,7 +15,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # one thread per process: what the numbers in the README were taken with, and `-n` fills the cores
 ONE := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: demo test test-full test-emulated test-versions lint types bench zoo clean
+.PHONY: demo docs test test-full test-emulated test-versions lint types bench zoo clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -34,7 +35,7 @@ $(VENV)/.installed: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) install -c $(CONSTRAINTS) -e ".[demo,test,dev]"
+	$(PIP) install -c $(CONSTRAINTS) -e ".[demo,test,dev,docs]"
 	@touch $@
 
 demo: $(VENV)/.installed
@@ -50,6 +51,10 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.installed-dev
+	rm -rf docs/api/generated
+	$(BIN)/python -m sphinx -b html -W --keep-going -q docs out/docs
 
 bench: $(VENV)/.installed
 	$(ONE) $(BIN)/python -m benchmarks.sim_speed

@@ -117,7 +117,7 @@ def _write_all(
         report.raise_unless_proven()
     report = dataclasses.replace(
         report, samples=found.samples, fidelity=found.outputs, warnings=found.warnings,
-        notes=(*report.notes, *found.notes),
+        notes=(*report.notes, *found.notes), compared_with_float=found.compared,
     )  # fmt: skip
     (work / f"{prefix}.report.json").write_text(report.to_json(), encoding="utf-8")
     return report

@@ -31,6 +31,7 @@ Severity: TypeAlias = Literal["error", "warning", "note"]
 _PREPARE = "run prepare_model(model, dummy_input) first"
 _CONSTANT = "pass it through attributes, or know that the graph keeps it as it is"
 _SHOWN = 60
+_EFFECTS = ("blocks", "repaired", "warning", "note")
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Finding:
         module: path of the module.
         at: the user's file and line.
         fix: what to do about it.
+        repaired: whether `prepare_model` repairs it by itself.
     """
 
     code: str
@@ -54,6 +56,14 @@ class Finding:
     module: str = ""
     at: str = ""
     fix: str = ""
+    repaired: bool = False
+
+    @property
+    def effect(self) -> str:
+        """What it means for quantizing: an error "blocks" it or is "repaired" on the way."""
+        if self.severity != "error":
+            return self.severity
+        return "repaired" if self.repaired else "blocks"
 
 
 Check: TypeAlias = Callable[[fx.GraphModule], Iterable[Finding]]
@@ -61,7 +71,10 @@ Check: TypeAlias = Callable[[fx.GraphModule], Iterable[Finding]]
 
 @dataclass(frozen=True)
 class ValidationReport(Report[Finding]):
-    """Findings of all guidelines; errors break a later step.
+    """Findings of all guidelines. It is true when the model, as it is, breaks none.
+
+    A model that breaks some may still be quantized: `QuantizationSimModel` and `quantize` prepare
+    it, and most of what they meet is repaired then. `blocking` has the rest.
 
     Example:
         >>> report = validate_model(nn.Sequential(nn.ReLU()), torch.ones(1, 2))
@@ -69,19 +82,41 @@ class ValidationReport(Report[Finding]):
         (True, 'the model follows all guidelines')
     """
 
+    @property
+    def blocking(self) -> tuple[Finding, ...]:
+        """Errors that preparation does not repair."""
+        return tuple(f for f in self.errors if not f.repaired)
+
+    @property
+    def repaired(self) -> tuple[Finding, ...]:
+        """Errors that `prepare_model` repairs by itself."""
+        return tuple(f for f in self.errors if f.repaired)
+
     def __str__(self) -> str:
         if not self.findings:
             return "the model follows all guidelines"
-        heads = ("code", "severity", "what", "module", "line")
-        rows = [(f.code, f.severity, f.what, f.module, f.at) for f in self.findings]
+        order = sorted(self.findings, key=lambda f: _EFFECTS.index(f.effect))
+        heads = ("code", "effect", "what", "module", "line")
+        rows = [(f.code, f.effect, f.what, f.module, f.at) for f in order]
         more = [f"and {len(rows) - _SHOWN} more"] if len(rows) > _SHOWN else []
-        fixes = dict.fromkeys((f.code, f.fix) for f in self.findings if f.fix)
+        fixes = dict.fromkeys((f.code, f.fix) for f in order if f.fix)
         advice = [f"{code}: {fix}" for code, fix in fixes]
-        return "\n".join([table(heads, rows[:_SHOWN]), *more, *advice])
+        return "\n".join([table(heads, rows[:_SHOWN]), *more, *advice, *self._legend()])
+
+    def _legend(self) -> Iterator[str]:
+        if self.repaired:
+            count = f"{len(self.repaired)} finding(s)"
+            yield f"repaired: {count} that preparation repairs by itself, before quantizing"
+        if self.blocking:
+            count = f"{len(self.blocking)} finding(s)"
+            yield f"blocks: {count} that keep the graph from computing what the network does"
+        else:
+            yield "nothing blocks quantization"
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data."""
-        return {"valid": bool(self), "findings": [asdict(f) for f in self.findings]}
+        found = [{**asdict(f), "effect": f.effect} for f in self.findings]
+        return {"valid": bool(self), "blocked": bool(self.blocking), "findings": found}
 
     def to_json(self) -> str:
         """The report as JSON."""
@@ -160,9 +195,17 @@ def _from_error(error: TraceError) -> Finding:
     )
 
 
-def _finding(code: str, severity: Severity, node: fx.Node, what: str, fix: str = "") -> Finding:
+def _finding(
+    code: str,
+    severity: Severity,
+    node: fx.Node,
+    what: str,
+    fix: str = "",
+    *,
+    repaired: bool = False,
+) -> Finding:
     path = str(node.target) if node.op == "call_module" else module_path(node)
-    return Finding(code, severity, what, node.name, path, str(source(node) or ""), fix)
+    return Finding(code, severity, what, node.name, path, str(source(node) or ""), fix, repaired)
 
 
 # --- the guidelines ------------------------------------------------------------------------------
@@ -170,6 +213,7 @@ def _finding(code: str, severity: Severity, node: fx.Node, what: str, fix: str =
 
 def functionals(gm: fx.GraphModule) -> Iterator[Finding]:
     """Tensor operations that are functions, operators or methods instead of modules."""
+    raw = not is_prepared(gm)
     for node in gm.graph.nodes:
         if node.op not in ("call_function", "call_method"):
             continue
@@ -182,11 +226,12 @@ def functionals(gm: fx.GraphModule) -> Iterator[Finding]:
                 why = f"{row.name} could not become a module: {reasons[-1]}"
                 yield _finding("FXQ137", "warning", node, why, fix)
             else:
-                yield _finding("FXQ130", "error", node, what, _PREPARE)
+                yield _finding("FXQ130", "error", node, what, _PREPARE, repaired=raw)
 
 
 def reused_modules(gm: fx.GraphModule) -> Iterator[Finding]:
     """Modules that are called more than once."""
+    raw = not is_prepared(gm)
     calls: dict[int, list[fx.Node]] = {}
     for node in gm.graph.nodes:
         if node.op == "call_module":
@@ -194,7 +239,7 @@ def reused_modules(gm: fx.GraphModule) -> Iterator[Finding]:
     for nodes in calls.values():
         if len(nodes) > 1:
             what = f"module {nodes[0].target!r} is called {len(nodes)} times"
-            yield _finding("FXQ131", "error", nodes[1], what, _PREPARE)
+            yield _finding("FXQ131", "error", nodes[1], what, _PREPARE, repaired=raw)
 
 
 def decisions(gm: fx.GraphModule) -> Iterator[Finding]:

@@ -244,12 +244,27 @@ def test_a_module_of_the_current_folder_is_a_factory(folder: Path) -> None:
     assert result.exit_code == 0, result.output
 
 
-def test_validate_finds_functionals_and_says_where(folder: Path) -> None:
+def test_validate_names_what_is_repaired_and_says_where(folder: Path) -> None:
     result = call("validate", "net.py:net", "--data", "images.npy")
-    assert result.exit_code == 1, result.output
+    assert result.exit_code == 0, "it can be quantized as it is"
     assert re.search(r"net\.py:1\d", result.stdout)
     found = json.loads(call("validate", "net.py:net", "--data", "images.npy", "--json").stdout)
-    assert found
+    assert (found["valid"], found["blocked"]) == (False, False)
+    assert {f["effect"] for f in found["findings"]} == {"repaired"}
+
+
+def test_validate_exits_with_1_where_something_blocks(folder: Path) -> None:
+    (folder / "stuck.py").write_text(
+        "import torch\nclass Stuck(torch.nn.Module):\n    def forward(self, x):\n"
+        "        return x + 1 if x.sum() > 0 else x\n"
+        "def net():\n    return Stuck()\ndef wide():\n    return torch.nn.Linear(5, 5)\n"
+    )
+    decides = call("validate", "stuck.py:net", "--input-shape", "2,4", "-q")
+    assert (decides.exit_code, decides.stderr) == (1, "")
+    assert re.search("FXQ132 +blocks .*stuck.py:4", decides.stdout)
+    fails = call("validate", "stuck.py:wide", "--input-shape", "2,4", "--json")
+    assert fails.exit_code == 1
+    assert json.loads(fails.stdout)["blocked"] is True
 
 
 def test_validate_is_content_with_a_clean_network(folder: Path) -> None:

@@ -75,8 +75,22 @@ def test_the_report_as_text_and_data() -> None:
     assert "FXQ131: run prepare_model(model, dummy_input) first" in text
     data = json.loads(report.to_json())
     assert data["valid"] is False
+    assert data["blocked"] is True
     assert data["findings"][0]["code"] == "FXQ130"
     assert len(data["findings"]) == len(report.findings)
+
+
+def test_what_blocks_is_told_apart_from_what_preparation_repairs() -> None:
+    report = validate_model(Raw(), (X, 3.0))
+    assert {f.code for f in report.blocking} == {"FXQ132"}
+    assert {f.code for f in report.repaired} == {"FXQ130", "FXQ131"}
+    with pytest.warns(SpecialisationWarning):
+        prepared = prepare_model(Raw(), (X, 3.0))
+    left = validate_model(prepared, (X, 3.0))
+    assert {f.code for f in left.errors} == {f.code for f in report.blocking}, "repaired, as told"
+    lines = str(report).splitlines()
+    assert lines[2].startswith("FXQ132  blocks")
+    assert "repaired: 7 finding(s) that preparation repairs by itself, before quantizing" in lines
 
 
 def test_a_long_report_is_cut() -> None:

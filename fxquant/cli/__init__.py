@@ -1,6 +1,6 @@
 """The `fxquant` command: its subcommands, and what they read from the command line."""
 
-from fxquant.cli import recipe_commands, sharding
+from fxquant.cli import commands
 from fxquant.cli.command import main
 
-__all__ = ["main", "recipe_commands", "sharding"]
+__all__ = ["commands", "main"]

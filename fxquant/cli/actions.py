@@ -6,6 +6,7 @@ torch; all errors are those of the parts that they call.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,17 +19,18 @@ from fxquant.cli.batches import Data, load_data, random_data
 from fxquant.cli.loading import build_model
 from fxquant.cli.quantizing import Outcome, carry_out, settings_of
 from fxquant.encodings import diff, read
-from fxquant.errors import ConfigError
+from fxquant.errors import ConfigError, ModelError
 from fxquant.io.writing import write_text
 from fxquant.onnx.examine import examine
 from fxquant.onnx.lint.verify import verify_file
+from fxquant.prepare import SpecialisationWarning
+from fxquant.validate import Finding, ValidationReport
 
 if TYPE_CHECKING:
     from torch import nn
 
     from fxquant.cli.progress import Progress
     from fxquant.encodings.diff import Difference
-    from fxquant.validate import ValidationReport
 
 
 def quantize(factory: str, calibration: str, *, progress: Progress, **options: Any) -> Outcome:
@@ -40,8 +42,24 @@ def quantize(factory: str, calibration: str, *, progress: Progress, **options: A
 def validate(factory: str, *, progress: Progress, **options: Any) -> ValidationReport:
     """Check a network against the guidelines."""
     model, data = _model_and_data(factory, progress, **options)
+    example = data.first()
     progress.step("validating")
-    return validate_model(model, data.first())
+    report = validate_model(model, example)
+    if not report.blocking:  # what is said to be repaired must be
+        progress.step("preparing")
+        report = ValidationReport((*report.findings, *_left(model, example)))
+    return report
+
+
+def _left(model: nn.Module, example: Any) -> tuple[Finding, ...]:
+    """What blocks a network after it was prepared, or keeps it from being prepared."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SpecialisationWarning)  # they are findings here
+            return validate_model(prepare_model(model, example), example).blocking
+    except ModelError as error:
+        place, fix = str(error.at or ""), str(error.fix or "")
+        return (Finding(error.code, "error", error.what, at=place, fix=fix),)
 
 
 def inspect(

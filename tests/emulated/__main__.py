@@ -24,6 +24,7 @@ from fxquant.models import digits
 from fxquant.onnx.integer import IntegerModel
 from fxquant.onnx.lowering.lower import lower
 from fxquant.onnx.ort.cpu import probe_model
+from fxquant.onnx.parity.teacher_forcing import cut_at
 from fxquant.onnx.session import show
 from tests.emulated import arm64
 
@@ -33,7 +34,7 @@ SMOKE = Path(__file__).with_name("smoke.py")
 
 
 def make(folder: Path) -> None:
-    """Networks of random weights in both forms, their inputs, and what kernels should give."""
+    """Networks of random weights in both forms, whole and cut, and what kernels should give."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in NETWORKS:
         torch.manual_seed(0)
@@ -47,11 +48,15 @@ def make(folder: Path) -> None:
             feeds = {n: x[:4].numpy() for n, x in inputs}
             exact, other = (IntegerModel(lowered.model, cpu=c) for c in ("exact", "avx2"))
             names = exact.visible_names
-            show(lowered.model, names)
             path = folder / f"{name}.{deploy}.onnx"
-            ir.save(lowered.model, path)
-            _save(path.with_suffix(".npz"), exact.run(feeds, names))
+            integers = exact.run(feeds, names)
+            _save(path.with_suffix(".npz"), integers)
             _save(path.with_suffix(".saturated.npz"), other.run(feeds, names))
+            segments = lowered.model.clone()
+            cut_at(segments, integers)
+            ir.save(segments, path.with_suffix(".segments.onnx"))
+            show(lowered.model, names)
+            ir.save(lowered.model, path)
         _save(folder / f"{name}.npz", feeds)
     ir.save(probe_model(), folder / "probe.onnx")
     a, b = np.full((1, 4), 255, np.uint8), np.full((4, 1), 127, np.int8)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +18,15 @@ from torch import Tensor, fx, nn
 
 from fxquant.errors import ExportError
 from fxquant.fingerprint import CALIBRATED, changed_since
+from fxquant.graph.node_walk import output_of
 from fxquant.graph.pytree import fresh_inputs, leaves, tensors
 from fxquant.nn import QuantizationMixin
 from fxquant.nn.modes import evaluating
 from fxquant.onnx.parity.float_comparison import Agreement, compare_with_float
 from fxquant.onnx.runs.observed import bound_example
 from fxquant.onnx.runs.visible_writes import preserved
+from fxquant.ptq.walking.originals import changed_parameters
+from fxquant.ptq.walking.walk import FloatEnvironment
 from fxquant.quantization import AffineEncoding, QuantizerBase
 from fxquant.quantization.affine import BiasQuantizeDequantize
 
@@ -53,12 +55,14 @@ class Fidelity:
         outputs: one row a floating-point output, against the float model.
         warnings: what a person should know before shipping.
         notes: what may be improved.
+        compared: which outputs of which models, on what data.
     """
 
     samples: int
     outputs: tuple[Agreement, ...]
     warnings: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    compared: str = ""
 
 
 @dataclass
@@ -132,21 +136,44 @@ def fidelity(gm: fx.GraphModule, example: Example) -> Fidelity:
         finally:
             for handle in handles:
                 handle.remove()
-        real = _run_with(gm, values, None)
+        real = _with_quantized(gm, values)
         outputs = _compared(real, ours)
         costly = _costly(gm, values, real) if any(map(_is_noisy, outputs)) else ""
     samples = next((len(t) for t in tensors(values) if t.dim()), 1)
     warnings = (*_noisy(outputs, costly), *_unused(uses), *_stale(gm), *_cut(gm))
-    return Fidelity(samples, outputs, warnings, tuple(_improvable(outputs)))
+    compared = _what_was_compared(gm, values, outputs)
+    return Fidelity(samples, outputs, warnings, tuple(_improvable(outputs)), compared)
 
 
-def _run_with(gm: fx.GraphModule, values: list[Any], only: str | None) -> _Arrays:
-    """Outputs of the model with the quantizers of one module at most."""
-    with ExitStack() as stack:
-        for path, module in list(gm.named_modules()):
-            if isinstance(module, QuantizationMixin) and path != only:
-                stack.enter_context(module._remove_all_quantizers())
-        return _outputs(gm(*fresh_inputs(values)))
+def _with_quantized(gm: fx.GraphModule, values: list[Any], path: str | None = None) -> _Arrays:
+    """Outputs of the float model, with one module as it is simulated if there is to be one."""
+    modules = (p for p, m in gm.named_modules() if isinstance(m, QuantizationMixin))
+    environment = FloatEnvironment(gm, "float", {p for p in modules if p != path})
+    return _outputs(output_of(environment, fresh_inputs(values)))
+
+
+def _what_was_compared(
+    gm: fx.GraphModule, values: list[Any], outputs: tuple[Agreement, ...]
+) -> str:
+    """Which float model, on which data, in which outputs."""
+    if not outputs:
+        return "nothing: the model returns no floating-point tensor"
+    holders = [n for n in gm.graph.nodes if n.op == "placeholder"]
+    shapes = [
+        f"{str(holder.target).lstrip('*')} {list(tensor.shape)}"
+        for holder, value in zip(holders, values, strict=True)
+        for tensor in tensors(value)
+    ]
+    more = f" and {len(shapes) - _LISTED} more" if len(shapes) > _LISTED else ""
+    names = [row.name for row in outputs]
+    left = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    changed = len(changed_parameters(gm))
+    before = f", with {changed} parameter(s) as they were before techniques changed them"
+    return (
+        f"SQNR of {', '.join(names[:_LISTED])}{left}: the simulation against the float model"
+        f"{before if changed else ''}, on the example of the export: "
+        f"{', '.join(shapes[:_LISTED])}{more}"
+    )
 
 
 def _compared(real: _Arrays, ours: _Arrays) -> tuple[Agreement, ...]:
@@ -167,7 +194,7 @@ def _costly(gm: fx.GraphModule, values: list[Any], real: _Arrays) -> str:
         if isinstance(module, QuantizationMixin) and any(
             isinstance(m, QuantizerBase) for m in module.modules()
         ):
-            rows = _compared(real, _run_with(gm, values, path))
+            rows = _compared(real, _with_quantized(gm, values, path))
             found[path] = min((r.sqnr_db for r in rows if r.sqnr_db is not None), default=math.inf)
     worst = sorted(found, key=found.__getitem__)[:_LISTED]
     return ", ".join(f"{path} {found[path]:.1f} dB" for path in worst if found[path] < math.inf)

@@ -141,6 +141,7 @@ class ParityReport:
         choices: one row an argmax, topk or sort and level.
         samples: rows of the example.
         fidelity: the simulation's outputs on the example compared with the float model's.
+        compared_with_float: what these rows compare: outputs, models, data.
         warnings: what a person should know before shipping: outputs far from the float model,
             values off their grids, stale ranges.
         levels: the two whole runs.
@@ -167,6 +168,7 @@ class ParityReport:
     others: tuple[str, ...] = ()
     samples: int = 0
     fidelity: tuple[Agreement, ...] = ()
+    compared_with_float: str = ""
     warnings: tuple[str, ...] = ()
     operators: tuple[OperatorRow, ...] = ()
     skipped: tuple[str, ...] = ()

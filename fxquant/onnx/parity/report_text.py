@@ -28,10 +28,12 @@ def _float_lines(report: ParityReport) -> Iterable[str]:
         if row.sqnr_db is None:
             continue
         # all zeros, or no difference at all
-        size = f"{row.sqnr_db:.1f} dB" if math.isfinite(row.sqnr_db) else "equal"
+        size = f"{row.sqnr_db:.1f} dB SQNR" if math.isfinite(row.sqnr_db) else "equal"
         text = f"against the float model, {report.samples} row(s): {row.name} keeps {size}"
         text += "" if row.cosine is None else f", cosine {row.cosine:.4f}"
         yield text + ("" if row.labels is None else f", labels agree {row.labels:.1%}")
+    if report.compared_with_float:
+        yield f"compared: {report.compared_with_float}"
 
 
 def _proof_lines(report: ParityReport) -> Iterable[str]:

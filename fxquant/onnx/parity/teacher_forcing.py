@@ -265,20 +265,28 @@ def cut(model: ir.Model, reference_run: ReferenceRun) -> dict[str, NDArray[Any]]
     Returns:
         Feeds of the cut graph, the model's own inputs included.
     """
+    integers = {t.tensor.quantized_name: t.integers for t in reference_run.tensors}
+    choices = {c.chooser.places: c.places for c in reference_run.choices}
+    return reference_run.feeds | cut_at(model, integers | choices)
+
+
+def cut_at(model: ir.Model, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Give the consumers of named values graph inputs, and make the values outputs, in place.
+
+    Args:
+        model: the graph.
+        arrays: what the consumers are to read, by the values' names, in the values' types.
+
+    Returns:
+        Feeds of the new inputs.
+    """
     values = {v.name: v for node in model.graph for v in node.outputs}
-    feeds = dict(reference_run.feeds)
-    for reference in reference_run.tensors:
-        value = values[reference.tensor.quantized_name]
-        name = reference.tensor.quantized_name + FORCED
-        _replace(model.graph, value, name, reference.integers.shape, reference.tensor.dtype)
-        feeds[name] = reference.integers
-    for choice in reference_run.choices:
-        value = values[choice.chooser.places]
-        name = choice.chooser.places + FORCED
-        _replace(model.graph, value, name, choice.places.shape, ir.DataType.INT64)
-        feeds[name] = choice.places
-    show(model, [t.tensor.quantized_name for t in reference_run.tensors])
-    show(model, [c.chooser.places for c in reference_run.choices])
+    feeds = {}
+    for name, array in arrays.items():
+        kind = ir.DataType.from_numpy(array.dtype)
+        _replace(model.graph, values[name], name + FORCED, array.shape, kind)
+        feeds[name + FORCED] = array
+    show(model, arrays)
     return feeds
 
 

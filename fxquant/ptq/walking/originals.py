@@ -11,9 +11,11 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from fxquant.nn import QuantizationMixin
+from fxquant.nn.live_norm import live_norm_of
 from fxquant.quantization.digest import tensor_digest
 
 if TYPE_CHECKING:
@@ -40,11 +42,24 @@ def float_value(module: nn.Module, name: str) -> Tensor:
 def float_module(module: QuantizationMixin) -> nn.Module:
     """The module without quantizers and with its float values; what was not changed is shared."""
     plain = module.get_original_module()
+    if live_norm_of(module) is not None:  # what it computes is not its class's own forward
+        plain = QuantizationMixin.from_module(plain)
     for name in module.__dict__.get(_KEPT, {}):
         if plain._parameters.get(name) is not None:  # a bias that was added may be gone again
             found = float_value(module, name)
             plain._parameters[name] = nn.Parameter(found, requires_grad=False)
     return plain
+
+
+def changed_parameters(model: nn.Module) -> list[str]:
+    """Paths of parameters whose float values are kept, as techniques have changed them."""
+    return [
+        f"{path}.{name}"
+        for path, module in model.named_modules()
+        for name in module.__dict__.get(_KEPT, {})
+        if module._parameters.get(name) is not None
+        and not torch.equal(float_value(module, name), module._parameters[name].detach())
+    ]
 
 
 @contextmanager

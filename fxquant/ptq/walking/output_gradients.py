@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx, nn
 
+from fxquant import ops
 from fxquant.errors import CalibrationError
 from fxquant.graph.pytree import fresh_inputs, tensors
 from fxquant.tracing.signature import mismatch
@@ -40,6 +41,7 @@ class OutputGradients(fx.Interpreter):
         super().__init__(gm)
         self.values: dict[fx.Node, Tensor] = {}
         self._kept, self._weighed = set(kept), list(weighed)
+        self._writes = any(ops.is_inplace(n) for n in gm.graph.nodes)
         self._generator = torch.Generator().manual_seed(int(seed))
 
     def run_node(self, n: fx.Node) -> Any:
@@ -50,7 +52,8 @@ class OutputGradients(fx.Interpreter):
         if n in self._weighed and not found.requires_grad and found.is_floating_point():
             found = found.detach().requires_grad_()
         self.values[n] = found
-        return found
+        # what is written to is not the value any more, and no leaf may be written to
+        return found.clone() if self._writes else found
 
     def of(self, inputs: Sequence[Any], batch: int) -> dict[fx.Node, Tensor]:
         """Run one batch; gradients of the nodes that the output depends on.

@@ -11,11 +11,12 @@ and computing the network anew for every layer would cost the square of its dept
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from fxquant import ops
 from fxquant.calibrate import is_iterable_of_batches
@@ -36,14 +37,26 @@ Progress = Callable[[int, int], None]
 
 
 class FloatEnvironment(Environment):
-    """The graph without quantizers, with the float values of parameters that techniques changed."""
+    """The graph without quantizers, with the float values of parameters that techniques changed.
 
-    def __init__(self, gm: fx.GraphModule, name: str) -> None:
+    Args:
+        gm: the graph.
+        name: how its values are told from those of other environments.
+        paths: modules that are computed so, all others as they are; None: all.
+    """
+
+    def __init__(self, gm: fx.GraphModule, name: str, paths: Collection[str] | None = None) -> None:
         super().__init__(gm, name)
-        self._plain = {
+        self._paths = paths
+
+    @functools.cached_property
+    def _plain(self) -> dict[str, nn.Module]:
+        # when the first one is called: they have the training flags of that moment
+        return {
             path: float_module(module)
-            for path, module in gm.named_modules()
+            for path, module in self.module.named_modules()
             if isinstance(module, QuantizationMixin)
+            and (self._paths is None or path in self._paths)
         }
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -67,6 +80,7 @@ class Walk:
         max_memory: bytes of values in memory; None: no limit.
         folder: where values beyond that are written; the system's temporary folder by default.
         progress: called after each node with (nodes done, nodes in all).
+        first: number of the first batch, for errors.
 
     Attributes:
         samples: number of samples of each batch.
@@ -88,12 +102,13 @@ class Walk:
         max_memory: int | None = None,
         folder: str | Path | None = None,
         progress: Progress | None = None,
+        first: int = 0,
     ) -> None:
         self.gm, self.environments = gm, tuple(environments)
         self.store = ValueStore(max_memory, folder)
         self.samples: list[int] = []
         self.counting: Mapping[tuple[fx.Node, int], Tensor] = {}
-        self._progress = progress
+        self._progress, self._first = progress, first
         self._nodes: list[fx.Node] = list(gm.graph.nodes)
         self._holders = [n for n in self._nodes if n.op == "placeholder"]
         self._last = last_uses(self._nodes)
@@ -157,24 +172,71 @@ class Walk:
             value = self.store.get(("", node, batch))
             # a graph that writes must not write into the user's data
             return fresh_inputs(value) if self._writes else value
-        args, kwargs = self.operands(node, environment, batch)
-        if node.op == "output":
-            return args[0]
+        given = self.operands(node, environment, batch)
+        return (
+            given[0][0] if node.op == "output" else self.computed(node, environment, batch, given)
+        )
+
+    def computed(
+        self, node: fx.Node, environment: Environment, batch: int,
+        operands: tuple[tuple[Any, ...], dict[str, Any]],
+    ) -> Any:  # fmt: skip
+        """What an environment makes of operands, such as those of another one; it is not kept.
+
+        Raises:
+            CalibrationError: FXQ441, the node does not take them.
+        """
         try:
-            return environment.compute(node, args, kwargs)
+            return environment.compute(node, *operands)
         except (FxQuantError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:
             known = [(h, ("", h, batch)) for h in self._holders]
             given = {str(h.target): self.store.get(k) for h, k in known if k in self.store}
             found = mismatch(self.gm, (), given, error)
-            what = f"the model does not take batch {batch}: {found.what}"
+            what = f"the model does not take batch {self._first + batch}: {found.what}"
             raise CalibrationError("FXQ441", what, at=node, fix=found.fix) from error
 
     def _drop(self, node: fx.Node) -> None:
         for name in ("", *(e.name for e in self.environments)):
             for batch in range(len(self)):
                 self.store.drop((name, node, batch))
+
+
+def batch_walks(
+    gm: fx.GraphModule,
+    data: Any,
+    environments: Sequence[Environment],
+    *,
+    samples: int | None = None,
+    progress: Progress | None = None,
+    **store: Any,
+) -> Iterator[Walk]:
+    """A walk for every batch, each to be gone through before the next one is asked for.
+
+    What only looks at values, and changes nothing, needs those of one batch at a time.
+
+    Args:
+        gm: as for `Walk`.
+        data: as for `Walk`.
+        environments: as for `Walk`.
+        samples: as for `Walk`.
+        progress: called after each node of each batch with (done, in all).
+        store: `max_memory` and `folder`, as for `Walk`.
+
+    Raises:
+        CalibrationError: as for `Walk`.
+    """
+    names = [str(n.target).lstrip("*") for n in gm.graph.nodes if n.op == "placeholder"]
+    batches = [dict(zip(names, v, strict=True)) for v, _ in bound_batches(gm, data, samples)]
+    nodes = len(gm.graph.nodes)
+
+    def tell(done: int, _: int) -> None:
+        if progress is not None:
+            progress(number * nodes + done, len(batches) * nodes)
+
+    for number, batch in enumerate(batches):
+        yield Walk(gm, [batch], environments, progress=tell, first=number, **store)
 
 
 def bound_batches(

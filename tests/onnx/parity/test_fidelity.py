@@ -14,6 +14,7 @@ from fxquant import QuantizationSimModel
 from fxquant.errors import ConfigError, ExportError
 from fxquant.onnx.parity.fidelity import fidelity
 from fxquant.onnx.parity.report import ParityReport
+from fxquant.ptq import reconstruct
 from tests.helpers.modules import quantized
 
 
@@ -201,3 +202,20 @@ def test_a_chip_without_floats_keeps_its_integers_and_gets_a_warning() -> None:
     assert grids == {"qualcomm_htp": True, "onnxruntime_x86": False}
     (warning,) = (w for w in warnings["qualcomm_htp"] if "keeps" in w)
     assert "Quantized alone, these cost most: norm " in warning
+
+
+def test_the_float_model_is_the_one_before_reconstruction(tmp_path: Path) -> None:
+    x = data()
+    sim = sim_of([x], x)
+    before = told(sim, x, tmp_path / "before")
+    reconstruct(sim, [x])
+    report = told(sim, x, tmp_path / "after")
+    with torch.no_grad():
+        real, ours = net()(x), sim.model(x)
+    wanted = 10 * torch.log10(real.double().square().sum() / (real - ours).double().square().sum())
+    assert report.fidelity[0].sqnr_db == pytest.approx(float(wanted), rel=1e-9)
+    assert "4 parameter(s) as they were before techniques changed them" in str(report)
+    assert "techniques" not in str(before)
+    written = json.loads((tmp_path / "after" / "net.report.json").read_text())
+    assert written["compared_with_float"].startswith("SQNR of output: the simulation against")
+    assert written["compared_with_float"].endswith("on the example of the export: input [64, 8]")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fxquant.cli.command import FINDINGS, _check_batch_size, _common, _is_given, main, quantize
+from fxquant.cli.command import FINDINGS, check_batch_size, common, is_given, main
+from fxquant.cli.commands.quantize_command import quantize
 
 if TYPE_CHECKING:
     from typing import TypeVar
@@ -42,7 +43,7 @@ def _own(command: click.Command) -> set[str]:
 @click.option("--out", metavar="DIR", help="Folder of the results; default: the recipe's.")
 @click.option("--network", metavar="FACTORY", help="The network, instead of the recipe's.")
 @click.option("--seed", type=int, help="Of everything that is drawn.")
-@_common
+@common
 def run_again(
     recipe: str, *, out: str | None, as_json: bool, progress: Progress, **options: Any
 ) -> int:
@@ -59,7 +60,7 @@ def run_again(
 
 @main.command("replay")
 @click.argument("recipe", metavar="RECIPE.yaml")
-@_common
+@common
 def replay_recipe(recipe: str, *, as_json: bool, progress: Progress) -> int:
     """Run a recipe again and compare; exit code 1 when a byte of the files differs.
 
@@ -76,9 +77,9 @@ def replay_recipe(recipe: str, *, as_json: bool, progress: Progress) -> int:
 
 def _changes(options: dict[str, Any]) -> dict[str, Any]:
     """The options that stand on the command line, as settings."""
-    given = {name: value for name, value in options.items() if _is_given(name)}
+    given = {name: value for name, value in options.items() if is_given(name)}
     if "calibration" in given:
-        _check_batch_size(given["calibration"])
+        check_batch_size(given["calibration"])
     found = {_SETTINGS.get(name, name): value for name, value in given.items()}
     if "prove" in found:
         found["prove"] = not found["prove"]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fxquant.cli.command import SCHEMES, _check_batch_size, _common, _sim_options, main
+from fxquant.cli.command import SCHEMES, check_batch_size, common, main, sim_options
 from fxquant.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ def _same_options(command: Command) -> Command:
 )  # fmt: skip
 @click.option("--out", required=True, metavar="FILE", help="The shard, .safetensors.")
 @_same_options
-@_sim_options
-@_common
+@sim_options
+@common
 def calibrate_shard(
     factory: str, *, shard: str, out: str, as_json: bool, progress: Progress, **options: Any
 ) -> int:
@@ -55,7 +55,7 @@ def calibrate_shard(
     `fxquant merge` makes encodings of all parts: those of one process that ran all data.
     """
     numbers = _numbers(shard)
-    _check_batch_size(options["calibration"])
+    check_batch_size(options["calibration"])
     from fxquant.cli import shard_actions
 
     file = shard_actions.calibrate(factory, numbers, out, progress=progress, **options)
@@ -69,8 +69,8 @@ def calibrate_shard(
 @click.option("--out", required=True, metavar="DIR", help="Folder of the encodings.")
 @click.option("--prefix", metavar="NAME", help="Name of the file; default: the function's name.")
 @_same_options
-@_sim_options
-@_common
+@sim_options
+@common
 def merge_shards(
     factory: str, *, shards: tuple[str, ...], out: str, prefix: str | None, as_json: bool,
     progress: Progress, **options: Any,
@@ -80,7 +80,7 @@ def merge_shards(
     Options are those of the parts. Of --calibration the first batch alone is read, as the example
     that the network is recorded with.
     """
-    _check_batch_size(options["calibration"])
+    check_batch_size(options["calibration"])
     from fxquant.cli import shard_actions
 
     name = prefix or factory.rpartition(":")[2]

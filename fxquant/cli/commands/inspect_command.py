@@ -1,0 +1,38 @@
+"""`fxquant inspect`: what would be quantized, and why."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fxquant.cli.command import check_example, common, is_given, main, model_options, sim_options
+from fxquant.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fxquant.cli.progress import Progress
+
+
+@main.command()
+@click.option("--regions", is_flag=True, help="Show the regions that stubs mark.")
+@click.option("--region", "chosen", multiple=True, metavar="NAME", help="Quantize this part only.")
+@click.option("--keep-float", "kept", multiple=True, metavar="NAME", help="Do not quantize this.")
+@click.option("--picture", metavar="FILE.svg", help="Draw what the target takes.")
+@model_options
+@sim_options
+@common
+def inspect(factory: str, *, target: str, as_json: bool, progress: Progress, **options: Any) -> int:
+    """Show what would be quantized and why, operator by operator, without calibrating.
+
+    With --target: which operators the target takes, which not and why, and in how many parts.
+    """
+    parts = options["regions"] or options["chosen"] or options["kept"]
+    if options["picture"] and parts:
+        raise ConfigError("FXQ735", "--picture shows a target, not regions", fix="leave one out")
+    check_example(options)
+    from fxquant.cli import actions
+
+    named = is_given("target")
+    plan = actions.inspect(factory, target=target, named=named, progress=progress, **options)
+    click.echo(plan.to_json() if as_json else str(plan))
+    return 0

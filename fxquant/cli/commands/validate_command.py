@@ -1,0 +1,28 @@
+"""`fxquant validate`: the guidelines."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fxquant.cli.command import FINDINGS, check_example, common, main, model_options
+
+if TYPE_CHECKING:
+    from fxquant.cli.progress import Progress
+
+
+@main.command()
+@model_options
+@common
+def validate(factory: str, *, as_json: bool, progress: Progress, **options: Any) -> int:
+    """Check a network against the guidelines; exit code 1 when something blocks quantization.
+
+    What preparation repairs by itself, before anything is quantized, does not block.
+    """
+    check_example(options)
+    from fxquant.cli import actions
+
+    report = actions.validate(factory, progress=progress, **options)
+    click.echo(report.to_json() if as_json else str(report))
+    return FINDINGS if report.blocking else 0
