@@ -1,4 +1,4 @@
-"""`fxquant run` and `fxquant replay`: recipes on the command line."""
+"""`fxquant run`, `fxquant replay` and `fxquant diff`: what was done, again and compared."""
 
 from __future__ import annotations
 
@@ -93,3 +93,26 @@ def _changes(options: dict[str, Any]) -> dict[str, Any]:
         for name, plain in (("config", plain_config), ("target", plain_target)):
             found |= plain(found[name]) if name in found else {}
     return found
+
+
+@main.command("diff")
+@click.argument("first", metavar="A")
+@click.argument("second", metavar="B")
+@click.option(
+    "--top", default=30, show_default=True, type=click.IntRange(0),
+    help="Rows that are shown; 0: all.",
+)  # fmt: skip
+@common
+def diff_two(first: str, second: str, *, top: int, as_json: bool, progress: Progress) -> int:
+    """Compare two artifacts; exit code 1 when they differ.
+
+    A and B are .onnx files, encodings files, recipes or folders of exports. Shown are scales, bits,
+    zero points, Q/DQ that were added or removed, values of weights, and how much more noise of
+    rounding is to be expected.
+    """
+    progress.step("comparing")
+    from fxquant.comparison import diff_artifacts
+
+    found = diff_artifacts(first, second)
+    click.echo(found.to_json() if as_json else found.text(top or None))
+    return FINDINGS if found else 0
