@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fxquant import nn as nn  # not in __all__, where it would hide torch.nn
     from fxquant import quantization as quantization
     from fxquant.analysis.inspect import inspect_model
+    from fxquant.analysis.quant_analyzer import QuantAnalyzer
     from fxquant.auto.auto_quant import AutoQuant
     from fxquant.auto.one_call import quantize
     from fxquant.checkpoint import load_checkpoint, save_checkpoint
@@ -51,6 +52,7 @@ else:
         "Op": "ops",
         "Pass": "graph.pass_infra",
         "Pipeline": "graph.pass_infra",
+        "QuantAnalyzer": "analysis.quant_analyzer",
         "QuantConfig": "config",
         "QuantScheme": "quantization",
         "QuantizationSimModel": "sim",
@@ -101,6 +103,7 @@ __all__ = [
     "Op",
     "Pass",
     "Pipeline",
+    "QuantAnalyzer",
     "QuantConfig",
     "QuantScheme",
     "QuantizationSimModel",

@@ -19,6 +19,7 @@ from fxquant.graph.absent_names import absence
 from fxquant.graph.meta import path_matches
 from fxquant.graph.pass_infra import state_of
 from fxquant.graph.rewriter import label
+from fxquant.inspection.summary import quantizer_table, summary
 from fxquant.nn import QuantizationMixin
 from fxquant.passes import simulation_pipeline
 from fxquant.precision.requests import PrecisionChange, set_precision
@@ -142,6 +143,14 @@ class QuantizationSimModel(ExportMethods):
         mark_calibrated(self.model)
 
     # --- looking -------------------------------------------------------------------------------
+
+    def __str__(self) -> str:
+        """What it is, on one screen: counts, sizes, what is in floating point, what comes next."""
+        return summary(self)
+
+    def table(self) -> str:
+        """Every quantizer: where it stands, its type, range, step and zero point."""
+        return quantizer_table(self.model)
 
     def named_qmodules(self) -> Iterator[tuple[str, QuantizationMixin]]:
         """(path, module) of every quantized module."""

@@ -97,6 +97,7 @@ def test_float_simulation_and_runtime_are_scored(folder: Path, evaluation: tuple
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     scores = found["evaluation"]
+    assert scores["metric"] == ("score" if evaluation[0] == "net.py:score" else "accuracy")
     whole = 1.0 if evaluation[0] == "net.py:score" else 100.0
     assert scores["float"] == whole
     assert 0.8 * whole < scores["simulation"] <= whole
@@ -114,7 +115,8 @@ def test_what_is_printed(folder: Path) -> None:
     lines = result.stdout.splitlines()
     table = lines[lines.index(next(x for x in lines if "file" in x and "time" in x)) :]
     assert [x.split("  ")[0] for x in table[2:5]] == ["float model", "simulation", "onnxruntime"]
-    assert table[2].split()[2] == "100"
+    assert table[0].split() == ["accuracy", "file", "time"]
+    assert table[2].split()[2] == "100.00%"
     assert table[4].endswith("ms")
     assert "asked for: 50, reached" in lines
     assert "written:" in lines

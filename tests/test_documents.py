@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("accuracy.md", "training.md")
+PAGES = (
+    "accuracy.md", "concepts.md", "cpus.md", "mixed_precision.md", "quickstart.md", "training.md",
+)  # fmt: skip
 
 
 # PyTorch's compiler makes one of these itself when it meets an autograd function

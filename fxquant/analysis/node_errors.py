@@ -60,6 +60,8 @@ class NodeError:
             first order; the parts of all nodes add up to 1. None where the outputs do not depend
             smoothly on it, or it has no error of its own.
         source: the user's file and line.
+        mse: mean squared error of the result, with all errors before it; None where it is no
+            real-valued tensor.
     """
 
     node: str
@@ -69,6 +71,7 @@ class NodeError:
     cumulative_db: float | None
     noise_share: float | None
     source: str
+    mse: float | None = None
 
     @property
     def rank(self) -> tuple[float, float]:
@@ -261,7 +264,7 @@ class _Measured:
             node.name, str(node.target) if called else module_path(node),
             row.name if row is not None else "",
             self.local[node].db if node in self.local else None, self.cumulative[node].db,
-            share, str(node.meta.get("source") or ""),
+            share, str(node.meta.get("source") or ""), self.cumulative[node].mse,
         )  # fmt: skip
 
 

@@ -106,7 +106,7 @@ def _settings(
             names.append(f"options.{name}")
     handed_in = {
         "network": sources.network is None,
-        "data": sources.calibration is None,
+        "data": sources.calibration is None and sources.image_folder is None,
         "evaluate": request.evaluate is not None and sources.evaluate is None,
         "dummy_input": request.dummy_input is not None,
         "fine_tune": request.fine_tune is not None,
@@ -140,7 +140,7 @@ def request_of(
         given: what no file can name: `evaluate`, `dummy_input`, `fine_tune`, `options`.
 
     Raises:
-        ConfigError: FXQ785, options of a technique are none of it; those of `Request`.
+        ConfigError: FXQ779, options of a technique are none of it; those of `Request`.
     """
     options = {name: _rebuilt(name, plain) for name, plain in settings.options.items()}
     return Request(
@@ -202,7 +202,7 @@ def _made(kind: type, plain: dict[str, Any], name: str) -> Any:
 
 
 def _wrong_option(what: str, fix: str) -> ConfigError:
-    return ConfigError("FXQ785", what, fix=fix)
+    return ConfigError("FXQ779", what, fix=fix)
 
 
 def _as_tuples(value: Any) -> Any:

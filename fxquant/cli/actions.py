@@ -7,7 +7,6 @@ torch; all errors are those of the parts that they call.
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fxquant import insert_stubs, inspect_model, prepare_model, validate_model
@@ -15,9 +14,7 @@ from fxquant.analysis.inspector import Inspector, InspectorReport
 from fxquant.analysis.inspector_regions import inspect_regions
 from fxquant.analysis.profile import Profile
 from fxquant.analysis.profile import profile as profile_of
-from fxquant.cli.batches import Data, load_data, random_data
 from fxquant.cli.loading import build_model
-from fxquant.cli.quantizing import Outcome, carry_out, settings_of
 from fxquant.encodings import diff, read
 from fxquant.errors import ConfigError, ModelError
 from fxquant.io.writing import write_text
@@ -29,20 +26,14 @@ from fxquant.validate import Finding, ValidationReport
 if TYPE_CHECKING:
     from torch import nn
 
+    from fxquant.cli.data_request import DataRequest
     from fxquant.cli.progress import Progress
     from fxquant.encodings.diff import Difference
 
 
-def quantize(factory: str, calibration: str, *, progress: Progress, **options: Any) -> Outcome:
-    """Calibrate and export; with techniques as well as a measure asks for."""
-    settings = settings_of(factory, calibration, **options)
-    return carry_out(settings, Path(options["out"]), progress)
-
-
 def validate(factory: str, *, progress: Progress, **options: Any) -> ValidationReport:
     """Check a network against the guidelines."""
-    model, data = _model_and_data(factory, progress, **options)
-    example = data.first()
+    model, example = _model_and_example(factory, progress, **options)
     progress.step("validating")
     report = validate_model(model, example)
     if not report.blocking:  # what is said to be repaired must be
@@ -80,8 +71,7 @@ def inspect(
     Returns:
         A report with `to_json`.
     """
-    model, data = _model_and_data(factory, progress, **options)
-    example = data.first()
+    model, example = _model_and_example(factory, progress, **options)
     progress.step("preparing and placing quantizers")
     if chosen or kept:
         prepared = prepare_model(model, example)
@@ -119,17 +109,14 @@ def compare_encodings(first: str, second: str) -> tuple[tuple[Difference, ...], 
     return diff(a, b), len({e.name for e in (*a.entries, *b.entries)})
 
 
-def _model_and_data(
-    factory: str,
-    progress: Progress,
-    *,
-    weights: str | None,
-    data: str | None,
-    shapes: tuple[str, ...],
-    batch_size: int,
-) -> tuple[nn.Module, Data]:
+def built(factory: str, weights: str | None, progress: Progress) -> nn.Module:
+    """The network that the command line names, with its weights."""
     progress.step("building the network")
-    model = build_model(factory, weights)
-    if data is None:
-        return model, random_data(shapes)
-    return model, load_data(data, batch_size=batch_size, model=model)
+    return build_model(factory, weights, say=progress.note)
+
+
+def _model_and_example(
+    factory: str, progress: Progress, *, weights: str | None, data: DataRequest
+) -> tuple[nn.Module, Any]:
+    model = built(factory, weights, progress)
+    return model, data.load(model).first()

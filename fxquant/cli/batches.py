@@ -5,7 +5,6 @@ Every mistake is a `ConfigError` with a code 72x or 73x.
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
@@ -16,12 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fxquant.auto.calibration_data import LABELS, Inputs
+from fxquant.cli.image_folder import ImageFolder
+from fxquant.cli.input_keys import Keys, rows
 from fxquant.cli.loading import call, failed, load_function
-from fxquant.errors import ConfigError, FxQuantError, nearest
+from fxquant.errors import ConfigError, FxQuantError
 from fxquant.io.reading import read_arrays, reason
 
 Batch = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
+ALL = Keys()
 
 
 @dataclass(frozen=True)
@@ -61,63 +62,66 @@ class Data:
         known = None if self.count is None else min(count, self.count)
         return Data(self.name, lambda: (b for b, _ in zip(self.read(), range(count))), known)  # noqa: B905 - the shorter ends it
 
-    def inputs_of(self, model: nn.Module) -> Data:
-        """The same data without labels and what else a model does not take."""
-        inputs = Inputs(model)
-        return Data(self.name, lambda: (inputs.of(b) for b in self.read()), self.count)
 
-
-def load_data(spec: str, *, batch_size: int = 32, model: nn.Module | None = None) -> Data:
+def load_data(
+    spec: str, *, batch_size: int = 32, model: nn.Module | None = None, keys: Keys = ALL
+) -> Data:
     """Data from ``.npy``, ``.npz`` or a function that yields batches.
 
     An ``.npy`` array, and an ``.npz`` with one array, is the first input. Several arrays of an
     ``.npz`` are inputs by name, or in order when they are called ``arr_0``, ``arr_1`` and so on.
-    Arrays that are called "label", "target" or the like and are no inputs are passed over. The
-    first axis is split into batches. 64-bit floats become 32-bit.
+    Arrays that are called "label", "target" or the like and are no inputs are passed over, and so
+    is what a function yields beside the inputs. The first axis is split into batches. 64-bit floats
+    become 32-bit.
 
     Args:
         spec: a file, or ``path.py:function``, which yields a tensor, a tuple of tensors or a dict.
         batch_size: rows in a batch, for files.
         model: its forward arguments are checked against the names in an ``.npz``.
+        keys: which arrays, or entries of a dict, are the inputs.
 
     Raises:
         ConfigError: FXQ720 no such file, FXQ721 another kind of file, FXQ722 damaged or unsafe,
-            FXQ723 arrays of different lengths, FXQ727 names that forward does not have.
+            FXQ723 arrays of different lengths, FXQ727 and FXQ728 names that are not there.
     """
     path = Path(spec)
     if path.suffix not in (".npy", ".npz"):
-        return _data_of_function(spec)
-    arrays = load_arrays(path)
-    if model is not None:
-        arrays = _without_labels(model, arrays)
-    named = len(arrays) > 1 and not all(re.fullmatch(r"arr_\d+", k) for k in arrays)
-    if named and model is not None:
-        _check_names(model, arrays, path)
-    total = next((len(v) for v in arrays.values() if v.ndim), 0)
+        return _data_of_function(spec, model, keys)
+    inputs = keys.inputs_of(load_arrays(path, keys), model, str(path))
+    arrays = inputs.values() if isinstance(inputs, Mapping) else inputs
+    total = next((len(v) for v in arrays if v.ndim), 0)
 
     def read() -> Iterator[Batch]:
         for i in range(0, total, batch_size):
-            part = {k: v[i : i + batch_size] for k, v in arrays.items()}
-            yield part if named else tuple(part.values())
+            yield rows(inputs, i, i + batch_size)
 
     return Data(spec, read, -(-total // batch_size))
 
 
-def load_arrays(path: Path) -> dict[str, Tensor]:
+def load_arrays(path: Path, keys: Keys = ALL) -> dict[str, Tensor]:
     """The arrays of a file as tensors by name, all of the same length.
 
     Raises:
-        ConfigError: FXQ720 no such file, FXQ722 damaged or unsafe, FXQ723 of different lengths.
+        ConfigError: FXQ720 no such file, FXQ722 damaged or unsafe, FXQ723 of different lengths,
+            FXQ728 without an array that is asked for.
     """
     if not path.exists():
         what = f"the data file {path} does not exist"
         raise ConfigError("FXQ720", what, fix=_PATH)
-    arrays = {k: _tensor(v, f"{path}, array {k}") for k, v in _arrays(path).items()}
+    found = keys.wanted(_arrays(path), str(path))
+    arrays = {k: _tensor(v, f"{path}, array {k}") for k, v in found.items()}
     lengths = {k: v.shape[0] if v.ndim else 0 for k, v in arrays.items()}
     if len(set(lengths.values())) > 1:
         what = f"the arrays of {path} differ in length: {lengths}"
-        raise ConfigError("FXQ723", what, fix="give every array one row for each sample")
+        fix = "give every array one row for each sample, or choose some with --input"
+        raise ConfigError("FXQ723", what, fix=fix)
     return arrays
+
+
+def image_data(images: ImageFolder) -> Data:
+    """The images of a folder, without their classes."""
+    count = -(-len(images.files) // images.batch_size)
+    return Data(str(images.root), lambda: ((image,) for image, _ in images.batches()), count)
 
 
 def random_data(shapes: Iterable[str]) -> Data:
@@ -165,24 +169,7 @@ def _tensor(array: np.ndarray[Any, Any], place: str) -> Tensor:
         raise ConfigError("FXQ722", what, at=place, fix=fix) from error
 
 
-def _without_labels(model: nn.Module, arrays: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The arrays that are inputs: a data set's file holds what the network should answer, too."""
-    inputs = inspect.signature(model.forward).parameters
-    left = {k: v for k, v in arrays.items() if k in inputs or k not in LABELS}
-    return left or arrays
-
-
-def _check_names(model: nn.Module, arrays: Mapping[str, Tensor], path: Path) -> None:
-    parameters = inspect.signature(model.forward).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return
-    for name in arrays:
-        if name not in parameters:
-            hint = nearest(name, parameters) or f"forward takes {', '.join(parameters)}"
-            raise ConfigError("FXQ727", f"forward has no argument {name!r}", at=str(path), fix=hint)
-
-
-def _data_of_function(spec: str) -> Data:
+def _data_of_function(spec: str, model: nn.Module | None, keys: Keys) -> Data:
     if ":" not in spec:
         raise ConfigError(
             "FXQ721",
@@ -198,7 +185,12 @@ def _data_of_function(spec: str) -> Data:
             fix="yield one batch after the other: a tensor, a tuple of tensors or a dict",
         )
     count = len(made) if isinstance(made, Sized) else None
-    return Data(spec, lambda: _guarded(call(function, spec), spec), count)
+
+    def read() -> Iterator[Batch]:
+        for i, batch in enumerate(_guarded(call(function, spec), spec)):
+            yield keys.inputs_in(batch, model, f"{spec}, batch {i}")
+
+    return Data(spec, read, count)
 
 
 def _guarded(batches: Iterable[Batch], spec: str) -> Iterator[Batch]:

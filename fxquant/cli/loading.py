@@ -19,11 +19,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from fxquant.cli import model_zoos
 from fxquant.errors import ConfigError, FxQuantError, nearest
 from fxquant.io.reading import Budget, Metered, Refused, reason, require_archive, require_file
-from fxquant.io.state_dicts import renamed, unwrapped, wrong_tensors
+from fxquant.io.state_dicts import located, renamed, wrong_tensors
 from fxquant.io.writing import as_path
 
+Say = Callable[[str], None]
 _SHOWN = 4  # names listed in one message
 _TORCH = (".pt", ".pth", ".bin", ".ckpt", ".tar")
 
@@ -57,18 +59,25 @@ def load_function(spec: str, *, what: str = "factory") -> Callable[..., Any]:
     raise ConfigError("FXQ704", f"{where} has no function {name!r}", fix=fix)
 
 
-def build_model(spec: str, weights: str | Path | None = None) -> nn.Module:
+def build_model(
+    spec: str, weights: str | Path | None = None, *, say: Say | None = None
+) -> nn.Module:
     """Call a factory, load weights into its network and set it to evaluation mode.
 
     Args:
         spec: ``path.py:function`` or ``package.module:function``; it is called without arguments.
+            ``timm:NAME``, ``torchvision:NAME`` and ``hf:FOLDER`` are networks of these packages.
         weights: a file for `load_weights`; None keeps what the factory set.
+        say: is told where in a checkpoint weights were found.
 
     Raises:
-        ConfigError: FXQ701 to FXQ706, FXQ710 to FXQ715.
+        ConfigError: FXQ701 to FXQ709, FXQ710 to FXQ715.
     """
-    factory = load_function(spec)
-    model = call(factory, spec)
+    if weights is not None:
+        require_weights(weights)  # before a network is built
+    model = model_zoos.build(spec, filled=weights is not None)
+    if model is None:
+        model = call(load_function(spec), spec)
     if not isinstance(model, nn.Module):
         raise ConfigError(
             "FXQ706",
@@ -76,7 +85,7 @@ def build_model(spec: str, weights: str | Path | None = None) -> nn.Module:
             fix="the factory takes no arguments and returns the network",
         )
     if weights is not None:
-        _fill(model, load_weights(weights), Path(weights))
+        _fill(model, load_weights(weights, say=say), Path(weights))
     return model.eval()
 
 
@@ -147,19 +156,20 @@ def failed(error: BaseException, what: str) -> ConfigError:
 # --- weights -------------------------------------------------------------------------------------
 
 
-def load_weights(path: str | Path) -> dict[str, Tensor]:
+def load_weights(path: str | Path, *, say: Say | None = None) -> dict[str, Tensor]:
     """A state dict from ``.safetensors``, or from a file of `torch.save` without pickles run.
 
     Checkpoints of training scripts, `{"model": ..., "epoch": 3}` and their like, are looked into.
+
+    Args:
+        path: the file.
+        say: is told where in a checkpoint they were found.
 
     Raises:
         ConfigError: FXQ710 no such file, FXQ711 another kind of file, FXQ712 damaged or unsafe,
             FXQ713 not a state dict.
     """
-    path = as_path(path, "weights")
-    if not path.exists():
-        fix = "give the path of a .safetensors or .pt file, or leave --weights out"
-        raise ConfigError("FXQ710", f"the weights' file {path} does not exist", fix=fix)
+    path = require_weights(path)
     if path.suffix == ".safetensors":
         return _safetensors(path)
     if path.suffix not in _TORCH:
@@ -168,7 +178,20 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
             f"weights of type {path.suffix or 'no suffix'!r} are not supported: {path}",
             fix="save them as .safetensors, or with torch.save(model.state_dict(), 'model.pt')",
         )
-    return _state_dict(_torch_file(path), path)
+    return _state_dict(_torch_file(path), path, say)
+
+
+def require_weights(path: str | Path) -> Path:
+    """The path of a file of weights that exists.
+
+    Raises:
+        ConfigError: FXQ710, it does not.
+    """
+    path = as_path(path, "weights")
+    if not path.exists():
+        fix = "give the path of a .safetensors or .pt file, or leave --weights out"
+        raise ConfigError("FXQ710", f"the weights' file {path} does not exist", fix=fix)
+    return path
 
 
 _AGAIN = "write the file again, or take another copy"
@@ -226,10 +249,13 @@ def _require_own_bytes(value: Any) -> None:
             raise Refused(msg)
 
 
-def _state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
-    found = unwrapped(loaded, str(path))
+def _state_dict(loaded: Any, path: Path, say: Say | None) -> dict[str, Tensor]:
+    found = located(loaded, str(path))
     if found is not None:
-        return found
+        keys, state = found
+        if keys and say is not None:
+            say(f"{path}: the weights are those under {'.'.join(keys)!r}")
+        return state
     raise ConfigError(
         "FXQ713",
         f"{path} holds no state dict: a mapping of names to tensors",

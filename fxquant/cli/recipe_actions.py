@@ -158,8 +158,8 @@ def run_recipe(
         progress: is told every step.
 
     Raises:
-        ConfigError: FXQ780 or FXQ781, the recipe cannot be read; FXQ782, something is neither named
-            nor handed in; FXQ783, a change is no setting.
+        ConfigError: FXQ774 or FXQ775, the recipe cannot be read; FXQ776, something is neither named
+            nor handed in; FXQ777, a change is no setting.
     """
     file = as_path(path, "the recipe")
     recipe = Recipe.load(file)
@@ -249,7 +249,7 @@ def _require_handed(recipe: Recipe, given: HandedIn, changes: Mapping[str, Any])
         if not there:
             what = f"the run was handed {name} by Python, which no file can name"
             fix = f"call fxquant.recipe.run_recipe(..., {kind}=...)"
-            raise ConfigError("FXQ784", what, fix=fix)
+            raise ConfigError("FXQ778", what, fix=fix)
 
 
 def _changed(
@@ -259,14 +259,14 @@ def _changed(
         if name not in Settings.model_fields:
             known = ", ".join(Settings.model_fields)
             fix = nearest(name, Settings.model_fields) or f"settings are {known}"
-            raise ConfigError("FXQ783", f"there is no setting {name!r}", fix=fix)
+            raise ConfigError("FXQ777", f"there is no setting {name!r}", fix=fix)
     overridden = {
         name: Override(recipe=value, given=changes[name])
         for name, value in settings
         if name in changes and changes[name] != value
     }
     changed = settings.model_copy(update=dict(changes))
-    searched = {"techniques", "evaluate", "accuracy_drop"} & overridden.keys()
+    searched = {"techniques", "evaluate", "image_folder", "accuracy_drop"} & overridden.keys()
     return as_search(changed) if searched else changed, overridden
 
 

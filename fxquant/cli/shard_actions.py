@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fxquant import QuantizationSimModel
-from fxquant.cli.batches import Data, load_data
-from fxquant.cli.loading import build_model
+from fxquant.cli.actions import built
+from fxquant.cli.batches import Data
 from fxquant.distributed import merge_statistics, save_statistics
+from fxquant.errors import ConfigError
+from fxquant.io.writing import checked_prefix, reserved
 
 if TYPE_CHECKING:
+    from fxquant.cli.data_request import DataRequest
     from fxquant.cli.progress import Progress
     from fxquant.distributed import MergedShards
 
@@ -23,13 +27,15 @@ def calibrate(
     Returns:
         The file.
     """
-    sim, data = _simulation(factory, progress, **options)
-    number, count = shard
-    with progress.bar("calibrating", None) as advance:
-        part = Data(data.name, lambda: islice(data.read(), number - 1, None, count))
-        return str(
-            save_statistics(sim, part, out, shard=shard, progress=lambda done, _: advance(done))
-        )
+    file = Path(out)
+    with reserved(file.parent, file.name, error=ConfigError):
+        sim, data = _simulation(factory, progress, **options)
+        number, count = shard
+        with progress.bar("calibrating", None) as advance:
+            part = Data(data.name, lambda: islice(data.read(), number - 1, None, count))
+            return str(
+                save_statistics(sim, part, out, shard=shard, progress=lambda done, _: advance(done))
+            )
 
 
 def merge(
@@ -41,22 +47,22 @@ def merge(
     Returns:
         What was merged, and the file.
     """
-    sim, _ = _simulation(factory, progress, **options)
-    progress.step("merging")
-    merged = merge_statistics(sim, shards[0] if len(shards) == 1 else shards)
-    return merged, str(sim.save_encodings_to_json(out, name))
+    with reserved(out, checked_prefix(name, error=ConfigError), error=ConfigError):
+        sim, _ = _simulation(factory, progress, **options)
+        progress.step("merging")
+        merged = merge_statistics(sim, shards[0] if len(shards) == 1 else shards)
+        return merged, str(sim.save_encodings_to_json(out, name))
 
 
 def _simulation(
-    factory: str, progress: Progress, *, weights: str | None, calibration: str, batch_size: int,
-    scheme: str, param_bw: int | None, activation_bw: int | None, config: str | None, target: str,
+    factory: str, progress: Progress, *, weights: str | None, data: DataRequest, scheme: str,
+    param_bw: int | None, activation_bw: int | None, config: str | None, target: str,
 ) -> tuple[QuantizationSimModel, Data]:  # fmt: skip
-    progress.step("building the network")
-    model = build_model(factory, weights)
-    data = load_data(calibration, batch_size=batch_size, model=model).inputs_of(model)
+    model = built(factory, weights, progress)
+    found = data.load(model)
     progress.step("preparing and placing quantizers")
     sim = QuantizationSimModel(
-        model, data.first(), quant_scheme=scheme, default_param_bw=param_bw,
+        model, found.first(), quant_scheme=scheme, default_param_bw=param_bw,
         default_output_bw=activation_bw, config=config, target=target,
     )  # fmt: skip
-    return sim, data
+    return sim, found

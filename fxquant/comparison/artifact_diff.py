@@ -162,7 +162,7 @@ def diff_artifacts(first: str | Path, second: str | Path) -> ArtifactDiff:
         second: the other.
 
     Raises:
-        ConfigError: FXQ786, FXQ780 or FXQ781, one of them cannot be read.
+        ConfigError: FXQ773, FXQ774 or FXQ775, one of them cannot be read.
     """
     a, b = contents_of(first), contents_of(second)
     names = dict.fromkeys((*a.grids, *b.grids))

@@ -52,7 +52,7 @@ def contents_of(path: str | Path) -> Contents:
     """Read an artifact: an ONNX file, an encodings file, a recipe, or the folder of an export.
 
     Raises:
-        ConfigError: FXQ786, it is none of these, or cannot be read; FXQ780 and FXQ781 for recipes.
+        ConfigError: FXQ773, it is none of these, or cannot be read; FXQ774 and FXQ775 for recipes.
     """
     file = as_path(path, "the artifact")
     if file.is_dir():
@@ -64,7 +64,7 @@ def contents_of(path: str | Path) -> Contents:
     except ConfigError:
         raise
     except FxQuantError as error:  # of a checkpoint, or of a model: here it is a wrong argument
-        raise ConfigError("FXQ786", f"{error.code}: {error.what}", at=error.at, fix=_FIX) from error
+        raise ConfigError("FXQ773", f"{error.code}: {error.what}", at=error.at, fix=_FIX) from error
 
 
 _FIX = "name a whole .onnx file, an encodings file, a recipe, or the folder of an export"
@@ -75,7 +75,7 @@ def _of_folder(folder: Path) -> Contents:
     if len(found) != 1:
         names = ", ".join(p.name for p in found) or "none"
         what = f"the folder {folder} should hold one export; ONNX or encodings files: {names}"
-        raise ConfigError("FXQ786", what, fix=_FIX)
+        raise ConfigError("FXQ773", what, fix=_FIX)
     recipe = found[0].with_name(f"{found[0].stem}{SUFFIX}")
     contents = contents_of(found[0])
     return _with_recipe(contents, Recipe.load(recipe)) if recipe.is_file() else contents

@@ -47,24 +47,38 @@ def unwrapped(loaded: Any, where: str = "") -> dict[str, Tensor] | None:
         >>> sorted(unwrapped({"model": {"w": torch.ones(1)}, "optimizer": {}, "epoch": 3}))
         ['w']
     """
-    return _unwrapped(loaded, where, _DEPTH)
+    found = located(loaded, where)
+    return None if found is None else found[1]
 
 
-def _unwrapped(loaded: Any, where: str, depth: int) -> dict[str, Tensor] | None:
+def located(loaded: Any, where: str = "") -> tuple[tuple[str, ...], dict[str, Tensor]] | None:
+    """The state dict in what a training script saved, and the keys that lead to it; or None.
+
+    Example:
+        >>> located({"model": {"w": torch.ones(1)}, "epoch": 3})[0]
+        ('model',)
+    """
+    return _located(loaded, where, _DEPTH)
+
+
+def _located(
+    loaded: Any, where: str, depth: int
+) -> tuple[tuple[str, ...], dict[str, Tensor]] | None:
     if not isinstance(loaded, Mapping) or not depth:
         return None
     if all(isinstance(k, str) and isinstance(v, Tensor) for k, v in loaded.items()):
-        return dict(loaded)
+        return (), dict(loaded)
     found = [
-        (key, state)
+        ((key, *inside[0]), inside[1])
         for key in (*_HOMES, *_AVERAGES)
         if isinstance(loaded.get(key), Mapping)
-        and (state := _unwrapped(loaded[key], where, depth - 1))
+        and (inside := _located(loaded[key], where, depth - 1))
+        and inside[1]
     ]
     if len(found) > 1:
-        others = ", ".join(repr(key) for key, _ in found[1:])
-        log.warning("%s: %r is taken; it also holds %s", where, found[0][0], others)
-    return found[0][1] if found else None
+        others = ", ".join(repr(keys[0]) for keys, _ in found[1:])
+        log.warning("%s: %r is taken; it also holds %s", where, found[0][0][0], others)
+    return found[0] if found else None
 
 
 def renamed(state: Mapping[str, Tensor], own: Mapping[str, Any]) -> dict[str, Tensor]:

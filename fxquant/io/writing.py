@@ -48,19 +48,19 @@ def as_path(path: Any, what: str = "path") -> Path:
     return Path(path)
 
 
-def checked_prefix(prefix: Any) -> str:
+def checked_prefix(prefix: Any, *, error: Kind = ExportError) -> str:
     """The prefix of files, if it is a plain file name.
 
     Raises:
-        ExportError: FXQ541.
+        FxQuantError: FXQ541.
     """
     if not isinstance(prefix, str):
         what = f"filename_prefix is a {type(prefix).__name__}, not a text"
-        raise ExportError("FXQ541", what, fix="pass a str, and put the folder into `path`")
+        raise error("FXQ541", what, fix="pass a str, and put the folder into `path`")
     separators = {"/", "\\", os.sep, os.altsep or "/", "\0"}
     if not prefix or prefix in (".", "..") or separators & set(prefix):
         what = f"filename_prefix {prefix!r} is not a plain file name"
-        raise ExportError("FXQ541", what, fix="put the folder into `path`")
+        raise error("FXQ541", what, fix="put the folder into `path`")
     return prefix
 
 
@@ -152,6 +152,24 @@ def stage(folder: Path, name: str, *, error: Kind = ExportError) -> Iterator[Pat
         shutil.rmtree(work, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def reserved(path: str | Path, name: str, *, error: Kind = ExportError) -> Iterator[Path]:
+    """A folder in which files of a name can be written: that is known before they are computed.
+
+    Args:
+        path: the folder; one that was made here is removed again when the block fails.
+        name: of a file that will be written there.
+        error: class of the errors.
+
+    Raises:
+        FxQuantError: FXQ542 to FXQ545, and FXQ750 for what is no path.
+    """
+    with made_folder(as_path(path), error=error) as folder:
+        with stage(folder, name, error=error):
+            _refuse_folder(folder, name, error)
+        yield folder
+
+
 # --- several files at once -----------------------------------------------------------------------
 
 
@@ -166,9 +184,7 @@ def publish(work: Path, folder: Path, *, error: Kind = ExportError) -> None:
     files = sorted(work.iterdir())
     files.sort(key=lambda p: p.suffix == ".onnx")
     for file in files:
-        if (folder / file.name).is_dir():
-            what = f"{file.name!r} is a folder in {str(folder)!r}"
-            raise error("FXQ545", what, fix="choose another name")
+        _refuse_folder(folder, file.name, error)
         flush(file)
     names = [file.name for file in files]
     if len(names) == 1:
@@ -189,6 +205,12 @@ def publish(work: Path, folder: Path, *, error: Kind = ExportError) -> None:
         raise
     # before the stage is taken apart: a part of it must not look like an interrupted change
     (work / _JOURNAL).unlink()
+
+
+def _refuse_folder(folder: Path, name: str, error: Kind) -> None:
+    if (folder / name).is_dir():
+        what = f"{name!r} is a folder in {str(folder)!r}"
+        raise error("FXQ545", what, fix="choose another name")
 
 
 def remove_unused(model: Path, weights: str | None) -> None:

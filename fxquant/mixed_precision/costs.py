@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from fxquant.graph.pytree import fresh_inputs
+from fxquant.precision.sites import stored_bytes
 from fxquant.ptq.walking.walk import FloatEnvironment
-from fxquant.quantization import QuantizerBase
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -50,20 +50,11 @@ class Costs:
         self.macs = multiply_accumulates(gm, values)
         grouped = {node for group in groups for node in group.nodes}
         chosen = {id(t) for group in groups for s in group.sites for t in s.stored}
-        quantizers = (m for m in gm.modules() if isinstance(m, QuantizerBase))
-        inner = {id(p) for q in quantizers for p in q.parameters()}
-        kinds = {id(t): bits(s.precision) for s in sites for t in s.stored}
-        free = {
-            id(p): p.numel() * kinds.get(id(p), 8 * p.element_size())
-            for p in gm.parameters() if id(p) not in chosen | inner
-        }  # fmt: skip
-        self.rest_size = sum(free.values()) / 8
+        floats, self.rest_size = stored_bytes(gm, sites, chosen)
         known = {s: s.precision for s in sites}
         others = [n for n in self.macs if n not in grouped]
         self.rest_operations = float(sum(self._operations(n, known) for n in others))
-
-        sizes = (8 * p.element_size() * p.numel() for p in gm.parameters() if id(p) not in inner)
-        self._float = sum(sizes) / 8, float(sum(self.macs.values()) * _FLOAT**2)
+        self._float = floats, float(sum(self.macs.values()) * _FLOAT**2)
 
     def of_float(self) -> tuple[float, float]:
         """Bytes and bit operations of the float model."""

@@ -9,7 +9,7 @@ beside them (`aside`), so that it can come back.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -22,13 +22,13 @@ from fxquant.nn.calibration import weight_of
 from fxquant.nn.containers import QuantizerDict, QuantizerList
 from fxquant.placement.dataflow import operands, resolve_grids
 from fxquant.placement.shift_constraints import written_grid
+from fxquant.quantization import QuantizerBase
 from fxquant.quantization.affine import AffineQuantizer, BiasQuantizeDequantize
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from fxquant.precision.kinds import Precision, Role
-    from fxquant.quantization import QuantizerBase
     from fxquant.targets import Target
 
 Home = QuantizerList | QuantizerDict
@@ -218,6 +218,31 @@ def _read(gm: fx.GraphModule, node: fx.Node, grids: Any) -> Iterator[tuple[int, 
 
 def _unique(sites: Iterator[Site]) -> list[Site]:
     return list({id(s): s for s in sites}.values())
+
+
+def stored_bytes(
+    gm: fx.GraphModule, sites: Sites, left_out: Collection[int] = ()
+) -> tuple[float, float]:
+    """Bytes of a simulation's parameters in floating point and on their grids, each once.
+
+    Steps and zero points are left out.
+
+    Args:
+        gm: the simulated graph.
+        sites: its grids.
+        left_out: `id` of parameters that do not count on grids.
+    """
+    inner = {id(p) for m in gm.modules() if isinstance(m, QuantizerBase) for p in m.parameters()}
+    kinds = {id(t): s.precision for s in sites for t in s.stored}
+    plain = on_grids = 0
+    for parameter in gm.parameters():
+        if id(parameter) in inner:
+            continue
+        bits = 8 * parameter.element_size()
+        plain += parameter.numel() * bits
+        if id(parameter) not in left_out:
+            on_grids += parameter.numel() * (kinds.get(id(parameter)) or bits)
+    return plain / 8, on_grids / 8
 
 
 def integer_nodes(gm: fx.GraphModule, target: Target, sites: Sites) -> list[fx.Node]:

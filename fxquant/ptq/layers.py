@@ -109,7 +109,7 @@ class Layer:
         scale = quantizer.input_quantizer.get_scale()
         if scale is None:
             return None
-        needed = self.bias().abs() / (_BIAS_STEPS * scale.double().reshape(()))
+        needed = self.bias().abs() / (_BIAS_STEPS * scale.detach().double().reshape(()))
         least = torch.zeros_like(grid.scale)
         rows = grid.rows.reshape(-1, 1).expand(-1, grid.scale.shape[1])
         return least.scatter_reduce_(0, rows, needed.reshape(-1, 1).expand_as(rows), "amax")

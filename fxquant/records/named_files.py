@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import sys
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-
-def is_file_name(where: str) -> bool:
-    """Whether the part before the colon of `where:function` is a path; else it is a module."""
-    return where.endswith(".py") or "/" in where or "\\" in where
+# what does not name a file: names of other packages' networks, and of a preprocessing
+_NAMES = re.compile(r"(timm|torchvision):.*|imagenet")
+_FUNCTION = re.compile(r"(.+):(\w+)")
 
 
 def relative(spec: str, folder: Path) -> str:
-    """A path, or `path.py:function`, as it is written in a recipe in a folder.
+    """A path, `path.py:function` or `hf:FOLDER`, as it is written in a recipe in a folder.
 
     Absolute where they have nothing in common but the root of the file system.
     """
-    path, function = _parted(spec)
+    before, path, after = _parted(spec)
     if path is None:
         return spec
     full, home = path.resolve(), folder.resolve()
@@ -28,20 +28,21 @@ def relative(spec: str, folder: Path) -> str:
     except ValueError:  # other drives
         shared = Path(full.anchor)
     near = shared != Path(shared.anchor)
-    return Path(os.path.relpath(full, home) if near else full).as_posix() + function
+    return f"{before}{Path(os.path.relpath(full, home) if near else full).as_posix()}{after}"
 
 
 def absolute(spec: str, folder: Path) -> str:
     """What `relative` wrote, as it can be used in this process."""
-    path, function = _parted(spec)
-    return spec if path is None else f"{os.path.normpath(folder / path)}{function}"
+    before, path, after = _parted(spec)
+    return spec if path is None else f"{before}{os.path.normpath(folder / path)}{after}"
 
 
 def file_of(spec: str) -> Path | None:
     """The file that a path, `path.py:function` or `package.module:function` names; None: none."""
-    path, _ = _parted(spec)
-    found = _module_file(spec.rpartition(":")[0]) if path is None else path
-    return found if found is not None and found.is_file() else None
+    _, path, _ = _parted(spec)
+    if path is None and not _NAMES.fullmatch(spec):
+        path = _module_file(spec.rpartition(":")[0])
+    return path if path is not None and path.is_file() else None
 
 
 def sha256_of(path: Path) -> str:
@@ -63,9 +64,15 @@ def _module_file(name: str) -> Path | None:
     return None if origin is None else Path(origin)
 
 
-def _parted(spec: str) -> tuple[Path | None, str]:
-    """The path and `:function`; no path for a module's."""
-    where, colon, name = spec.rpartition(":")
-    if not colon or not name.isidentifier() or not where:
-        return Path(spec), ""
-    return (Path(where), f":{name}") if is_file_name(where) else (None, f":{name}")
+def _parted(spec: str) -> tuple[str, Path | None, str]:
+    """What stands before a path, the path, and `:function`; no path where none is named."""
+    if _NAMES.fullmatch(spec):
+        return "", None, ""
+    if spec.startswith("hf:"):
+        return "hf:", Path(spec.removeprefix("hf:")), ""
+    function = _FUNCTION.fullmatch(spec)
+    if function is None:
+        return "", Path(spec), ""
+    where, name = function.groups()
+    is_path = where.endswith(".py") or "/" in where or "\\" in where
+    return "", Path(where) if is_path else None, f":{name}"

@@ -21,7 +21,8 @@ from fxquant.io.yaml_files import NotYamlError, Place, YamlText, read_yaml, yaml
 from fxquant.records.named_files import absolute
 
 FORMAT: Literal[1] = 1
-NAMED = ("network", "weights", "calibration", "evaluate")  # settings that name files
+# settings that name files
+NAMED = ("network", "weights", "calibration", "image_folder", "preprocess", "evaluate")
 SUFFIX = ".recipe.yaml"
 _HEAD = "# `fxquant run` does this again, `fxquant replay` checks that it gives the same files.\n"
 
@@ -37,9 +38,13 @@ class Settings(_Strict):
     """What a run asks for. Paths are relative to the folder of the recipe.
 
     Attributes:
-        network: `path.py:function` or `package.module:function`; None: handed in by Python.
+        network: as on the command line: `path.py:function`, `package.module:function`, or that of
+            another package; None: handed in by Python.
         weights: file of a state dict.
         calibration: data, as on the command line; None: handed in by Python.
+        image_folder: images as data, in place of `calibration`.
+        preprocess: of images: "imagenet" or `path.py:function`.
+        inputs: keys of the inputs in a data file.
         batch_size: rows in a batch of a data file.
         max_batches: batches that are calibrated with; None: all.
         evaluate: what `--evaluate` names; None: nothing, or handed in by Python.
@@ -68,6 +73,9 @@ class Settings(_Strict):
     network: Text = None
     weights: Text = None
     calibration: Text = None
+    image_folder: Text = None
+    preprocess: Text = None
+    inputs: list[str] = Field(default_factory=list)
     batch_size: int = Field(32, ge=1)
     max_batches: int | None = Field(None, ge=1)
     evaluate: Text = None
@@ -209,7 +217,7 @@ class Recipe(_Strict):
         """Read a recipe; nothing that it names is opened or run.
 
         Raises:
-            ConfigError: FXQ780 the file cannot be read as YAML, FXQ781 a key or a value is wrong;
+            ConfigError: FXQ774 the file cannot be read as YAML, FXQ775 a key or a value is wrong;
                 both name the line. FXQ751, it is of an export that was cut short.
         """
         file = as_path(path, "the recipe")
@@ -254,7 +262,7 @@ def _read(file: Path) -> YamlText:
         fix = "correct it, or write it again with fxquant quantize"
         at = str(file) if line is None else f"{file}, line {line}"
         what = f"the recipe {file} cannot be read: {said}"
-        raise ConfigError("FXQ780", what, at=at, fix=fix) from error
+        raise ConfigError("FXQ774", what, at=at, fix=fix) from error
 
 
 def _wrong(error: ValidationError, found: YamlText, file: Path) -> ConfigError:
@@ -270,7 +278,7 @@ def _wrong(error: ValidationError, found: YamlText, file: Path) -> ConfigError:
         known = _keys_at(place[:-1])
         fix = nearest(str(place[-1]), known) or f"known keys: {', '.join(known)}"
     at = f"{file}, line {found.line(place)}"
-    return ConfigError("FXQ781", f"{key}: {first['msg']}", at=at, fix=fix)
+    return ConfigError("FXQ775", f"{key}: {first['msg']}", at=at, fix=fix)
 
 
 def _keys_at(place: Place) -> list[str]:

@@ -33,6 +33,9 @@ class Sources:
         network: `path.py:function` or `package.module:function` that returns the network.
         weights: file of its weights.
         calibration: `.npy`, `.npz` or `path.py:function` of the data.
+        image_folder: images as data, in place of `calibration`.
+        preprocess: of images: "imagenet" or `path.py:function`.
+        inputs: keys of the inputs in a data file.
         batch_size: rows in a batch of a data file.
         max_batches: batches that are calibrated with; None: all.
         evaluate: labelled `.npz` or function, as `--evaluate` names it.
@@ -43,6 +46,9 @@ class Sources:
     network: str | None = None
     weights: str | None = None
     calibration: str | None = None
+    image_folder: str | None = None
+    preprocess: str | None = None
+    inputs: tuple[str, ...] = ()
     batch_size: int = 32
     max_batches: int | None = None
     evaluate: str | None = None
@@ -51,7 +57,8 @@ class Sources:
 
     def settings(self) -> dict[str, Any]:
         """The part of the settings that they are."""
-        return {k: v for k, v in vars(self).items() if k != "overridden"}
+        found = {k: v for k, v in vars(self).items() if k != "overridden"}
+        return found | {"inputs": list(self.inputs)}
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,7 @@ def test_what_cannot_be_read_has_exit_code_2(folder: Path) -> None:
     line = text[: text.index("seed: 0")].count("\n") + 1
     path.write_text(text.replace("seed: 0", "seed: zero"))
     for command in ("run", "replay"):
-        for recipe, code in ((RECIPE, "FXQ781"), ("nothing.yaml", "FXQ780")):
+        for recipe, code in ((RECIPE, "FXQ775"), ("nothing.yaml", "FXQ774")):
             done = call(command, recipe, "--json")
             assert done.exit_code == 2
             assert json.loads(done.stdout)["code"] == code

@@ -44,7 +44,7 @@ def test_mistakes_have_a_code(folder: Path) -> None:
     done = call("calibrate", "net.py:net", *DATA, "--shard", "6/6", "--out", "x")
     assert "FXQ725" in done.stderr, "ten images are five batches"
     done = call("merge", "net.py:net", "nothing", *DATA, "--out", "out")
-    assert done.exit_code == 1
+    assert done.exit_code == 2, "a file that cannot be read"
     assert "FXQ611" in done.stderr
     assert not (folder / "out").exists()
     assert {"calibrate", "merge"} <= set(main.commands)

@@ -406,7 +406,7 @@ def test_differences(tmp_path: Path) -> None:
     run = CliRunner().invoke(main, ["encodings", "diff", *same, "--json"])
     assert (run.exit_code, json.loads(run.stdout)) == (0, {"differences": []})
     run = CliRunner().invoke(main, ["encodings", "diff", "a", str(tmp_path / "none"), "--json"])
-    assert run.exit_code == 1
+    assert run.exit_code == 2, "a file that cannot be read"
     assert json.loads(run.stdout)["code"] == "FXQ630"
 
 

@@ -199,6 +199,6 @@ def test_what_cannot_be_read_has_exit_code_2(tmp_path: Path, wrong: str) -> None
     (tmp_path / "two").mkdir()
     for name in ("a.onnx", "b.onnx"):
         (tmp_path / "two" / name).write_bytes((good / "net.onnx").read_bytes())
-    with pytest.raises(ConfigError, match="FXQ786"):
+    with pytest.raises(ConfigError, match="FXQ773"):
         diff_artifacts(good, tmp_path / wrong)
     assert call(tmp_path / wrong, good).exit_code == 2

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fxquant.cli.command import FINDINGS, common, main
+from fxquant.cli.command import FINDINGS, common, main, show
 
 if TYPE_CHECKING:
     from fxquant.cli.progress import Progress
@@ -34,5 +34,5 @@ def diff_encodings(first: str, second: str, *, as_json: bool, progress: Progress
     if as_json:
         click.echo(json.dumps({"differences": [d.to_dict() for d in found]}, indent=1))
     else:
-        click.echo("\n".join([*map(str, found), f"{len(found)} of {count} tensors differ"]))
+        show("\n".join([*map(str, found), f"{len(found)} of {count} tensors differ"]))
     return FINDINGS if found else 0

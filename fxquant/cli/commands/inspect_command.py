@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fxquant.cli.command import check_example, common, is_given, main, model_options, sim_options
+from fxquant.cli.command import common, is_given, main, model_options, show, sim_options, take_data
 from fxquant.errors import ConfigError
 
 if TYPE_CHECKING:
     from fxquant.cli.progress import Progress
 
 
-@main.command()
+@main.command(short_help="Show what would be quantized, and why.")
 @click.option("--regions", is_flag=True, help="Show the regions that stubs mark.")
 @click.option("--region", "chosen", multiple=True, metavar="NAME", help="Quantize this part only.")
 @click.option("--keep-float", "kept", multiple=True, metavar="NAME", help="Do not quantize this.")
@@ -29,10 +29,10 @@ def inspect(factory: str, *, target: str, as_json: bool, progress: Progress, **o
     parts = options["regions"] or options["chosen"] or options["kept"]
     if options["picture"] and parts:
         raise ConfigError("FXQ735", "--picture shows a target, not regions", fix="leave one out")
-    check_example(options)
+    options["data"] = take_data(options, "data")
     from fxquant.cli import actions
 
     named = is_given("target")
     plan = actions.inspect(factory, target=target, named=named, progress=progress, **options)
-    click.echo(plan.to_json() if as_json else str(plan))
+    click.echo(plan.to_json()) if as_json else show(str(plan))
     return 0

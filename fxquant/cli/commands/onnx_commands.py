@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fxquant.cli.command import FINDINGS, common, main
+from fxquant.cli.command import FINDINGS, common, main, show
 from fxquant.errors import ConfigError
 
 if TYPE_CHECKING:
     from fxquant.cli.progress import Progress
 
 
-@main.command()
+@main.command(short_help="Check a quantized ONNX file.")
 @click.argument("file", metavar="MODEL.onnx")
 @click.option(
     "--data", metavar="FILE.npz",
@@ -35,11 +35,11 @@ def verify(file: str, data: str | None, *, as_json: bool, progress: Progress) ->
     from fxquant.cli import actions
 
     report = actions.verify(file, data)
-    click.echo(report.to_json() if as_json else str(report))
+    click.echo(report.to_json()) if as_json else show(str(report))
     return 0 if report else FINDINGS
 
 
-@main.command("profile")
+@main.command("profile", short_help="Show time and error of each operator.")
 @click.argument("file", metavar="MODEL.onnx")
 @click.option("--data", required=True, metavar="FILE.npz", help="Inputs by name.")
 @click.option(
@@ -75,5 +75,5 @@ def profile_file(
     from fxquant.cli import actions
 
     found = actions.profile(file, data, reference=reference, rounds=rounds, threads=threads)
-    click.echo(found.to_json() if as_json else found.text(top or None))
+    click.echo(found.to_json()) if as_json else show(found.text(top or None))
     return 0

@@ -11,20 +11,22 @@ from fxquant.cli.command import (
     DEPLOYMENTS,
     FINDINGS,
     FORMS,
-    SCHEMES,
-    check_batch_size,
     common,
+    data_options,
+    default_prefix,
     is_given,
     main,
+    scheme_option,
+    show,
     sim_options,
+    take_data,
+    weights_option,
 )
 from fxquant.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TypeVar
-
-    from fxquant.cli.progress import Progress
 
     Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -47,29 +49,32 @@ def _search_options(command: Command) -> Command:
             "--accuracy-drop", type=click.FloatRange(0), metavar="X",
             help="How much the score may lose, in its unit; exit code 1 when it loses more.",
         ),
-        click.option("--labels", metavar="NAME", help="The array with the labels of --evaluate."),
+        click.option(
+            "--labels", "--label", "labels", metavar="KEY",
+            help="Array with the labels of --evaluate; default: what is called so.",
+        ),
         click.option(
             "--evaluate", "evaluation", metavar="DATA",
-            help="Labelled .npz or function of (inputs, labels): top-1 in percent; or a function "
-            "of the model that returns a number.",
+            help="Labelled .npz, or path.py:function that yields (inputs, labels) or dicts with "
+            "labels: top-1 accuracy; or that is called with the model and returns a number.",
         ),
     ):  # fmt: skip
         command = option(command)
     return command
 
 
-@main.command()
+@main.command(short_help="Write proven integer ONNX, and score it.")
 @click.argument("factory")
-@click.option("--weights", metavar="FILE", help="State dict: .safetensors, .pt or .pth.")
+@weights_option
 @click.option(
-    "--calibration", required=True, metavar="DATA", help=".npy, .npz or path.py:function."
+    "--calibration", metavar="DATA", help=".npy, .npz or path.py:function; or --image-folder."
 )
+@data_options
 @click.option("--out", required=True, metavar="DIR", help="Folder of the results.")
 @click.option("--prefix", metavar="NAME", help="Name of the files; default: the function's name.")
-@click.option("--scheme", default="tf_enhanced", show_default=True, type=click.Choice(SCHEMES))
+@scheme_option
 @click.option("--param-bw", type=int, help="Bits of weights; default: --config's or --target's.")
 @click.option("--activation-bw", type=int, help="Bits of activations; default: in the same way.")
-@click.option("--batch-size", default=32, show_default=True, type=click.IntRange(1))
 @click.option("--max-batches", type=click.IntRange(1), help="Stop calibration after so many.")
 @click.option("--opset", default=21, show_default=True, type=click.IntRange(13, 23))
 @click.option(
@@ -83,26 +88,35 @@ def _search_options(command: Command) -> Command:
 @_search_options
 @sim_options
 @common
-def quantize(factory: str, *, as_json: bool, progress: Progress, **options: Any) -> int:
+def quantize(factory: str, *, as_json: bool, **options: Any) -> int:
     """Calibrate a network and write integer ONNX, proven against onnxruntime.
 
     Writes PREFIX.onnx, PREFIX.encodings, the float weights and a recipe into --out. Nothing is left
     there when the proof fails.
 
     With --evaluate the float network, the simulation and the file are scored; with --accuracy-drop
-    techniques are tried until the score is near enough to the float network's.
+    techniques are tried until the score is near enough to the float network's. An --image-folder
+    with a folder for each class is both: some images calibrate, the others are scored.
     """
-    check_batch_size(options["calibration"])
-    if options["labels"] is not None and options["evaluation"] is None:
+    evaluation = options["evaluation"]
+    if options["labels"] is not None and evaluation is None:
         raise ConfigError("FXQ733", "--labels names an array of --evaluate", fix="give --evaluate")
-    from fxquant.cli import actions
+    if evaluation is not None and options["image_folder"] and options["calibration"]:
+        what = "--calibration, --evaluate and --image-folder are three sources of data"
+        raise ConfigError("FXQ734", what, fix="leave one of them out")
+    options["prefix"] = options["prefix"] or default_prefix(factory)
+    take_data(dict(options), "calibration")
+    if options["techniques"] not in (None, "auto", "none"):
+        options["techniques"] = options["techniques"].split(",")
+    searches = ("evaluation", "image_folder", "techniques", "accuracy_drop")
+    if any(options[name] is not None for name in searches) and not is_given("scheme"):
+        options["scheme"] = None  # then the search may choose it
+    from fxquant.cli import quantizing
 
-    options["prefix"] = options["prefix"] or factory.rpartition(":")[2]
-    named = options["techniques"]
-    if named not in (None, "auto", "none"):
-        options["techniques"] = named.split(",")
-    if any(options[name] is not None for name in ("evaluation", "techniques", "accuracy_drop")):
-        options["scheme"] = options["scheme"] if is_given("scheme") else None
-    outcome = actions.quantize(factory, progress=progress, **options)
-    click.echo(json.dumps(outcome.to_dict(), indent=1) if as_json else str(outcome))
+    out, progress = options.pop("out"), options.pop("progress")
+    outcome = quantizing.carry_out(quantizing.settings_of(factory, **options), out, progress)
+    if as_json:
+        click.echo(json.dumps(outcome.to_dict(), indent=1))
+    else:
+        show(str(outcome))
     return 0 if outcome.met else FINDINGS

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fxquant.cli.command import FINDINGS, check_batch_size, common, is_given, main
+from fxquant.cli.command import FINDINGS, common, is_given, main, show
 from fxquant.cli.commands.quantize_command import quantize
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def run_again(
     from fxquant.cli import recipe_actions
 
     found = recipe_actions.run_recipe(recipe, out=out, changes=_changes(options), progress=progress)
-    click.echo(json.dumps(found.to_dict(), indent=1) if as_json else str(found))
+    _echo(json.dumps(found.to_dict(), indent=1), str(found), as_json)
     return 0 if found.outcome.met else FINDINGS
 
 
@@ -71,20 +71,30 @@ def replay_recipe(recipe: str, *, as_json: bool, progress: Progress) -> int:
     from fxquant.cli import recipe_actions
 
     found = recipe_actions.replay(recipe, progress=progress)
-    click.echo(found.to_json() if as_json else str(found))
+    _echo(found.to_json(), str(found), as_json)
     return 0 if found else FINDINGS
+
+
+def _echo(plain: str, text: str, as_json: bool) -> None:
+    if as_json:
+        click.echo(plain)
+    else:
+        show(text)
 
 
 def _changes(options: dict[str, Any]) -> dict[str, Any]:
     """The options that stand on the command line, as settings."""
     given = {name: value for name, value in options.items() if is_given(name)}
-    if "calibration" in given:
-        check_batch_size(given["calibration"])
     found = {_SETTINGS.get(name, name): value for name, value in given.items()}
     if "prove" in found:
         found["prove"] = not found["prove"]
     if found.pop("standard", False):
         found["contrib"] = False
+    for one, other in (("calibration", "image_folder"), ("image_folder", "calibration")):
+        if one in found:  # data come from one place
+            found.setdefault(other, None)
+    if "inputs" in found:
+        found["inputs"] = list(found["inputs"])
     if (named := found.get("techniques")) not in (None, "auto", "none"):
         found["techniques"] = named.split(",")
     if "config" in found or "target" in found:
@@ -114,5 +124,5 @@ def diff_two(first: str, second: str, *, top: int, as_json: bool, progress: Prog
     from fxquant.comparison import diff_artifacts
 
     found = diff_artifacts(first, second)
-    click.echo(found.to_json() if as_json else found.text(top or None))
+    _echo(found.to_json(), found.text(top or None), as_json)
     return FINDINGS if found else 0

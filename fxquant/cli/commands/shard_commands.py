@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fxquant.cli.command import SCHEMES, check_batch_size, common, main, sim_options
+from fxquant.cli.command import (
+    common,
+    data_options,
+    default_prefix,
+    main,
+    scheme_option,
+    show,
+    sim_options,
+    take_data,
+    weights_option,
+)
 from fxquant.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,22 +32,21 @@ if TYPE_CHECKING:
 def _same_options(command: Command) -> Command:
     """Add what both commands must be given alike."""
     for option in (
-        click.option("--batch-size", default=32, show_default=True, type=click.IntRange(1)),
+        data_options,
         click.option("--activation-bw", type=int, help="Bits of activations."),
         click.option("--param-bw", type=int, help="Bits of weights."),
+        scheme_option,
         click.option(
-            "--scheme", default="tf_enhanced", show_default=True, type=click.Choice(SCHEMES)
+            "--calibration", metavar="DATA",
+            help=".npy, .npz or path.py:function; or --image-folder.",
         ),
-        click.option(
-            "--calibration", required=True, metavar="DATA", help=".npy, .npz or path.py:function."
-        ),
-        click.option("--weights", metavar="FILE", help="State dict: .safetensors, .pt or .pth."),
-    ):
+        weights_option,
+    ):  # fmt: skip
         command = option(command)
     return command
 
 
-@main.command("calibrate")
+@main.command("calibrate", short_help="Calibrate on a part of the data.")
 @click.argument("factory")
 @click.option(
     "--shard", default="1/1", show_default=True, metavar="I/N",
@@ -55,15 +64,15 @@ def calibrate_shard(
     `fxquant merge` makes encodings of all parts: those of one process that ran all data.
     """
     numbers = _numbers(shard)
-    check_batch_size(options["calibration"])
+    options["data"] = take_data(options, "calibration")
     from fxquant.cli import shard_actions
 
     file = shard_actions.calibrate(factory, numbers, out, progress=progress, **options)
-    click.echo(json.dumps({"file": file}) if as_json else f"written: {file}")
+    click.echo(json.dumps({"file": file})) if as_json else show(f"written: {file}")
     return 0
 
 
-@main.command("merge")
+@main.command("merge", short_help="Make encodings of what parts have seen.")
 @click.argument("factory")
 @click.argument("shards", nargs=-1, required=True)
 @click.option("--out", required=True, metavar="DIR", help="Folder of the encodings.")
@@ -80,15 +89,15 @@ def merge_shards(
     Options are those of the parts. Of --calibration the first batch alone is read, as the example
     that the network is recorded with.
     """
-    check_batch_size(options["calibration"])
+    options["data"] = take_data(options, "calibration")
     from fxquant.cli import shard_actions
 
-    name = prefix or factory.rpartition(":")[2]
+    name = prefix or default_prefix(factory)
     merged, file = shard_actions.merge(factory, shards, out, name, progress=progress, **options)
     if as_json:
         click.echo(json.dumps({"file": file, "batches": merged.batches}))
     else:
-        click.echo(f"{merged}\nwritten: {file}")
+        show(f"{merged}\nwritten: {file}")
     return 0
 
 
