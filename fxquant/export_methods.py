@@ -91,7 +91,7 @@ class ExportMethods(EncodingsMethods):
             self.model, path, filename_prefix, example, opset=opset, prove=prove,
             contrib=self.target.contrib if contrib is None else contrib,
             deploy=self._deploy if deploy is None else deploy,
-            scheme=self.quant_scheme.name, encoding_version=encoding_version,
+            scheme=self.quant_scheme.name, encoding_version=encoding_version, target=self.target,
             companion=companion,
         )  # fmt: skip
 
@@ -166,7 +166,7 @@ class ExportMethods(EncodingsMethods):
             The file.
 
         Raises:
-            ConfigError: FXQ542 to FXQ545 or FXQ750 the path cannot be used, FXQ790 to FXQ793 what
+            ConfigError: FXQ542 to FXQ545 or FXQ750 the path cannot be used, FXQ791 to FXQ794 what
                 was handed in cannot be read, FXQ296 `samples` is no number.
             CalibrationError: FXQ441 to FXQ445, the data do not fit the model or hold NaN.
 

@@ -116,7 +116,7 @@ class _Absent(types.ModuleType):
             raise AttributeError(name)
         why, instead = ABSENT[self.__name__.removeprefix(f"{_ROOT}.").partition(".")[0]]
         what = f"{self.__name__}.{name} is not here: {why}"
-        raise AbsentError("FXQ237", what, fix=f"instead there is {instead}")
+        raise AbsentError("FXQ901", what, fix=f"instead there is {instead}")
 
 
 def install() -> None:

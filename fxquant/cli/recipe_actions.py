@@ -15,9 +15,9 @@ from fxquant.cli.quantizing import HandedIn, Outcome, as_search, carry_out
 from fxquant.errors import ConfigError, nearest
 from fxquant.io.text_tables import table
 from fxquant.io.writing import as_path
-from fxquant.records.environment import differing, environment
 from fxquant.records.recipe_schema import Override, Recipe, Settings, in_folder
 from fxquant.records.recording import changed_files
+from fxquant.records.versions import differing, environment
 
 if TYPE_CHECKING:
     from torch import nn

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fxquant.records.environment import environment
 from fxquant.records.named_files import file_of, relative, sha256_of
 from fxquant.records.recipe_schema import (
     NAMED,
@@ -21,6 +20,7 @@ from fxquant.records.recipe_schema import (
     Recipe,
     Settings,
 )
+from fxquant.records.versions import environment
 
 
 @dataclass(frozen=True)

@@ -255,8 +255,8 @@ def test_a_thousand_nodes_are_small_and_quick(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
-        ({"evaluation": {"float": "good"}}, "FXQ790"),
-        ({"evaluation": [1.0]}, "FXQ790"),
+        ({"evaluation": {"float": "good"}}, "FXQ794"),
+        ({"evaluation": [1.0]}, "FXQ794"),
         ({"export": "missing.json"}, "FXQ791"),
         ({"profile": 3}, "FXQ750"),
         ({"before": "model"}, "FXQ793"),

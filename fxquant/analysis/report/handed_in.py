@@ -18,14 +18,14 @@ def evaluation_rows(given: Any) -> list[dict[str, Any]]:
     """Results of evaluations by name, such as {"float": 76.1, "simulation": 75.9}.
 
     Raises:
-        ConfigError: FXQ790, they are no numbers by name.
+        ConfigError: FXQ794, they are no numbers by name.
     """
     if given is None:
         return []
     named = isinstance(given, Mapping) and all(isinstance(k, str) for k in given)
     if not named or not all(_is_number(v) for v in given.values()):
         what = f"evaluation is {given!r}, not numbers by name"
-        raise ConfigError("FXQ790", what[:200], fix='pass {"float": 76.1, "simulation": 75.9}')
+        raise ConfigError("FXQ794", what[:200], fix='pass {"float": 76.1, "simulation": 75.9}')
     return [{"name": k, "value": _finite(float(v))} for k, v in given.items()]
 
 

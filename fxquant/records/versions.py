@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import platform
 from typing import TYPE_CHECKING
@@ -17,14 +18,21 @@ if TYPE_CHECKING:
 _PACKAGES = ("torch", "numpy", "onnx", "onnx-ir", "onnxruntime")
 
 
+def versions() -> dict[str, str]:
+    """Versions of what computes and writes, by name."""
+    found = {"fxquant": __version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # of a tree of its own
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
 def environment() -> dict[str, str]:
     """Versions, and what the CPU computes with; nothing that names the machine or its user."""
     from fxquant.onnx.ort.cpu import this_cpu  # and onnxruntime, which a search may do without
 
     return {
-        "fxquant": __version__,
-        **{name: importlib.metadata.version(name) for name in _PACKAGES},
-        "python": platform.python_version(),
+        **versions(),
         "system": platform.system(),
         "machine": platform.machine(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
