@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx, nn
 
+from fxquant.auto.one_call import tell_result
 from fxquant.auto.recorded_request import recording
 from fxquant.auto.request import Found, Request, find
 from fxquant.auto.techniques import DEFAULT_SCHEME, TECHNIQUES, Stage
@@ -22,6 +23,7 @@ from fxquant.prepare import prepare_model
 from fxquant.ptq.solving.gradient_rounding import AdaroundOptions
 from fxquant.quantization import QuantScheme
 from fxquant.records.recording import Sources
+from fxquant.tracking.events import OnEvent
 
 if TYPE_CHECKING:
     from fxquant.auto.search_report import AutoReport
@@ -56,6 +58,7 @@ class AutoQuant:
         strict_validation: an error of a technique is raised; False: it is told in the report.
         model_prepare_required: False: the model is prepared already, or needs no
             `set_model_preparer_params`; it is recorded in either case.
+        on_event: as for `fxquant.quantize`.
 
     Attributes:
         report: what the last call of `run_inference` or `optimize` tried.
@@ -95,6 +98,8 @@ class AutoQuant:
         cache_id: str | None = None,
         strict_validation: bool = True,
         model_prepare_required: bool = True,
+        *,
+        on_event: OnEvent | None = None,
     ) -> None:
         require_flags(
             strict_validation=strict_validation, model_prepare_required=model_prepare_required
@@ -115,7 +120,7 @@ class AutoQuant:
         self._request = Request(
             model, data_loader, _Measure(eval_callback), dummy_input=dummy_input,
             param_bw=param_bw, output_bw=output_bw, config=config_file, strict=strict_validation,
-            techniques="none",
+            techniques="none", on_event=on_event,
         )  # fmt: skip
 
     # --- settings ----------------------------------------------------------------------------
@@ -214,6 +219,7 @@ class AutoQuant:
             record = recording(asked, found, _NAME, prove=True, sources=Sources())
             companion = record.companion(self.results_dir)
             found.sim.export(self.results_dir, _NAME, companion=companion)
+            tell_result(asked, found)
             write_text(self.results_dir / f"{_NAME}.txt", f"{found.report}\n")
         path = self.results_dir / f"{_NAME}.encodings"
         return found.sim.get_original_model(), found.report.score, str(path)

@@ -29,6 +29,7 @@ from fxquant.quantization.digest import tensors_digest
 from fxquant.records.recipe_schema import Network
 from fxquant.sim import QuantizationSimModel
 from fxquant.targets import Target, load_target
+from fxquant.tracking.events import OnEvent, emit, require_event_callback
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,6 +60,7 @@ class Request:
         options: options of techniques by name.
         lowering: options of the export: `opset`, `contrib` and `deploy`.
         strict: an error of a technique ends the search.
+        on_event: called with every step, trial and result; see `fxquant.tracking`.
     """
 
     model: nn.Module
@@ -81,8 +83,10 @@ class Request:
     options: Mapping[str, Any] = field(default_factory=dict)
     lowering: Mapping[str, Any] = field(default_factory=dict)
     strict: bool = True
+    on_event: OnEvent | None = None
 
     def __post_init__(self) -> None:
+        require_event_callback(self.on_event)
         if self.evaluate is not None and not callable(self.evaluate):
             what = f"evaluate is a {type(self.evaluate).__name__}"
             raise ConfigError("FXQ255", what, fix="pass a function of the model")
@@ -107,6 +111,16 @@ class Request:
     def first_scheme(self) -> str:
         """Name of the scheme that the plain simulation has."""
         return QuantScheme(self.quant_scheme or self.scheme).value
+
+    def said(self, progress: Progress | None) -> Progress:
+        """A callback of texts that is also an event "quantize.step"."""
+
+        def say(text: str) -> None:
+            if progress is not None:
+                progress(text)
+            emit(self.on_event, "quantize.step", {"text": text})
+
+        return say
 
 
 @dataclass(frozen=True)
@@ -141,7 +155,7 @@ def find(
     """
     config, target = QuantConfig.load(request.config), load_target(request.target)
     bits = config.with_bits((request.output_bw, request.param_bw), target.bitwidths)
-    say = progress or (lambda _: None)
+    say = request.said(progress)
     say("reading the data and preparing the model")
     batches = load_batches(
         request.data, request.model, dummy_input=request.dummy_input, seed=request.seed
@@ -174,7 +188,9 @@ def find(
         case.target, request.max_seconds, request.trials, request.techniques != "auto",
         request.strict,
     )  # fmt: skip
-    search = Search(chosen(request.techniques), simulations, scorer, journal, limits, say)
+    search = Search(
+        chosen(request.techniques), simulations, scorer, journal, limits, say, request.on_event
+    )
     trial = search.run()
     report = AutoReport(
         tuple(journal.trials.values()), trial.names, journal.float_score, case.target,
