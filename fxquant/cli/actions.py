@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from fxquant import (
     QuantizationSimModel,
+    audit_calibration,
     insert_stubs,
     inspect_model,
     prepare_model,
     validate_model,
 )
 from fxquant import quantize as one_call
+from fxquant.analysis.calibration_audit import CalibrationWarning
 from fxquant.analysis.inspector import Inspector, InspectorReport
 from fxquant.analysis.inspector_regions import inspect_regions
 from fxquant.analysis.profile import Profile
@@ -35,6 +37,7 @@ from fxquant.prepare import SpecialisationWarning
 from fxquant.validate import Finding, ValidationReport
 
 _CALIBRATION_BATCHES = 8  # of a folder of images that is also evaluated
+_AUDITED_BATCHES = 4  # enough to see that all data are wrong
 
 if TYPE_CHECKING:
     from torch import nn
@@ -70,12 +73,20 @@ def quantize(
         )
         with progress.bar("calibrating", calibration.count) as advance:
             sim.compute_encodings(calibration, progress=lambda done, _: advance(done))
+        _warn_of_data(sim, calibration, progress)
         progress.step("exporting" if options["no_proof"] else "exporting and proving")
         report = sim.export(
             out, prefix, example, opset=options["opset"], prove=not options["no_proof"],
             contrib=False if options["standard"] else None, deploy=options["deploy"],
         )  # fmt: skip
         return report, sorted(str(p) for p in out.glob(f"{prefix}.*"))
+
+
+def _warn_of_data(sim: QuantizationSimModel, data: Data, progress: Progress) -> None:
+    """Say what makes the ranges useless."""
+    progress.step("looking at the calibration data")
+    for finding in audit_calibration(sim, data.take(_AUDITED_BATCHES)).severe:
+        warnings.warn(str(finding), CalibrationWarning, stacklevel=2)
 
 
 def search(

@@ -9,7 +9,7 @@ from fxquant.fingerprint import CALIBRATED, changed_since
 from fxquant.inspection.formats import float_groups, float_lines
 from fxquant.inspection.operator_kernels import FLOAT, INTEGER, MOVES
 from fxquant.inspection.rows import describe_grid, grid_type, inspect_simulation
-from fxquant.io.text_tables import table
+from fxquant.io.text_tables import table, wrapped
 from fxquant.nn import QuantizationMixin
 from fxquant.precision.sites import find_sites, stored_bytes
 from fxquant.quantization import QuantizerBase
@@ -30,7 +30,7 @@ _KINDS = 8
 def summary(sim: QuantizationSimModel) -> str:
     """What a simulation is, in less than sixty lines however large the model; nothing is run."""
     found = inspect_simulation(sim)
-    return "\n".join(_lines(sim, found))
+    return wrapped("\n".join(_lines(sim, found)), _WIDTH)
 
 
 def _lines(sim: QuantizationSimModel, found: Inspection) -> Iterator[str]:
@@ -52,7 +52,7 @@ def _lines(sim: QuantizationSimModel, found: Inspection) -> Iterator[str]:
     groups = float_groups(found.rows)
     if groups:
         yield "in floating point:"
-        yield from (f"  {line}" for line in float_lines(groups, _WIDTH, _REASONS))
+        yield from (f"  {line}" for line in float_lines(groups, _REASONS))
     yield f"next: {_next(gm, ready == len(quantizers))}"
 
 
