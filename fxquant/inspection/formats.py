@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ _TEXTS = ("precision", "kind", "kernel", "output", "weight", "operator", "module
 _NUMBERS = ("scale", "zero_point")
 _GRADIENT = [{"stop": 0, "bgColor": "#ffffff"}, {"stop": 1, "bgColor": "#f28e2b"}]
 
+_WORD = re.compile(r"\w+")
 _NARROW = ("module", "operator", "output", "weight", "kernel", "source")
 _WIDE = ("module", "operator", "shape", "output", "scale", "owner", "weight", "precision", "kernel",
          "why", "source")  # fmt: skip
@@ -133,13 +135,22 @@ def _ending(found: Inspection) -> Iterable[str]:
     yield f"kernels are {by}; {'' if found.calibrated else 'not '}calibrated"
 
 
-def float_groups(rows: Iterable[InspectionRow]) -> list[tuple[str, list[InspectionRow]]]:
-    """Operators in floating point by their reason, the largest group first."""
+def float_groups(rows: Sequence[InspectionRow]) -> list[tuple[str, list[InspectionRow]]]:
+    """Operators in floating point by their reason, the largest group first.
+
+    Reasons that differ in the nodes that they name are one.
+    """
+    names = {row.node for row in rows} - {row.operator for row in rows}
     groups: dict[str, list[InspectionRow]] = {}
     for row in rows:
         if row.kind == FLOAT:
-            groups.setdefault(row.reason, []).append(row)
-    return sorted(groups.items(), key=lambda item: -len(item[1]))
+            groups.setdefault(_without(row.reason, names), []).append(row)
+    found = [(same if len(g) > 1 else g[0].reason, g) for same, g in groups.items()]
+    return sorted(found, key=lambda item: -len(item[1]))
+
+
+def _without(reason: str, names: set[str]) -> str:
+    return _WORD.sub(lambda word: "..." if word[0] in names else word[0], reason)
 
 
 def float_lines(
