@@ -26,7 +26,7 @@ from fxquant.graph.pytree import fresh_inputs, samples_of, tensors
 from fxquant.nn import QuantizationMixin
 from fxquant.ptq.walking.originals import float_module
 from fxquant.ptq.walking.value_store import ValueStore
-from fxquant.tracing.signature import MissingInputError, mismatch, placeholder_values
+from fxquant.tracing.signature import MissingInputError, input_name, mismatch, placeholder_values
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -227,7 +227,7 @@ def batch_walks(
     Raises:
         CalibrationError: as for `Walk`.
     """
-    names = [str(n.target).lstrip("*") for n in gm.graph.nodes if n.op == "placeholder"]
+    names = [input_name(n) for n in gm.graph.nodes if n.op == "placeholder"]
     batches = [dict(zip(names, v, strict=True)) for v, _ in bound_batches(gm, data, samples)]
     nodes = len(gm.graph.nodes)
 
