@@ -56,6 +56,7 @@ class ExportMethods(EncodingsMethods):
         contrib: bool | None = None,
         deploy: Deploy | None = None,
         encoding_version: str = "1.0.0",
+        companion: Callable[[Path], object] | None = None,
     ) -> ParityReport:
         """Write integer ONNX, its encodings and float weights, and prove them against onnxruntime.
 
@@ -70,6 +71,8 @@ class ExportMethods(EncodingsMethods):
             deploy: the CPUs that the file is written for: "any", "vnni", "avx2" or "arm", see
                 `fxquant.onnx.lowering.deployment`; default: what configuration or target say.
             encoding_version: version of the encodings file: 0.6.1, 1.0.0, 2.0.0 or 2.1.0.
+            companion: called with the folder that holds the finished files before they get their
+                names; what it writes there becomes one of them.
 
         Returns:
             The report of the proof; truthy when simulation and runtime agree.
@@ -89,6 +92,7 @@ class ExportMethods(EncodingsMethods):
             contrib=self.target.contrib if contrib is None else contrib,
             deploy=self._deploy if deploy is None else deploy,
             scheme=self.quant_scheme.name, encoding_version=encoding_version, target=self.target,
+            companion=companion,
         )  # fmt: skip
 
     def integer_model(

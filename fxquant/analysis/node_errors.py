@@ -25,13 +25,11 @@ from fxquant.analysis.decibels import Power, shown, significant
 from fxquant.calibrate import using_threads
 from fxquant.graph.meta import module_path
 from fxquant.io.text_tables import table
-from fxquant.nn import QuantizationMixin
-from fxquant.nn.modes import evaluating, quantization_off
+from fxquant.nn.modes import evaluating, has_quantizers, quantization_off
 from fxquant.ptq.layer_walk import require_number
 from fxquant.ptq.walking.output_gradients import OutputGradients
 from fxquant.ptq.walking.walk import Environment, FloatEnvironment, Walk, batch_walks
 from fxquant.ptq.walking.walk_cost import Cost
-from fxquant.quantization import QuantizerBase
 from fxquant.quantization.tensor import plain
 
 if TYPE_CHECKING:
@@ -212,7 +210,8 @@ class _Measured:
         self.gm = gm
         self.exact, self.sim = FloatEnvironment(gm, "float"), Environment(gm, "simulation")
         self.nodes = [n for n in gm.graph.nodes if n.op not in ("placeholder", "get_attr")]
-        self.quantized = {n for n in self.nodes if _has_quantizers(gm, n)}
+        called = (n for n in self.nodes if n.op == "call_module")
+        self.quantized = {n for n in called if has_quantizers(gm.get_submodule(str(n.target)))}
         self.local = {n: Power() for n in self.quantized}
         self.cumulative = {n: Power() for n in self.nodes}
         self.harm: dict[fx.Node, float] = {}
@@ -283,10 +282,3 @@ class _Measured:
             self.local[node].db if node in self.local else None, self.cumulative[node].db,
             share, str(node.meta.get("source") or ""), self.cumulative[node].mse,
         )  # fmt: skip
-
-
-def _has_quantizers(gm: fx.GraphModule, node: fx.Node) -> bool:
-    module = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
-    return isinstance(module, QuantizationMixin) and any(
-        isinstance(m, QuantizerBase) for m in module.modules()
-    )
