@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGES = (
-    "accuracy.md", "concepts.md", "cpus.md", "mixed_precision.md", "quickstart.md", "training.md",
+    "accuracy.md", "concepts.md", "cpus.md", "mixed_precision.md", "quickstart.md", "recipes.md",
+    "training.md",
 )  # fmt: skip
 
 

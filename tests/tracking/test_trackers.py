@@ -174,7 +174,7 @@ def test_mlflow_gets_metrics_and_tags(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = SimpleNamespace(
         active_run=lambda: None, start_run=lambda: run, MlflowClient=lambda: client
     )
-    monkeypatch.setitem(sys.modules, "mlflow", fake)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "mlflow", fake)
     tell(MlflowTracker())
     assert calls == [
         ("r", "a.b.x", 1.5, 0), ("r", "a.b.n", 2.0, 0), ("r", "a.b.note", "first"),
