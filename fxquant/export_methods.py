@@ -135,6 +135,8 @@ class ExportMethods(EncodingsMethods):
         export: Any = None,
         profile: Any = None,
         mixed_precision: Any = None,
+        analyzer: Any = None,
+        audit: Any = None,
         recipe: Any = None,
         before: nn.Module | Mapping[str, Tensor] | None = None,
         title: str | None = None,
@@ -156,6 +158,8 @@ class ExportMethods(EncodingsMethods):
             export: what `export` returned, its file `<prefix>.report.json`, or their folder.
             profile: what `fxquant.profile` returned for this simulation, or its JSON.
             mixed_precision: what `choose_mixed_precision` returned, or its JSON.
+            analyzer: what `QuantAnalyzer.analyze` returned.
+            audit: what `audit_calibration` returned, or its JSON.
             recipe: what a run decided: a mapping, or the path of a JSON file.
             before: the float model before techniques, or its state dict, to compare weights with.
             title: of the page; default: the file's name.
@@ -186,8 +190,8 @@ class ExportMethods(EncodingsMethods):
         sim = cast("QuantizationSimModel", self)  # the only class that this is a part of
         return write_report(
             sim, path, data, samples=samples, evaluation=evaluation, export=export,
-            profile=profile, mixed_precision=mixed_precision, recipe=recipe, before=before,
-            title=title, max_memory=max_memory, progress=progress,
+            profile=profile, mixed_precision=mixed_precision, analyzer=analyzer, audit=audit,
+            recipe=recipe, before=before, title=title, max_memory=max_memory, progress=progress,
         )  # fmt: skip
 
     def _taken(self, dummy_input: Any) -> Inputs:

@@ -84,7 +84,9 @@ def inspect(
         plan = Inspector(target).inspect(model, example, **settings)
     else:
         plan = inspect_model(model, example, target=target, **settings)
-    if picture and isinstance(plan, InspectorReport):
+    if picture and picture.endswith(".html"):
+        QuantizationSimModel(model, example, target=target, **settings).report(picture)
+    elif picture and isinstance(plan, InspectorReport):
         write_text(picture, plan.to_svg(), error=ConfigError)
     return plan
 

@@ -185,8 +185,11 @@ function reveal(box) {
   if (!at) return;
   const size = graph.canvas.getBoundingClientRect();
   graph.scale = Math.max(graph.scale, 0.8);
+  // on a phone the panel of the node covers the lower part
+  const sheet = innerWidth <= 760 && !byId("panel").hidden ? byId("panel").getBoundingClientRect().height : 0;
+  const middle = sheet ? 20 + (size.height - sheet) / 2 : size.height / 2;
   graph.x = size.width / 2 - (at.x + at.w / 2) * graph.scale;
-  graph.y = size.height / 2 - (at.y + Math.min(at.h, 200) / 2) * graph.scale;
+  graph.y = middle - (at.y + Math.min(at.h, 200) / 2) * graph.scale;
   move();
 }
 function goto(box) {
@@ -219,7 +222,7 @@ function fit() {
   const wide = (size.width - 32) / graph.plan.w;
   const whole = (size.height - tools - 30) / graph.plan.h;
   // a long network is read from its top: the whole of it would be too small for its texts
-  graph.scale = Math.min(1.15, wide, Math.max(whole, 0.8));
+  graph.scale = Math.min(1.15, wide, Math.max(whole, 0.7));
   graph.x = (size.width - graph.plan.w * graph.scale) / 2;
   graph.y = whole >= graph.scale ? tools + (size.height - tools - graph.plan.h * graph.scale) / 2 : tools - 10;
   move();
