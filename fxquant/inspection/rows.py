@@ -149,6 +149,19 @@ class Inspection:
 
         return to_model_explorer(self, field)
 
+    def explain(self, name: str) -> str:
+        """Why operators are what they are, and what decided for them: a chain of reasons.
+
+        Args:
+            name: module path, name of a node, or a glob; a container stands for what is below it.
+
+        Raises:
+            SelectorError: FXQ259, nothing is called so.
+        """
+        from fxquant.inspection.why_chains import explain
+
+        return explain(self, name)
+
     def text(self, width: int | None = 80) -> str:
         """The table, and below it what is computed in floating point and why.
 

@@ -23,16 +23,21 @@ def runtime_kernels(
     """What onnxruntime runs for each operator of the exported model, and the runtime's name.
 
     Args:
-        sim: a calibrated simulation; it is exported into a temporary folder, without a proof.
+        sim: a calibrated simulation; it is written into a temporary folder.
         known: kernels by the rules of the target, kept where the file has no such operator.
     """
     import onnxruntime
 
+    from fxquant.onnx.io.writer import write_model
+    from fxquant.onnx.lowering.lower import lower
     from fxquant.onnx.ort.coverage import coverage
 
+    deploy = sim.config.deploy or sim.target.deploy
+    lowered = lower(sim.model, sim.example, contrib=sim.target.contrib, deploy=deploy)
     with tempfile.TemporaryDirectory(prefix="fxquant-inspect-") as folder:
-        sim.export(folder, "model", prove=False)
-        rows = coverage(Path(folder) / "model.onnx")
+        path = Path(folder) / "model.onnx"
+        write_model(lowered, path)
+        rows = coverage(path, model=lowered.model)
     by_label = operators_by_label(rows, (label(n) for n in known))
     found = {n: _kernel(by_label.get(label(n), []), label(n), known[n]) for n in known}
     return found, f"onnxruntime {onnxruntime.__version__}"
