@@ -182,6 +182,7 @@ def test_mlflow_gets_metrics_and_tags(monkeypatch: pytest.MonkeyPatch) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore")  # those of MLflow's own parts
 def test_mlflow_reads_what_is_written(tmp_path: Path) -> None:
     mlflow = pytest.importorskip("mlflow")
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/runs.db")
