@@ -95,8 +95,9 @@ class EncodingsMethods:
     ) -> Loaded:
         """Take the grids of parameters from an encodings file, and freeze them.
 
-        Later calibration sets ranges of activations only. What the file says of activations is not
-        looked at; parameters that it does not name keep what they have.
+        Later calibration sets ranges of activations only, and training leaves these alone. What the
+        file says of activations is not looked at; parameters that it does not name keep what they
+        have.
 
         Args:
             encoding_path: path of the file, or its content, such as `Adaround` writes it.
@@ -114,7 +115,8 @@ class EncodingsMethods:
         known = {place.name for place in places(self.model) if place.is_param}
         # from version 2 on parameters stand among the activations
         params = file.params or tuple(e for e in file.activations if e.name in known)
-        return load(self.model, replace(file, activations=(), params=params), allow_overwrite=False)
+        file = replace(file, activations=(), params=params)
+        return load(self.model, file, requires_grad=False, allow_overwrite=False)
 
     def _result_quantizer(self, place: str, bits: int) -> QuantizerBase | None:
         """A quantizer for a value that the graph returns, unless the configuration forbids it."""

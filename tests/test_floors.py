@@ -28,6 +28,8 @@ def _floors() -> tuple[tuple[str, ...], ...]:
 FLOORS = _floors()
 # networks are data: they stand beside the house and use nothing of it but its errors
 MODELS = "fxquant.models"
+# the front doors of other tools
+FACES = ("fxquant.vitis", "fxquant.aimet")
 
 
 def _files() -> list[Path]:
@@ -131,11 +133,12 @@ def _merged(pairs: Iterable[tuple[str, str]]) -> dict[str, set[str]]:
 
 def _folder(module: str) -> str:
     """The folder of a module; the face of a package (its `__init__`) is a node of its own, and so
-    is a module of `fxquant/` or `fxquant/onnx/`, which hold what is one file."""
+    is a module of `fxquant/`, `fxquant/onnx/` or `fxquant/analysis/`, which hold what is one
+    file."""
     folder = module.rpartition(".")[0]
     if module in PACKAGES:
         return f"{module}.__init__"
-    return module if folder in ("fxquant", "fxquant.onnx") else folder
+    return module if folder in ("fxquant", "fxquant.onnx", "fxquant.analysis") else folder
 
 
 def test_no_files_import_each_other() -> None:
@@ -153,9 +156,9 @@ def test_every_name_of_the_table_exists() -> None:
 
 
 def test_a_folder_holds_one_trade() -> None:
-    """About 15 files; what has more is a list of things of one kind: passes, emitters."""
+    """About 15 files; what has more is a list of one kind: passes, emitters, documented modules."""
     held = Counter(_name(p).rpartition(".")[0] for p in _files() if p.name != "__init__.py")
-    lists = ("fxquant.passes", "fxquant.onnx.lowering.emit")
+    lists = ("fxquant.passes", "fxquant.onnx.lowering.emit", "fxquant.aimet")
     crowded = {folder: n for folder, n in held.items() if n > 18 and folder not in lists}
     assert not crowded
 
@@ -170,7 +173,9 @@ SAME_THING_TWICE = {
 
 
 def test_a_file_name_says_which_file() -> None:
-    names = Counter(p.stem for p in _files() if not _name(p).startswith(MODELS))
+    # a face has the file names of the other tool
+    apart = tuple(f"{folder}." for folder in (MODELS, *FACES))
+    names = Counter(p.stem for p in _files() if not f"{_name(p)}.".startswith(apart))
     twice = {name for name, n in names.items() if n > 1}
     assert twice == {name for name in SAME_THING_TWICE if names[name] > 1}
 
@@ -181,10 +186,11 @@ def test_a_pass_imports_no_pass(path: Path) -> None:
         assert not name.startswith("fxquant.passes"), f"{path.name}:{line}: imports {name}"
 
 
-def test_nothing_imports_the_vitis_face() -> None:
+@pytest.mark.parametrize("face", FACES)
+def test_nothing_imports_the_face_of_another_tool(face: str) -> None:
     for path in _files():
-        users = [name for name, _, _ in imports(path) if name.startswith("fxquant.vitis")]
-        inside = _name(path).startswith("fxquant.vitis")
+        users = [name for name, _, _ in imports(path) if f"{name}.".startswith(f"{face}.")]
+        inside = f"{_name(path)}.".startswith(f"{face}.")
         assert not users or inside or _name(path) in ("fxquant", "fxquant.cli"), path
 
 

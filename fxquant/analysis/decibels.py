@@ -57,6 +57,12 @@ class Power:
             return WORST
         return 10.0 * math.log10(self.signal / self.noise)
 
+    @property
+    def mse(self) -> float | None:
+        """Mean squared difference; None where nothing was compared, or it is not finite."""
+        found = self.noise / self.compared if self.compared else math.inf
+        return found if math.isfinite(found) else None
+
 
 def significant(x: Tensor) -> Tensor:
     """In a type whose differences are exact enough: halves as float32."""

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fxquant.analysis.owners import CONVERSIONS, Owners
 from fxquant.analysis.tensor_errors import TensorError, tensor_errors
 from fxquant.errors import ConfigError
 from fxquant.graph.pytree import tensors
@@ -24,6 +23,7 @@ from fxquant.onnx.io.reader import read_model, readable
 from fxquant.onnx.ort.coverage import coverage
 from fxquant.onnx.ort.dequantized import without_pairs
 from fxquant.onnx.ort.feeds import feeds_of, with_nan
+from fxquant.onnx.ort.owners import CONVERSIONS, Owners
 from fxquant.onnx.runs.observed import bound_example
 from fxquant.onnx.session import KernelTime, kernel_times, packed
 from fxquant.sim import QuantizationSimModel

@@ -56,7 +56,7 @@ def places(model: nn.Module) -> Iterator[Place]:
             continue
         sides = (("input", module.input_quantizers), ("output", module.output_quantizers))
         for side, quantizers in sides:
-            for index, quantizer in enumerate(quantizers):
+            for index, quantizer in enumerate(quantizers._modules.values()):
                 yield Place(f"{path}.{side}.{index}", quantizers, index, quantizer)  # type: ignore[arg-type]
         for name, quantizer in module.param_quantizers.items():
             parameter: Tensor | None = getattr(module, name, None)

@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fxquant.analysis.owners import Owners
 from fxquant.graph.pytree import tensors
 from fxquant.mixed_precision.mixed_result import FLOAT
 from fxquant.onnx.io.reader import read_model
 from fxquant.onnx.lowering.lower import lower
 from fxquant.onnx.ort.feeds import feeds_of
+from fxquant.onnx.ort.owners import Owners
 from fxquant.onnx.ort.timing import NO_SPINNING, fastest
 from fxquant.onnx.runs.observed import bound_example
 from fxquant.onnx.session import Level, Session, kernel_times, open_session, packed

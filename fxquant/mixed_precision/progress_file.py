@@ -28,15 +28,17 @@ class ProgressFile:
         folder: where the file is; None: results are held in memory only.
         identity: what the results belong to: of the model, the candidates and the data.
         clean_start: forget what an earlier search found.
+        name: of the file.
 
     Raises:
         ConfigError: FXQ268, the file belongs to another search or cannot be read.
     """
 
     def __init__(
-        self, folder: str | Path | None, identity: dict[str, Any], *, clean_start: bool = False
-    ) -> None:
-        self.path = None if folder is None else as_path(folder, "results_dir") / FILE
+        self, folder: str | Path | None, identity: dict[str, Any], *, clean_start: bool = False,
+        name: str = FILE,
+    ) -> None:  # fmt: skip
+        self.path = None if folder is None else as_path(folder, "results_dir") / name
         self.identity = identity
         self.stages: dict[str, dict[str, Any]] = {}
         if self.path is not None and self.path.exists() and not clean_start:
@@ -71,6 +73,12 @@ class ProgressFile:
             known = find()
             self.put(stage, key, known)
         return known
+
+    def remove(self) -> None:
+        """Forget all of it, on the disk too."""
+        self.stages.clear()
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
 
     def put(self, stage: str, key: str, value: Any) -> None:
         """Keep a result; it is on the disk when this returns."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fxquant.graph.pass_infra import set_state, state_of
 from fxquant.mixed_precision.bit_candidates import KEPT
-from fxquant.nn import QuantizationMixin
+from fxquant.nn.modes import quantizers_removed
 from fxquant.precision.change import put, set_bits, settle_biases
 from fxquant.precision.requests import recalibrate
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fxquant.mixed_precision.groups import Group
     from fxquant.precision.kinds import Precision
     from fxquant.precision.sites import Site
+    from fxquant.quantization import QuantizerBase
     from fxquant.sim import QuantizationSimModel
 
 Choice = tuple[int, ...]
@@ -112,34 +113,18 @@ class Trials:
         keep = {id(site.quantizer) for site in group.sites}
         keep |= {id(quantizer) for stream in group.streams for quantizer in stream.quantizers}
         paths = {str(node.target) for node in group.nodes}
-        with self._without(keep, paths):
+
+        def kept(path: str, _: str, key: Any, quantizer: QuantizerBase) -> bool:
+            return id(quantizer) in keep or (key == "bias" and path in paths)
+
+        with quantizers_removed(self.gm, kept):
             yield
 
     @contextmanager
     def without_grids(self) -> Iterator[None]:
         """The float model."""
-        with self._without(set(), set()):
+        with quantizers_removed(self.gm, lambda *_: False):
             yield
-
-    @contextmanager
-    def _without(self, keep: set[int], biases: set[str]) -> Iterator[None]:
-        taken: list[tuple[Any, Any, Any]] = []
-        for path, module in self.gm.named_modules():
-            if not isinstance(module, QuantizationMixin):
-                continue
-            for home in (
-                module.input_quantizers, module.output_quantizers, module.param_quantizers
-            ):  # fmt: skip
-                for key, quantizer in list(home.active()):
-                    if id(quantizer) in keep or (key == "bias" and path in biases):
-                        continue
-                    taken.append((home, key, quantizer))
-                    home[key] = None  # type: ignore[index]
-        try:
-            yield
-        finally:
-            for home, key, quantizer in taken:
-                home[key] = quantizer
 
 
 def _range(site: Site) -> tuple[Tensor, Tensor]:

@@ -122,7 +122,11 @@ def remove(
 ) -> None:
     """Set the quantizers of one key, of several, or (with None) all to None; remember them."""
     if keys is None:
-        keys = [key for key, _ in home.active()]
+        # iterated, not `active`: a list may show quantizers that stand in another one
+        pairs: Iterable[tuple[Any, Any]] = (
+            enumerate(home) if isinstance(home, QuantizerList) else home.active()
+        )
+        keys = [key for key, quantizer in pairs if quantizer is not None]
     elif isinstance(keys, str | int):
         keys = [keys]
     for key in keys:

@@ -6,8 +6,9 @@ alive, and the flags that it had would not come back.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 
@@ -49,6 +50,60 @@ def restore_flags(model: nn.Module, flags: dict[str, bool]) -> None:
     for path, module in model.named_modules(remove_duplicate=False):
         if path in flags:
             module.training = flags[path]
+
+
+def has_quantizers(module: nn.Module) -> bool:
+    """Whether a module is a quantized one that holds a quantizer.
+
+    >>> has_quantizers(QuantizationMixin.from_module(nn.ReLU()))
+    False
+    """
+    return isinstance(module, QuantizationMixin) and any(
+        isinstance(part, QuantizerBase) for part in module.modules()
+    )
+
+
+Kept = Callable[[str, str, Any, QuantizerBase], bool]
+"""(path of a module, "input", "output" or "param", index or name, quantizer) -> whether it stays"""
+
+
+@contextmanager
+def quantizers_removed(model: nn.Module, kept: Kept) -> Iterator[None]:
+    """Only some quantizers stand in their places for a while.
+
+    Args:
+        model: the model.
+        kept: says which ones stay.
+
+    Example:
+        >>> import torch
+        >>> from fxquant import QuantizationSimModel
+        >>> net, x = nn.Sequential(nn.Linear(4, 3)), torch.randn(8, 4)
+        >>> sim = QuantizationSimModel(net, x)
+        >>> sim.compute_encodings([x])
+        >>> with quantizers_removed(sim.model, lambda path, role, key, quantizer: role == "param"):
+        ...     sim.model.get_submodule("0").output_quantizers[0] is None
+        True
+    """
+    taken: list[tuple[Any, Any, QuantizerBase]] = []
+    try:
+        for path, module in model.named_modules():
+            if not isinstance(module, QuantizationMixin):
+                continue
+            homes: dict[str, Any] = {
+                "input": module.input_quantizers,
+                "output": module.output_quantizers,
+                "param": module.param_quantizers,
+            }
+            for role, home in homes.items():
+                for key, quantizer in list(home.active()):
+                    if not kept(path, role, key, quantizer):
+                        taken.append((home, key, quantizer))
+                        home[key] = None
+        yield
+    finally:
+        for home, key, quantizer in taken:
+            home[key] = quantizer
 
 
 @contextmanager

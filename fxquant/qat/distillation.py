@@ -18,6 +18,7 @@ from fxquant.errors import TrainingError, nearest
 from fxquant.graph.absent_names import absence
 from fxquant.nn.modes import evaluating
 from fxquant.quantization.tensor import plain
+from fxquant.tracking.events import OnEvent, emit, require_event_callback
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -85,6 +86,8 @@ class Distiller:
         temperature: of the logits, see `distillation_loss`.
         logits: takes the logits out of a model's output; the default is for a tensor.
         dim: axis of the classes.
+        on_event: called with "qat.distillation" after each call: the loss, and what logits and
+            features are in it; reading them waits for the device. See `fxquant.tracking`.
 
     Raises:
         TrainingError: FXQ830, an argument is wrong, or a path names no operator of both models.
@@ -109,7 +112,10 @@ class Distiller:
         temperature: float = 1.0,
         logits: Callable[[Any], Tensor] | None = None,
         dim: int = -1,
+        on_event: OnEvent | None = None,
     ) -> None:
+        require_event_callback(on_event)
+        self._on_event, self._steps = on_event, 0
         _require_positive("temperature", temperature)
         weights = getattr(features, "items", None)
         one = [features] if isinstance(features, str) else features
@@ -138,8 +144,14 @@ class Distiller:
         loss = distillation_loss(
             self._logits(output), self._logits(wanted), self.temperature, self.dim
         )
+        parts = {"logits": loss}
         for path, weight in self.features.items():
-            loss = loss + weight * feature_loss(found[path], hints[path])
+            parts[path] = weight * feature_loss(found[path], hints[path])
+            loss = loss + parts[path]
+        self._steps += 1
+        if self._on_event is not None:
+            told = {name: float(part.detach()) for name, part in {"loss": loss, **parts}.items()}
+            emit(self._on_event, "qat.distillation", {"step": self._steps, **told})
         return output, loss
 
     def _run(

@@ -136,7 +136,7 @@ class _QuantizeDequantize(torch.autograd.Function):
         x, *more = ctx.saved_tensors
         if not more:
             return _kept(g, x, p), None, None, None, None
-        factors: Factors = ctx.factors()
+        factors = _factors_for(x, p, ctx.factors())
         if torch.is_grad_enabled():  # `create_graph`: every step must have a gradient itself
             dx = inside(g, x, p)
             products = torch.mul(g, more[0]).addcmul(dx, x, value=-1.0)
@@ -171,7 +171,20 @@ class _Quantize(torch.autograd.Function):
         # as above: d scale is products / scale and d zero -scale * outside
         products = -(dx * x).sum_to_size(p.scale.shape)
         outside = -kept.sum_to_size(p.scale.shape) / p.scale
-        return dx, *ctx.factors().gradients(products, outside), None, None
+        return dx, *_factors_for(x, p, ctx.factors()).gradients(products, outside), None, None
+
+
+def _factors_for(x: Tensor, p: Affine, factors: Factors) -> Factors:
+    """The factors, which depend on the tensor where one end of the range lies at zero."""
+    if factors.at_zero is None:
+        return factors
+    x, scale = x.detach(), p.scale
+    if scale.numel() == 1:
+        return factors.keep_zeros(*torch.aminmax(x), scale)
+    shape = (1,) * (x.dim() - scale.dim()) + tuple(scale.shape)
+    dims = [d for d, n in enumerate(shape) if n == 1]
+    seen = (x.amin(dims), x.amax(dims)) if dims else (x, x)
+    return factors.keep_zeros(*seen, scale)
 
 
 def inside(g: Tensor, x: Tensor, p: Affine) -> Tensor:

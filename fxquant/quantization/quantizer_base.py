@@ -127,7 +127,7 @@ class QuantizerBase(nn.Module):
             >>> q = affine.QuantizeDequantize(shape=(), bitwidth=8)
             >>> with q.compute_encodings():
             ...     x = q(torch.tensor([0.0, 2.55]))
-            >>> q.get_scale()
+            >>> q.get_encodings().scale
             tensor(0.0100)
         """
         if self._observing:

@@ -124,9 +124,10 @@ class IntegerRange:
             low_products = -high_products
             high_outside = low.clamp(max=0.0) * low_products
             low_outside = 1.0 - high_outside
-        wrong = (low > 0.0, high < 0.0)
-        stuck = wrong if low.is_cuda or bool((wrong[0] | wrong[1]).any()) else None
-        return Factors((low_products, high_products), (low_outside, high_outside), stuck)
+        stuck = _if_any(low, (low > 0.0, high < 0.0))
+        at_zero = None if self.symmetric else _if_any(low, _one_sided(low, high))
+        products, outside = (low_products, high_products), (low_outside, high_outside)
+        return Factors(products, outside, stuck, at_zero)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,11 +138,44 @@ class Factors:
         products: factors of `sum g * y - sum dx * x` for the first and the second number, `[S]`.
         outside: factors of `sum g - sum dx`; None for zero.
         stuck: where the two ends lie on the wrong side of zero, or None if nowhere.
+        at_zero: where one end of an asymmetric grid lies at zero, and the other does not; or None.
     """
 
     products: tuple[Tensor, Tensor]
     outside: tuple[Tensor | None, Tensor | None]
     stuck: tuple[Tensor, Tensor] | None = None
+    at_zero: tuple[Tensor, Tensor] | None = None
+
+    def keep_zeros(self, smallest: Tensor, largest: Tensor, scale: Tensor) -> Factors:
+        """The map for a tensor: an end at zero stays there if it clips nothing.
+
+        The rounding errors pull at both ends alike. An end of a ReLU's range would leave zero for
+        that, which wastes values of the grid, and kernels that compute an activation within its
+        producer need the zero point at the end of the grid. So the other end learns alone, as on
+        the unsigned grids of LSQ.
+
+        Args:
+            smallest: of the elements of each range, as many as `scale` has.
+            largest: of the elements of each range.
+            scale: step of the grid.
+        """
+        if self.at_zero is None:
+            return self
+        low, high = self.products
+        # half a step is a tie, and zero is even
+        kept = (
+            self.at_zero[0] & (smallest.reshape(low.shape) >= -0.5 * scale.reshape(low.shape)),
+            self.at_zero[1] & (largest.reshape(low.shape) <= 0.5 * scale.reshape(low.shape)),
+        )
+        products = torch.where(kept[0], 0.0, low), torch.where(kept[1], 0.0, high)
+        if kept[0].numel() == 1 and not low.is_cuda and bool(kept[0] | kept[1]):
+            # the end that learns has no part in what is clipped at the other
+            return Factors(products, (None, None), self.stuck)
+        first, second = (
+            None if f is None else torch.where(k, 0.0, f)
+            for f, k in zip(self.outside, kept, strict=True)
+        )
+        return Factors(products, (first, second), self.stuck)
 
     @property
     def use_outside(self) -> bool:
@@ -150,9 +184,9 @@ class Factors:
 
     def scaled(self, by: float) -> Factors:
         """The map whose gradients are multiplied by a number."""
-        outside = (None if f is None else f * by for f in self.outside)
+        first, second = (None if f is None else f * by for f in self.outside)
         low, high = self.products
-        return Factors((low * by, high * by), tuple(outside), self.stuck)  # type: ignore[arg-type]
+        return Factors((low * by, high * by), (first, second), self.stuck, self.at_zero)
 
     def gradients(self, products: Tensor, outside: Tensor | None) -> tuple[Tensor, Tensor]:
         """Gradients of both numbers, `[S]` each."""
@@ -187,6 +221,24 @@ class Factors:
         if b is None or outside is None:
             return a * products
         return torch.addcmul(a * products, b, outside.reshape(a.shape))
+
+
+def _one_sided(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    return (low == 0.0) & (high > 0.0), (high == 0.0) & (low < 0.0)
+
+
+def _if_any(like: Tensor, found: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor] | None:
+    """Where something holds, or None if nowhere; looking costs a wait on an accelerator."""
+    return found if like.is_cuda or bool((found[0] | found[1]).any()) else None
+
+
+def free_ends(
+    low: Tensor, high: Tensor, smallest: Tensor, largest: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    """As `Factors.keep_zeros`, for a compiler: ends without a gradient where they stay at zero."""
+    at_low, at_high = _one_sided(low, high)
+    at_low, at_high = at_low & (smallest >= -0.5 * scale), at_high & (largest <= 0.5 * scale)
+    return torch.where(at_low, 0.0, low), torch.where(at_high, 0.0, high)
 
 
 def not_above_zero(x: Tensor) -> Tensor:

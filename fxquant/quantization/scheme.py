@@ -76,6 +76,11 @@ class QuantScheme(Enum):
             fix=nearest(str(value), known) or f"use one of {', '.join(m.value for m in cls)}",
         )
 
+    @classmethod
+    def from_str(cls, alias: str) -> QuantScheme:
+        """The scheme of a name; the same as `QuantScheme(alias)`."""
+        return cls(alias)
+
     @property
     def learns_ranges(self) -> bool:
         """True if training moves the ranges as well as the weights."""

@@ -61,7 +61,9 @@ _MOVE: set[Callable[..., Any]] = {
 _plain = torch._C.DisableTorchFunctionSubclass
 
 
-class _EncodedTensor(torch.Tensor):
+class EncodedTensor(torch.Tensor):
+    """A tensor that carries an encoding, or None."""
+
     _encoding: Encoding | None = None
     _written: int | None = None
 
@@ -86,8 +88,8 @@ class _EncodedTensor(torch.Tensor):
             return _carried(out, args[0], moved=False)
         if func in _MOVE:
             source = args[0] if args else None
-            encoding = source.encoding if isinstance(source, _EncodedTensor) else None
-            if isinstance(source, _EncodedTensor) and _has_many(encoding):
+            encoding = source.encoding if isinstance(source, EncodedTensor) else None
+            if isinstance(source, EncodedTensor) and _has_many(encoding):
                 shape = tuple(source.shape)
                 followed = follow(func, encoding, shape, args[1:], kwargs or {})
                 return _with_encodings(out, followed, type(source))
@@ -102,7 +104,7 @@ class _EncodedTensor(torch.Tensor):
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _rebuild, (type(self), self.as_subclass(Tensor), self.encoding)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _EncodedTensor:
+    def __deepcopy__(self, memo: dict[int, Any]) -> EncodedTensor:
         copied: Tensor = self.as_subclass(Tensor).detach().clone()
         out = attach(copied.requires_grad_(self.requires_grad), self.encoding, type(self))
         memo[id(self)] = out
@@ -118,7 +120,7 @@ class _EncodedTensor(torch.Tensor):
         return self.encoding
 
 
-class DequantizedTensor(_EncodedTensor):
+class DequantizedTensor(EncodedTensor):
     """Real values that lie on the grid of `encoding`."""
 
     def quantize(self) -> QuantizedTensor:
@@ -135,7 +137,7 @@ class DequantizedTensor(_EncodedTensor):
         return self.quantize().quantized_repr()
 
 
-class QuantizedTensor(_EncodedTensor):
+class QuantizedTensor(EncodedTensor):
     """Integers of the grid of `encoding`, stored as floats."""
 
     def quantize(self) -> QuantizedTensor:
@@ -152,7 +154,7 @@ class QuantizedTensor(_EncodedTensor):
         return self.as_subclass(Tensor).detach().to(self._affine().dtype)
 
 
-_T = TypeVar("_T", bound=_EncodedTensor)
+_T = TypeVar("_T", bound=EncodedTensor)
 
 
 def attach(x: Tensor, encoding: Encoding | None, kind: type[_T]) -> _T:
@@ -190,14 +192,14 @@ def _version(x: Tensor) -> int | None:
 
 def plain(x: Tensor) -> Tensor:
     """The tensor without its encoding; shares its memory."""
-    return x.as_subclass(Tensor) if isinstance(x, _EncodedTensor) else x
+    return x.as_subclass(Tensor) if isinstance(x, EncodedTensor) else x
 
 
 def _carried(out: Any, source: Any, *, moved: bool) -> Any:
     if isinstance(out, tuple | list):
         items = [_carried(item, source, moved=moved) for item in out]
         return type(out)(items) if type(out) in (tuple, list) else _named(out, items)
-    if not isinstance(source, _EncodedTensor) or not isinstance(out, Tensor):
+    if not isinstance(source, EncodedTensor) or not isinstance(out, Tensor):
         return out
     encoding = source.encoding
     if encoding is None or not out.is_floating_point():
@@ -209,7 +211,7 @@ def _carried(out: Any, source: Any, *, moved: bool) -> Any:
     return attach(out, encoding, type(source))
 
 
-def _with_encodings(out: Any, encodings: Any, kind: type[_EncodedTensor]) -> Any:
+def _with_encodings(out: Any, encodings: Any, kind: type[EncodedTensor]) -> Any:
     """The results with the encoding of each, where it has one."""
     if isinstance(out, tuple | list) and isinstance(encodings, list):
         items = [_with_encodings(o, e, kind) for o, e in zip(out, encodings, strict=True)]
@@ -224,5 +226,5 @@ def _named(out: Any, items: list[Any]) -> Any:
     return type(out)._make(items) if hasattr(out, "_make") else type(out)(items)
 
 
-def _rebuild(kind: type[_EncodedTensor], x: Tensor, encoding: Encoding | None) -> _EncodedTensor:
+def _rebuild(kind: type[EncodedTensor], x: Tensor, encoding: Encoding | None) -> EncodedTensor:
     return attach(x, encoding, kind)

@@ -86,6 +86,9 @@ def test_a_picture_is_drawn(folder: Path) -> None:
     result = inspect("--target", "amd_aie2", "--picture", "net.svg")
     assert result.exit_code == 0, result.output
     assert minidom.parse(str(folder / "net.svg"))
+    result = inspect("--target", "amd_aie2", "--picture", "net.html")
+    assert result.exit_code == 0, result.output
+    assert "amd_aie2" in (folder / "net.html").read_text("utf-8")
 
 
 @pytest.mark.parametrize(

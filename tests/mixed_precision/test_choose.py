@@ -296,7 +296,7 @@ def test_the_file_has_the_chosen_precisions_and_their_proof(
     assert sim.export(tmp_path, "net")
     expected = sim.model(x).detach()
     # a tie in a tensor of 8 bits moves one of the 64 places that are averaged in 16 channels
-    coarse = max(float(q.get_scale()) for q in activations(sim) if q.bitwidth == 8)
+    coarse = max(q.get_scale().item() for q in activations(sim) if q.bitwidth == 8)
     largest = float(sim.model.get_parameter("fc.weight").detach().abs().max())
     for found in Shipped(tmp_path / "net.onnx").run([x]):
         error = (torch.as_tensor(found[0]) - expected).abs().max()
@@ -405,7 +405,7 @@ def test_a_residual_stream_may_be_float_or_wide(tmp_path: Path) -> None:
     expected = sim.model(x).detach()
     for found in Shipped(tmp_path / "net.onnx").run([x]):
         error = (torch.as_tensor(found[0]) - expected).abs().max()
-        assert float(error) <= float(quantized(sim, "2").output_quantizers[0].get_scale())
+        assert float(error) <= quantized(sim, "2").output_quantizers[0].get_scale().item()
 
 
 def test_a_choice_depends_on_nothing_but_itself(sim: QuantizationSimModel, x: Tensor) -> None:

@@ -77,7 +77,7 @@ def test_asymmetric_weights_are_mirrored_to_the_integer() -> None:
         fold_all_batch_norms_to_scale(sim)
         got = sim.model(x)
     layer: Any = sim.model.get_submodule("0")
-    step = float(layer.param_quantizers["weight"].get_scale().max())
+    step = layer.param_quantizers["weight"].get_scale().max().item()
     # zero points are rounded, half of an integer to even: mirrored, to the other one
     assert float((got - want).abs().max()) < step * float(x.abs().max()) * 36
 

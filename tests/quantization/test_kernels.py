@@ -309,6 +309,32 @@ def test_a_range_that_begins_at_zero_learns_in_every_form() -> None:
     assert slopes[0][0].item() != 0
 
 
+@pytest.mark.parametrize("shape", [(), (3, 1)])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_an_end_at_zero_that_clips_nothing_stays_and_the_other_learns(
+    shape: tuple[int, ...], sign: float
+) -> None:
+    q = affine.QuantizeDequantize(shape, 3)
+    q.set_range(min(0.0, 2.0 * sign), max(0.0, 2.0 * sign))
+    torch.manual_seed(0)
+    x, g = torch.rand(3, 50) * 2.5 * sign, torch.randn(3, 50)
+    x[0, 0] = -0.1 * sign  # rounds to zero, which clips nothing
+    still, moving = (q.min, q.max) if sign > 0 else (q.max, q.min)
+    slopes = []
+    for run in (q, q._traced):
+        q.zero_grad()
+        (run(x) * g).sum().backward()
+        assert still.grad is not None
+        assert not still.grad.any()
+        slopes.append(moving.grad)
+    # the width is the end that moves: d y / d end = y / end where clipped, (y - x) / end elsewhere
+    y, end = q(x).detach().as_subclass(torch.Tensor), 2.0 * sign
+    clipped = (x / end * 7).round() > 7
+    want = (g * torch.where(clipped, y, y - x) / end).sum_to_size(shape)
+    for slope in slopes:
+        torch.testing.assert_close(slope, want, rtol=1e-4, atol=1e-5)
+
+
 def test_functional_form_has_gradients_for_scale_and_offset() -> None:
     x = torch.randn(50).double().requires_grad_()
     scale = torch.tensor(0.02, dtype=torch.float64, requires_grad=True)

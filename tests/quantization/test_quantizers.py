@@ -222,13 +222,13 @@ def test_changing_the_grid_keeps_the_range() -> None:
     q.set_range(-1.0, 3.0)
     q.bitwidth = 16
     assert (q.qmin, q.qmax, q.bitwidth) == (0, 65535, 16)
-    assert float(q.get_scale()) == pytest.approx(4 / 65535)  # type: ignore[arg-type]
+    assert q.get_scale().item() == pytest.approx(4 / 65535)  # type: ignore[union-attr]
     q.signed = True
     assert (q.qmin, q.qmax) == (-32768, 32767)
     q.signed = False
     assert (q.qmin, q.qmax) == (0, 65535)
     q.symmetric = True
-    assert float(q.get_offset()) == -32768.0  # type: ignore[arg-type]
+    assert q.get_offset().item() == -32768.0  # type: ignore[union-attr]
     assert q.min.item() == -1.0
 
 

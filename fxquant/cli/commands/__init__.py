@@ -12,6 +12,8 @@ from fxquant.cli.commands import (
     inspect_command,
     onnx_commands,
     quantize_command,
+    recipe_commands,
+    report_command,
     shard_commands,
     validate_command,
 )
@@ -22,6 +24,8 @@ __all__ = [
     "inspect_command",
     "onnx_commands",
     "quantize_command",
+    "recipe_commands",
+    "report_command",
     "shard_commands",
     "validate_command",
 ]

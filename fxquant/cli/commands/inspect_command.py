@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 @click.option("--regions", is_flag=True, help="Show the regions that stubs mark.")
 @click.option("--region", "chosen", multiple=True, metavar="NAME", help="Quantize this part only.")
 @click.option("--keep-float", "kept", multiple=True, metavar="NAME", help="Do not quantize this.")
-@click.option("--picture", metavar="FILE.svg", help="Draw what the target takes.")
+@click.option(
+    "--picture", metavar="FILE.svg|FILE.html",
+    help="Draw what the target takes; .html: a page to look around in, as of fxquant report.",
+)  # fmt: skip
 @model_options
 @sim_options
 @common

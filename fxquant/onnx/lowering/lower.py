@@ -268,8 +268,8 @@ class _Lowering:
 
     def _replace_operands(self, call: Call) -> None:
         """Operands that this consumer reads on a grid of its own (`input_quantizers`)."""
-        given = getattr(call.module, "input_quantizers", None)
-        if not given or all(q is None for q in given):
+        given = tuple(getattr(call.module, "input_quantizers", nn.ModuleList())._modules.values())
+        if all(q is None for q in given):
             return
         found: list[fx.Node] = []
         fx.node.map_arg((call.node.args, call.node.kwargs), found.append)

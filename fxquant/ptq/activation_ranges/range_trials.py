@@ -112,4 +112,4 @@ class ChosenGrid:
         scale, offset = self.quantizer.get_scale(), self.quantizer.get_offset()
         if scale is None or offset is None:
             raise self.quantizer._uncalibrated()
-        return float(scale), float(offset)
+        return scale.item(), offset.item()

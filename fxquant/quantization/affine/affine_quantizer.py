@@ -21,7 +21,7 @@ from fxquant.quantization.affine.known import Known
 from fxquant.quantization.affine.options import analyzer_of, grid_of, layout_of, options_of
 from fxquant.quantization.encodings import AffineEncoding
 from fxquant.quantization.quantizer_base import float32
-from fxquant.quantization.range_to_qparams import not_above_zero
+from fxquant.quantization.range_to_qparams import free_ends, not_above_zero
 from fxquant.quantization.ranges import range_of
 from fxquant.quantization.tensor import DequantizedTensor, adopt, plain
 
@@ -180,14 +180,27 @@ class AffineQuantizer(Gridded):
         return self._state().params is not None
 
     def get_scale(self) -> Tensor | None:
-        """Step of the grid, float32 of the quantizer's shape, or None before calibration."""
+        """Step of the grid, float32 of the quantizer's shape, or None before calibration.
+
+        Where the range is trained, the step has its gradient.
+        """
         encoding = self._state().encoding
-        return None if encoding is None else encoding.scale
+        if encoding is None or not self._is_trained():
+            return None if encoding is None else encoding.scale
+        return self.traced_scale()
 
     def get_offset(self) -> Tensor | None:
-        """Minus the zero point, float32 of the quantizer's shape, or None before calibration."""
+        """Minus the zero point, float32 of the quantizer's shape, or None before calibration.
+
+        Where the range is trained, the offset has its gradient, which passes the rounding through.
+        """
         encoding = self._state().encoding
-        return None if encoding is None else encoding.offset
+        if encoding is None or not self._is_trained():
+            return None if encoding is None else encoding.offset
+        return 0.0 - self._traced_zero(self.traced_scale(), self.min)
+
+    def _is_trained(self) -> bool:
+        return torch.is_grad_enabled() and (self.min.requires_grad or self.max.requires_grad)
 
     def get_encodings(self) -> AffineEncoding | None:
         """What the integers mean, or None before calibration."""
@@ -277,15 +290,21 @@ class AffineQuantizer(Gridded):
         if self.gradient_scale is not None:
             by = gradient_scale(x, math.prod(self.shape), grid, self.gradient_scale)
             low, high = with_gradient_scale(low, by), with_gradient_scale(high, by)
+        if (low.requires_grad or high.requires_grad) and not grid.symmetric:
+            seen = layout.extremes(float32(x.detach()).float())
+            low, high = free_ends(low, high, *seen, self._scale(low.detach(), high.detach()))
         scale = self._scale(low, high)
-        if grid.symmetric:
-            zero = torch.full_like(scale, grid.middle)
-        else:
-            zero = grid.qmin - traced.straight_through_round(not_above_zero(low) / scale)
-            zero = traced.clipped(zero, grid.qmin, grid.qmax)
+        zero = self._traced_zero(scale, low)
         scale, zero = (traced.computed_once(v) for v in (scale, zero))
         y = self._traced_step(layout.split(float32(x)), layout.spread(scale), layout.spread(zero))
         return y.reshape(x.shape).to(x.dtype)
+
+    def _traced_zero(self, scale: Tensor, low: Tensor) -> Tensor:
+        grid = self._grid
+        if grid.symmetric:
+            return torch.full_like(scale, grid.middle)
+        zero = grid.qmin - traced.straight_through_round(not_above_zero(low) / scale)
+        return traced.clipped(zero, grid.qmin, grid.qmax)
 
     def _traced_step(self, x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
         return traced.quantize_dequantize(x, scale, zero, self.qmin, self.qmax)

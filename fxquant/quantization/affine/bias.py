@@ -142,7 +142,7 @@ class BiasQuantizeDequantize(QuantizerBase):
         largest = largest.amax(0) if own.numel() > 1 else largest.amax().reshape(1)
         if not bool((largest / own > _HEADROOM).any()):
             return None
-        return largest / _HEADROOM / source.reshape(())
+        return largest / _HEADROOM / source.detach().reshape(())
 
     def encoding_for(self, x: Tensor) -> AffineEncoding:
         """The encoding in the shape of a bias, `[C]`; a channel may stand for several groups."""

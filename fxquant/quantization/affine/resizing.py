@@ -32,7 +32,7 @@ def resize(quantizer: AffineQuantizer, bitwidth: int) -> bool:
         >>> q = affine.QuantizeDequantize(shape=(), bitwidth=8)
         >>> with q.compute_encodings():
         ...     x = q(torch.tensor([0.0, 1.5]))
-        >>> resize(q, 4), q.bitwidth, q.get_scale()
+        >>> resize(q, 4), q.bitwidth, q.get_encodings().scale
         (True, 4, tensor(0.1000))
     """
     same = quantizer.bitwidth == bitwidth

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from fxquant import QuantizationSimModel
 from fxquant.nn import DeQuantStub, QuantStub
 from fxquant.onnx import session
-from fxquant.onnx.session import Level, open_session
+from fxquant.onnx.parity.shipped_file import ALL_LEVELS
+from fxquant.onnx.session import Level
+from tests.helpers.shipped import Shipped
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -95,10 +97,9 @@ def export(model: nn.Module, x: Tensor, folder: Path) -> QuantizationSimModel:
 
 
 def both_levels(folder: Path, x: Tensor) -> list[np.ndarray[Any, Any]]:
-    return [
-        open_session(folder / "net.onnx", level).handle.run(None, {"x": x.numpy()})[0]
-        for level in (Level.OFF, Level.ALL)
-    ]
+    """Outputs at all levels and at none, of kernels that do not saturate."""
+    runs = [found[0] for found in Shipped(folder / "net.onnx").run([x])]
+    return [runs[ALL_LEVELS.index(level)] for level in (Level.OFF, Level.ALL)]
 
 
 def kernels(folder: Path) -> list[str]:

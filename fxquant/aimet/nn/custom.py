@@ -1,0 +1,65 @@
+"""Functions as modules: `aimet_torch.nn.custom` and `aimet_torch.elementwise_ops`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxquant.nn import functional, generate
+from fxquant.nn.functional import *  # noqa: F403  # one class a function, listed there
+from fxquant.nn.mixin import PREFIX, quantized_class
+
+# names that AIMET has for the same function
+_SPELLINGS = {
+    "Argmax": "ArgMax",
+    "Argmin": "ArgMin",
+    "AvgPool2d": "DynamicAvgPool2d",
+    "AdaptiveAvgPool2d": "DynamicAdaptiveAvgPool2d",
+    "BatchNorm": "DynamicBatchNorm",
+    "Cast": "Cast",
+    "ElementwiseCeil": "Ceil",
+    "ElementwiseFloor": "Floor",
+    "ElementwiseUnarySign": "Sign",
+    "GroupNorm": "DynamicGroupNorm",
+    "MaxPool2d": "DynamicMaxPool2d",
+}
+
+
+class Concat(nn.Module):
+    """`torch.cat` of all arguments.
+
+    Args:
+        axis: along which.
+    """
+
+    def __init__(self, axis: int = 0) -> None:
+        super().__init__()
+        self.axis = axis
+
+    def forward(self, *x: Tensor) -> Tensor:
+        """Join the tensors."""
+        return torch.cat(x, dim=self.axis)
+
+
+class CustomSiLU(nn.Module):
+    """`x * sigmoid(x)`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The product."""
+        return x * torch.sigmoid(x)
+
+
+_OWN = {"Concat": Concat, "CustomSiLU": CustomSiLU}
+
+
+def __getattr__(name: str) -> Any:
+    wanted = name.removeprefix(PREFIX)
+    found = _OWN.get(wanted) or functional.CLASSES.get(_SPELLINGS.get(wanted, wanted))
+    if found is None:
+        return generate.by_name(name)
+    return quantized_class(found) if name.startswith(PREFIX) else found
+
+
+__all__ = [n for n in functional.__all__ if n != "CLASSES"]

@@ -1,0 +1,142 @@
+"""Other spellings of the documented modules: those of versions 1 and 2, and of single files.
+
+Over the years the same things were documented under several paths: `aimet_torch.v2.quantsim`,
+`aimet_torch.quantsim.quantsim`, `aimet_common.defs`. Each of them is a row here instead of a file.
+An alias loads its module when something is asked of it, and hands out that module's own objects.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+from typing import Any
+
+from fxquant.errors import FxQuantError
+
+_ROOT = "fxquant.aimet"
+_PACKAGES = ("common", "v1", "v2")
+
+# spelling -> module, both below `fxquant.aimet`
+SPELLINGS = {
+    "adaround.adaround_weight": "adaround",
+    "amp": "mixed_precision",
+    "amp.mixed_precision_algo": "mixed_precision",
+    "auto_quant_v2": "auto_quant",
+    "common.defs": "defs",
+    "common.utils": "utils",
+    "common.quantsim_config": "quantsim_config",
+    "common.quantsim_config.utils": "quantsim_config",
+    "custom": "nn.custom",
+    "elementwise_ops": "nn.custom",
+    "mixed_precision.manual_mixed_precision": "mixed_precision",
+    "mixed_precision.utils": "mixed_precision",
+    "model_validator.model_validator": "model_validator",
+    "nn.base": "nn",
+    "nn.true_quant": "nn",
+    "nn.fake_quant": "nn",
+    "nn.modules": "nn",
+    "nn.modules.custom": "nn.custom",
+    "quantization.affine.backends": "quantization.affine",
+    "quantization.affine.encoding": "quantization.affine",
+    "quantization.affine.quantizer": "quantization.affine",
+    "quantization.base.encoding": "quantization.base",
+    "quantization.base.quantizer": "quantization.base",
+    "quantization.float.encoding": "quantization.float",
+    "quantization.float.quantizer": "quantization.float",
+    "quantsim.config_utils": "config_utils",
+    "quantsim.quantsim": "quantsim",
+    "quantsim_config.utils": "quantsim_config",
+}
+# what versions 1 and 2 have below a name of their own
+_VERSIONED = (
+    "adaround", "auto_quant", "batch_norm_fold", "bn_reestimation", "cross_layer_equalization",
+    "mixed_precision", "model_preparer", "nn", "nn.custom", "quant_analyzer", "quantization",
+    "quantization.affine", "quantization.base", "quantization.encoding_analyzer",
+    "quantization.float", "quantization.tensor", "quantsim", "seq_mse", "utils",
+)  # fmt: skip
+
+# what is documented and cannot be had: why, and what to do instead
+ABSENT = {
+    "adascale": ("it trains transformer decoders block by block", "fxquant.ptq.reconstruct"),
+    "arch_checker": ("its rules are those of one accelerator", "fxquant.inspect_model"),
+    "compress": ("compression is not quantization", "torch.nn.utils.prune"),
+    "gptvq": ("no runtime here computes with vectors of weights", "fxquant.ptq.reconstruct"),
+    "layer_output_utils": (
+        "layers are compared without writing each tensor to a file",
+        "sim.export(...), whose report compares every tensor, or fxquant.inspect_model",
+    ),
+    "omniquant": ("it is made for transformer decoders", "fxquant.smooth_model"),
+    "peft": ("adapters are ordinary modules here", "quantize the model with its adapters in it"),
+    "spinquant": ("rotations are made for transformer decoders", "fxquant.smooth_model"),
+    "visualization_tools": ("plots are not drawn", "sim.get_encodings() has the numbers"),
+    "visualize_model": ("plots are not drawn", "fxquant.inspect_model"),
+    "winnow": ("compression is not quantization", "torch.nn.utils.prune"),
+}
+
+
+class AbsentError(FxQuantError, ImportError):
+    """Something that AIMET documents and that is not here."""
+
+
+class _Alias(types.ModuleType):
+    """A module under another name; it is loaded when something is asked of it."""
+
+    def __init__(self, name: str, home: str) -> None:
+        super().__init__(name, f"Another spelling of `{home}`.")
+        self.__dict__["_home"] = home
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "__path__":  # what lies below has rows of its own
+            raise AttributeError(name)
+        return getattr(importlib.import_module(self.__dict__["_home"]), name)
+
+    def __dir__(self) -> list[str]:
+        return dir(importlib.import_module(self.__dict__["_home"]))
+
+
+class _Package(types.ModuleType):
+    """A package of aliases, which has what the tree itself has."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, "The modules above, as other versions spell them.")
+        self.__path__: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(importlib.import_module(_ROOT), name)
+
+
+class _Absent(types.ModuleType):
+    """A module that is not here: whatever is asked of it is an error."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        why, instead = ABSENT[self.__name__.removeprefix(f"{_ROOT}.").partition(".")[0]]
+        what = f"{self.__name__}.{name} is not here: {why}"
+        raise AbsentError("FXQ901", what, fix=f"instead there is {instead}")
+
+
+def install() -> None:
+    """Make the spellings importable; done once, when `fxquant.aimet` is."""
+    for package in _PACKAGES:
+        _add(_Package(f"{_ROOT}.{package}"))
+    for version in ("v1", "v2"):
+        for name in _VERSIONED:
+            _add(_Alias(f"{_ROOT}.{version}.{name}", f"{_ROOT}.{name}"))
+        for name, home in SPELLINGS.items():
+            _add(_Alias(f"{_ROOT}.{version}.{name}", f"{_ROOT}.{home}"))
+    for name, home in SPELLINGS.items():
+        _add(_Alias(f"{_ROOT}.{name}", f"{_ROOT}.{home}"))
+    for name in ABSENT:
+        _add(_Absent(f"{_ROOT}.{name}"))
+
+
+def _add(module: types.ModuleType) -> None:
+    sys.modules[module.__name__] = module
+    parent, _, name = module.__name__.rpartition(".")
+    above = sys.modules.get(parent)
+    if above is not None and name not in vars(above):
+        setattr(above, name, module)

@@ -1,0 +1,1 @@
+"""The parts of `QuantAnalyzer`: what it is given, what it measures, how it is shown."""
