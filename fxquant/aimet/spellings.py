@@ -12,7 +12,7 @@ import sys
 import types
 from typing import Any
 
-from fxquant.errors import FxQuantError
+from fxquant.aimet.absent import AbsentError
 
 _ROOT = "fxquant.aimet"
 _PACKAGES = ("common", "v1", "v2")
@@ -75,10 +75,6 @@ ABSENT = {
 }
 
 
-class AbsentError(FxQuantError, ImportError):
-    """Something that AIMET documents and that is not here."""
-
-
 class _Alias(types.ModuleType):
     """A module under another name; it is loaded when something is asked of it."""
 
@@ -89,7 +85,10 @@ class _Alias(types.ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name == "__path__":  # what lies below has rows of its own
             raise AttributeError(name)
-        return getattr(importlib.import_module(self.__dict__["_home"]), name)
+        home = importlib.import_module(self.__dict__["_home"])
+        if name == "__all__" and not hasattr(home, name):  # of `from ... import *`
+            return [public for public in vars(home) if not public.startswith("_")]
+        return getattr(home, name)
 
     def __dir__(self) -> list[str]:
         return dir(importlib.import_module(self.__dict__["_home"]))
