@@ -1,36 +1,40 @@
 """What reconstruction gains over rounding to nearest on the digits networks, and what it costs.
 
-Beside it stands a plain AdaRound, layer by layer on the same statistics without a scale search:
-what it reaches in how many iterations, and how long it takes.
+The ceiling is what quantized activations leave with float weights. Beside the engine stands a plain
+AdaRound: `--adaround` runs it over whole networks, `benchmarks.ptq_layers` layer by layer. Networks
+whose channels differ by orders of magnitude are for cross-layer equalization (CLE).
 
 Run: python -m benchmarks.ptq [--json FILE] [--folder FOLDER] [--adaround ITERATIONS] [NETWORK ...]
 """
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 import click
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from benchmarks.measure import one_thread, write_json
-from fxquant import QuantizationSimModel
+from benchmarks.measure import cpu_seconds, one_thread, peak_bytes, write_json
+from fxquant import QuantizationSimModel, equalize_model, prepare_model
 from fxquant.io.text_tables import table
 from fxquant.models.digits import RECIPES
+from fxquant.models.mobilenet import InvertedResidual, MobileNetV2
 from fxquant.models.training import digits, trained
+from fxquant.nn import QuantizationMixin
+from fxquant.nn.modes import quantization_off
 from fxquant.onnx.ort.cpu import this_cpu
 from fxquant.ptq import ReconstructionOptions, SolverOptions, reconstruct
 from fxquant.ptq.solving.gradient_rounding import AdaroundOptions
 
-if TYPE_CHECKING:
-    from torch import nn
-
 DEFAULT = ("resnet18", "mobilenet_v2", "vit")
 #: bits of weights, bits of activations, one grid a channel
 CASES = ((4, 8, True), (4, 8, False), (3, 8, True), (2, 8, True), (4, 4, True), (8, 8, True))
+#: a network whose channels are rescaled, and the cases for it: bits of weights, CLE
+RESCALED = "mobilenet_v2"
+RESCALED_CASES = ((8, False), (8, True), (4, False), (4, True))
+_DECADES = 1.5  # channels are rescaled by ten to the power of up to so much
 IMAGES, BATCH = 256, 64
 
 
@@ -54,11 +58,32 @@ class Row:
     nearest_db: float
     top1: float
     db: float
+    ceiling_db: float
     worst_layer: float
     forwards: float
     seconds: float
+    peak_mib: float | None
     adaround_db: float | None = None
     adaround_seconds: float | None = None
+
+    def cells(self) -> tuple[str, ...]:
+        """The row as text."""
+        adaround = ("", "")
+        if self.adaround_db is not None and self.adaround_seconds is not None:
+            adaround = f"{self.adaround_db:.1f}", f"{self.adaround_seconds:.0f}"
+        return (
+            self.network, self.case, f"{self.float_top1:.2%}", f"{self.nearest_top1:.2%}",
+            f"{self.top1:.2%}", f"{self.nearest_db:.1f}", f"{self.db:.1f}",
+            f"{self.ceiling_db:.1f}", f"{self.worst_layer:.2f}", f"{self.forwards:.0f}",
+            f"{self.seconds:.1f}", "" if self.peak_mib is None else f"{self.peak_mib:.0f}",
+            *adaround,
+        )  # fmt: skip
+
+
+HEADS = (
+    "network", "grids", "top-1 float", "nearest", "engine", "dB nearest", "engine", "ceiling",
+    "worst layer", "forwards", "CPU s", "peak MiB", "dB AdaRound", "CPU s",
+)  # fmt: skip
 
 
 def data_of(name: str) -> Data:
@@ -94,32 +119,95 @@ def simulate(model: nn.Module, data: Data, case: tuple[int, int, bool]) -> Quant
     return sim
 
 
-def measure(name: str, folder: str, case: tuple[int, int, bool], iterations: int) -> Row:
-    """Nearest rounding, the engine and, if iterations are given, AdaRound."""
-    model, data = trained(name, RECIPES[name], folder), data_of(name)
-    exact = logits(model, data.test)
+def ceiling(sim: QuantizationSimModel, batches: list[Tensor]) -> Tensor:
+    """Outputs with the activations on their grids, and float weights."""
+    modules = (m for m in sim.model.modules() if isinstance(m, QuantizationMixin))
+    with quantization_off(nn.ModuleList(m.param_quantizers for m in modules)):
+        return logits(sim.model, batches)
+
+
+def measure(
+    name: str, model: nn.Module, exact: Tensor, data: Data, case: tuple[int, int, bool],
+    iterations: int = 0,
+) -> Row:  # fmt: skip
+    """Nearest rounding, the engine and, if iterations are given, AdaRound.
+
+    Args:
+        name: what the row is called.
+        model: a float model.
+        exact: its logits on the test images; those of the same function with other weights.
+        data: the images.
+        case: bits of weights, bits of activations, one grid a channel.
+        iterations: those of AdaRound.
+    """
 
     def judged(sim: QuantizationSimModel) -> tuple[float, float]:
         found = logits(sim.model, data.test)
         return float((found.argmax(1) == data.labels).float().mean()), decibels(exact, found)
 
     sim = simulate(model, data, case)
-    nearest = judged(sim)
-    report = reconstruct(sim, data.calibration)
+    nearest, best = judged(sim), decibels(exact, ceiling(sim, data.test))
+    peak, report = peak_bytes(lambda: reconstruct(sim, data.calibration))
     ratios = [r.loss_after / r.loss_before for r in report.layers if r.loss_before > 0]
     other: dict[str, Any] = {}
     if iterations:
         plain = simulate(model, data, case)
-        begin = time.process_time()
         solver = SolverOptions("adaround", search_scale=False, adaround=AdaroundOptions(iterations))
-        reconstruct(plain, data.calibration, ReconstructionOptions(solver, float_target=False))
-        other = {"adaround_seconds": time.process_time() - begin, "adaround_db": judged(plain)[1]}
+        options = ReconstructionOptions(solver, float_target=False)
+        seconds, _ = cpu_seconds(lambda: reconstruct(plain, data.calibration, options))
+        other = {"adaround_seconds": seconds, "adaround_db": judged(plain)[1]}
     weight, activation, per_channel = case
     return Row(
         name, f"W{weight}A{activation} {'pc' if per_channel else 'pt'}",
-        float((exact.argmax(1) == data.labels).float().mean()), *nearest, *judged(sim),
-        max(ratios), report.forward_equivalents(), report.seconds, **other,
+        float((exact.argmax(1) == data.labels).float().mean()), *nearest, *judged(sim), best,
+        max(ratios), report.forward_equivalents(), report.seconds,
+        None if peak is None else peak / 2**20, **other,
     )  # fmt: skip
+
+
+@torch.no_grad()
+def rescale(model: MobileNetV2) -> None:
+    """Scale channels between the convolutions of every block by 10^U(-1.5, 1.5), and back.
+
+    ReLU stands in the place of ReLU6, with which the function would be another one.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.ReLU6):
+                setattr(parent, name, nn.ReLU())
+    for block in model.modules():
+        if not isinstance(block, InvertedResidual):
+            continue
+        inner = [m for m in block.modules() if isinstance(m, (nn.Conv2d, nn.BatchNorm2d))][:-1]
+        for norm, conv in zip(inner[1:-1:2], inner[2::2], strict=True):
+            decades = torch.rand(len(norm.weight), generator=generator) * 2 - 1
+            factors = 10 ** (decades * _DECADES)
+            norm.weight.mul_(factors)
+            norm.bias.mul_(factors)
+            depthwise = conv.groups == len(factors)
+            conv.weight.div_(factors.reshape((-1, 1, 1, 1) if depthwise else (1, -1, 1, 1)))
+
+
+def rows_of(name: str, folder: str, iterations: int) -> list[Row]:
+    """All cases of one network."""
+    model, data = trained(name, RECIPES[name], folder), data_of(name)
+    exact = logits(model, data.test)
+    return [measure(name, model, exact, data, case, iterations) for case in CASES]
+
+
+def rescaled_rows(folder: str) -> list[Row]:
+    """A network with rescaled channels, per tensor, without and with equalization."""
+    model, data = trained(RESCALED, RECIPES[RESCALED], folder), data_of(RESCALED)
+    rescale(cast("MobileNetV2", model))
+    exact, found = logits(model, data.test), []
+    for bits, equalized in RESCALED_CASES:
+        prepared = prepare_model(model, data.calibration[0])
+        if equalized:
+            equalize_model(prepared, dummy_input=data.calibration[0])
+        name = f"{RESCALED} rescaled{', CLE' if equalized else ''}"
+        found.append(measure(name, prepared, exact, data, (bits, 8, False)))
+    return found
 
 
 @click.command()
@@ -130,19 +218,10 @@ def measure(name: str, folder: str, case: tuple[int, int, bool], iterations: int
 def main(networks: tuple[str, ...], folder: str, adaround: int, path: str | None) -> None:
     """Decibels of the logits, top-1 and costs; 256 calibration images, one thread."""
     one_thread()
-    rows = [measure(n, folder, case, adaround) for n in networks or DEFAULT for case in CASES]
-    heads = ("network", "grids", "top-1 float", "nearest", "engine", "dB nearest", "dB engine",
-             "worst layer", "forwards", "CPU s", "dB AdaRound", "CPU s")  # fmt: skip
-    cells = [
-        (
-            r.network, r.case, f"{r.float_top1:.2%}", f"{r.nearest_top1:.2%}", f"{r.top1:.2%}",
-            f"{r.nearest_db:.1f}", f"{r.db:.1f}", f"{r.worst_layer:.2f}", f"{r.forwards:.0f}",
-            f"{r.seconds:.1f}", "" if r.adaround_db is None else f"{r.adaround_db:.1f}",
-            "" if r.adaround_seconds is None else f"{r.adaround_seconds:.0f}",
-        )
-        for r in rows
-    ]  # fmt: skip
-    click.echo(table(heads, cells))
+    rows = [row for name in networks or DEFAULT for row in rows_of(name, folder, adaround)]
+    if not networks or RESCALED in networks:
+        rows += rescaled_rows(folder)
+    click.echo(table(HEADS, [row.cells() for row in rows]))
     click.echo(f"measured on {this_cpu()}")
     write_json([asdict(r) for r in rows], path)
 

@@ -15,6 +15,7 @@ from fxquant._version import __version__
 if TYPE_CHECKING:
     from fxquant import nn as nn  # not in __all__, where it would hide torch.nn
     from fxquant import quantization as quantization
+    from fxquant.analysis.calibration_audit import audit_calibration
     from fxquant.analysis.inspect import inspect_model
     from fxquant.analysis.quant_analyzer import QuantAnalyzer
     from fxquant.auto.auto_quant import AutoQuant
@@ -60,6 +61,7 @@ else:
         "SeqMseParams": "ptq.techniques.seq_mse",
         "Target": "targets",
         "apply_seq_mse": "ptq.techniques.seq_mse",
+        "audit_calibration": "analysis.calibration_audit",
         "correct_bias": "ptq.techniques.bias_correction",
         "choose_mixed_precision": "mixed_precision.choose",
         "equalize_model": "ptq.cross_layer.equalization",
@@ -112,6 +114,7 @@ __all__ = [
     "Target",
     "__version__",
     "apply_seq_mse",
+    "audit_calibration",
     "choose_mixed_precision",
     "correct_bias",
     "equalize_model",

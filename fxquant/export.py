@@ -24,7 +24,7 @@ from fxquant.onnx.runs.randomness import check_modes
 from fxquant.quantization import QuantizerBase
 
 if TYPE_CHECKING:
-    from fxquant.targets import Deploy
+    from fxquant.targets import Deploy, Target
 
 Example = tuple[tuple[Any, ...], Mapping[str, Any]]
 
@@ -43,6 +43,7 @@ def export_model(
     deploy: Deploy = "any",
     scheme: str = "",
     encoding_version: str = "1.0.0",
+    target: Target | None = None,
 ) -> ParityReport:
     """Write `<prefix>.onnx`, `.encodings`, `.safetensors` (float weights) and `.report.json`.
 
@@ -57,6 +58,7 @@ def export_model(
         deploy: the CPUs that the file is written for, see `fxquant.onnx.lowering.deployment`.
         scheme: name of the quantization scheme, for the encodings file.
         encoding_version: version of the encodings file: 0.6.1, 1.0.0, 2.0.0 or 2.1.0.
+        target: whose table the report quotes.
 
     Returns:
         The report of the proof.
@@ -74,7 +76,7 @@ def export_model(
         report = _write_all(
             sim_model, work, prefix, example, prove=prove,
             lowering={"opset": opset, "contrib": contrib, "deploy": deploy},
-            file={"scheme": scheme, "version": encoding_version},
+            file={"scheme": scheme, "version": encoding_version}, target=target,
         )  # fmt: skip
         weights = next((p.name for p in work.glob("*.data")), None)
         publish(work, folder)
@@ -91,6 +93,7 @@ def _write_all(
     lowering: Mapping[str, Any],
     prove: bool,
     file: Mapping[str, str],
+    target: Target | None,
 ) -> ParityReport:
     from fxquant.onnx.encodings_file import write_encodings
     from fxquant.onnx.io.writer import write_model
@@ -99,6 +102,7 @@ def _write_all(
     from fxquant.onnx.parity.fidelity import fidelity
     from fxquant.onnx.parity.prove import notes_of
     from fxquant.onnx.parity.prove import prove as compare
+    from fxquant.onnx.parity.target_coverage import target_coverage
 
     found = fidelity(sim_model, example)
     lowered = lower(sim_model, example, **lowering)
@@ -113,6 +117,7 @@ def _write_all(
     report = dataclasses.replace(
         report, samples=found.samples, fidelity=found.outputs, warnings=found.warnings,
         notes=(*report.notes, *found.notes), compared_with_float=found.compared,
+        target=None if target is None else target_coverage(sim_model, target),
     )  # fmt: skip
     (work / f"{prefix}.report.json").write_text(report.to_json(), encoding="utf-8")
     return report

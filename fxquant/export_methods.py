@@ -5,7 +5,7 @@ Lowering and onnxruntime are imported when they are called: a simulation needs n
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -18,13 +18,17 @@ from fxquant.prepare import call_arguments
 from fxquant.tracing.signature import mismatch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from pathlib import Path
+
+    from torch import Tensor, nn
 
     from fxquant.config import QuantConfig
     from fxquant.onnx.integer import IntegerSimulation
     from fxquant.onnx.parity.report import ParityReport
     from fxquant.prepare import Inputs
     from fxquant.quantization import QuantScheme
+    from fxquant.sim import QuantizationSimModel
     from fxquant.targets import Deploy, Target
 
 
@@ -84,7 +88,7 @@ class ExportMethods(EncodingsMethods):
             self.model, path, filename_prefix, example, opset=opset, prove=prove,
             contrib=self.target.contrib if contrib is None else contrib,
             deploy=self._deploy if deploy is None else deploy,
-            scheme=self.quant_scheme.name, encoding_version=encoding_version,
+            scheme=self.quant_scheme.name, encoding_version=encoding_version, target=self.target,
         )  # fmt: skip
 
     def integer_model(
@@ -115,6 +119,71 @@ class ExportMethods(EncodingsMethods):
         return IntegerSimulation(
             self.model, example, opset=opset, contrib=self.target.contrib,
             deploy=deploy or self._deploy, islands=islands, cpu=cpu,
+        )  # fmt: skip
+
+    def report(
+        self,
+        path: str | Path,
+        data: Any = None,
+        *,
+        samples: int | None = 32,
+        evaluation: Mapping[str, float] | None = None,
+        export: Any = None,
+        profile: Any = None,
+        mixed_precision: Any = None,
+        recipe: Any = None,
+        before: nn.Module | Mapping[str, Tensor] | None = None,
+        title: str | None = None,
+        max_memory: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Path:
+        """Write one HTML file about this simulation; it opens in any browser and loads nothing.
+
+        Without data it shows the folded graph, encodings, precisions and reasons; with data also
+        the values of every tensor over its grid, and the errors that every node makes. What other
+        functions found is shown where it is given.
+
+        Args:
+            path: the file; its folder is made when missing.
+            data: batches, as for `compute_encodings`; each is read once.
+            samples: samples of the data that are enough; None: all.
+            evaluation: results by name, the float model's first, such as
+                `{"float": 76.1, "simulation": 75.9, "onnxruntime": 75.9}`.
+            export: what `export` returned, its file `<prefix>.report.json`, or their folder.
+            profile: what `fxquant.profile` returned for this simulation, or its JSON.
+            mixed_precision: what `choose_mixed_precision` returned, or its JSON.
+            recipe: what a run decided: a mapping, or the path of a JSON file.
+            before: the float model before techniques, or its state dict, to compare weights with.
+            title: of the page; default: the file's name.
+            max_memory: bytes of values in memory; the rest lies in files; None: no limit.
+            progress: called after each node with (nodes done, nodes in all), once for each walk.
+
+        Returns:
+            The file.
+
+        Raises:
+            ConfigError: FXQ542 to FXQ545 or FXQ750 the path cannot be used, FXQ791 to FXQ794 what
+                was handed in cannot be read, FXQ296 `samples` is no number.
+            CalibrationError: FXQ441 to FXQ445, the data do not fit the model or hold NaN.
+
+        Example:
+            >>> import tempfile, torch
+            >>> from torch import nn
+            >>> from fxquant import QuantizationSimModel
+            >>> x = torch.randn(8, 3)
+            >>> sim = QuantizationSimModel(nn.Sequential(nn.Linear(3, 2), nn.ReLU()).eval(), x)
+            >>> sim.compute_encodings([x])
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     sim.report(f"{folder}/report.html", [x]).name
+            'report.html'
+        """
+        from fxquant.analysis.report.write import write_report
+
+        sim = cast("QuantizationSimModel", self)  # the only class that this is a part of
+        return write_report(
+            sim, path, data, samples=samples, evaluation=evaluation, export=export,
+            profile=profile, mixed_precision=mixed_precision, recipe=recipe, before=before,
+            title=title, max_memory=max_memory, progress=progress,
         )  # fmt: skip
 
     def _taken(self, dummy_input: Any) -> Inputs:

@@ -10,7 +10,9 @@ from torch import fx, nn
 from fxquant import ops
 from fxquant.config import QuantConfig
 from fxquant.errors import place
-from fxquant.graph.pass_infra import Fact, Pass
+from fxquant.graph.meta import computes_floats
+from fxquant.graph.pass_infra import Fact, Pass, set_state
+from fxquant.graph.rewriter import label
 from fxquant.nn import QuantizationMixin, QuantStub
 from fxquant.nn.mixin import is_ignored
 from fxquant.placement.dataflow import Slot, is_sequence, slot_spec
@@ -21,6 +23,8 @@ from fxquant.targets import Target
 from fxquant.targets.quantizer_choice import quantizer_for
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from fxquant.graph.rewriter import Rewriter
 
 
@@ -48,11 +52,13 @@ class PlaceQuantizers(Pass):
     def run(self, rw: Rewriter) -> None:
         """Plan, then carry out the plan."""
         plan = make_plan(rw.gm, self.config, self.target)
+        on_integers = dict(_on_integers(rw, plan))
         self._swap_modules(rw)
         owners = self._place_grids(rw, plan)
         self._place_weights(rw, plan, owners)
         for node, reasons in plan.why.items():
             rw.explain(node, *reasons)
+        set_state(rw.gm, on_integers=on_integers)
         for node in rw.nodes:
             module = rw.module(node)
             if isinstance(module, QuantizationMixin):
@@ -172,3 +178,15 @@ def _is_quantizable(module: nn.Module) -> bool:
     if is_ignored(module):
         return False
     return row is not None and row.grid is not ops.Grid.INDEX
+
+
+def _on_integers(rw: Rewriter, plan: Plan) -> Iterator[tuple[str, bool]]:
+    """Whether the target computes an operator on integers, of all that do not just move values."""
+    for node in rw.nodes:
+        row = rw.op(node)
+        if not computes_floats(node) or is_ignored(rw.module(node)):
+            continue
+        if row is not None and row.grid_for(ops.arguments(node, rw.gm)) is ops.Grid.SAME:
+            continue
+        rule = plan.kernels.get(node)
+        yield label(node), node in plan.absorbed or (rule is not None and rule.kernel == "integer")

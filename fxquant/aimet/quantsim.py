@@ -76,7 +76,7 @@ class QuantizationSimModel(sim.QuantizationSimModel):
 
     Raises:
         ModelError: the model cannot be prepared.
-        ConfigError: FXQ217 an argument means nothing here; as for `fxquant.QuantizationSimModel`.
+        ConfigError: FXQ906 an argument means nothing here; as for `fxquant.QuantizationSimModel`.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class QuantizationSimModel(sim.QuantizationSimModel):
                 `fxquant.QuantizationSimModel.export`.
 
         Raises:
-            ConfigError: FXQ218, an argument asks for what cannot be had.
+            ConfigError: FXQ905, an argument asks for what cannot be had.
             ExportError: as for `fxquant.QuantizationSimModel.export`.
         """
         asked = {

@@ -12,7 +12,7 @@ import sys
 import types
 from typing import Any
 
-from fxquant.aimet.absent import AbsentError
+from fxquant.aimet.nn.custom import AbsentError
 
 _ROOT = "fxquant.aimet"
 _PACKAGES = ("common", "v1", "v2")
@@ -63,8 +63,8 @@ ABSENT = {
     "compress": ("compression is not quantization", "torch.nn.utils.prune"),
     "gptvq": ("no runtime here computes with vectors of weights", "fxquant.ptq.reconstruct"),
     "layer_output_utils": (
-        "layers are compared without writing each tensor to a file",
-        "sim.export(...), whose report compares every tensor, or fxquant.inspect_model",
+        "tensors are written for the float model and the simulation together",
+        "fxquant.analysis.debugging.layer_outputs.save_layer_outputs",
     ),
     "omniquant": ("it is made for transformer decoders", "fxquant.smooth_model"),
     "peft": ("adapters are ordinary modules here", "quantize the model with its adapters in it"),
@@ -115,7 +115,7 @@ class _Absent(types.ModuleType):
             raise AttributeError(name)
         why, instead = ABSENT[self.__name__.removeprefix(f"{_ROOT}.").partition(".")[0]]
         what = f"{self.__name__}.{name} is not here: {why}"
-        raise AbsentError("FXQ237", what, fix=f"instead there is {instead}")
+        raise AbsentError("FXQ901", what, fix=f"instead there is {instead}")
 
 
 def install() -> None:

@@ -1,60 +1,85 @@
-"""Calibration audit: what is wrong with data, or with how a model takes them."""
+"""Calibration audit: what is wrong with data, or with how a model takes them.
+
+Data run once through the float model. What is looked at are samples (few, the same, empty), inputs
+(not finite, not normalized as in training), tensors (clipped, in a narrow band) and the integers
+that sums of products need. Nothing is changed.
+"""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+import itertools
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxquant.analysis.accumulator_bounds import AccumulatorBound, accumulator_bounds
+from fxquant.analysis.audit_checks import findings_of
+from fxquant.analysis.audit_report import CalibrationAudit, Finding
+from fxquant.analysis.audit_run import AuditRun
+from fxquant.nn.modes import evaluating
+from fxquant.prepare import is_prepared, prepare_model
+from fxquant.ptq.walking.walk import bound_batches
+
+if TYPE_CHECKING:
+    from fxquant.sim import QuantizationSimModel
+
+__all__ = ["AccumulatorBound", "CalibrationAudit", "Finding", "audit_calibration"]
 
 
-@dataclass(frozen=True)
-class Finding:
-    """Something that costs accuracy, or that calibration cannot repair.
+def audit_calibration(
+    model: nn.Module | QuantizationSimModel,
+    data: Any,
+    *,
+    dummy_input: Any = None,
+    samples: int | None = None,
+) -> CalibrationAudit:
+    """Look for what is wrong with calibration data and how a model takes them.
 
-    Attributes:
-        kind: what it is, such as "duplicate samples".
-        severity: "error" where ranges are of no use, "warning" where accuracy suffers.
-        where: the input, tensor or module, with the user's file and line.
-        message: what was found, in numbers.
-        fix: what to do about it.
+    Args:
+        model: float model, prepared graph or simulation; it is not changed. Of a calibrated
+            simulation clipped values and the bounds of int32 are looked at as well.
+        data: an iterable of batches, as for `compute_encodings`, or a tensor, which is one batch.
+        dummy_input: example inputs of a float model; default: the first batch.
+        samples: samples that run through the model; all of them are looked at as inputs. Default:
+            all.
+
+    Returns:
+        The findings, which print as text.
+
+    Raises:
+        CalibrationError: FXQ442 to FXQ444, there are no data or a batch lacks an input; FXQ483,
+            the model does not take a batch.
+        ModelError: the float model cannot be prepared.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+        >>> audit = audit_calibration(net, [torch.randn(1, 3, 8, 8)])
+        >>> [finding.kind for finding in audit.findings]
+        ['too few samples']
     """
+    sim: Any = model if hasattr(model, "quant_scheme") else None
+    gm, data = _prepared(model, data, dummy_input) if sim is None else (sim.model, data)
+    run = AuditRun(gm)
+    with evaluating(gm), torch.no_grad():
+        for index, (values, count) in enumerate(bound_batches(gm, data, nan=True)):
+            forward = samples is None or run.samples.count < samples
+            run.add(values, count, index, forward=forward)
+    bounds = () if sim is None else tuple(accumulator_bounds(gm, sim.target))
+    found = sorted(findings_of(run, bounds), key=lambda f: f.severity != "error")
+    return CalibrationAudit(tuple(found), run.samples.count, run.samples.batches, bounds)
 
-    kind: str
-    severity: str
-    where: str
-    message: str
-    fix: str
 
-    def __str__(self) -> str:
-        return f"{self.severity}: {self.where}: {self.message}\n  fix: {self.fix}"
-
-
-@dataclass(frozen=True)
-class CalibrationAudit:
-    """Findings; truthy when there are none, prints as text.
-
-    Attributes:
-        findings: the most severe first.
-        samples: samples that were looked at.
-        batches: batches that they came in.
-    """
-
-    findings: tuple[Finding, ...]
-    samples: int
-    batches: int
-
-    def __bool__(self) -> bool:
-        return not self.findings
-
-    @property
-    def severe(self) -> tuple[Finding, ...]:
-        """The findings that make ranges useless."""
-        return tuple(f for f in self.findings if f.severity == "error")
-
-    def to_json(self) -> str:
-        """The findings as JSON text."""
-        return json.dumps(asdict(self), indent=1)
-
-    def __str__(self) -> str:
-        found = f"{len(self.findings)} finding(s)" if self.findings else "nothing wrong"
-        head = f"{found} in {self.samples} sample(s) of {self.batches} batch(es)"
-        return "\n".join([head, *map(str, self.findings)])
+def _prepared(model: Any, data: Any, dummy_input: Any) -> tuple[fx.GraphModule, Any]:
+    if isinstance(model, fx.GraphModule) and is_prepared(model):
+        return model, data
+    if dummy_input is None and isinstance(data, Tensor):
+        dummy_input = data
+    elif dummy_input is None:
+        batches = iter(data)
+        first = list(itertools.islice(batches, 1))
+        data = itertools.chain(first, batches)
+        dummy_input = first[0] if first else None
+    found = prepare_model(model, dummy_input)
+    return found, data

@@ -78,6 +78,9 @@ def channel_pairs(
     """
     shape = made.meta["spec"].shape
     axis %= len(shape)
+    if not path:  # along all other dimensions elements say the same
+        kept = (axis, axis_behind % len(shape))
+        shape = [size if i in kept else 1 for i, size in enumerate(shape)]
     ids = torch.arange(shape[axis], dtype=torch.float64)
     ids = ids.reshape(-1, *[1] * (len(shape) - 1 - axis)).expand(shape)
     operand = made
@@ -87,9 +90,10 @@ def channel_pairs(
             operand = node
     behind = torch.arange(ids.shape[axis_behind], dtype=torch.float64)
     behind = behind.reshape(-1, *[1] * (ids.dim() - 1 - axis_behind % ids.dim())).expand(ids.shape)
-    pairs = torch.stack([ids.reshape(-1), behind.reshape(-1)], 1).long()
-    found: Tensor = pairs.unique(dim=0)
-    return found
+    # marks in a table: `unique` sorts all elements, which takes seconds
+    common = torch.zeros(made.meta["spec"].shape[axis], ids.shape[axis_behind], dtype=torch.bool)
+    common[ids.long(), behind.long()] = True
+    return torch.nonzero(common)
 
 
 def mapped(pairs: Tensor, column: int, count: int) -> Tensor | None:

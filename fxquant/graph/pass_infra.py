@@ -47,6 +47,8 @@ class State:
         training_only: paths of modules that do nothing in evaluation.
         why: reasons of decisions, by module path or node name.
         gone: what became of modules that passes replaced, by path.
+        on_integers: whether the target computes an operator on integers, by module path or node
+            name; operators that only move values are not in it.
     """
 
     facts: frozenset[Fact] = frozenset()
@@ -57,6 +59,7 @@ class State:
     any_batch: bool = True
     training_only: frozenset[str] = frozenset()
     gone: Mapping[str, Gone] = field(default_factory=dict)
+    on_integers: Mapping[str, bool] = field(default_factory=dict)
 
 
 def state_of(gm: fx.GraphModule) -> State:

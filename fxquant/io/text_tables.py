@@ -15,7 +15,7 @@ _WIDEST = 60
 _GAP = "  "  # between columns
 _LEAST = 8  # columns, where not even the longest words have room
 # where a word that is wider than its column is broken
-_FOLDER, _PART = re.compile(r"(?<=/)"), re.compile(r"(?<=[.,_])")
+_FOLDER, _DOT, _INNER = re.compile(r"(?<=/)"), re.compile(r"(?<=[.,])"), re.compile(r"(?<=[._:])")
 _WIDTH: ContextVar[int | None] = ContextVar("_WIDTH", default=None)
 
 
@@ -106,17 +106,19 @@ def _broken(cell: str, width: int) -> list[str]:
 
 def _words(cell: str) -> list[str]:
     """What is not broken without need: words, folders of paths, parts of dotted names."""
-    return [p for w in cell.split(" ") for p in (_FOLDER if "/" in w else _PART).split(w)]
+    return [p for w in cell.split(" ") for p in (_FOLDER if "/" in w else _DOT).split(w)]
 
 
 def _filled(pieces: Sequence[str], width: int) -> list[str]:
     lines = [""]
     for piece in pieces:
-        if lines[-1] and len(lines[-1]) + len(piece) > width:
-            lines.append("")
-        lines[-1] += piece
-        while len(lines[-1]) > width:
-            lines[-1:] = [lines[-1][:width], lines[-1][width:]]
+        parts = [piece]
+        if len(piece) > width:
+            parts = [p[i : i + width] for p in _INNER.split(piece) for i in range(0, len(p), width)]
+        for part in parts:
+            if lines[-1] and len(lines[-1]) + len(part) > width:
+                lines.append("")
+            lines[-1] += part
     return lines
 
 

@@ -25,11 +25,13 @@ class FoldedNorm:
         mean: of every channel, float64 `[C]`.
         deviation: standard deviation of every channel, float64 `[C]`.
         weight: digest of the weight that the batch norm was folded into.
+        measured: whether it has statistics of data, and not those that it was made with.
     """
 
     mean: Tensor
     deviation: Tensor
     weight: str = ""
+    measured: bool = True
 
 
 def norm_statistics(norm: nn.modules.batchnorm._BatchNorm, weight: str = "") -> FoldedNorm:
@@ -38,7 +40,14 @@ def norm_statistics(norm: nn.modules.batchnorm._BatchNorm, weight: str = "") -> 
     zeros = torch.zeros(norm.num_features, dtype=torch.float64)
     mean = zeros if beta is None else beta.detach().double().clone()
     deviation = zeros + 1 if gamma is None else gamma.detach().double().abs()
-    return FoldedNorm(mean, deviation, weight)
+    return FoldedNorm(mean, deviation, weight, _is_measured(norm))
+
+
+def _is_measured(norm: nn.modules.batchnorm._BatchNorm) -> bool:
+    center, spread = norm.running_mean, norm.running_var
+    if center is None or spread is None:
+        return False
+    return bool((center != 0).any()) or bool((spread != 1).any())
 
 
 def keep_norm(layer: nn.Module, norm: nn.modules.batchnorm._BatchNorm) -> None:

@@ -188,6 +188,12 @@ def product_of(module: nn.Module) -> Product | None:
     return None
 
 
+def is_table(module: nn.Module) -> bool:
+    """Whether a module looks rows of its weight up."""
+    row = ops.row_for_module(module)
+    return row is not None and row.weight_use is ops.WeightUse.TABLE
+
+
 def _unravel(flat: Tensor, sizes: Sequence[int]) -> list[Tensor]:
     """Coordinates of flat positions, one tensor an axis."""
     found: list[Tensor] = []

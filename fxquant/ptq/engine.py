@@ -12,27 +12,26 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, fx
+from torch import fx
 
 from fxquant.errors import ConfigError
 from fxquant.ptq.finished_layers import FinishedLayers
+from fxquant.ptq.layer_problem import LayerProblem
 from fxquant.ptq.layer_walk import DataOptions, LayerWise, Visit
-from fxquant.ptq.layers import Layer
+from fxquant.ptq.layers import tables_of
 from fxquant.ptq.reconstruction_report import LayerReport, ReconstructionReport
-from fxquant.ptq.sampling import LayerData, Sampling, layer_data
-from fxquant.ptq.solving.solver import Solution, SolverOptions, damp, inverse_of, solve
+from fxquant.ptq.sampling import Sampling, layer_data
+from fxquant.ptq.solving.solver import SolverOptions
+from fxquant.ptq.tables import fit_steps
 from fxquant.ptq.walking.walk import Walk
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
-    from fxquant.ptq.solving.grids import WeightGrid
+    from fxquant.ptq.layers import Layer
     from fxquant.ptq.walking.walk import Progress
     from fxquant.sim import QuantizationSimModel
-
-# damping by inputs per sample, as a multiple of that for many samples
-_FEW = 10
 
 
 @dataclass(frozen=True)
@@ -138,28 +137,40 @@ class _Reconstruction:
         self.layers = LayerWise.of(gm, data)
         self.report = ReconstructionReport(skipped=self.layers.skipped)
         self.layers.cost = self.report
+        self.tables: list[LayerReport] = []
 
     def run(self, data: Any, progress: Progress | None) -> ReconstructionReport:
-        self.report.layers = self.layers.run(data, self._visit, progress, self._begin)
+        layers = self.layers.run(data, self._visit, progress, self._begin)
+        self.report.layers = [*self.tables, *layers]
         self.finished.clear()
         return self.report
 
     def _begin(self, walk: Walk) -> None:
         given = self.options
         self.finished = FinishedLayers(given.folder, walk, given.of_the_result())
+        for table in tables_of(self.layers.gm):
+            self.tables.append(self._once(table, lambda table=table: fit_steps(table)))
+            del self.report.skipped[table.path]
 
     def _visit(self, visit: Visit) -> LayerReport:
-        found = self.finished.restored(visit.layer)
+        return self._once(visit.layer, lambda: self._layer(visit))
+
+    def _once(self, layer: Layer, find: Callable[[], LayerReport]) -> LayerReport:
+        """What is found for a layer, or was before the run was killed."""
+        found = self.finished.restored(layer)
         if found is None:
-            found = self._layer(visit)
-            self.finished.keep(visit.layer, found)
+            found = find()
+            self.finished.keep(layer, found)
         return found
 
     def _layer(self, visit: Visit) -> LayerReport:
         begin, given, layer = time.process_time(), self.options, visit.layer
         sampling = Sampling(given.columns, given.held_out, given.seed)
         data = layer_data(layer, visit.walk, visit.sim, visit.float, sampling)
-        problem = _Problem(layer, data, given)
+        problem = LayerProblem(
+            layer, data, given.solver,
+            float_target=given.float_target, correct_bias=given.correct_bias,
+        )  # fmt: skip
         before, after = problem.before(), problem.solve(problem.grid)
         tried = [before, after, before]
         biases = [problem.old_bias, *(problem.bias(s.weight.double()) for s in tried[1:])]
@@ -176,67 +187,3 @@ class _Reconstruction:
             layer.path, changed, problem.loss(before), problem.loss(tried[best]),
             totals[0], totals[best], offsets[0], offsets[best], time.process_time() - begin,
         )  # fmt: skip
-
-
-def _damping(data: LayerData, options: ReconstructionOptions) -> float:
-    """Damping of a layer's moments: the more, the fewer samples there are for each input.
-
-    What few samples say of many inputs does not hold on others; weights that were fitted to it are
-    worse there, on networks with more inputs than images by half a decibel at the output.
-    """
-    share = options.solver.damping
-    if not options.float_target:  # nothing is fitted but integers
-        return share
-    return share * (1 + _FEW * len(data.live) / data.seen.count)
-
-
-class _Problem:
-    """What is asked of the solver for one layer; its matrices hold live columns only."""
-
-    def __init__(self, layer: Layer, data: LayerData, options: ReconstructionOptions) -> None:
-        self.layer, self.data, self.options = layer, data, options
-        self.moved = layer.has_bias and options.correct_bias
-        self.every, self.old_bias = layer.weight(), layer.bias()
-        self.weight = self.every[:, :, data.live]
-        self.grid, self.places = layer.grid()
-        second = damp(data.seen.second(centred=self.moved), _damping(data, options))
-        self.moments = second.float()
-        self.inverse = inverse_of(second)
-        target = layer.float_weight()[:, :, data.live]
-        if options.float_target:
-            target = data.seen.target(target, self.inverse, centred=self.moved)
-        self.target = target.float()
-
-    def before(self) -> Solution:
-        """The weight as it is, on its grid."""
-        grid = self._part(self.grid)
-        return Solution(grid.nearest(self.weight.float()), grid)
-
-    def solve(self, grid: WeightGrid) -> Solution:
-        """The live columns of the best weight on a grid of all columns."""
-        solver = self.options.solver
-        return solve(self.target, self.moments, self._part(grid), solver, inverse=self.inverse)
-
-    def _part(self, grid: WeightGrid) -> WeightGrid:
-        return grid.part(self.data.live).to(torch.float32)
-
-    def whole(self, found: Solution) -> Solution:
-        """A solution of the live columns with all others nearest to what they were."""
-        grid = self.grid.with_scale(found.scale.double())
-        return self.layer.solution(grid, self.data.live, found.integers)
-
-    def again(self, grid: WeightGrid) -> Solution:
-        """The best weight on a grid of all columns."""
-        return self.whole(self.solve(grid))
-
-    def bias(self, weight: Tensor) -> Tensor:
-        """The bias for the live columns of a weight, `[G, O, D] -> [G, O]`."""
-        return self.data.seen.bias(weight) if self.moved else self.old_bias
-
-    def whole_bias(self, weight: Tensor) -> Tensor:
-        """The bias for a weight, `[G, O, D] -> [G, O]`."""
-        return self.bias(weight[:, :, self.data.live])
-
-    def loss(self, found: Solution) -> float:
-        """Loss of a solution on the samples that were solved on."""
-        return float(found.loss(self.target, self.moments).sum())

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from fxquant.nn import QuantizationMixin
 from fxquant.nn.calibration import weight_of
 from fxquant.nn.training_state import require_ended
-from fxquant.ptq.columns import Product, product_of
+from fxquant.ptq.columns import Product, is_table, product_of
 from fxquant.ptq.solving.grids import WeightGrid
 from fxquant.ptq.solving.solver import Solution
 from fxquant.ptq.walking.originals import changing, float_value
@@ -28,6 +28,7 @@ _BIAS_STEPS = 2.0**30
 # a quantizer that keeps its step to the last bits, as against one that changes it to another
 _SAME_STEP = 1e-5
 _NO_PRODUCT = "it does not multiply its input with its weight once"
+_TABLE = "its rows are looked up: nearest integers are best"
 # prefix of the range among the names of a layer's state
 _RANGE = "range."
 
@@ -55,7 +56,7 @@ class Layer:
     @property
     def has_bias(self) -> bool:
         """Whether there is a bias that can take in the mean error."""
-        return self.module.bias is not None
+        return getattr(self.module, "bias", None) is not None
 
     def input(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """What the weight is multiplied with, given the arguments of the module."""
@@ -192,6 +193,18 @@ class Layer:
 
 def layers_of(gm: fx.GraphModule) -> tuple[dict[fx.Node, Layer], dict[str, str]]:
     """Layers in the order of the graph, and why other quantized weights are left as they are."""
+    found, skipped = _weights(gm)
+    tables = {node for node, layer in found.items() if is_table(layer.module)}
+    skipped |= {layer.path: _TABLE for node, layer in found.items() if node in tables}
+    return {node: layer for node, layer in found.items() if node not in tables}, skipped
+
+
+def tables_of(gm: fx.GraphModule) -> list[Layer]:
+    """Tables whose rows are looked up and whose steps may be chosen."""
+    return [y for y in _weights(gm)[0].values() if is_table(y.module) and not y.frozen]
+
+
+def _weights(gm: fx.GraphModule) -> tuple[dict[fx.Node, Layer], dict[str, str]]:
     require_ended(gm)
     weights, quantizers = _users(gm)
     found: dict[fx.Node, Layer] = {}
@@ -206,7 +219,7 @@ def layers_of(gm: fx.GraphModule) -> tuple[dict[fx.Node, Layer], dict[str, str]]
             if any(name.startswith("weight") for name, _ in module.param_quantizers.active()):
                 skipped[str(node.target)] = _NO_PRODUCT
             continue
-        product = product_of(module)
+        product = Product(module, 1, 0, False) if is_table(module) else product_of(module)
         reason = _obstacle(product, quantizer, weights[id(weight)])
         if product is None or not isinstance(quantizer, AffineQuantizer) or reason:
             skipped[str(node.target)] = reason

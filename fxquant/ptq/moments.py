@@ -16,6 +16,8 @@ from torch import Tensor
 
 from fxquant.errors import ShapeMismatchError
 
+# an input that varies by less, as a share of its mean, is constant but for float32's rounding
+_CONSTANT = 2.0**-20
 # samples whose products are formed at once; sums of so many float32 products are good to 1e-6
 _PIECE = 4096
 
@@ -64,7 +66,12 @@ class Moments:
     def second(self, *, centred: bool) -> Tensor:
         """Second moments of the inputs, about their means or about zero: `[G, D, D]`."""
         found = self.xx / self.count
-        return found if centred else _add_outer(found, self.mean_x, self.mean_x)
+        if not centred:
+            return _add_outer(found, self.mean_x, self.mean_x)
+        # rounding alone may be indefinite
+        variance = torch.diagonal(found, dim1=1, dim2=2)
+        varies = (variance > (_CONSTANT * self.mean_x).square()).double()
+        return found * varies[:, :, None] * varies[:, None, :]
 
     def cross(self, *, centred: bool) -> Tensor:
         """Second moments of wanted outputs and inputs: `[G, O, D]`."""

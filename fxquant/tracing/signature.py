@@ -74,6 +74,11 @@ class MissingInputError(LookupError):
         self.holder, self.name = holder, name
 
 
+def input_name(holder: fx.Node) -> str:
+    """What a caller knows the input of a placeholder by."""
+    return str(holder.target).lstrip("*")
+
+
 def placeholder_values(
     holders: Sequence[fx.Node], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> list[Any]:
@@ -89,7 +94,7 @@ def placeholder_values(
     """
     values = []
     for i, holder in enumerate(holders):
-        name = str(holder.target).lstrip("*")
+        name = input_name(holder)
         if i < len(args):
             values.append(args[i])
         elif name in kwargs:

@@ -217,7 +217,7 @@ def test_positions_of_both_signatures() -> None:
     assert bits(tf, 16, 4, False, None, int_type) == (16, 4)
     assert bits(tf, 16, default_param_bw=4) == (16, 4)
     assert bits("tf_enhanced", default_output_bw=16) == (16, 8)
-    with pytest.raises(ConfigError, match="FXQ217"):
+    with pytest.raises(ConfigError, match="FXQ906"):
         bits(tf, "stochastic", 8, 4)
 
 
@@ -329,7 +329,7 @@ def test_float16(tmp_path: Path) -> None:
     )  # fmt: skip
     assert noise(sim, model) > 55
     assert not torch.equal(sim.model(data()), model(data()))
-    with pytest.raises(ConfigError, match="FXQ217"):
+    with pytest.raises(ConfigError, match="FXQ906"):
         QuantizationSimModel(model, data(), default_data_type=QuantizationDataType.float)
 
 
@@ -347,7 +347,7 @@ def test_what_an_export_cannot_do_is_told(asked: dict[str, Any], tmp_path: Path)
     x = torch.randn(4, 3)
     sim = QuantizationSimModel(nn.Sequential(nn.Linear(3, 2)), x)
     sim.compute_encodings(lambda model: model(x))
-    with pytest.raises(ConfigError, match="FXQ218"):
+    with pytest.raises(ConfigError, match="FXQ905"):
         sim.export(tmp_path, "net", x, **asked)
     assert not list(tmp_path.iterdir())
 

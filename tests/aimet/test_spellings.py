@@ -82,7 +82,7 @@ def test_what_is_not_here_says_why(name: str) -> None:
     with pytest.raises(ImportError) as caught:
         _ = module.Anything
     assert isinstance(caught.value, FxQuantError)
-    assert caught.value.code == "FXQ237"
+    assert caught.value.code == "FXQ901"
     assert caught.value.fix
 
 

@@ -23,6 +23,7 @@ HUNDREDS = {
     "6": "Checkpoints and encodings files",
     "7": "Command line and files",
     "8": "Training in simulation",
+    "9": "Front doors of other tools",
 }
 HEAD = """\
 # Error codes

@@ -10,6 +10,7 @@ from torch import nn
 
 from fxquant.ptq.columns import product_of
 from fxquant.ptq.moments import Moments, merge
+from fxquant.ptq.solving.solver import damp, inverse_of
 
 LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "linear": (nn.Linear(6, 4), (5, 6)),
@@ -100,3 +101,13 @@ def test_the_target_is_the_least_squares_solution() -> None:
     target = moments.target(weight.double(), inverse, centred=False)
     want = torch.linalg.lstsq(noisy.double(), (x @ weight.mT).double()).solution.mT
     torch.testing.assert_close(target, want, rtol=1e-4, atol=1e-4)
+
+
+def test_constant_inputs_leave_moments_that_can_be_inverted() -> None:
+    values = torch.rand(20, 1, 9, generator=torch.Generator().manual_seed(0)) * 5000
+    x = values.expand(20, 3001, 9)  # rounding of the means is all that is left of their variance
+    moments = Moments.of(x, x[:, :, :1])
+    assert moments is not None
+    second = moments.second(centred=True)
+    assert not bool(second.any())
+    inverse_of(damp(second, 0.01))

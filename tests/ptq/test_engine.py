@@ -224,7 +224,48 @@ def test_weights_that_are_no_matrix_product_of_the_input_are_listed() -> None:
         if any(k.startswith("weight") for k, _ in m.param_quantizers.active())
     }
     assert weights == {r.path for r in report.layers} | set(report.skipped)
-    assert [r.path for r in report.layers] == ["head"]
+    assert [r.path for r in report.layers] == ["words", "head"]
+
+
+def test_rows_that_are_looked_up_get_better_steps(tmp_path: Path) -> None:
+    class Tables(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.places = nn.Embedding(64, 48), nn.Embedding(8, 48)
+            self.words.weight.data[:, 0] *= 3  # an outlier in every row
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.words(ids) + self.places(torch.arange(ids.shape[1]))  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    model, batches = Tables(), list(torch.randint(0, 64, (64, 8)).split(16))
+    sim = simulation(model, batches)
+
+    def row_errors(path: str) -> Tensor:
+        module = sim.model.get_submodule(path)
+        exact = model.get_submodule(path).weight
+        found = module.param_quantizers["weight"].transform(module.weight)  # type: ignore
+        return (found - exact).detach().square().sum(1)
+
+    before, db = {n: row_errors(n) for n in ("words", "places")}, sqnr(model, sim, batches)
+    report = reconstruct(sim, batches)
+    assert sqnr(model, sim, batches) > db
+    for layer in report.layers:
+        after = row_errors(layer.path)
+        assert bool((after <= before[layer.path] * (1 + 1e-5)).all())
+        assert layer.changed == "weight"
+        # the report tells what the grid makes of the rows
+        torch.testing.assert_close(
+            layer.error_before, float(before[layer.path].mean()), rtol=1e-4, atol=0
+        )
+        torch.testing.assert_close(layer.error_after, float(after.mean()), rtol=1e-4, atol=0)
+    assert report.skipped == {}
+    assert on_its_grid(sim)
+    assert sim.export(tmp_path, "tables")
+    # ranges are frozen now
+    again = reconstruct(sim, batches)
+    assert again.layers == []
+    assert set(again.skipped) == {"words", "places"}
 
 
 def test_the_file_keeps_its_proof(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fxquant import QuantizationSimModel
 from fxquant.ptq import ReconstructionOptions, reconstruct
-from fxquant.ptq import engine as engine_file
+from fxquant.ptq.layer_problem import LayerProblem
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,13 +53,13 @@ def prepared() -> tuple[QuantizationSimModel, list[Tensor]]:
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Paths of the layers that are solved, as it happens."""
     solved: list[str] = []
-    real = engine_file._Problem.solve
+    real = LayerProblem.solve
 
     def solve(self: Any, grid: Any) -> Any:
         solved.append(self.layer.path)
         return real(self, grid)
 
-    monkeypatch.setattr(engine_file._Problem, "solve", solve)
+    monkeypatch.setattr(LayerProblem, "solve", solve)
     return solved
 
 

@@ -435,7 +435,7 @@ def test_encodings_are_given_by_ends_or_by_bits() -> None:
         by_ends.to(torch.int32)
     for wrong in ((), (1, 2, True, None, 5)):
         with pytest.raises(TypeError, match="an encoding takes"):
-            Q.AffineEncoding(scale, offset, *wrong)  # type: ignore[call-overload]
+            Q.AffineEncoding(scale, offset, *wrong)
 
 
 def test_functions_take_ends_blocks_and_steps_by_position() -> None:

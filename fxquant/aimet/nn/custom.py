@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxquant.aimet.absent import AbsentError
+from fxquant.errors import FxQuantError
 from fxquant.nn import functional, generate
 from fxquant.nn.functional import *  # noqa: F403  # one class a function, listed there
 from fxquant.nn.mixin import PREFIX, quantized_class
@@ -44,6 +44,10 @@ _ABSENT = {
 }
 
 
+class AbsentError(FxQuantError, ImportError):
+    """A name that AIMET documents and that is not here; it says why and what to do instead."""
+
+
 class Concat(nn.Module):
     """`torch.cat` of all arguments.
 
@@ -74,8 +78,8 @@ _OWN = {"Concat": Concat, "CustomSiLU": CustomSiLU}
 def __getattr__(name: str) -> Any:
     wanted = name.removeprefix(PREFIX)
     if wanted in _ABSENT:
-        what = f"nn.custom has no {name}: the recording of a model knows the operation itself"
-        raise AbsentError("FXQ279", what, fix=f"write {_ABSENT[wanted]} in the model")
+        what = f"nn.custom.{name} is not here: a model is recorded with its own operations"
+        raise AbsentError("FXQ902", what, fix=f"write {_ABSENT[wanted]} in the model")
     found = _OWN.get(wanted) or functional.CLASSES.get(_SPELLINGS.get(wanted, wanted))
     found = found or getattr(nn, wanted, None)
     if not isinstance(found, type) or not issubclass(found, nn.Module):

@@ -66,13 +66,13 @@ class EncodingAnalyzer(ABC):  # noqa: B024  # instances of other classes are reg
         """Statistics of nothing, for a quantizer whose ranges the analyzer's are laid against.
 
         Raises:
-            ShapeMismatchError: FXQ452, they cannot be.
+            ShapeMismatchError: FXQ910, they cannot be.
         """
         if self.shape == layout.shape:
             return self._settings.start(layout)
         if not _expands(self.shape, layout.shape):
             what = f"an analyzer of shape {self.shape} for ranges of shape {layout.shape}"
-            raise ShapeMismatchError("FXQ452", what, fix="give both the same shape")
+            raise ShapeMismatchError("FXQ910", what, fix="give both the same shape")
         return _Coarser(self._settings.start(self._layout), self._layout, layout.shape)
 
     def range(self, statistics: Statistics, grid: IntegerRange) -> tuple[Tensor, Tensor] | None:
@@ -114,8 +114,8 @@ class EncodingAnalyzer(ABC):  # noqa: B024  # instances of other classes are reg
             older: `num_quant_bins`.
 
         Raises:
-            StatisticsNotFoundError: FXQ450, nothing was seen.
-            QuantizationError: FXQ453, there are no steps.
+            StatisticsNotFoundError: FXQ909, nothing was seen.
+            QuantizationError: FXQ911, there are no steps.
         """
         return self._ends(self._seen, _steps(num_steps, older), is_symmetric)
 
@@ -141,7 +141,7 @@ class EncodingAnalyzer(ABC):  # noqa: B024  # instances of other classes are reg
         found = None if seen is None else self._settings.range(seen, grid)
         if found is None:
             what = f"{type(self).__name__} has seen nothing"
-            raise StatisticsNotFoundError("FXQ450", what, fix="call update_stats(tensor) before")
+            raise StatisticsNotFoundError("FXQ909", what, fix="call update_stats(tensor) before")
         low, high = found[0].clamp(max=0.0), found[1].clamp(min=0.0)
         scale = grid.scale(low, high)
         zero = grid.zero_point(low, scale)
@@ -171,7 +171,7 @@ def _steps(given: float | None, older: dict[str, Any]) -> int:
         raise TypeError(msg)
     if steps is None or steps <= 0:
         what = f"a grid of {steps} steps"
-        raise QuantizationError("FXQ453", what, fix="pass 2 ** bits - 1 steps")
+        raise QuantizationError("FXQ911", what, fix="pass 2 ** bits - 1 steps")
     return int(steps)
 
 
@@ -253,7 +253,7 @@ class TfEnhancedEncodingAnalyzer(SqnrEncodingAnalyzer):
 
 def _bins(number: int) -> int:
     if number < 1:
-        raise QuantizationError("FXQ453", f"a histogram of {number} bins", fix="pass 2048")
+        raise QuantizationError("FXQ911", f"a histogram of {number} bins", fix="pass 2048")
     return number
 
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from fxquant.graph.pytree import fresh_inputs, samples_of
-from fxquant.tracing.signature import placeholder_values
+from fxquant.tracing.signature import input_name, placeholder_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +23,7 @@ def capturing(gm: fx.GraphModule, samples: int) -> Iterator[list[dict[str, Any]]
         samples: samples that are enough; whole batches are taken.
     """
     holders = [n for n in gm.graph.nodes if n.op == "placeholder"]
-    names = [str(h.target).lstrip("*") for h in holders]
+    names = list(map(input_name, holders))
     found: list[dict[str, Any]] = []
     count = 0
 

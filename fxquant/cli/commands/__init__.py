@@ -12,6 +12,7 @@ from fxquant.cli.commands import (
     inspect_command,
     onnx_commands,
     quantize_command,
+    report_command,
     shard_commands,
     validate_command,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "inspect_command",
     "onnx_commands",
     "quantize_command",
+    "report_command",
     "shard_commands",
     "validate_command",
 ]

@@ -29,6 +29,7 @@ from fxquant.ptq.walking.originals import changed_parameters
 from fxquant.ptq.walking.walk import FloatEnvironment
 from fxquant.quantization import AffineEncoding, QuantizerBase
 from fxquant.quantization.affine import BiasQuantizeDequantize
+from fxquant.tracing.signature import input_name
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -160,7 +161,7 @@ def _what_was_compared(
         return "nothing: the model returns no floating-point tensor"
     holders = [n for n in gm.graph.nodes if n.op == "placeholder"]
     shapes = [
-        f"{str(holder.target).lstrip('*')} {list(tensor.shape)}"
+        f"{input_name(holder)} {list(tensor.shape)}"
         for holder, value in zip(holders, values, strict=True)
         for tensor in tensors(value)
     ]

@@ -15,6 +15,7 @@ from fxquant.onnx.ort.coverage import OperatorRow
 from fxquant.onnx.parity.default_kernels import KernelRun
 from fxquant.onnx.parity.float_comparison import Agreement
 from fxquant.onnx.parity.report_text import lines, severity
+from fxquant.onnx.parity.target_coverage import TargetCoverage
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,7 @@ class ParityReport:
         kernels: what default kernels make of the file, where some CPUs do not compute exactly.
         seconds: duration of the proof.
         runtime: name and version of what it was proven against; empty without a proof.
+        target: what the target computes on integers, by its own table.
     """
 
     proven: bool
@@ -178,6 +180,7 @@ class ParityReport:
     kernels: tuple[KernelRun, ...] = ()
     seconds: float = 0.0
     runtime: str = ""
+    target: TargetCoverage | None = None
 
     def __bool__(self) -> bool:
         return self.proven

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from fxquant.io.text_tables import table
 from fxquant.onnx.integer.saturation import describe
 
 if TYPE_CHECKING:
     from fxquant.onnx.parity.report import ParityReport, TensorRow
+    from fxquant.onnx.parity.target_coverage import TargetCoverage
 
 _WORST = 12  # rows a printed report shows
+_LEGEND = (
+    "  tie: elements one step apart where the simulation's value lies between two steps; "
+    "drift: one step apart elsewhere; defect: two steps or more; "
+    "level: onnxruntime's optimizations, off or all"
+)
 
 
 def lines(report: ParityReport) -> Iterable[str]:
@@ -72,20 +79,20 @@ def _tensor_lines(report: ParityReport) -> Iterable[str]:
     if report.choices:
         other, total = (sum(getattr(r, n) for r in report.choices) for n in ("other", "elements"))
         yield f"choices by argmax, topk and sort: {other} of {total} differ, by ties"
-    differing = sorted((r for r in report.tensors if r.exact < r.elements), key=severity)
+    differing = [r for r in report.tensors if r.exact < r.elements]
     if not differing:
         return
-    table: list[tuple[str, ...]] = [
-        ("tensor", "level", "elements", "tie", "drift", "defect", "steps", "source")
-    ]
-    table += [
-        (r.module or r.node, r.level, str(r.elements), str(r.tie), str(r.drift), str(r.defect),
-         str(r.max_steps), r.source)
-        for r in differing[:_WORST]
+    worst = sorted(differing, key=lambda r: (-r.max_steps, -r.unexplained))[:_WORST]
+    shown = {id(r) for r in worst}
+    rows = [
+        (r.module or r.node, r.level, r.elements, r.tie, r.drift, r.defect, r.max_steps, r.source)
+        for r in differing if id(r) in shown
     ]  # fmt: skip
-    yield from _table(table)
+    heads = ("tensor", "level", "elements", "tie", "drift", "defect", "steps", "source")
+    yield table(heads, rows, indent="  ")
     if len(differing) > _WORST:
         yield f"  ... and {len(differing) - _WORST} more rows with differences"
+    yield _LEGEND
 
 
 def _run_lines(report: ParityReport) -> Iterable[str]:
@@ -101,33 +108,52 @@ def _run_lines(report: ParityReport) -> Iterable[str]:
         )
 
 
+def _target_lines(found: TargetCoverage) -> Iterable[str]:
+    """What a chip computes on integers; the CPU's kernels, which come next, are not its own."""
+    yield (
+        f"on {found.name}, by its table: {found.integer} of {found.operators} operators on integers"
+    )
+    groups: dict[str, list[str]] = {}
+    for operator, name in found.floating:
+        groups.setdefault(operator, []).append(name)
+    rows = [(len(names), operator, _some(names)) for operator, names in groups.items()]
+    rows.sort(key=lambda row: (-row[0], row[1]))
+    if rows:
+        yield table(("float", "operator", "where"), rows[:_WORST], indent="  ")
+    if len(rows) > _WORST:
+        yield f"  ... and {len(rows) - _WORST} more operators"
+
+
 def _operator_lines(report: ParityReport) -> Iterable[str]:
+    chip = report.target is not None and not report.target.runtime
+    if report.target is not None and chip:
+        yield from _target_lines(report.target)
     if not report.operators:
         return
-    yield (
-        f"integer kernels: {len(report.integer_operators)} of {len(report.operators)} operators, "
-        f"{report.integer_macs_share:.1%} of multiply-accumulates"
-    )
+    count = f"{len(report.integer_operators)} of {len(report.operators)} operators"
+    share = f"{report.integer_macs_share:.1%} of multiply-accumulates"
+    if chip:
+        yield (
+            f"onnxruntime on this CPU, which ran the proof alone: {count} in integer kernels, "
+            f"{share}; the others compute the same in floating point"
+        )
+        return
+    yield f"integer kernels of onnxruntime on this CPU: {count}, {share}"
     groups: dict[tuple[str, str], list[str]] = {}
     for row in report.float_operators:
         groups.setdefault((row.operator, row.reason), []).append(row.name)
     rows = [
-        (str(len(names)), operator, reason, names[0] if len(names) == 1 else f"{names[0]}, ...")
-        for (operator, reason), names in sorted(groups.items(), key=lambda item: -len(item[1]))
+        (len(names), operator, reason, _some(names)) for (operator, reason), names in groups.items()
     ]
+    rows.sort(key=lambda row: (-row[0], *row[1:]))
     if rows:
-        yield from _table([("float", "operator", "reason", "where"), *rows[:_WORST]])
+        yield table(("float", "operator", "reason", "where"), rows[:_WORST], indent="  ")
     if len(rows) > _WORST:
         yield f"  ... and {len(rows) - _WORST} more reasons"
 
 
-def _table(rows: list[tuple[str, ...]]) -> Iterable[str]:
-    if not rows:
-        return
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        yield ("  " + "  ".join(cells)).rstrip()
+def _some(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]}, ..."
 
 
 def severity(row: TensorRow) -> tuple[int, int, float]:

@@ -51,8 +51,10 @@ class ScaleIds:
     def join(self, first: Tensor, second: Tensor) -> None:
         """Elements at the same place have the same factor; shapes are broadcast."""
         one, two = squeezed(*torch.broadcast_tensors(first, second))
-        pairs = torch.stack([one.reshape(-1), two.reshape(-1)]).unique(dim=1)
-        for a, b in pairs.long().t().tolist():
+        count = len(self._above)
+        # one number a pair: `unique` of rows is slower by far
+        for pair in (one.long() * count + two.long()).unique().tolist():
+            a, b = divmod(pair, count)
             if a and b:
                 self._join(a, b)
 

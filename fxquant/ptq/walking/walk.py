@@ -26,7 +26,7 @@ from fxquant.graph.pytree import fresh_inputs, samples_of, tensors
 from fxquant.nn import QuantizationMixin
 from fxquant.ptq.walking.originals import float_module
 from fxquant.ptq.walking.value_store import ValueStore
-from fxquant.tracing.signature import MissingInputError, mismatch, placeholder_values
+from fxquant.tracing.signature import MissingInputError, input_name, mismatch, placeholder_values
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -227,7 +227,7 @@ def batch_walks(
     Raises:
         CalibrationError: as for `Walk`.
     """
-    names = [str(n.target).lstrip("*") for n in gm.graph.nodes if n.op == "placeholder"]
+    names = [input_name(n) for n in gm.graph.nodes if n.op == "placeholder"]
     batches = [dict(zip(names, v, strict=True)) for v, _ in bound_batches(gm, data, samples)]
     nodes = len(gm.graph.nodes)
 
@@ -240,7 +240,7 @@ def batch_walks(
 
 
 def bound_batches(
-    gm: fx.GraphModule, data: Any, most: int | None = None
+    gm: fx.GraphModule, data: Any, most: int | None = None, *, nan: bool = False
 ) -> Iterator[tuple[list[Any], int]]:
     """Batches as values of the graph's inputs in order, and the samples that each holds.
 
@@ -248,6 +248,7 @@ def bound_batches(
         gm: the graph.
         data: as for `Walk`.
         most: samples that are enough; no further batch is asked for then.
+        nan: whether batches may hold NaN.
 
     Raises:
         CalibrationError: FXQ442 to FXQ445, as for `Walk`.
@@ -259,7 +260,8 @@ def bound_batches(
         count = samples_of(list(values))
         if count == 0:
             continue
-        _refuse_nan(holders, values, batches)
+        if not nan:
+            _refuse_nan(holders, values, batches)
         yield values, count
         seen, batches = seen + count, batches + 1
         if most is not None and seen >= most:

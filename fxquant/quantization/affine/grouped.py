@@ -68,7 +68,7 @@ class GroupedBlockQuantizeDequantize(QuantizeDequantize):
         factor, group = self._factors(exact.detach())
         scale = factor * group
         # small integers are constants for gradients: the step of a block learns as if it were free
-        return exact + (scale - exact).detach() if exact.requires_grad else scale
+        return scale.detach() + (exact - exact.detach()) if exact.requires_grad else scale
 
     def _factors(self, scale: Tensor) -> tuple[Tensor, Tensor]:
         """Small integers of the blocks, and the scale of their group: `[S] -> [S], [S]`."""

@@ -1,0 +1,1 @@
+"""One HTML file about a simulation: overview, folded graph, every node, runtime, environment."""

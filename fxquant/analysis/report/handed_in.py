@@ -1,0 +1,97 @@
+"""What a report is given besides a simulation, as plain data: files, results, measurements."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from fxquant.errors import ConfigError
+from fxquant.io.reading import read_json, reason
+from fxquant.io.writing import as_path
+
+
+def evaluation_rows(given: Any) -> list[dict[str, Any]]:
+    """Results of evaluations by name, such as {"float": 76.1, "simulation": 75.9}.
+
+    Raises:
+        ConfigError: FXQ794, they are no numbers by name.
+    """
+    if given is None:
+        return []
+    named = isinstance(given, Mapping) and all(isinstance(k, str) for k in given)
+    if not named or not all(_is_number(v) for v in given.values()):
+        what = f"evaluation is {given!r}, not numbers by name"
+        raise ConfigError("FXQ794", what[:200], fix='pass {"float": 76.1, "simulation": 75.9}')
+    return [{"name": k, "value": _finite(float(v))} for k, v in given.items()]
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return not isinstance(value, (str, bytes))
+
+
+def plain_result(given: Any, what: str) -> dict[str, Any] | None:
+    """A result of fxquant, its JSON or the path of a JSON file as plain data.
+
+    Args:
+        given: a result with `to_json` or of a dataclass, a mapping, or a path; None: there is none.
+        what: what messages call it.
+
+    Raises:
+        ConfigError: FXQ791, it is none of these or cannot be read.
+    """
+    if given is None:
+        return None
+    if hasattr(given, "to_json"):
+        return _mapping(_finite(json.loads(given.to_json())), what)
+    if isinstance(given, Mapping):
+        return _mapping(_finite(dict(given)), what)
+    if is_dataclass(given) and not isinstance(given, type):
+        return _mapping(_finite(asdict(given)), what)
+    path = as_path(given, what)
+    try:
+        found = read_json(path)
+    except (OSError, ValueError) as error:
+        said = f"the {what} {str(path)!r} cannot be read: {reason(error)}"
+        raise ConfigError("FXQ791", said, fix="give the path of a JSON file") from error
+    return _mapping(_finite(found), what)
+
+
+def _mapping(found: Any, what: str) -> dict[str, Any]:
+    if not isinstance(found, dict):
+        said = f"the {what} holds a {type(found).__name__}, not an object"
+        raise ConfigError("FXQ791", said, fix="give a report of fxquant, or its JSON")
+    return found
+
+
+def export_report(given: Any) -> dict[str, Any] | None:
+    """The report of an export: as it was returned, its file, or the folder that holds it.
+
+    Raises:
+        ConfigError: FXQ791, it cannot be read; FXQ792, a folder holds none or several.
+    """
+    if isinstance(given, (str, Path)) and as_path(given, "export").is_dir():
+        files = sorted(Path(given).glob("*.report.json"))
+        if len(files) != 1:
+            what = f"the folder {str(given)!r} holds {len(files)} files *.report.json"
+            raise ConfigError("FXQ792", what, fix="give the path of one of them")
+        given = files[0]
+    return plain_result(given, "export report")
+
+
+def _finite(value: Any) -> Any:
+    """Plain data that JSON can say: texts for keys, no infinities."""
+    if isinstance(value, Mapping):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        return [_finite(v) for v in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (str, int, bool)) else str(value)

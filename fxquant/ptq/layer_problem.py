@@ -1,0 +1,106 @@
+"""What is asked of the solver for one layer, and what its solutions mean for the layer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from fxquant.ptq.solving.solver import Solution, damp, inverse_of, solve
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fxquant.ptq.layers import Layer
+    from fxquant.ptq.sampling import LayerData
+    from fxquant.ptq.solving.grids import WeightGrid
+    from fxquant.ptq.solving.solver import SolverOptions
+
+# damping by inputs per sample, as a multiple of that for many samples
+_FEW = 10
+
+
+class LayerProblem:
+    """One layer's problem; its matrices hold live columns only.
+
+    Args:
+        layer: the layer.
+        data: what it is given and should put out.
+        solver: how integers and scale are found.
+        float_target: aim at the wanted outputs; False: at the float weight.
+        correct_bias: the bias takes in the mean error.
+
+    Attributes:
+        target: what the weight should be, `[G, O, D]`.
+        moments: damped second moments of the inputs, `[G, D, D]`.
+        inverse: their inverse.
+        grid: the grid of all columns as it is.
+        places: as `Layer.grid` returns them.
+    """
+
+    def __init__(
+        self,
+        layer: Layer,
+        data: LayerData,
+        solver: SolverOptions,
+        *,
+        float_target: bool = True,
+        correct_bias: bool = True,
+    ) -> None:
+        self.layer, self.data, self.solver = layer, data, solver
+        self.moved = layer.has_bias and correct_bias
+        self.every, self.old_bias = layer.weight(), layer.bias()
+        self.weight = self.every[:, :, data.live]
+        self.grid, self.places = layer.grid()
+        # nothing but integers is fitted to the data where the float weight is the target
+        share = _damping(data, solver.damping) if float_target else solver.damping
+        second = damp(data.seen.second(centred=self.moved), share)
+        self.moments = second.float()
+        self.inverse = inverse_of(second)
+        target = layer.float_weight()[:, :, data.live]
+        if float_target:
+            target = data.seen.target(target, self.inverse, centred=self.moved)
+        self.target = target.float()
+
+    def before(self) -> Solution:
+        """The weight as it is, on its grid."""
+        grid = self._part(self.grid)
+        return Solution(grid.nearest(self.weight.float()), grid)
+
+    def solve(self, grid: WeightGrid, solver: SolverOptions | None = None) -> Solution:
+        """The live columns of the best weight on a grid of all columns."""
+        given, part = solver or self.solver, self._part(grid)
+        return solve(self.target, self.moments, part, given, inverse=self.inverse)
+
+    def _part(self, grid: WeightGrid) -> WeightGrid:
+        return grid.part(self.data.live).to(torch.float32)
+
+    def whole(self, found: Solution) -> Solution:
+        """A solution of the live columns with all others nearest to what they were."""
+        grid = self.grid.with_scale(found.scale.double())
+        return self.layer.solution(grid, self.data.live, found.integers)
+
+    def again(self, grid: WeightGrid) -> Solution:
+        """The best weight on a grid of all columns."""
+        return self.whole(self.solve(grid))
+
+    def bias(self, weight: Tensor) -> Tensor:
+        """The bias for the live columns of a weight, `[G, O, D] -> [G, O]`."""
+        return self.data.seen.bias(weight) if self.moved else self.old_bias
+
+    def whole_bias(self, weight: Tensor) -> Tensor:
+        """The bias for a weight, `[G, O, D] -> [G, O]`."""
+        return self.bias(weight[:, :, self.data.live])
+
+    def loss(self, found: Solution) -> float:
+        """Loss of a solution on the samples that were solved on."""
+        return float(found.loss(self.target, self.moments).sum())
+
+
+def _damping(data: LayerData, share: float) -> float:
+    """Damping of a layer's moments: the more, the fewer samples there are for each input.
+
+    What few samples say of many inputs does not hold on others; weights that were fitted to it are
+    worse there, on networks with more inputs than images by half a decibel at the output.
+    """
+    return share * (1 + _FEW * len(data.live) / data.seen.count)
