@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,21 @@ _INSTEAD = {
     "propagate_encodings": "leave it out: the ONNX file has the grid of every tensor",
     "export_to_torchscript": "leave it out: run the ONNX file, or sim.model",
 }
+
+
+@dataclass(frozen=True)
+class OnnxExportApiArgs:
+    """Arguments of `torch.onnx.export`, for `sim.export(onnx_export_args=...)`.
+
+    Attributes:
+        opset_version: ONNX opset.
+        input_names: must be those that the model has.
+        output_names: must be None.
+    """
+
+    opset_version: int | None = None
+    input_names: Sequence[str] | None = None
+    output_names: Sequence[str] | None = None
 
 
 def export_files(

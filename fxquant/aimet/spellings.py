@@ -37,6 +37,7 @@ SPELLINGS = {
     "nn.fake_quant": "nn",
     "nn.modules": "nn",
     "nn.modules.custom": "nn.custom",
+    "onnx_utils": "onnx_export",
     "quantization.affine.backends": "quantization.affine",
     "quantization.affine.encoding": "quantization.affine",
     "quantization.affine.quantizer": "quantization.affine",
