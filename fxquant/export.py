@@ -101,6 +101,7 @@ def _write_all(
     target: Target | None,
 ) -> ParityReport:
     from fxquant.onnx.encodings_file import write_encodings
+    from fxquant.onnx.io.node_notes import note_nodes
     from fxquant.onnx.io.writer import write_model
     from fxquant.onnx.lint.verify import verify
     from fxquant.onnx.lowering.lower import lower
@@ -112,6 +113,7 @@ def _write_all(
     found = fidelity(sim_model, example)
     lowered = lower(sim_model, example, **lowering)
     verify(lowered.model)
+    note_nodes(lowered, sim_model)
     encodings = write_encodings(sim_model, lowered, work / f"{prefix}.encodings", **file)
     write_model(lowered, work / f"{prefix}.onnx", encodings=encodings, home=work.parent)
     _write_weights(sim_model, work / f"{prefix}.safetensors")

@@ -51,7 +51,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
         else:
             target.write_bytes(path.read_bytes())
     subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "build", "--no-isolation", "--outdir", folder, source],
+        [sys.executable, "-W", "ignore", "-m", "build", "-n", "--outdir", folder, source],
         check=True, capture_output=True,
     )  # fmt: skip
     return folder

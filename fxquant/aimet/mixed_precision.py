@@ -112,7 +112,7 @@ class MixedPrecisionConfigurator:
         given = [activation] * len(nodes) if isinstance(activation, str) else list(activation)
         if len(given) != len(nodes):
             what = f"{len(given)} precisions for {len(nodes)} inputs"
-            raise ConfigError("FXQ259", what, fix="give one for each input, None to leave it")
+            raise ConfigError("FXQ903", what, fix="give one for each input, None to leave it")
         self._requests += [(n, a, "output") for n, a in zip(nodes, given, strict=True) if a]
 
     def set_model_output_precision(
@@ -162,5 +162,5 @@ def _one(activation: Any) -> Any:
     found = {a for a in activation if a is not None}
     if len(found) > 1:
         what = f"one module is asked to read its inputs in {', '.join(sorted(found))}"
-        raise ConfigError("FXQ259", what, fix="ask the modules that make these values")
+        raise ConfigError("FXQ903", what, fix="ask the modules that make these values")
     return next(iter(found), None)

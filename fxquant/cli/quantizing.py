@@ -7,12 +7,14 @@ of an hour, not after it.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fxquant import QuantizationSimModel, prepare_model
+from fxquant import QuantizationSimModel, audit_calibration, prepare_model
+from fxquant.analysis.calibration_audit import CalibrationWarning
 from fxquant.auto.calibration_data import Content, load_batches
 from fxquant.auto.one_call import carry_out as search
 from fxquant.auto.recorded_request import (
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from fxquant.onnx.parity.report import ParityReport
 
 _CALIBRATION_BATCHES = 8  # of a folder of images that is also evaluated
+_AUDITED_BATCHES = 4  # enough to see that all data are wrong
 
 
 @dataclass(frozen=True)
@@ -269,6 +272,7 @@ def _calibrated(
     counted = Data(data.name, lambda: _counted(data, content), data.count)
     with progress.bar("calibrating", data.count) as advance:
         sim.compute_encodings(counted, progress=lambda done, _: advance(done))
+    _warn_of_data(sim, data, progress)
     progress.step("exporting and proving" if settings.prove else "exporting")
     sizes = content.sizes
     seen = schema.Data(digest=content.digest, batches=len(sizes), samples=sum(sizes))
@@ -284,6 +288,13 @@ def _calibrated(
         contrib=settings.contrib, deploy=settings.deploy, companion=record.companion(out),
     )  # fmt: skip
     return Outcome(export, tuple(sorted(out.glob(f"{settings.prefix}.*"))))
+
+
+def _warn_of_data(sim: QuantizationSimModel, data: Data, progress: Progress) -> None:
+    """Say what makes the ranges useless."""
+    progress.step("looking at the calibration data")
+    for finding in audit_calibration(sim, data.take(_AUDITED_BATCHES)).severe:
+        warnings.warn(str(finding), CalibrationWarning, stacklevel=2)
 
 
 def _counted(data: Data, content: Content) -> Iterator[Any]:
