@@ -248,3 +248,12 @@ def test_verbose_tells_times_and_quiet_contradicts_it(folder: Path) -> None:
     assert call(*given, "-q").stderr == ""
     assert call(*given, "-q", "-v").exit_code == 2
     assert not logging.getLogger("fxquant").handlers, "a command leaves no handler behind"
+
+
+def test_numbers_and_words_stay_whole_where_columns_are_narrow() -> None:
+    rows = [("a.long.path.of.a.module.name", "QLinearConv", "0.070", "10.8%", "36.95")]
+    with fitting(46):
+        found = table(("node", "kernel", "ms", "%", "SQNR"), rows)
+    assert all(word in found.splitlines()[2].split() for word in rows[0][1:])
+    assert max(map(len, found.splitlines())) <= 46
+    assert found.splitlines()[2].startswith("…"), "the end of a long name tells modules apart"
