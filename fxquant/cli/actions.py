@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from fxquant import insert_stubs, inspect_model, prepare_model, validate_model
+from fxquant import QuantizationSimModel, insert_stubs, inspect_model, prepare_model, validate_model
 from fxquant.analysis.inspector import Inspector, InspectorReport
 from fxquant.analysis.inspector_regions import inspect_regions
 from fxquant.analysis.profile import Profile

@@ -9,9 +9,12 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from fxquant.errors import ConfigError
 from fxquant.io.reading import read_json, reason
 from fxquant.io.writing import as_path
+from fxquant.io.yaml_files import read_yaml
 
 
 def evaluation_rows(given: Any) -> list[dict[str, Any]]:
@@ -41,7 +44,7 @@ def plain_result(given: Any, what: str) -> dict[str, Any] | None:
     """A result of fxquant, its JSON or the path of a JSON file as plain data.
 
     Args:
-        given: a result with `to_json` or of a dataclass, a mapping, or a path; None: there is none.
+        given: a result or its path, a recipe, or a mapping; None: there is none.
         what: what messages call it.
 
     Raises:
@@ -55,12 +58,15 @@ def plain_result(given: Any, what: str) -> dict[str, Any] | None:
         return _mapping(_finite(dict(given)), what)
     if is_dataclass(given) and not isinstance(given, type):
         return _mapping(_finite(asdict(given)), what)
+    if isinstance(given, BaseModel):  # a recipe, a configuration
+        return _mapping(_finite(given.model_dump(mode="json")), what)
     path = as_path(given, what)
     try:
-        found = read_json(path)
+        found = read_yaml(path).content if path.suffix in (".yaml", ".yml") else read_json(path)
     except (OSError, ValueError) as error:
         said = f"the {what} {str(path)!r} cannot be read: {reason(error)}"
-        raise ConfigError("FXQ791", said, fix="give the path of a JSON file") from error
+        fix = "give the path of a JSON file, or of a recipe"
+        raise ConfigError("FXQ791", said, fix=fix) from error
     return _mapping(_finite(found), what)
 
 

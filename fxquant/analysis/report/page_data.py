@@ -23,6 +23,7 @@ from fxquant.analysis.report.environment import environment
 from fxquant.analysis.report.node_facts import Texts, facts, fold_nodes, precision, shown_nodes
 from fxquant.analysis.report.weight_ranges import weight_facts
 from fxquant.inspection.operator_kernels import FLOAT, INTEGER, MOVES
+from fxquant.precision.sites import find_sites, stored_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor, fx
@@ -78,12 +79,13 @@ def page_data(
         bool(exported and exported.get("proven")), front_page.worst(entries),
         (audit or {}).get("findings", ()),
     )  # fmt: skip
+    whole, stored = stored_bytes(gm, find_sites(gm))
     return {
         "title": title, "version": __version__, "target": sim.target.name,
         "about": sim.target.description, "samples": samples, "nodes": entries,
         "tree": tree(boxes(fold(folding), folding)), "files": files.list(), "texts": texts.list(),
         "overview": {
-            "evaluation": [*evaluation], "size": front_page.sizes(gm),
+            "evaluation": [*evaluation], "size": {"float": whole, "stored": stored},
             "counts": front_page.counts(entries), "output_db": known.output_db,
             "reasons": front_page.float_reasons(entries, texts.list()), "worst": known.worst,
             "advice": advice(known),
