@@ -280,6 +280,8 @@ def test_a_thousand_nodes_are_small_and_quick(tmp_path: Path) -> None:
         ({"evaluation": [1.0]}, "FXQ794"),
         ({"export": "missing.json"}, "FXQ791"),
         ({"profile": 3}, "FXQ750"),
+        ({"profile": {"proven": True}}, "FXQ791"),
+        ({"export": {"rows": []}}, "FXQ791"),
         ({"before": "model"}, "FXQ793"),
         ({"data": batches(), "samples": 0}, "FXQ296"),
     ],

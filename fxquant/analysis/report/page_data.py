@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from fxquant.sim import QuantizationSimModel
 
 
+_TIMES = ("seconds", "conversions", "share", "float_seconds")
+
+
 def page_data(
     sim: QuantizationSimModel,
     *,
@@ -77,7 +80,7 @@ def page_data(
     known = Known(
         entries, errors.get("output_db"), bool(samples), exported is not None,
         bool(exported and exported.get("proven")), front_page.worst(entries),
-        (audit or {}).get("findings", ()),
+        shown_results.rows(audit, "findings"),
     )  # fmt: skip
     whole, stored = stored_bytes(gm, find_sites(gm))
     return {
@@ -142,16 +145,16 @@ def _add_runtime(
     profile: Mapping[str, Any] | None, texts: Texts,
 ) -> None:  # fmt: skip
     """Kernels that a runtime chose say more than reasons of a plan."""
-    kernels = {row["name"]: row for row in (exported or {}).get("operators", ())}
-    times = {row["node"]: row for row in (profile or {}).get("rows", ())}
+    kernels = {row.get("name"): row for row in shown_results.rows(exported, "operators")}
+    times = {row.get("node"): row for row in shown_results.rows(profile, "rows")}
     for entry in entries:
         row = kernels.get(entry["p"])
         if row is not None and entry.get("k") != MOVES:
-            entry |= {"k": INTEGER if row["integer"] else FLOAT, "kn": row["kernel"]}
+            entry |= {"k": INTEGER if row.get("integer") else FLOAT, "kn": row.get("kernel", "")}
             entry.pop("kw", None)
-            if row["reason"]:
+            if row.get("reason"):
                 entry["kw"] = texts.number(row["reason"])
         row = times.get(entry["p"])
         if row is not None:
-            entry["t"] = [row["seconds"], row["conversions"], row["share"], row["float_seconds"]]
-            entry["kn"] = row["kernel"] or entry.get("kn", "")
+            entry["t"] = [row.get(key) for key in _TIMES]
+            entry["kn"] = row.get("kernel") or entry.get("kn", "")
