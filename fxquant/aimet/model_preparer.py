@@ -42,12 +42,12 @@ def prepare_model(
             first call, or when a function of `fxquant.aimet` gets inputs or their shapes with it.
 
     Raises:
-        ConfigError: FXQ902, `concrete_args` are given.
+        ConfigError: FXQ903, `concrete_args` are given.
         TraceError: the model cannot be recorded.
     """
     if concrete_args:
         what = "concrete_args are for symbolic tracing; a run on the dummy input is recorded here"
-        raise ConfigError("FXQ902", what, fix="pass them in dummy_input, as a dict of arguments")
+        raise ConfigError("FXQ903", what, fix="pass them in dummy_input, as a dict of arguments")
     excluded: tuple[Any, ...] = (*(modules_to_exclude or ()), *(module_classes_to_exclude or ()))
     if dummy_input is not None:
         return prepare.prepare_model(model, dummy_input, modules_to_exclude=excluded)

@@ -115,7 +115,7 @@ def _kernel(row: InspectionRow) -> str:
 
 def _few_cells(row: InspectionRow) -> tuple[object, ...]:
     """The fields that fit into a narrow table: one word each, of a file its name."""
-    weight = row.weight.removesuffix(" channels").replace(" x ", "x")
+    weight = row.weight.removesuffix(" channels").removesuffix(" blocks").replace(" x ", "x")
     line = row.source.replace("\\", "/").rpartition("/")[2]
     return row.module, row.operator, row.output, weight, _kernel(row), line
 

@@ -285,3 +285,12 @@ def test_backward_from_an_encoded_tensor_looks_at_no_attribute_through_the_subcl
     assert x.grad is not None
     assert x.grad.tolist() == [2, 2, 2]
     assert not seen
+
+
+def test_a_tensor_can_be_given_its_encoding() -> None:
+    x = torch.tensor([1.0, 2.0]).as_subclass(Q.QuantizedTensor)
+    x.encoding = Q.AffineEncoding(torch.tensor(0.5), torch.tensor(0.0), 4)
+    assert torch.equal(x.dequantize(), torch.tensor([0.5, 1.0]))
+    assert x.float() is x
+    x.add_(1)
+    assert x.encoding is None
