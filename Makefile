@@ -53,7 +53,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 docs: $(VENV)/.installed-dev
-	rm -rf docs/api/generated
+	rm -rf docs/api/generated out/docs
 	$(BIN)/python -m sphinx -b html -W --keep-going -q docs out/docs
 
 bench: $(VENV)/.installed

@@ -8,7 +8,7 @@ they were; a process that is killed leaves the old files or the new ones, or wha
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,7 @@ def export_model(
     scheme: str = "",
     encoding_version: str = "1.0.0",
     target: Target | None = None,
+    companion: Callable[[Path], object] | None = None,
 ) -> ParityReport:
     """Write `<prefix>.onnx`, `.encodings`, `.safetensors` (float weights) and `.report.json`.
 
@@ -59,6 +60,8 @@ def export_model(
         scheme: name of the quantization scheme, for the encodings file.
         encoding_version: version of the encodings file: 0.6.1, 1.0.0, 2.0.0 or 2.1.0.
         target: whose table the report quotes.
+        companion: called with the folder that holds the finished files before they get their names;
+            what it writes there becomes one of them.
 
     Returns:
         The report of the proof.
@@ -78,6 +81,8 @@ def export_model(
             lowering={"opset": opset, "contrib": contrib, "deploy": deploy},
             file={"scheme": scheme, "version": encoding_version}, target=target,
         )  # fmt: skip
+        if companion is not None:
+            companion(work)
         weights = next((p.name for p in work.glob("*.data")), None)
         publish(work, folder)
         remove_unused(folder / f"{prefix}.onnx", weights)
@@ -96,6 +101,7 @@ def _write_all(
     target: Target | None,
 ) -> ParityReport:
     from fxquant.onnx.encodings_file import write_encodings
+    from fxquant.onnx.io.node_notes import note_nodes
     from fxquant.onnx.io.writer import write_model
     from fxquant.onnx.lint.verify import verify
     from fxquant.onnx.lowering.lower import lower
@@ -107,6 +113,7 @@ def _write_all(
     found = fidelity(sim_model, example)
     lowered = lower(sim_model, example, **lowering)
     verify(lowered.model)
+    note_nodes(lowered, sim_model)
     encodings = write_encodings(sim_model, lowered, work / f"{prefix}.encodings", **file)
     write_model(lowered, work / f"{prefix}.onnx", encodings=encodings, home=work.parent)
     _write_weights(sim_model, work / f"{prefix}.safetensors")

@@ -56,6 +56,7 @@ class ExportMethods(EncodingsMethods):
         contrib: bool | None = None,
         deploy: Deploy | None = None,
         encoding_version: str = "1.0.0",
+        companion: Callable[[Path], object] | None = None,
     ) -> ParityReport:
         """Write integer ONNX, its encodings and float weights, and prove them against onnxruntime.
 
@@ -70,6 +71,8 @@ class ExportMethods(EncodingsMethods):
             deploy: the CPUs that the file is written for: "any", "vnni", "avx2" or "arm", see
                 `fxquant.onnx.lowering.deployment`; default: what configuration or target say.
             encoding_version: version of the encodings file: 0.6.1, 1.0.0, 2.0.0 or 2.1.0.
+            companion: called with the folder that holds the finished files before they get their
+                names; what it writes there becomes one of them.
 
         Returns:
             The report of the proof; truthy when simulation and runtime agree.
@@ -89,6 +92,7 @@ class ExportMethods(EncodingsMethods):
             contrib=self.target.contrib if contrib is None else contrib,
             deploy=self._deploy if deploy is None else deploy,
             scheme=self.quant_scheme.name, encoding_version=encoding_version, target=self.target,
+            companion=companion,
         )  # fmt: skip
 
     def integer_model(
@@ -131,6 +135,8 @@ class ExportMethods(EncodingsMethods):
         export: Any = None,
         profile: Any = None,
         mixed_precision: Any = None,
+        analyzer: Any = None,
+        audit: Any = None,
         recipe: Any = None,
         before: nn.Module | Mapping[str, Tensor] | None = None,
         title: str | None = None,
@@ -152,6 +158,8 @@ class ExportMethods(EncodingsMethods):
             export: what `export` returned, its file `<prefix>.report.json`, or their folder.
             profile: what `fxquant.profile` returned for this simulation, or its JSON.
             mixed_precision: what `choose_mixed_precision` returned, or its JSON.
+            analyzer: what `QuantAnalyzer.analyze` returned.
+            audit: what `audit_calibration` returned, or its JSON.
             recipe: what a run decided: a mapping, or the path of a JSON file.
             before: the float model before techniques, or its state dict, to compare weights with.
             title: of the page; default: the file's name.
@@ -182,8 +190,8 @@ class ExportMethods(EncodingsMethods):
         sim = cast("QuantizationSimModel", self)  # the only class that this is a part of
         return write_report(
             sim, path, data, samples=samples, evaluation=evaluation, export=export,
-            profile=profile, mixed_precision=mixed_precision, recipe=recipe, before=before,
-            title=title, max_memory=max_memory, progress=progress,
+            profile=profile, mixed_precision=mixed_precision, analyzer=analyzer, audit=audit,
+            recipe=recipe, before=before, title=title, max_memory=max_memory, progress=progress,
         )  # fmt: skip
 
     def _taken(self, dummy_input: Any) -> Inputs:

@@ -183,8 +183,8 @@ def _is_quantizable(module: nn.Module) -> bool:
 def _on_integers(rw: Rewriter, plan: Plan) -> Iterator[tuple[str, bool]]:
     """Whether the target computes an operator on integers, of all that do not just move values."""
     for node in rw.nodes:
-        row = rw.op(node)
-        if not computes_floats(node) or is_ignored(rw.module(node)):
+        row, module = rw.op(node), rw.module(node)
+        if not computes_floats(node) or (module is not None and is_ignored(module)):
             continue
         if row is not None and row.grid_for(ops.arguments(node, rw.gm)) is ops.Grid.SAME:
             continue

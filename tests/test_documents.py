@@ -9,7 +9,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGES = (
-    "accuracy.md", "concepts.md", "cpus.md", "mixed_precision.md", "quickstart.md", "training.md",
+    "accuracy.md", "concepts.md", "cpus.md", "debugging.md", "mixed_precision.md", "quickstart.md",
+    "recipes.md", "training.md", "migrating/quantize_static.md", "migrating/torchao.md",
+    "migrating/vitis.md",
 )  # fmt: skip
 
 
@@ -32,7 +34,9 @@ def test_the_blocks_of_a_page_run(
 
 def test_every_guide_is_tested() -> None:
     with_code = {
-        p.name for p in (ROOT / "docs").glob("*.md") if "```python" in p.read_text(encoding="utf-8")
+        str(p.relative_to(ROOT / "docs"))
+        for p in (ROOT / "docs").rglob("*.md")
+        if "```python" in p.read_text(encoding="utf-8")
     }
     # written around files of the reader
     assert with_code - {"regions_and_targets.md"} == set(PAGES)

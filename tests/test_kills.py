@@ -20,11 +20,12 @@ from torch import nn
 
 from fxquant import QuantizationSimModel, export, load_checkpoint, save_checkpoint
 from fxquant.encodings import read as read_encodings
-from fxquant.errors import CheckpointError, ExportError
+from fxquant.errors import CheckpointError, ConfigError, ExportError
 from fxquant.io.writing import require_whole, write_text
 from fxquant.onnx.io.reader import read_model
 from fxquant.onnx.io.writer import write_model
 from fxquant.onnx.parity.report import ParityReport
+from fxquant.recipe import Recipe
 from fxquant.vitis import torch_quantizer
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked and killed")
@@ -104,13 +105,13 @@ def sweep(
 # --- sets of files ---------------------------------------------------------------------------
 
 
-NAMES = ("net.encodings", "net.onnx", "net.report.json", "net.safetensors")
+NAMES = ("net.encodings", "net.onnx", "net.recipe.yaml", "net.report.json", "net.safetensors")
 
 
 def writer(text: str) -> Callable[..., ParityReport]:
     def write(_: Any, work: Path, prefix: str, *__: Any, **___: Any) -> ParityReport:
-        for suffix in ("onnx", "encodings", "safetensors", "report.json"):
-            (work / f"{prefix}.{suffix}").write_text(text)
+        for name in NAMES:  # with the recipe, which is written before any gets its name
+            (work / name.replace("net", prefix, 1)).write_text(text)
         return ParityReport(proven=True)
 
     return write
@@ -221,6 +222,8 @@ def test_readers_refuse_a_mixed_set(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         read_model(tmp_path / "net.onnx")
     with pytest.raises(CheckpointError, match="FXQ751"):
         read_encodings(tmp_path / "net.encodings")
+    with pytest.raises(ConfigError, match="FXQ751"):
+        Recipe.load(tmp_path / "net.recipe.yaml")
 
 
 def constant(value: float) -> ir.Model:

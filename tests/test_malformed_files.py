@@ -31,7 +31,7 @@ from onnx import TensorProto, helper
 from safetensors.torch import save
 from torch import nn
 
-from fxquant import QuantizationSimModel, load_checkpoint, save_checkpoint
+from fxquant import QuantizationSimModel, load_checkpoint, quantize, save_checkpoint
 from fxquant.cli.batches import load_data
 from fxquant.cli.loading import load_weights
 from fxquant.config import QuantConfig
@@ -41,6 +41,7 @@ from fxquant.onnx.examine import examine
 from fxquant.onnx.io.reader import read_model
 from fxquant.onnx.lint.verify import verify_file
 from fxquant.onnx.ort.feeds import feeds_of
+from fxquant.recipe import Recipe
 from fxquant.vitis import load_strategy, torch_quantizer
 from tests.helpers.mutations import damaged
 
@@ -106,6 +107,7 @@ READERS = (
     Reader("config.json", QuantConfig.load, True),
     Reader("strategy.json", load_strategy, True),
     Reader("quant_info.json", load_info, True),
+    Reader("run.recipe.yaml", Recipe.load),
 )
 
 
@@ -115,6 +117,7 @@ def valid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, sim, array = tmp_path_factory.mktemp("valid"), simulation(), X.numpy()
     sim.export(folder, "net", prove=False)
     sim.save_encodings_to_json(folder, "module")
+    quantize(net(), X, out=folder, name="run", techniques="none", prove=False)
     sim.export(folder, "second", prove=False, encoding_version="2.0.0")
     save_checkpoint(sim, folder / "c")
     for path in (folder / "c").iterdir():

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxquant.analysis.accumulator_bounds import AccumulatorBound, accumulator_bounds
-from fxquant.analysis.audit_checks import findings_of
-from fxquant.analysis.audit_report import CalibrationAudit, Finding
-from fxquant.analysis.audit_run import AuditRun
+from fxquant.analysis.audit.accumulator_bounds import AccumulatorBound, accumulator_bounds
+from fxquant.analysis.audit.audit_checks import findings_of
+from fxquant.analysis.audit.audit_report import CalibrationAudit, Finding
+from fxquant.analysis.audit.audit_run import AuditRun
 from fxquant.nn.modes import evaluating
 from fxquant.prepare import is_prepared, prepare_model
 from fxquant.ptq.walking.walk import bound_batches
@@ -24,7 +24,13 @@ from fxquant.ptq.walking.walk import bound_batches
 if TYPE_CHECKING:
     from fxquant.sim import QuantizationSimModel
 
-__all__ = ["AccumulatorBound", "CalibrationAudit", "Finding", "audit_calibration"]
+__all__ = [
+    "AccumulatorBound", "CalibrationAudit", "CalibrationWarning", "Finding", "audit_calibration",
+]  # fmt: skip
+
+
+class CalibrationWarning(UserWarning):
+    """Calibration data, or how a model takes them, make the ranges useless."""
 
 
 def audit_calibration(

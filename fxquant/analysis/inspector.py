@@ -107,8 +107,8 @@ class InspectorReport:
         return json.dumps(asdict(self), indent=1)
 
     def to_svg(self) -> str:
-        """The graph as a picture: one colour a device, one frame a partition."""
-        from fxquant.analysis.inspector_svg import draw
+        """The graph as a picture, folded to one page: one colour a device."""
+        from fxquant.analysis.picture import draw
 
         return draw(self)
 

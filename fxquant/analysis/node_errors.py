@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,16 +25,15 @@ from fxquant.analysis.decibels import Power, shown, significant
 from fxquant.calibrate import using_threads
 from fxquant.graph.meta import module_path
 from fxquant.io.text_tables import table
-from fxquant.nn import QuantizationMixin
-from fxquant.nn.modes import evaluating, quantization_off
+from fxquant.nn.modes import evaluating, has_quantizers, quantization_off
 from fxquant.ptq.layer_walk import require_number
 from fxquant.ptq.walking.output_gradients import OutputGradients
 from fxquant.ptq.walking.walk import Environment, FloatEnvironment, Walk, batch_walks
 from fxquant.ptq.walking.walk_cost import Cost
-from fxquant.quantization import QuantizerBase
 from fxquant.quantization.tensor import plain
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from fxquant.ptq.walking.walk import Progress
@@ -57,8 +57,9 @@ class NodeError:
         cumulative_db: the same in the simulation, with all errors before it; None where the result
             is no real-valued tensor, or there is no error.
         noise_share: the part that the node's own error has in the noise at the model's outputs, to
-            first order; the parts of all nodes add up to 1. None where the outputs do not depend
-            smoothly on it, or it has no error of its own.
+            first order; the parts of all nodes add up to 1. An estimate: of `n` samples it deviates
+            by about `sqrt(2 / n)` of itself. None where the outputs do not depend smoothly on it,
+            or it has no error of its own.
         source: the user's file and line.
         mse: mean squared error of the result, with all errors before it; None where it is no
             real-valued tensor.
@@ -171,7 +172,7 @@ def node_errors(
     gm, cost = sim.model, Cost()
     started = time.process_time()
     measured = _Measured(gm, shares=shares, seed=seed)
-    with using_threads(threads), evaluating(gm), torch.no_grad():
+    with looking(gm, threads):
         walks = batch_walks(
             gm, data, (measured.exact, measured.sim), samples=samples, progress=progress,
             max_memory=max_memory, folder=folder,
@@ -180,6 +181,20 @@ def node_errors(
             measured.add(walk, cost)
     cost.seconds = time.process_time() - started
     return measured.result(cost)
+
+
+@contextmanager
+def looking(gm: fx.GraphModule, threads: int | None) -> Iterator[None]:
+    """A graph in evaluation, without gradients, that is as it was in the end.
+
+    Args:
+        gm: the graph; what it writes into parameters and buffers is undone.
+        threads: of torch; None: as they are.
+    """
+    from fxquant.onnx.runs.visible_writes import preserved  # it loads onnx_ir
+
+    with using_threads(threads), preserved(gm), evaluating(gm), torch.no_grad():
+        yield
 
 
 class _Measured:
@@ -195,7 +210,8 @@ class _Measured:
         self.gm = gm
         self.exact, self.sim = FloatEnvironment(gm, "float"), Environment(gm, "simulation")
         self.nodes = [n for n in gm.graph.nodes if n.op not in ("placeholder", "get_attr")]
-        self.quantized = {n for n in self.nodes if _has_quantizers(gm, n)}
+        called = (n for n in self.nodes if n.op == "call_module")
+        self.quantized = {n for n in called if has_quantizers(gm.get_submodule(str(n.target)))}
         self.local = {n: Power() for n in self.quantized}
         self.cumulative = {n: Power() for n in self.nodes}
         self.harm: dict[fx.Node, float] = {}
@@ -266,10 +282,3 @@ class _Measured:
             self.local[node].db if node in self.local else None, self.cumulative[node].db,
             share, str(node.meta.get("source") or ""), self.cumulative[node].mse,
         )  # fmt: skip
-
-
-def _has_quantizers(gm: fx.GraphModule, node: fx.Node) -> bool:
-    module = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
-    return isinstance(module, QuantizationMixin) and any(
-        isinstance(m, QuantizerBase) for m in module.modules()
-    )

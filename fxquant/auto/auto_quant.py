@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx, nn
 
+from fxquant.auto.one_call import tell_result
+from fxquant.auto.recorded_request import recording
 from fxquant.auto.request import Found, Request, find
 from fxquant.auto.techniques import DEFAULT_SCHEME, TECHNIQUES, Stage
 from fxquant.errors import ConfigError
@@ -20,6 +22,8 @@ from fxquant.io.writing import as_path, checked_prefix, made_folder, stage, writ
 from fxquant.prepare import prepare_model
 from fxquant.ptq.solving.gradient_rounding import AdaroundOptions
 from fxquant.quantization import QuantScheme
+from fxquant.records.recording import Sources
+from fxquant.tracking.events import OnEvent
 
 if TYPE_CHECKING:
     from fxquant.auto.search_report import AutoReport
@@ -54,6 +58,7 @@ class AutoQuant:
         strict_validation: an error of a technique is raised; False: it is told in the report.
         model_prepare_required: False: the model is prepared already, or needs no
             `set_model_preparer_params`; it is recorded in either case.
+        on_event: as for `fxquant.quantize`.
 
     Attributes:
         report: what the last call of `run_inference` or `optimize` tried.
@@ -93,6 +98,8 @@ class AutoQuant:
         cache_id: str | None = None,
         strict_validation: bool = True,
         model_prepare_required: bool = True,
+        *,
+        on_event: OnEvent | None = None,
     ) -> None:
         require_flags(
             strict_validation=strict_validation, model_prepare_required=model_prepare_required
@@ -113,7 +120,7 @@ class AutoQuant:
         self._request = Request(
             model, data_loader, _Measure(eval_callback), dummy_input=dummy_input,
             param_bw=param_bw, output_bw=output_bw, config=config_file, strict=strict_validation,
-            techniques="none",
+            techniques="none", on_event=on_event,
         )  # fmt: skip
 
     # --- settings ----------------------------------------------------------------------------
@@ -203,14 +210,16 @@ class AutoQuant:
         Returns:
             The float model with what the techniques did to its weights (a simulation of it with the
             encodings is the one that was scored), its score, and the path of the encodings.
-            Beside these lie the proven ONNX file and the report.
+            Beside these lie the proven ONNX file, the report and the recipe.
         """
         with ExitStack() as stack:
             stack.enter_context(made_folder(self.results_dir))
-            found = self._find(
-                stack, replace(self._asked(), accuracy_drop=float(allowed_accuracy_drop))
-            )
-            found.sim.export(self.results_dir, _NAME)
+            asked = replace(self._asked(), accuracy_drop=float(allowed_accuracy_drop))
+            found = self._find(stack, asked)
+            record = recording(asked, found, _NAME, prove=True, sources=Sources())
+            companion = record.companion(self.results_dir)
+            found.sim.export(self.results_dir, _NAME, companion=companion)
+            tell_result(asked, found)
             write_text(self.results_dir / f"{_NAME}.txt", f"{found.report}\n")
         path = self.results_dir / f"{_NAME}.encodings"
         return found.sim.get_original_model(), found.report.score, str(path)

@@ -96,6 +96,29 @@ def _taken(leaf: Any, kept: Tensor) -> Any:
     return leaf[kept] if isinstance(leaf, Tensor) and leaf.dim() else leaf
 
 
+class Content:
+    """What the batches of one pass hold.
+
+    Attributes:
+        sizes: rows of each.
+    """
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        self._hash = hashlib.blake2b(digest_size=16)
+
+    def add(self, batch: Any) -> None:
+        """Count one more batch in."""
+        named = {str(i): t for i, t in enumerate(tensors(batch))}
+        self._hash.update(tensors_digest(named).encode())
+        self.sizes.append(samples_of(batch))
+
+    @property
+    def digest(self) -> str:
+        """Of the content of all of them, in order."""
+        return self._hash.hexdigest()
+
+
 def load_batches(data: Any, model: nn.Module, *, dummy_input: Any = None, seed: int = 0) -> Batches:
     """Batches as the model takes them; all data are read once.
 
@@ -117,15 +140,14 @@ def load_batches(data: Any, model: nn.Module, *, dummy_input: Any = None, seed: 
     def read() -> Iterator[Any]:
         return (inputs.of(batch) for batch in _seeded(source, seed))
 
-    digest, sizes = hashlib.blake2b(digest_size=16), list[int]()
+    content = Content()
     for batch in read():
-        _check(batch, len(sizes))
-        digest.update(tensors_digest({str(i): t for i, t in enumerate(tensors(batch))}).encode())
-        sizes.append(samples_of(batch))
-    if not sum(sizes):
+        _check(batch, len(content.sizes))
+        content.add(batch)
+    if not sum(content.sizes):
         what = "there are no data: no batch holds a sample"
         raise CalibrationError("FXQ481", what, fix="pass a non-empty loader")
-    return Batches(read, tuple(sizes), digest.hexdigest())
+    return Batches(read, tuple(content.sizes), content.digest)
 
 
 def call(model: Callable[..., Any], batch: Any) -> Any:

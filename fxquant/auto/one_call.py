@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx, nn
 
-from fxquant.auto.request import Request, find
+from fxquant.auto.recorded_request import recording
+from fxquant.auto.request import Found, Request, find
 from fxquant.auto.search_report import AutoReport
 from fxquant.errors import FxQuantError
 from fxquant.io.writing import as_path, checked_prefix, made_folder, stage
+from fxquant.records.recording import Sources
+from fxquant.tracking.events import OnEvent, Value, emit
 
 if TYPE_CHECKING:
     from fxquant.auto.journal import Trial
@@ -85,13 +88,16 @@ def quantize(
     prove: bool = True,
     contrib: bool | None = None,
     deploy: Deploy | None = None,
+    sources: Sources | None = None,
+    on_event: OnEvent | None = None,
 ) -> QuantizeResult:
     """Quantize a model as well as needed, and write what was found as proven files.
 
     The model is prepared and simulated; if that misses the target, techniques are tried on it, one
     on top of the other. One that lowers the score is left out again, and the search stops when the
     target is met. A run that was killed is gone on with by the same call, and ends in the same
-    files; until then its state lies in a hidden folder in `out`.
+    files; until then its state lies in a hidden folder in `out`. Beside the files lies a recipe,
+    `NAME.recipe.yaml`, with everything that was decided; see `fxquant.recipe`.
 
     Args:
         model: the float model; it is not changed.
@@ -125,6 +131,9 @@ def quantize(
         prove: as for `sim.export`.
         contrib: as for `sim.export`.
         deploy: as for `sim.export`.
+        sources: how `model`, `data` and `evaluate` are named on a command line, for the recipe.
+        on_event: called with "quantize.step", "quantize.trial" and "quantize.result", and their
+            values; see `fxquant.tracking`.
 
     Returns:
         The simulation, its score, the report and the files. If the target is missed, the best that
@@ -154,30 +163,68 @@ def quantize(
         param_bw=param_bw, output_bw=output_bw, dummy_input=dummy_input, fine_tune=fine_tune, on=on,
         seed=seed, max_seconds=max_seconds, options=options or {},
         lowering={"opset": opset, "contrib": contrib, "deploy": deploy},
-        strict=techniques != "auto",
+        strict=techniques != "auto", on_event=on_event,
     )  # fmt: skip
-    return _carried_out(request, home, prefix, prove, progress or (lambda _: None))
+    return carry_out(request, home, prefix, prove=prove, sources=sources, progress=progress)
 
 
-def _carried_out(
-    request: Request, home: Path, prefix: str, prove: bool, say: Progress
+def carry_out(
+    request: Request,
+    home: Path,
+    prefix: str,
+    *,
+    prove: bool = True,
+    sources: Sources | None = None,
+    progress: Progress | None = None,
 ) -> QuantizeResult:
+    """Search, export and record; see `quantize`.
+
+    Args:
+        request: what is asked for.
+        home: folder of the files.
+        prefix: how they are called.
+        prove: as for `sim.export`.
+        sources: see `quantize`.
+        progress: called with a text before every step.
+    """
+    say = request.said(progress)
     with made_folder(home) as folder:
         with stage(folder, prefix):
             pass  # it can be written: that is known before anything is computed
         work = folder / f".fxquant-auto-{prefix}"
         try:
-            found = find(request, work, say)
+            found = find(request, work, progress)
             runtime = found.scorer.of_runtime(found.sim, found.report.score)
             say("exporting and proving" if prove else "exporting")
-            export = found.sim.export(folder, prefix, prove=prove, **request.lowering)
+            record = recording(request, found, prefix, prove=prove, sources=sources or Sources())
+            export = found.sim.export(
+                folder, prefix, prove=prove, companion=record.companion(folder), **request.lowering
+            )
         except FxQuantError:  # it would be the same again; other ends, such as Ctrl-C, go on
             shutil.rmtree(work, ignore_errors=True)
             raise
         shutil.rmtree(work, ignore_errors=True)
         files = tuple(sorted(folder.glob(f"{prefix}.*")))
     report = found.report
+    tell_result(request, found, runtime)
     return QuantizeResult(
         found.sim, found.scorer.reference, report.score, report.float_score, runtime, report.met,
         report.best, report.trials, report, export, files,
     )  # fmt: skip
+
+
+def tell_result(request: Request, found: Found, runtime: float | None = None) -> None:
+    """The event "quantize.result".
+
+    Args:
+        request: what was asked for.
+        found: what was found.
+        runtime: score of onnxruntime.
+    """
+    report = found.report
+    values: dict[str, Value | None] = {
+        "score": report.score, "float_score": report.float_score, "runtime_score": runtime,
+        "met": int(report.met), "techniques": " + ".join(report.best),
+        "trials": len(report.trials), "cpu_seconds": report.cpu_seconds,
+    }  # fmt: skip
+    emit(request.on_event, "quantize.result", values)

@@ -26,8 +26,10 @@ from fxquant.graph.printer import dump
 from fxquant.prepare import prepare_model
 from fxquant.quantization import QuantScheme
 from fxquant.quantization.digest import tensors_digest
+from fxquant.records.recipe_schema import Network
 from fxquant.sim import QuantizationSimModel
 from fxquant.targets import Target, load_target
+from fxquant.tracking.events import OnEvent, emit, require_event_callback
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,9 +56,11 @@ class Request:
         on: what `evaluate` is given.
         seed: of everything that is drawn.
         max_seconds: on the clock, after which no technique is begun.
+        trials: so many are made at most, whatever the clock says; None: any number.
         options: options of techniques by name.
         lowering: options of the export: `opset`, `contrib` and `deploy`.
         strict: an error of a technique ends the search.
+        on_event: called with every step, trial and result; see `fxquant.tracking`.
     """
 
     model: nn.Module
@@ -75,11 +79,14 @@ class Request:
     on: On = "sim"
     seed: int = 0
     max_seconds: float | None = None
+    trials: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     lowering: Mapping[str, Any] = field(default_factory=dict)
     strict: bool = True
+    on_event: OnEvent | None = None
 
     def __post_init__(self) -> None:
+        require_event_callback(self.on_event)
         if self.evaluate is not None and not callable(self.evaluate):
             what = f"evaluate is a {type(self.evaluate).__name__}"
             raise ConfigError("FXQ255", what, fix="pass a function of the model")
@@ -105,6 +112,16 @@ class Request:
         """Name of the scheme that the plain simulation has."""
         return QuantScheme(self.quant_scheme or self.scheme).value
 
+    def said(self, progress: Progress | None) -> Progress:
+        """A callback of texts that is also an event "quantize.step"."""
+
+        def say(text: str) -> None:
+            if progress is not None:
+                progress(text)
+            emit(self.on_event, "quantize.step", {"text": text})
+
+        return say
+
 
 @dataclass(frozen=True)
 class Found:
@@ -114,11 +131,15 @@ class Found:
         sim: the best simulation.
         report: what was tried.
         scorer: scores other forms of the simulation alike.
+        network: the float model, as checksums.
+        data: the data, all of them.
     """
 
     sim: QuantizationSimModel
     report: AutoReport
     scorer: Scorer
+    network: Network
+    data: Batches
 
 
 def find(
@@ -134,7 +155,7 @@ def find(
     """
     config, target = QuantConfig.load(request.config), load_target(request.target)
     bits = config.with_bits((request.output_bw, request.param_bw), target.bitwidths)
-    say = progress or (lambda _: None)
+    say = request.said(progress)
     say("reading the data and preparing the model")
     batches = load_batches(
         request.data, request.model, dummy_input=request.dummy_input, seed=request.seed
@@ -145,7 +166,8 @@ def find(
     if request.evaluate is None:
         shown, held = batches.split(by_rows=state_of(prepared).any_batch)
     scorer = Scorer(request.evaluate, request.on, prepared, held, request.lowering)
-    key = _key(request, prepared, batches, config, target)
+    network = network_of(prepared)
+    key = _key(request, network, batches, config, target)
     journal = Journal(folder / key[:16] if shared else folder, key)
     if journal.float_score is None:
         say("scoring the float model")
@@ -162,28 +184,38 @@ def find(
     )  # fmt: skip
     settings = Settings(example, target, request.first_scheme, request.output_bw, request.param_bw)
     simulations = Simulations(prepared, settings, case, journal)
-    limits = Limits(case.target, request.max_seconds, request.techniques != "auto", request.strict)
-    search = Search(chosen(request.techniques), simulations, scorer, journal, limits, say)
+    limits = Limits(
+        case.target, request.max_seconds, request.trials, request.techniques != "auto",
+        request.strict,
+    )  # fmt: skip
+    search = Search(
+        chosen(request.techniques), simulations, scorer, journal, limits, say, request.on_event
+    )
     trial = search.run()
     report = AutoReport(
         tuple(journal.trials.values()), trial.names, journal.float_score, case.target,
         request.evaluate is not None, search.skipped, scorer.forward_seconds(),
         held.sizes[0], 0 if shown is held else held.samples, known,
     )  # fmt: skip
-    return Found(simulations.of(trial.names), report, scorer)
+    return Found(simulations.of(trial.names), report, scorer, network, batches)
 
 
 def _least(score: float, drop: float | None) -> float | None:
     return None if drop is None else score - drop
 
 
+def network_of(prepared: fx.GraphModule) -> Network:
+    """What a float model is, as checksums: its operators, and its tensors."""
+    graph = hashlib.sha256(dump(prepared).encode()).hexdigest()
+    return Network(graph=graph, weights=tensors_digest(prepared.state_dict()))
+
+
 def _key(
-    request: Request, prepared: fx.GraphModule, batches: Batches, config: QuantConfig,
-    target: Target,
+    request: Request, network: Network, batches: Batches, config: QuantConfig, target: Target
 ) -> str:  # fmt: skip
     """Digest of all that a search depends on."""
     parts = [
-        __version__, torch.__version__, dump(prepared), tensors_digest(prepared.state_dict()),
+        __version__, torch.__version__, network.graph, network.weights,
         batches.digest, config.model_dump_json(), target, request.first_scheme,
         request.quant_scheme is None, request.param_bw,
         request.output_bw, request.on, request.seed, request.accuracy_drop,

@@ -21,6 +21,7 @@ from fxquant.auto.journal import Trial
 from fxquant.auto.scoring import Score
 from fxquant.auto.techniques import Combination, Inapplicable, Technique, with_technique
 from fxquant.errors import FxQuantError
+from fxquant.tracking.events import OnEvent, Value, emit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,12 +40,14 @@ class Limits:
     Attributes:
         target: a score that is good enough; None: everything is tried.
         seconds: on the clock, after which no technique is begun; None: no limit.
+        trials: so many are made at most, as an earlier search had time for; None: any number.
         thorough: alternatives are tried on top of others, too.
         strict: an error of a technique ends the search; else it is told, and the search goes on.
     """
 
     target: float | None = None
     seconds: float | None = None
+    trials: int | None = None
     thorough: bool = True
     strict: bool = True
 
@@ -59,6 +62,7 @@ class Search:
         journal: what an earlier process found already.
         limits: when to stop.
         progress: called with a text before every trial.
+        on_event: told of "quantize.trial" after every trial.
 
     Attributes:
         best: the best combination.
@@ -69,9 +73,11 @@ class Search:
     def __init__(
         self, rows: Sequence[Technique], simulations: Simulations, scorer: Scorer,
         journal: Journal, limits: Limits, progress: Progress | None = None,
+        on_event: OnEvent | None = None,
     ) -> None:  # fmt: skip
         self.rows, self.simulations, self.scorer = rows, simulations, scorer
         self.journal, self.limits, self.progress = journal, limits, progress
+        self.on_event = on_event
         self.best: Combination = ()
         self.nearest: Combination = ()
         self.skipped: dict[str, str] = {}
@@ -119,6 +125,8 @@ class Search:
         return target is not None and self._score(self.best).value >= target
 
     def _is_late(self) -> bool:
+        if self.limits.trials is not None:
+            return len(self.journal.trials) >= self.limits.trials
         passed = self._before + time.monotonic() - self._begin
         return self.limits.seconds is not None and passed > self.limits.seconds
 
@@ -136,6 +144,7 @@ class Search:
             if trial.score is not None:
                 self.simulations.keep(names)
             self.journal.put(trial)
+            self._tell(trial)
         if self._score(names) > self._score(self.best):
             self.best = names
         if self._score(names).decibels > self._score(self.nearest).decibels:
@@ -144,6 +153,18 @@ class Search:
             self.journal.forget(self.best, self.nearest)
         if trial.idle:
             self._consider(tuple(n for n in names if n != trial.idle), added)
+
+    def _tell(self, trial: Trial) -> None:
+        score = trial.score
+        values: dict[str, Value | None] = {
+            "step": len(self.journal.trials),
+            "techniques": " + ".join(trial.names),
+            "score": None if score is None else score.value,
+            "decibels": None if score is None else score.decibels,
+            "note": trial.note,
+            "cpu_seconds": trial.cpu_seconds,
+        }
+        emit(self.on_event, "quantize.trial", values)
 
     def _tried(self, names: Combination, added: str) -> Trial:
         text = " + ".join(names) or "the simulation"

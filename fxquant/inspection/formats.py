@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from fxquant.errors import ConfigError, nearest
 from fxquant.inspection.operator_kernels import BOUNDARY, FLOAT, INTEGER, MOVES
-from fxquant.io.text_tables import table
+from fxquant.io.text_tables import fitting, table, wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -26,8 +27,10 @@ _TEXTS = ("precision", "kind", "kernel", "output", "weight", "operator", "module
 _NUMBERS = ("scale", "zero_point")
 _GRADIENT = [{"stop": 0, "bgColor": "#ffffff"}, {"stop": 1, "bgColor": "#f28e2b"}]
 
-# columns of a table and how wide each may be in 80
-_NARROW = {"module": 24, "operator": 13, "output": 6, "weight": 12, "kernel": 17}
+_WORD = re.compile(r"\w+")
+_NARROW = ("module", "operator", "output", "weight", "kernel", "source")
+_WIDE = ("module", "operator", "shape", "output", "scale", "owner", "weight", "precision", "kernel",
+         "why", "source")  # fmt: skip
 
 
 def to_networkx(found: Inspection) -> nx.DiGraph:
@@ -91,30 +94,30 @@ def to_text(found: Inspection, width: int | None) -> str:
     lines = [_table(found.rows, width), "", *_ending(found)]
     groups = float_groups(found.rows)
     if groups:
-        lines += ["in floating point:", *(f"  {line}" for line in float_lines(groups, width))]
-    return "\n".join(lines)
+        lines += ["in floating point:", *(f"  {line}" for line in float_lines(groups))]
+    text = "\n".join(lines)
+    return text if width is None else wrapped(text, width)
 
 
 def _table(rows: Sequence[InspectionRow], width: int | None) -> str:
-    if width is None:
-        heads = ("module", "operator", "shape", "output", "scale", "owner", "weight", "precision",
-                 "kernel", "why", "source")  # fmt: skip
-        return table(heads, [_all_cells(r) for r in rows])
-    widths = _NARROW | {"module": max(12, _NARROW["module"] + width - 80)}
-    return table(tuple(widths), [[_cell(r, n, size) for n, size in widths.items()] for r in rows])
-
-
-def _cell(row: InspectionRow, name: str, size: int) -> str:
-    """A field in a column of `size` characters; the end of a path says more than its begin."""
-    if name == "module":
-        return shortened(row.module, size)
-    text = {"weight": row.weight.replace(" channels", ""), "kernel": _kernel(row)}.get(name)
-    text = str(getattr(row, name)) if text is None else text
-    return text if len(text) <= size else f"{text[: size - 1]}…"
+    heads: tuple[str, ...] = _WIDE
+    cells = [_all_cells(r) for r in rows]
+    if width is not None:
+        heads = _NARROW
+        cells = [_few_cells(r) for r in rows]
+    with fitting(width):
+        return table(heads, cells)
 
 
 def _kernel(row: InspectionRow) -> str:
     return f"float: {row.kernel}" if row.kind == FLOAT and row.kernel != FLOAT else row.kernel
+
+
+def _few_cells(row: InspectionRow) -> tuple[object, ...]:
+    """The fields that fit into a narrow table: one word each, of a file its name."""
+    weight = row.weight.removesuffix(" channels").removesuffix(" blocks").replace(" x ", "x")
+    line = row.source.replace("\\", "/").rpartition("/")[2]
+    return row.module, row.operator, row.output, weight, _kernel(row), line
 
 
 def _all_cells(row: InspectionRow) -> tuple[object, ...]:
@@ -125,11 +128,6 @@ def _all_cells(row: InspectionRow) -> tuple[object, ...]:
             row.precision, _kernel(row), why, row.source)  # fmt: skip
 
 
-def shortened(text: str, size: int) -> str:
-    """The end of a text, in at most `size` characters."""
-    return text if len(text) <= size else f"…{text[len(text) - size + 1 :]}"
-
-
 def _ending(found: Inspection) -> Iterable[str]:
     quantized = sum(r.output != "float" for r in found.rows)
     yield f"{quantized} of {len(found.rows)} outputs have a grid on {found.target}"
@@ -137,33 +135,31 @@ def _ending(found: Inspection) -> Iterable[str]:
     yield f"kernels are {by}; {'' if found.calibrated else 'not '}calibrated"
 
 
-def float_groups(rows: Iterable[InspectionRow]) -> list[tuple[str, list[InspectionRow]]]:
-    """Operators in floating point by their reason, the largest group first."""
+def float_groups(rows: Sequence[InspectionRow]) -> list[tuple[str, list[InspectionRow]]]:
+    """Operators in floating point by their reason, the largest group first.
+
+    Reasons that differ in the nodes that they name are one.
+    """
+    names = {row.node for row in rows} - {row.operator for row in rows}
     groups: dict[str, list[InspectionRow]] = {}
     for row in rows:
         if row.kind == FLOAT:
-            groups.setdefault(row.reason, []).append(row)
-    return sorted(groups.items(), key=lambda item: -len(item[1]))
+            groups.setdefault(_without(row.reason, names), []).append(row)
+    found = [(same if len(g) > 1 else g[0].reason, g) for same, g in groups.items()]
+    return sorted(found, key=lambda item: -len(item[1]))
+
+
+def _without(reason: str, names: set[str]) -> str:
+    return _WORD.sub(lambda word: "..." if word[0] in names else word[0], reason)
 
 
 def float_lines(
-    groups: Sequence[tuple[str, list[InspectionRow]]], width: int | None, most: int | None = None
+    groups: Sequence[tuple[str, list[InspectionRow]]], most: int | None = None
 ) -> list[str]:
     """A line for each reason: how many operators, why, and where the first of them is."""
-    size = None if width is None else max(20, width - 2)
-    lines = []
-    for reason, rows in groups[:most]:
-        where = rows[0].module + (", ..." if len(rows) > 1 else "")
-        lines.append(_fitted(f"{len(rows)} x {reason}", f" ({where})", size))
+    lines = [
+        f"{len(rows)} x {reason} ({rows[0].module}{', ...' if len(rows) > 1 else ''})"
+        for reason, rows in groups[:most]
+    ]
     left = sum(len(rows) for _, rows in groups[len(lines) :])
     return [*lines, f"... and {left} more"] if left else lines
-
-
-def _fitted(text: str, where: str, size: int | None) -> str:
-    """A text and its place in one line; the text is cut first."""
-    if size is None or len(text) + len(where) <= size:
-        return text + where
-    if len(where) > size // 2:
-        where = f" ({shortened(where[2:-1], size // 2 - 3)})"
-    room = size - len(where)
-    return (text if len(text) <= room else f"{text[: room - 1]}…") + where

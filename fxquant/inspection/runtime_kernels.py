@@ -7,8 +7,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from fxquant.graph.rewriter import label
 from fxquant.inspection.operator_kernels import FLOAT, INTEGER, Kernel
+from fxquant.nn.modes import evaluating
 
 if TYPE_CHECKING:
     from torch import fx
@@ -23,16 +26,22 @@ def runtime_kernels(
     """What onnxruntime runs for each operator of the exported model, and the runtime's name.
 
     Args:
-        sim: a calibrated simulation; it is exported into a temporary folder, without a proof.
+        sim: a calibrated simulation; it is written into a temporary folder.
         known: kernels by the rules of the target, kept where the file has no such operator.
     """
     import onnxruntime
 
+    from fxquant.onnx.io.writer import write_model
+    from fxquant.onnx.lowering.lower import lower
     from fxquant.onnx.ort.coverage import coverage
 
+    deploy = sim.config.deploy or sim.target.deploy
+    with evaluating(sim.model), torch.no_grad():
+        lowered = lower(sim.model, sim.example, contrib=sim.target.contrib, deploy=deploy)
     with tempfile.TemporaryDirectory(prefix="fxquant-inspect-") as folder:
-        sim.export(folder, "model", prove=False)
-        rows = coverage(Path(folder) / "model.onnx")
+        path = Path(folder) / "model.onnx"
+        write_model(lowered, path)
+        rows = coverage(path, model=lowered.model)
     by_label = operators_by_label(rows, (label(n) for n in known))
     found = {n: _kernel(by_label.get(label(n), []), label(n), known[n]) for n in known}
     return found, f"onnxruntime {onnxruntime.__version__}"

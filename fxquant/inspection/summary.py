@@ -9,7 +9,7 @@ from fxquant.fingerprint import CALIBRATED, changed_since
 from fxquant.inspection.formats import float_groups, float_lines
 from fxquant.inspection.operator_kernels import FLOAT, INTEGER, MOVES
 from fxquant.inspection.rows import describe_grid, grid_type, inspect_simulation
-from fxquant.io.text_tables import table
+from fxquant.io.text_tables import table, wrapped
 from fxquant.nn import QuantizationMixin
 from fxquant.precision.sites import find_sites, stored_bytes
 from fxquant.quantization import QuantizerBase
@@ -30,7 +30,7 @@ _KINDS = 8
 def summary(sim: QuantizationSimModel) -> str:
     """What a simulation is, in less than sixty lines however large the model; nothing is run."""
     found = inspect_simulation(sim)
-    return "\n".join(_lines(sim, found))
+    return wrapped("\n".join(_lines(sim, found)), _WIDTH)
 
 
 def _lines(sim: QuantizationSimModel, found: Inspection) -> Iterator[str]:
@@ -38,13 +38,14 @@ def _lines(sim: QuantizationSimModel, found: Inspection) -> Iterator[str]:
     quantizers = [m for m in gm.modules() if isinstance(m, QuantizerBase)]
     ready = sum(q.is_initialized() for q in quantizers)
     frozen = sum(q.frozen for q in quantizers)
+    changed = changed_since(gm, gm.meta.get(CALIBRATED)) if ready == len(quantizers) else []
     yield f"QuantizationSimModel for {found.target}"
     yield from _fields([
         ("scheme", sim.quant_scheme.name),
         ("operators", _operators(found)),
         ("tensors", _counted(r.output.partition(" ")[0] for r in found.rows)),
         ("weights", _counted(r.weight.partition(" ")[0] for r in found.rows if r.weight)),
-        ("calibrated", _calibrated(gm, ready, len(quantizers))),
+        ("calibrated", _calibrated(changed, ready, len(quantizers))),
         ("frozen", f"{frozen} of {len(quantizers)} quantizers"),
         ("trains", _trains(gm, quantizers)),
         ("size", _size(gm)),
@@ -52,8 +53,8 @@ def _lines(sim: QuantizationSimModel, found: Inspection) -> Iterator[str]:
     groups = float_groups(found.rows)
     if groups:
         yield "in floating point:"
-        yield from (f"  {line}" for line in float_lines(groups, _WIDTH, _REASONS))
-    yield f"next: {_next(gm, ready == len(quantizers))}"
+        yield from (f"  {line}" for line in float_lines(groups, _REASONS))
+    yield f"next: {_next(changed, calibrated=ready == len(quantizers))}"
 
 
 def _fields(pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
@@ -74,10 +75,9 @@ def _operators(found: Inspection) -> str:
     return f"{kinds[INTEGER]} of {computed} computed in integers, {kinds[MOVES]} only move values"
 
 
-def _calibrated(gm: fx.GraphModule, ready: int, total: int) -> str:
+def _calibrated(changed: list[str], ready: int, total: int) -> str:
     if ready < total:
         return f"no: {total - ready} of {total} quantizers have no range"
-    changed = changed_since(gm, gm.meta.get(CALIBRATED))
     if changed:
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         return f"yes, but weights changed since: {changed[0]}{more}"
@@ -108,10 +108,10 @@ def _bytes(count: float) -> str:
     return f"{count:.3g} GB"
 
 
-def _next(gm: fx.GraphModule, calibrated: bool) -> str:
+def _next(changed: list[str], *, calibrated: bool) -> str:
     if not calibrated:
         return "sim.compute_encodings(batches), then sim.export(folder, name)"
-    if changed_since(gm, gm.meta.get(CALIBRATED)):
+    if changed:
         return "sim.compute_encodings(batches) again: ranges are of other weights"
     return "sim.export(folder, name); sim.explain(name) says why, sim.table() shows grids"
 

@@ -20,8 +20,8 @@ _WIDTH: ContextVar[int | None] = ContextVar("_WIDTH", default=None)
 
 
 @contextmanager
-def fitting(width: int) -> Iterator[None]:
-    """Tables that are made inside the block are at most ``width`` columns wide."""
+def fitting(width: int | None) -> Iterator[None]:
+    """Tables that are made inside the block are at most ``width`` columns wide; None: any."""
     token = _WIDTH.set(width)
     try:
         yield

@@ -100,10 +100,19 @@ def fit_biases(model: nn.Module) -> None:
 
 
 def follow_parameters(module: nn.Module) -> None:
-    """Lay the ranges of a module's own parameters around these, where training has begun to."""
+    """Lay the ranges of a module's own parameters around these, where training has begun to.
+
+    Parameters that are sharded over ranks have their ranges laid when the layer runs.
+    """
     quantizers = module._modules.get("param_quantizers")
-    if isinstance(quantizers, QuantizerDict):
-        for name, quantizer in quantizers.active():
-            value = weight_of(module, name)
-            if value is not None:
-                quantizer.follow(value, begin=False)
+    if not isinstance(quantizers, QuantizerDict) or _is_sharded(module):
+        return
+    for name, quantizer in quantizers.active():
+        value = weight_of(module, name)
+        if value is not None:
+            quantizer.follow(value, begin=False)
+
+
+def _is_sharded(module: nn.Module) -> bool:
+    """Whether a parameter is a `DTensor`, of which this process has a part."""
+    return any(hasattr(p, "full_tensor") for p in module.parameters())

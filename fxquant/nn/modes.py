@@ -52,6 +52,17 @@ def restore_flags(model: nn.Module, flags: dict[str, bool]) -> None:
             module.training = flags[path]
 
 
+def has_quantizers(module: nn.Module) -> bool:
+    """Whether a module is a quantized one that holds a quantizer.
+
+    >>> has_quantizers(QuantizationMixin.from_module(nn.ReLU()))
+    False
+    """
+    return isinstance(module, QuantizationMixin) and any(
+        isinstance(part, QuantizerBase) for part in module.modules()
+    )
+
+
 Kept = Callable[[str, str, Any, QuantizerBase], bool]
 """(path of a module, "input", "output" or "param", index or name, quantizer) -> whether it stays"""
 

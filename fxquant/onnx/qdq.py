@@ -160,12 +160,12 @@ def dequantized(value: ir.Value | None) -> np.ndarray[Any, Any] | None:
     if integers is None or scale is None:
         return None
     zero = constant(node.inputs[2]) if len(node.inputs) > 2 else None
-    spread = _spread(node, scale, integers.shape)
-    shift = 0.0 if zero is None else _spread(node, zero, integers.shape).astype(np.float32)
-    return np.asarray((integers.astype(np.float32) - shift) * spread)
+    steps = spread(node, scale, integers.shape)
+    shift = 0.0 if zero is None else spread(node, zero, integers.shape).astype(np.float32)
+    return np.asarray((integers.astype(np.float32) - shift) * steps)
 
 
-def _spread(
+def spread(
     node: ir.Node, value: np.ndarray[Any, Any], shape: tuple[int, ...]
 ) -> np.ndarray[Any, Any]:
     """Scale or zero point per tensor, axis or block, as it broadcasts against the tensor."""

@@ -24,6 +24,7 @@ from fxquant.ptq.sampling import Sampling, layer_data
 from fxquant.ptq.solving.solver import SolverOptions
 from fxquant.ptq.tables import fit_steps
 from fxquant.ptq.walking.walk import Walk
+from fxquant.tracking.events import OnEvent, Value, counted, emit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,6 +88,7 @@ def reconstruct(
     options: ReconstructionOptions | None = None,
     *,
     progress: Progress | None = None,
+    on_event: OnEvent | None = None,
 ) -> ReconstructionReport:
     """Choose the integers, scales and biases of a calibrated simulation, in place.
 
@@ -98,6 +100,8 @@ def reconstruct(
         data: an iterable of batches, as for `compute_encodings`.
         options: see `ReconstructionOptions`.
         progress: called after each node with (nodes done, nodes in all).
+        on_event: called with "reconstruct.progress" after each node, and with "reconstruct.layer"
+            and its errors after each layer; see `fxquant.tracking`.
 
     Returns:
         What was done, layer by layer.
@@ -122,14 +126,17 @@ def reconstruct(
         >>> report.layers[0].error_after < report.layers[0].error_before
         True
     """
-    return _Reconstruction(sim.model, options or ReconstructionOptions()).run(data, progress)
+    work = _Reconstruction(sim.model, options or ReconstructionOptions(), on_event)
+    return work.run(data, counted(on_event, "reconstruct", progress))
 
 
 class _Reconstruction:
     finished: FinishedLayers  # known once the walk has its data
 
-    def __init__(self, gm: fx.GraphModule, options: ReconstructionOptions) -> None:
-        self.options = options
+    def __init__(
+        self, gm: fx.GraphModule, options: ReconstructionOptions, on_event: OnEvent | None = None
+    ) -> None:
+        self.options, self.on_event = options, on_event
         data = DataOptions(
             options.samples, options.columns, options.held_out, options.max_memory, options.folder,
             options.seed, options.threads,
@@ -161,6 +168,11 @@ class _Reconstruction:
         if found is None:
             found = find()
             self.finished.keep(layer, found)
+        told: dict[str, Value | None] = {
+            name: getattr(found, name)
+            for name in ("path", "changed", "error_before", "error_after", "seconds")
+        }
+        emit(self.on_event, "reconstruct.layer", told)
         return found
 
     def _layer(self, visit: Visit) -> LayerReport:

@@ -18,6 +18,7 @@ from fxquant.errors import TrainingError, nearest
 from fxquant.graph.absent_names import absence
 from fxquant.nn.modes import evaluating
 from fxquant.quantization.tensor import plain
+from fxquant.tracking.events import OnEvent, emit, require_event_callback
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -83,8 +84,12 @@ class Distiller:
             norms are folded as they are in the simulation.
         features: module paths whose outputs are compared, with a weight each; a list: 1 each.
         temperature: of the logits, see `distillation_loss`.
+        squared: compare logits by `feature_loss` in place of `distillation_loss`: it asks for the
+            logits themselves, not only for their differences, which keeps few bits stable.
         logits: takes the logits out of a model's output; the default is for a tensor.
         dim: axis of the classes.
+        on_event: called with "qat.distillation" after each call: the loss, and what logits and
+            features are in it; reading them waits for the device. See `fxquant.tracking`.
 
     Raises:
         TrainingError: FXQ830, an argument is wrong, or a path names no operator of both models.
@@ -107,9 +112,13 @@ class Distiller:
         features: Mapping[str, float] | Iterable[str] = (),
         *,
         temperature: float = 1.0,
+        squared: bool = False,
         logits: Callable[[Any], Tensor] | None = None,
         dim: int = -1,
+        on_event: OnEvent | None = None,
     ) -> None:
+        require_event_callback(on_event)
+        self._on_event, self._steps = on_event, 0
         _require_positive("temperature", temperature)
         weights = getattr(features, "items", None)
         one = [features] if isinstance(features, str) else features
@@ -119,7 +128,7 @@ class Distiller:
             for model in (_unwrapped(student), teacher):
                 _require_path(model, path)
         self.student, self.teacher = student, teacher
-        self.temperature, self.dim = temperature, dim
+        self.temperature, self.dim, self.squared = temperature, dim, squared
         self._logits = logits or _tensor_of
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
@@ -135,11 +144,19 @@ class Distiller:
         with torch.no_grad(), evaluating(self.teacher, kept=True):
             wanted, hints = self._run(self.teacher, self.teacher, args, kwargs)
         output, found = self._run(self.student, _unwrapped(self.student), args, kwargs)
-        loss = distillation_loss(
-            self._logits(output), self._logits(wanted), self.temperature, self.dim
-        )
+        ours, theirs = self._logits(output), self._logits(wanted)
+        if self.squared:
+            loss = feature_loss(ours, theirs)
+        else:
+            loss = distillation_loss(ours, theirs, self.temperature, self.dim)
+        parts = {"logits": loss}
         for path, weight in self.features.items():
-            loss = loss + weight * feature_loss(found[path], hints[path])
+            parts[path] = weight * feature_loss(found[path], hints[path])
+            loss = loss + parts[path]
+        self._steps += 1
+        if self._on_event is not None:
+            told = {name: float(part.detach()) for name, part in {"loss": loss, **parts}.items()}
+            emit(self._on_event, "qat.distillation", {"step": self._steps, **told})
         return output, loss
 
     def _run(

@@ -21,6 +21,7 @@ from fxquant.nn import QuantizationMixin
 from fxquant.nn.calibration import weight_of
 from fxquant.nn.live_norm import live_norm_of
 from fxquant.quantization.affine import AffineQuantizer
+from fxquant.tracking.events import OnEvent, emit, require_event_callback
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -73,6 +74,8 @@ class OscillationTracker:
         momentum: of the moving averages, the paper's `m`.
         threshold: oscillations per step from which on a weight is frozen; None: nothing is frozen.
             It may be changed between steps: the paper lowers it along a cosine, from 0.04 to 0.01.
+        on_event: called with "qat.oscillation" and the two shares after each step; see
+            `fxquant.tracking`.
 
     Attributes:
         threshold: as given; settable.
@@ -94,12 +97,15 @@ class OscillationTracker:
     """
 
     def __init__(
-        self, model: nn.Module, momentum: float = 0.01, threshold: float | None = 0.02
-    ) -> None:
+        self, model: nn.Module, momentum: float = 0.01, threshold: float | None = 0.02,
+        *, on_event: OnEvent | None = None,
+    ) -> None:  # fmt: skip
+        require_event_callback(on_event)
         _require_share("momentum", momentum)
         if threshold is not None:
             _require_share("threshold", threshold)
         self.momentum, self.threshold = momentum, threshold
+        self._on_event, self._steps = on_event, 0
         self._weights = {weight.path: weight for weight in _weights(model)}
         if not self._weights:
             what = "no weight of the model is quantized to integers by a calibrated quantizer"
@@ -116,6 +122,10 @@ class OscillationTracker:
             seen.update(weight.integers(weight.value()), self.momentum, self.threshold)
             if bool(seen.frozen.any()):
                 weight.pin(seen.integers, seen.frozen)
+        self._steps += 1
+        if self._on_event is not None:
+            shares = {"oscillating": self.oscillating(), "frozen": self.frozen()}
+            emit(self._on_event, "qat.oscillation", {"step": self._steps, **shares})
 
     def frequencies(self) -> dict[str, Tensor]:
         """Oscillations per step of every weight, by the path of the parameter."""

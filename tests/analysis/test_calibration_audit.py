@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor, nn
 
 from fxquant import QuantizationSimModel, audit_calibration
-from fxquant.analysis.accumulator_bounds import INT32
+from fxquant.analysis.audit.accumulator_bounds import INT32
+from fxquant.cli import main
 from fxquant.errors import CalibrationError
 from fxquant.models import digits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from fxquant.analysis.calibration_audit import CalibrationAudit, Finding
 
@@ -284,3 +287,38 @@ def test_mistakes() -> None:
         audit_calibration(simulated(net(), images()), [])
     with pytest.raises(CalibrationError, match="FXQ483"):
         audit_calibration(simulated(net(), images()), [torch.zeros(2, 5, 12, 12)])
+
+
+_FACTORY = """
+import torch
+from torch import nn
+
+def net():
+    torch.manual_seed(0)
+    made = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, momentum=None), nn.ReLU())
+    made.train()
+    with torch.no_grad():
+        made(torch.rand(64, 3, 8, 8, generator=torch.Generator().manual_seed(1)))
+    return made.eval()
+
+def right():
+    return [torch.rand(32, 3, 8, 8, generator=torch.Generator().manual_seed(2))] * 2
+
+def wrong():
+    return [255 * x for x in right()]
+"""
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("data", ["right", "wrong"])
+def test_the_command_warns_of_data_that_make_ranges_useless(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "net.py").write_text(_FACTORY)
+    monkeypatch.chdir(tmp_path)
+    given = ["quantize", "net.py:net", "--calibration", f"net.py:{data}", "--out", "out"]
+    result = CliRunner().invoke(main, [*given, "--no-proof", "-q"])
+    assert result.exit_code == 0, result.output
+    warned = [line for line in result.stderr.splitlines() if line.startswith("warning: error: ")]
+    assert len(warned) == (data == "wrong")
+    assert all("input normalization" in line for line in warned)

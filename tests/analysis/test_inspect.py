@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fxquant import QuantizationSimModel, inspect_model
-from fxquant.errors import ConfigError, UncalibratedError
+from fxquant.errors import ConfigError, SelectorError, UncalibratedError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -113,7 +113,7 @@ def test_the_text_has_eighty_columns_and_the_reasons(sim: QuantizationSimModel) 
     lines = str(found).splitlines()
     assert max(map(len, lines)) <= 80
     assert "  1 x gelu is computed in floating point on onnxruntime_x86 (gelu)" in lines
-    assert max(map(len, found.text(60).splitlines())) <= 70
+    assert max(map(len, found.text(60).splitlines())) <= 60
     whole = found.text(None)
     assert "4x8x12x12" in whole
     assert "test_inspect.py:" in whole
@@ -202,3 +202,13 @@ def test_the_table_lists_every_quantizer(sim: QuantizationSimModel) -> None:
     assert len(table) - 2 >= len(list(sim.quantizers()))
     assert any(line.startswith("stem.2") and "uint8" in line for line in table)
     assert any(line.startswith("head") and "int32 x 5 channels" in line for line in table)
+
+
+def test_a_chain_of_reasons_ends_where_it_was_decided(sim: QuantizationSimModel) -> None:
+    found = inspect_model(sim)
+    lines = found.explain("stem.2").splitlines()
+    assert lines[0].startswith("stem.2: relu, uint8, kernel in stem.0, output uint8 ")
+    assert "  its kernel is that of stem.0" in lines
+    assert any(line.startswith("    stem.0: conv2d, uint8 x int8, kernel ") for line in lines)
+    with pytest.raises(SelectorError, match="did you mean 'stem"):
+        found.explain("stem.9")

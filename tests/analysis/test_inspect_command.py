@@ -86,6 +86,9 @@ def test_a_picture_is_drawn(folder: Path) -> None:
     result = inspect("--target", "amd_aie2", "--picture", "net.svg")
     assert result.exit_code == 0, result.output
     assert minidom.parse(str(folder / "net.svg"))
+    result = inspect("--target", "amd_aie2", "--picture", "net.html")
+    assert result.exit_code == 0, result.output
+    assert "amd_aie2" in (folder / "net.html").read_text("utf-8")
 
 
 @pytest.mark.parametrize(
@@ -101,3 +104,17 @@ def test_mistakes_are_errors_without_tracebacks(arguments: list[str], says: str)
     assert result.exit_code != 0
     assert says in result.stderr
     assert "Traceback" not in result.output
+
+
+def test_formats_of_the_operators() -> None:
+    narrow, wide = inspect().stdout, inspect("--format", "wide").stdout
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert "1x8x8x8" in wide
+    assert "net.py:" in wide
+    assert json.loads(inspect("--format", "json").stdout) == data()
+    results = json.loads(inspect("--format", "model-explorer").stdout)["main"]["results"]
+    assert results["a"]["value"] == "uint8 x int8"
+    assert data()["rows"][1]["kind"] == "integer"
+    result = inspect("--format", "wide", "--regions")
+    assert result.exit_code != 0
+    assert "FXQ738" in result.stderr

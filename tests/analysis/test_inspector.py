@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from fxquant import QuantizationSimModel
 from fxquant.analysis.inspector import Inspector, InspectorReport
-from fxquant.analysis.inspector_layout import lay_out
 from fxquant.errors import SelectorError
 from fxquant.targets import available
 
@@ -124,22 +123,65 @@ def test_the_report_is_text_json_and_picture(tmp_path: Path) -> None:
     assert data["partitions"][1] == {"number": 2, "device": "float", "nodes": ["c2", "gelu"]}
 
 
+def boxes_of(document: Any) -> list[tuple[float, ...]]:
+    """Places of operators and closed groups."""
+    rects = document.getElementsByTagName("rect")
+    found = [r for r in rects if r.getAttribute("rx") in ("7", "9")]
+    return [tuple(float(b.getAttribute(k)) for k in ("x", "y", "width", "height")) for b in found]
+
+
 def test_the_picture_is_well_formed_and_boxes_stay_apart() -> None:
     report = inspected()
     document = minidom.parseString(report.to_svg())
-    boxes = [r for r in document.getElementsByTagName("rect") if r.getAttribute("rx") == "7"]
-    assert len(boxes) == len(report.nodes)
-    places = [tuple(float(b.getAttribute(k)) for k in ("x", "y", "width", "height")) for b in boxes]
+    places = boxes_of(document)
+    assert len(places) == len(report.nodes)
     for a, b in itertools.combinations(places, 2):
         apart = (
             a[0] + a[2] <= b[0] or b[0] + b[2] <= a[0] or a[1] + a[3] <= b[1] or b[1] + b[3] <= a[1]
         )
         assert apart, (a, b)
     root: Any = document.documentElement
-    width = float(root.getAttribute("width"))
-    assert all(x >= 0 and x + w <= width for x, _, w, _ in places)
+    width, height = (float(root.getAttribute(k)) for k in ("width", "height"))
+    assert all(x >= 0 and x + w <= width and y + h <= height for x, y, w, h in places)
     titles = [t.firstChild.data for t in document.getElementsByTagName("title")]  # type: ignore[union-attr]
     assert any("dilation=(17, 17)" in t and "test_inspector.py:" in t for t in titles)
+
+
+class Tower(nn.Module):
+    """Blocks of blocks, of which no two neighbours are alike, and 24 that are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.Sequential(
+            *(nn.Sequential(*(Step(3, 3, k) for _ in range(12))) for k in (1, 3, 5, 7))
+        )
+        self.tail = nn.Sequential(*(Step(3, 3, 1) for _ in range(24)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tail(self.stages(x))  # type: ignore[no-any-return]
+
+
+class Step(nn.Sequential):
+    """A convolution with its activation, and a residual sum."""
+
+    def __init__(self, a: int, b: int, kernel: int) -> None:
+        super().__init__(
+            nn.Conv2d(a, b, kernel, padding=kernel // 2), nn.ReLU(), nn.Conv2d(b, b, 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + super().forward(x))  # type: ignore[no-untyped-call]
+
+
+def test_the_picture_of_a_large_network_is_one_page() -> None:
+    report = inspected("amd_aie2", Tower())
+    document = minidom.parseString(report.to_svg())
+    root: Any = document.documentElement
+    assert len(report.nodes) > 300
+    assert float(root.getAttribute("height")) < 1600
+    texts = [t.firstChild.data for t in document.getElementsByTagName("text")]  # type: ignore[union-attr]
+    assert "tail × 24" in texts
+    assert any(text.endswith(" operators") for text in texts)
 
 
 def test_names_are_escaped() -> None:
@@ -152,18 +194,6 @@ def test_names_are_escaped() -> None:
             return self.get_submodule("a<b&c")(x)  # type: ignore[no-any-return]
 
     assert minidom.parseString(inspected(model=Odd()).to_svg())
-
-
-def test_long_edges_pass_beside_boxes() -> None:
-    names = [f"n{i}" for i in range(6)]
-    inputs = {f"n{i}": [f"n{i - 1}"] for i in range(1, 6)}
-    inputs["n5"].append("n0")
-    layout = lay_out(names, inputs, box=(100, 30), gap=(20, 20))
-    bends = next(points for a, b, points in layout.edges if (a, b) == ("n0", "n5"))
-    assert len(bends) == 4
-    for bend in bends:
-        level = next(p for p in layout.boxes.values() if p.y == bend.y)
-        assert abs(level.x - bend.x) > 50
 
 
 def test_an_unknown_target_is_an_error() -> None:

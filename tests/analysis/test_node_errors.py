@@ -133,13 +133,15 @@ def test_changed_weights_are_compared_with_the_float_ones() -> None:
 
 
 class _Odd(nn.Module):
-    """Random numbers in evaluation, values written in place, integers and an infinite mask."""
+    """Random numbers in evaluation, values and a buffer that are written, an infinite mask."""
 
     def __init__(self) -> None:
         super().__init__()
         self.fc, self.out = nn.Linear(6, 6), nn.Linear(6, 4)
+        self.register_buffer("calls", torch.zeros(()))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        self.get_buffer("calls").add_(1)
         y = torch.dropout(self.fc(x), 0.5, True)
         y[:, 0] = 0.0
         masked = y.masked_fill(y < 0, -torch.inf)
@@ -151,7 +153,9 @@ def test_draws_writes_and_infinite_values() -> None:
     x = torch.randn(32, 6)
     sim = QuantizationSimModel(_Odd().eval(), x, "min_max")
     sim.compute_encodings([x])
+    calls = sim.model.get_buffer("calls").clone()
     found = node_errors(sim, [x])
+    assert torch.equal(sim.model.get_buffer("calls"), calls)
     rows = {row.operator: row for row in found.rows}
     # other draws in the simulation would leave some 0 dB
     assert rows["dropout"].cumulative_db is not None

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from click.testing import CliRunner
 from torch import Tensor, nn
 
-from fxquant import QuantizationSimModel
+from fxquant import QuantizationSimModel, choose_mixed_precision
+from fxquant.analysis.calibration_audit import audit_calibration
 from fxquant.analysis.report.page import as_block
 from fxquant.cli import main
 from fxquant.errors import CalibrationError, ConfigError
@@ -183,6 +184,25 @@ def test_what_is_handed_in_is_shown(tmp_path: Path) -> None:
         assert nodes_of(data)["stem"]["kn"] == "QLinearConv"
         assert [r["value"] for r in data["overview"]["evaluation"]] == [91.25, 90.5]
         assert data["recipe"] == {"seed": 7}
+        kernels = {row[2] for row in data["export"]["operators"]}
+        assert {"QLinearConv", "QGemm"} <= kernels
+
+
+def test_searches_and_analyses_are_shown(tmp_path: Path) -> None:
+    sim = simulated()
+    mixed = choose_mixed_precision(sim, data=batches(), latency=False, points=2, trials=2)
+    layers = {"sensitivity": {"measure": "x", "weights": 1.0}, "enabled": {"stem": 0.5}}
+    audit = audit_calibration(sim, batches())
+    page = sim.report(tmp_path / "r.html", mixed_precision=mixed, analyzer=layers, audit=audit)
+    data = data_of(page)
+    assert len(data["mixed"]["points"]) == len(mixed.points)
+    assert [p["cost"] for p in data["mixed"]["pareto"]] == [p.cost for p in mixed.pareto]
+    assert data["mixed"]["points"][0]["label"]
+    assert data["analyzer"]["enabled"] == {"stem": 0.5}
+    told = [a["what"] for a in data["overview"]["advice"]]
+    assert [f"Calibration data: {f.kind}" for f in audit.findings] == told[
+        1 : 1 + len(audit.findings)
+    ]
 
 
 # --- safety --------------------------------------------------------------------------------------

@@ -58,8 +58,8 @@ def test_what_is_returned_gives_the_score_again(tmp_path: Path) -> None:
     model, score, path = auto.optimize(allowed_accuracy_drop=0.0)
     assert score > plain + 5
     assert Path(path) == tmp_path / "auto_quant.encodings"
-    names = {f"auto_quant.{s}" for s in ("onnx", "encodings", "safetensors", "report.json", "txt")}
-    assert {p.name for p in tmp_path.iterdir()} == names
+    suffixes = ("onnx", "encodings", "safetensors", "report.json", "txt", "recipe.yaml")
+    assert {p.name for p in tmp_path.iterdir()} == {f"auto_quant.{s}" for s in suffixes}
     assert (tmp_path / "auto_quant.txt").read_text() == f"{auto.report}\n"
     sim = QuantizationSimModel(model, data[0], default_param_bw=4)
     sim.load_encodings(path)

@@ -9,8 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fxquant.mixed_precision.scores import Noise, decibels, score_of
-from fxquant.nn import QuantizationMixin
-from fxquant.nn.modes import Kept, quantizers_removed
+from fxquant.nn.modes import Kept, has_quantizers, quantizers_removed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,14 +25,7 @@ BY_CALLBACK = "eval_callback"
 def layers_with_quantizers(gm: fx.GraphModule) -> list[str]:
     """Paths of modules that hold quantizers, in the order in which the graph calls them."""
     called = dict.fromkeys(str(n.target) for n in gm.graph.nodes if n.op == "call_module")
-    return [path for path in called if _has_quantizers(gm.get_submodule(path))]
-
-
-def _has_quantizers(module: Any) -> bool:
-    return isinstance(module, QuantizationMixin) and any(
-        any(True for _ in home.active())
-        for home in (module.input_quantizers, module.output_quantizers, module.param_quantizers)
-    )
+    return [path for path in called if has_quantizers(gm.get_submodule(path))]
 
 
 class Sensitivity:

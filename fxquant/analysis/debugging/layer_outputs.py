@@ -11,13 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fxquant.calibrate import using_threads
+from fxquant.analysis.node_errors import looking
 from fxquant.errors import CheckpointError, ConfigError
 from fxquant.graph.pytree import leaves
 from fxquant.graph.rewriter import label
 from fxquant.io.state_dicts import write_tensors
 from fxquant.io.writing import as_path, new_file
-from fxquant.nn.modes import evaluating
 from fxquant.ptq.layer_walk import require_number
 from fxquant.ptq.walking.walk import Environment, FloatEnvironment, batch_walks
 from fxquant.quantization.tensor import plain
@@ -89,7 +88,7 @@ def save_layer_outputs(
     require_number("samples", samples, 1, none=True)
     gm, home, files = sim.model, as_path(folder, "folder"), list[Path]()
     names = _names(gm)
-    with using_threads(threads), evaluating(gm), torch.no_grad():
+    with looking(gm, threads):
         ways = FloatEnvironment(gm, "float"), Environment(gm, "simulation")
         walks = batch_walks(
             gm, data, ways, samples=samples, progress=progress, max_memory=max_memory
@@ -144,14 +143,10 @@ class _Npz:
 class _Safetensors:
     def __init__(self) -> None:
         self.found: dict[str, Tensor] = {}
-        self._storages: set[int] = set()
 
     def add(self, name: str, value: Tensor) -> None:
-        """Keep a tensor; what shares its memory with another one is copied."""
-        storage = value.untyped_storage().data_ptr()
-        shared = storage in self._storages
-        self._storages.add(storage)
-        self.found[name] = value.clone() if shared else value.contiguous()
+        """Keep a copy: others may share its memory, or write into it before all is written."""
+        self.found[name] = value.clone(memory_format=torch.contiguous_format)
 
 
 @contextmanager

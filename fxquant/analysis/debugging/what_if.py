@@ -7,17 +7,14 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from fxquant.analysis.decibels import Power
-from fxquant.analysis.node_errors import NodeError
-from fxquant.calibrate import using_threads
+from fxquant.analysis.node_errors import NodeError, looking
 from fxquant.editing import quantized_modules
 from fxquant.graph.node_walk import output_of
 from fxquant.graph.pytree import fresh_inputs
 from fxquant.graph.selectors import several
 from fxquant.mixed_precision.costs import Costs
-from fxquant.nn.modes import evaluating, quantizers_removed
+from fxquant.nn.modes import quantizers_removed
 from fxquant.precision.sites import find_sites
 from fxquant.ptq.layer_walk import require_number
 from fxquant.ptq.snapshot import restore, snapshot
@@ -126,6 +123,7 @@ def what_if(
         UncalibratedError: FXQ401, the simulation is not calibrated.
 
     Example:
+        >>> import torch
         >>> from torch import nn
         >>> from fxquant import QuantizationSimModel
         >>> x = torch.randn(64, 8)
@@ -139,7 +137,7 @@ def what_if(
     given: list[Any] = several(nodes)
     selectors = [n.module if isinstance(n, NodeError) else n for n in given]
     paths = tuple(quantized_modules(sim.model, selectors))
-    with using_threads(threads), evaluating(sim.model), torch.no_grad():
+    with looking(sim.model, threads):
         ratios, count = _ratios(sim, data, samples, paths)
         costs = _costs(sim, paths)
     times = _latencies(sim, paths, rounds) if latency else (None, None)

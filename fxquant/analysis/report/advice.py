@@ -31,6 +31,7 @@ class Known:
         exported: whether an export report was given.
         proven: what it says.
         worst: places of the worst nodes.
+        findings: what an audit of the calibration data found.
     """
 
     entries: Sequence[Entry]
@@ -39,6 +40,7 @@ class Known:
     exported: bool
     proven: bool
     worst: Sequence[int]
+    findings: Sequence[Entry] = ()
 
 
 def advice(known: Known) -> list[Entry]:
@@ -61,6 +63,13 @@ def _no_data(known: Known) -> Iterator[Entry]:
             "Measure errors", "without data this report shows structure and grids only",
             'sim.report("report.html", data=batches)', (),
         )  # fmt: skip
+
+
+def _audited(known: Known) -> Iterator[Entry]:
+    for found in known.findings:
+        said = (found.get(key, "") for key in ("where", "message", "fix"))
+        why = "; ".join(text for text in said if text)
+        yield _advice(f"Calibration data: {found.get('kind', '')}", why, "", ())
 
 
 def _not_proven(known: Known) -> Iterator[Entry]:
@@ -105,15 +114,23 @@ def _clipping(known: Known) -> Iterator[Entry]:
 
 
 def _unused(known: Known) -> Iterator[Entry]:
-    found = [i for i, e in enumerate(known.entries) if e.get("h", {}).get("us", 1.0) < _UNUSED]
+    found = [i for i, e in enumerate(known.entries) if _is_unused(e)]
     if found:
         first = known.entries[found[0]]
         yield _advice(
             "Take outliers out of the ranges",
-            f"in {len(found)} tensors 99.8 % of the values use less than {_UNUSED:.0%} of the "
+            f"in {len(found)} tensors 99.8% of the values use less than {_UNUSED:.0%} of the "
             f"steps ({first['p']}: {first['h']['us']:.1%})",
             'fxquant.QuantizationSimModel(model, x, "percentile")', found,
         )  # fmt: skip
+
+
+def _is_unused(entry: Entry) -> bool:
+    """Whether a tensor leaves steps of its own grid unused, and loses by it."""
+    if entry.get("h", {}).get("us", 1.0) >= _UNUSED or "own" in entry["g"]:
+        return False
+    own = (entry.get("e") or (None,))[0]
+    return own is not None and own < _GOOD
 
 
 def _uneven(known: Known) -> Iterator[Entry]:
@@ -148,7 +165,7 @@ def _not_exported(known: Known) -> Iterator[Entry]:
 
 
 _RULES: tuple[Callable[[Known], Iterator[Entry]], ...] = (
-    _uncalibrated, _no_data, _not_proven, _dominant, _clipping, _unused, _uneven, _noisy,
+    _uncalibrated, _no_data, _audited, _not_proven, _dominant, _clipping, _unused, _uneven, _noisy,
     _not_exported,
 )  # fmt: skip
 

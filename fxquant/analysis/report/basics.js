@@ -30,13 +30,15 @@ function number(x, digits = 3) {
   const places = Math.max(0, digits - 1 - Math.floor(Math.log10(size)));
   return String(Number(x.toFixed(Math.min(places, 8)))).replace("-", "−");
 }
+// a score keeps its decimals: numbers below each other are compared by eye
+const score = (x) => (x === null || x === undefined ? "–" : x.toFixed(Math.abs(x) >= 10 ? 2 : 4).replace("-", "−"));
 const decibels = (x) => (x === null || x === undefined ? "–" : x <= -300 ? "lost" : `${x.toFixed(1).replace("-", "−")} dB`);
 function percent(x) {
   if (x === null || x === undefined) return "–";
   const p = 100 * x;
-  if (p === 0) return "0 %";
-  if (p < 0.01) return "< 0.01 %";
-  return `${p < 1 ? p.toFixed(2) : p < 10 ? p.toFixed(1) : p.toFixed(0)} %`;
+  if (p === 0) return "0%";
+  if (p < 0.01) return "<0.01%";
+  return `${p < 1 ? p.toFixed(2) : p < 10 ? p.toFixed(1) : p.toFixed(0)}%`;
 }
 function bytes(n) {
   if (n >= 1e9) return [(n / 1e9).toFixed(2), "GB"];

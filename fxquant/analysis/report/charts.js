@@ -47,10 +47,11 @@ function gridComb(g, x, base) {
   return [draw("path", { d: way.join(""), style: "stroke:var(--accent);stroke-width:.7;fill:none" })];
 }
 
-// Errors along the network, node after node: own error as bars, error with all before as a line.
+// Errors along the network, node after node: own error as bars that hang from the top, so that
+// long ones are bad ones, and error with all before as a line.
 function errorChart(open) {
   const shown = NODES.map((n, i) => [n, i]).filter(([n]) => n.e && (n.e[0] !== null || n.e[1] !== null));
-  const W = 1180, H = 220, left = 44, base = H - 20, top = 12;
+  const W = Math.max(340, Math.min(1190, innerWidth - 48)), H = 230, left = 44, base = H - 20, top = 14;
   const cap = (v) => Math.max(-5, Math.min(60, v));
   const y = (db) => top + ((60 - cap(db)) / 65) * (base - top);
   const step = (W - left) / Math.max(1, shown.length);
@@ -62,9 +63,9 @@ function errorChart(open) {
   const worst = new Set(D.overview.worst.slice(0, 3));
   shown.forEach(([n, i], k) => {
     if (n.e[0] === null) return;
-    const color = `var(--h${Math.max(1, below(n.e[0]))})`;
-    parts.push(draw("rect", { x: x(k) - step * 0.38, y: y(n.e[0]), width: Math.max(1, step * 0.76), height: Math.max(1, base - y(n.e[0])), style: `fill:${color}` }));
-    if (worst.has(i)) parts.push(draw("path", { d: `M${x(k)} ${y(n.e[0]) - 3}l-5 -8h10z`, style: "fill:var(--bad)" }));
+    const width = Math.max(1.2, step * 0.7), depth = y(n.e[0]);
+    parts.push(draw("rect", { x: x(k) - width / 2, y: top, width, height: Math.max(1, depth - top), style: `fill:var(${worst.has(i) ? "--h4" : "--h2"})` }));
+    if (worst.has(i)) parts.push(draw("path", { d: `M${x(k)} ${depth + 3}l-5 8h10z`, style: "fill:var(--bad)" }));
   });
   const line = shown.map(([n], k) => [k, n.e[1]]).filter(([, v]) => v !== null);
   parts.push(draw("path", { class: "all", d: line.map(([k, v], j) => `${j ? "L" : "M"}${x(k).toFixed(1)} ${y(v).toFixed(1)}`).join("") }));

@@ -7,7 +7,7 @@ const most = (values) => values.reduce((a, b) => Math.max(a, b), -Infinity);
 const below = (x) => DB_STEPS.filter((s) => x < s).length;
 const above = (steps) => (x) => steps.filter((s) => x >= s).length;
 const DB_LABELS = ["≥ 50 dB", "40", "30", "20", "10", "< 10 dB"];
-const SHARE_LABELS = ["< 0.5 %", "0.5", "1", "3", "10", "≥ 25 %"];
+const SHARE_LABELS = ["< 0.5%", "0.5", "1", "3", "10", "≥ 25%"];
 const stepped = (labels) => labels.map((label, i) => [`--h${i}`, label]);
 
 const PRECISIONS = {
@@ -38,7 +38,7 @@ const COLORINGS = {
   clipped: {
     name: "clipped values", has: HAS.clipped, of: (n) => (n.h && n.h.cl ? sum(n.h.cl) : null), join: most,
     step: above(CLIP_STEPS), text: percent,
-    legend: stepped(["none", "> 0", "0.01 %", "0.1 %", "1 %", "≥ 5 %"]),
+    legend: stepped(["none", "> 0", "0.01%", "0.1%", "1%", "≥ 5%"]),
     about: "share of the float values beyond the ends of the grid",
   },
   latency: {

@@ -4,27 +4,18 @@ from __future__ import annotations
 
 import json
 import platform
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fxquant._version import __version__
+from fxquant.records.versions import versions
 
 if TYPE_CHECKING:
     from fxquant.sim import QuantizationSimModel
 
-_PACKAGES = ("torch", "onnxruntime", "onnx", "numpy")
-
 
 def environment(sim: QuantizationSimModel) -> dict[str, Any]:
     """Versions and settings as plain data."""
-    versions = {"fxquant": __version__, "python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:  # built into the interpreter's own tree
-            continue
     machine = {
         "system": f"{platform.system()} {platform.machine()}",
         "torch threads": torch.get_num_threads(),
@@ -32,4 +23,4 @@ def environment(sim: QuantizationSimModel) -> dict[str, Any]:
     }
     settings = {"target": sim.target.name, "scheme": sim.quant_scheme.name}
     config = json.loads(sim.config.model_dump_json(exclude_defaults=True))
-    return {"versions": versions, "machine": machine, "settings": settings, "config": config}
+    return {"versions": versions(), "machine": machine, "settings": settings, "config": config}

@@ -57,7 +57,7 @@ function valuePart(node) {
   const rows = [["range", `${number(h.lo)} to ${number(h.hi)}`], ["mean ± deviation", `${number(h.m)} ± ${number(h.sd)}`]];
   if (h.ze) rows.push(["zeros", percent(h.ze)]);
   if (h.cl) rows.push(["clipped below, above", `${percent(h.cl[0])}, ${percent(h.cl[1])}`]);
-  if (h.us !== undefined) rows.push(["steps that 99.8 % of the values use", percent(h.us)]);
+  if (h.us !== undefined) rows.push(["steps that 99.8% of the values use", percent(h.us)]);
   parts.push(pairs(rows));
   return section(node.g && node.g.hi !== undefined ? "Float values over the grid (bars: square root of the count)" : "Float values (bars: square root of the count)", parts);
 }

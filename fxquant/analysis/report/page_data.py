@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 from fxquant._version import __version__
 from fxquant.analysis.folding import Leaf, fold
 from fxquant.analysis.nested_rows import Box, boxes
-from fxquant.analysis.report import front_page
+from fxquant.analysis.report import front_page, shown_results
 from fxquant.analysis.report.advice import Known, advice
 from fxquant.analysis.report.environment import environment
 from fxquant.analysis.report.node_facts import Texts, facts, fold_nodes, precision, shown_nodes
 from fxquant.analysis.report.weight_ranges import weight_facts
-from fxquant.inspection.operator_kernels import FLOAT, INTEGER
+from fxquant.inspection.operator_kernels import FLOAT, INTEGER, MOVES
 
 if TYPE_CHECKING:
     from torch import Tensor, fx
@@ -40,6 +40,8 @@ def page_data(
     exported: Mapping[str, Any] | None,
     profile: Mapping[str, Any] | None,
     mixed: Mapping[str, Any] | None,
+    analyzer: Mapping[str, Any] | None,
+    audit: Mapping[str, Any] | None,
     recipe: Mapping[str, Any] | None,
     before: Mapping[str, Tensor],
     samples: int,
@@ -55,6 +57,8 @@ def page_data(
         exported: the report of an export.
         profile: times in the runtime.
         mixed: a search for mixed precision.
+        analyzer: sensitivities of layers.
+        audit: findings about calibration data.
         recipe: what a run decided.
         before: float parameters before techniques, by name.
         samples: samples that statistics and errors are of; 0 without data.
@@ -72,6 +76,7 @@ def page_data(
     known = Known(
         entries, errors.get("output_db"), bool(samples), exported is not None,
         bool(exported and exported.get("proven")), front_page.worst(entries),
+        (audit or {}).get("findings", ()),
     )  # fmt: skip
     return {
         "title": title, "version": __version__, "target": sim.target.name,
@@ -83,7 +88,8 @@ def page_data(
             "reasons": front_page.float_reasons(entries, texts.list()), "worst": known.worst,
             "advice": advice(known),
         },
-        "mixed": mixed, "export": exported, "profile": _times(profile),
+        "mixed": shown_results.search(mixed), "analyzer": shown_results.sensitivities(analyzer),
+        "export": shown_results.proof(exported), "profile": shown_results.times(profile),
         "recipe": recipe, "environment": environment(sim),
     }  # fmt: skip
 
@@ -138,7 +144,7 @@ def _add_runtime(
     times = {row["node"]: row for row in (profile or {}).get("rows", ())}
     for entry in entries:
         row = kernels.get(entry["p"])
-        if row is not None:
+        if row is not None and entry.get("k") != MOVES:
             entry |= {"k": INTEGER if row["integer"] else FLOAT, "kn": row["kernel"]}
             entry.pop("kw", None)
             if row["reason"]:
@@ -147,9 +153,3 @@ def _add_runtime(
         if row is not None:
             entry["t"] = [row["seconds"], row["conversions"], row["share"], row["float_seconds"]]
             entry["kn"] = row["kernel"] or entry.get("kn", "")
-
-
-def _times(profile: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    if profile is None:
-        return None
-    return {k: v for k, v in profile.items() if k != "rows"}

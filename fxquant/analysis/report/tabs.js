@@ -1,7 +1,7 @@
 // The parts of the report; each is made when it is first shown.
 const TABS = [["overview", "Overview", overview], ["graph", "Graph", graphView], ["nodes", "Nodes", nodeTable]];
 if (NODES.some((n) => n.w)) TABS.push(["weights", "Weights", weightList]);
-if (D.mixed) TABS.push(["search", "Sensitivity", mixedView]);
+if (D.mixed || D.analyzer) TABS.push(["sensitivity", "Sensitivity", searchView]);
 if (D.export || D.profile) TABS.push(["runtime", "Runtime", runtimeView]);
 TABS.push(["recipe", "Recipe", recipeView]);
 
@@ -14,11 +14,18 @@ function overview() {
     el("p", { class: "verdict" }, verdict(O)),
     el("div", { class: "cards" }, cards(O)),
     HAS.errors || HAS.all ? el("section", {}, el("h2", {}, "Errors along the network"),
-      el("p", { class: "lead" }, "Bars: the error each node makes itself. Line: the error of its value, with all before it. Higher is better; triangles mark the three that do most harm. Click to open a node."),
-      errorChart(openNode)) : null,
+      el("p", { class: "lead" }, "Bars: the error that each node makes itself; the longer, the worse. Line: the error of its value, with all before it; the lower, the worse. Triangles mark the three that do most harm. Click to open a node."),
+      resizing(() => errorChart(openNode))) : null,
     el("div", { class: "two" },
       el("div", {}, worstPart(O), el("section", {}, el("h2", {}, "Not computed in integers"), reasonsPart(O))),
       el("section", {}, el("h2", {}, "What to do next"), O.advice.length ? el("ol", { class: "advice" }, O.advice.map(adviceItem)) : el("p", { class: "empty" }, "Nothing stands out."))));
+}
+// a chart that is drawn anew when the window has another width
+function resizing(make) {
+  const place = el("div", {}, make());
+  let width = innerWidth;
+  addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; place.replaceChildren(make()); } });
+  return place;
 }
 const strong = (text, kind) => el("strong", { class: kind }, text);
 function verdict(O) {
@@ -26,8 +33,9 @@ function verdict(O) {
   const [float, ...others] = O.evaluation;
   if (float && others.length && float.value !== null) {
     const last = others[others.length - 1], lost = float.value - last.value;
-    parts.push("The quantized model scores ", strong(number(last.value, 4)), `, the float model ${number(float.value, 4)}: `,
-      strong(lost > 0 ? `${number(lost)} lost` : "nothing lost", lost > 0 ? "warn" : "good"), ". ");
+    const size = Math.abs(lost).toFixed(Math.abs(float.value) >= 10 ? 2 : 4);
+    const said = lost > 0 ? `${size} lost` : lost < 0 ? `${size} more` : "nothing lost";
+    parts.push("The quantized model scores ", strong(score(last.value)), `, the float model ${score(float.value)}: `, strong(said, lost > 0 ? "warn" : "good"), ". ");
   }
   if (O.output_db !== null && O.output_db !== undefined) {
     parts.push("Its outputs keep ", strong(decibels(O.output_db), O.output_db < 20 ? "bad" : O.output_db < 30 ? "warn" : "good"), " of the float model's. ");
@@ -36,7 +44,7 @@ function verdict(O) {
   parts.push(strong(`${O.counts.integer} of ${total}`), ` operators compute in integers on ${D.target}`);
   if (HAS.shares && O.worst.length) {
     const node = NODES[O.worst[0]];
-    parts.push("; most of the harm comes from ", nodeLink(O.worst[0]), ` (${percent(node.e[2])} of the noise)`);
+    parts.push("; the most harmful node is ", nodeLink(O.worst[0]), ` (${percent(node.e[2])} of the noise)`);
   }
   return [...parts, "."];
 }
@@ -45,10 +53,10 @@ const big = (value, unit) => el("div", { class: "big" }, value, unit ? el("small
 const meter = (parts) => el("div", { class: "meter" }, parts.map(([share, color]) => el("i", { style: `width:${(100 * share).toFixed(2)}%;background:var(${color})` })));
 function cards(O) {
   const made = [];
-  if (O.evaluation.length) made.push(card("Accuracy", el("table", {}, O.evaluation.map((r) => el("tr", {}, el("td", {}, r.name), el("td", {}, r.value === null ? "–" : number(r.value, 4)))))));
-  if (O.output_db !== null && O.output_db !== undefined) made.push(card("Outputs against float", big(O.output_db.toFixed(1), "dB"), el("div", { class: "note" }, `signal to noise, ${many(D.samples, "sample")} at most`)));
+  if (O.evaluation.length) made.push(card("Accuracy", el("table", {}, O.evaluation.map((r) => el("tr", {}, el("td", {}, r.name), el("td", {}, score(r.value)))))));
+  if (O.output_db !== null && O.output_db !== undefined) made.push(card("Outputs against float", big(O.output_db.toFixed(1), "dB"), el("div", { class: "note" }, `signal to noise over ${many(D.samples, "sample")}`)));
   const { integer, float } = O.counts, total = integer + float || 1;
-  made.push(card("In integers", big(`${Math.round((100 * integer) / total)}`, "% of operators"), meter([[integer / total, "--integer"], [float / total, "--float"]]), el("div", { class: "note" }, `${integer} integer, ${float} float`)));
+  made.push(card("In integers", big(`${Math.round((100 * integer) / total)}%`, "of operators"), meter([[integer / total, "--integer"], [float / total, "--float"]]), el("div", { class: "note" }, `${integer} integer, ${float} float`)));
   if (O.size.float) {
     const [now, unit] = bytes(O.size.stored), [before, was] = bytes(O.size.float);
     made.push(card("Weights", big(now, unit), meter([[O.size.stored / O.size.float, "--accent"]]), el("div", { class: "note" }, `${before} ${was} in floating point: ${(O.size.float / O.size.stored).toFixed(1)} × smaller`)));
@@ -89,7 +97,7 @@ function reasonsPart(O) {
 }
 function adviceItem(a) {
   const links = a.nodes.slice(0, 3).map((i, k) => [k ? ", " : "", nodeLink(i)]);
-  return el("li", {}, el("b", {}, a.what), el("p", {}, a.why), a.nodes.length > 1 ? el("p", {}, links, a.count > 3 ? ` and ${a.count - 3} more` : "") : null, el("code", {}, a.code));
+  return el("li", {}, el("b", {}, a.what), el("p", {}, a.why), a.nodes.length > 1 ? el("p", {}, links, a.count > 3 ? ` and ${a.count - 3} more` : "") : null, a.code ? el("code", {}, a.code) : null);
 }
 
 // --- tables -------------------------------------------------------------------------------------
@@ -139,7 +147,7 @@ function weightList() {
     { name: "weight", key: (r) => r.i, cell: (r) => nodeLink(r.i, `${r.n.p}.${r.w.n}`), cls: "path" },
     { name: "type", key: (r) => r.w.t, cell: (r) => r.w.t },
     { name: "grids", key: (r) => r.w.g.ch || 1, cell: (r) => r.w.g.ch || 1, num: true, down: true, cls: "wide-only" },
-    { name: "ranges of the channels", key: (r) => r.i, cell: (r) => rangeChart(r.w, 300, 46), cls: "ranges" },
+    { name: "ranges of the channels", key: (r) => r.i, cell: (r) => rangeChart(r.w, 330, 46), cls: "ranges" },
     { name: "largest : smallest", key: (r) => r.w.r, cell: (r) => (r.w.br && r.w.br !== r.w.r ? `${number(r.w.br)} → ${number(r.w.r)}` : number(r.w.r)), num: true, down: true },
   ];
   return el("div", { class: "view" }, el("section", {}, el("h2", {}, "Ranges of weights"),
@@ -150,14 +158,32 @@ function weightList() {
 // --- what was handed in -------------------------------------------------------------------------
 
 const UNITS = { size: ["size of the weights, kB", 1e-3], bit_operations: ["10⁹ bit operations", 1e-9], latency: ["latency, ms", 1e3] };
-function mixedView() {
-  const M = D.mixed, [unit, scale] = UNITS[M.cost] || [M.cost || "cost", 1], parts = [];
+function searchView() {
+  return el("div", { class: "view" }, D.mixed ? mixedParts(D.mixed) : null, D.analyzer ? analyzerPart(D.analyzer) : null);
+}
+function analyzerPart(A) {
+  const S = A.sensitivity || {}, paths = Object.keys(A.enabled || {}), all = Object.values(A.enabled || {});
+  const low = least(all), span = most(all) - low || 1;
+  const bar = (v) => el("span", { class: "inline-bar", style: `width:${Math.round(4 + (80 * (v - low)) / span)}px` });
+  const facts = [["float model", S.float_model], ["weights quantized", S.weights], ["activations quantized", S.activations], ["all quantized", S.all_quantized]];
+  const columns = [
+    { name: "layer", key: (r) => r, cell: (r) => { const i = NODES.findIndex((n) => n.p === r); return i < 0 ? r : nodeLink(i); }, cls: "path" },
+    { name: "it alone quantized", key: (r) => A.enabled[r], cell: (r) => [bar(A.enabled[r]), score(A.enabled[r])], num: true },
+    { name: "all but it quantized", key: (r) => (A.disabled || {})[r], cell: (r) => score((A.disabled || {})[r]), num: true, down: true },
+  ];
+  return [
+    el("section", {}, el("h2", {}, "Sensitivity of the model"), el("p", { class: "lead" }, `Measured: ${S.measure || "evaluation"}.`), el("div", { style: "max-width:560px" }, plainPairs(facts.filter(([, v]) => v !== null && v !== undefined).map(([k, v]) => [k, score(v)])))),
+    paths.length ? el("section", {}, el("h2", {}, "Sensitivity of layers"), el("p", { class: "lead" }, "Each layer quantized alone, all others in floating point; and all others quantized, it alone in floating point."), sortable(columns, paths, 1)) : null,
+  ];
+}
+function mixedParts(M) {
+  const [unit, scale] = UNITS[M.cost] || [M.cost || "cost", 1], parts = [];
   const measure = M.measure === "evaluate" ? "accuracy" : "signal to noise, dB";
-  const point = (p) => ({ x: p.cost * scale, y: p.accuracy, text: `${p.label || summary(p.options)}\n${number(p.accuracy, 4)} at ${number(p.cost * scale)}` });
+  const point = (p) => ({ x: p.cost * scale, y: p.accuracy, text: `${p.label}\n${number(p.accuracy, 4)} at ${number(p.cost * scale)}` });
   const usable = (list) => (list || []).filter((p) => p.accuracy !== null && p.cost !== null).map(point);
   if (M.points && usable(M.points).length) {
     parts.push(el("section", {}, el("h2", {}, "Choices of precision"), el("p", { class: "lead" }, "Every choice that was evaluated; the line joins those that no other one beats. The large dot is what the simulation has now."),
-      paretoChart(usable(M.points), usable(M.pareto), M.chosen && M.chosen.accuracy !== null ? point(M.chosen) : null, [unit, measure])));
+      el("div", { style: "max-width:760px" }, paretoChart(usable(M.points), usable(M.pareto), M.chosen && M.chosen.accuracy !== null ? point(M.chosen) : null, [unit, measure]))));
   }
   if (M.sensitivities && M.sensitivities.length) {
     const scored = M.sensitivities.some((s) => s.score !== null);
@@ -168,17 +194,12 @@ function mixedView() {
     if (scored) columns.push({ name: "accuracy", key: (r) => r.score, cell: (r) => number(r.score, 4), num: true });
     parts.push(el("section", {}, el("h2", {}, "Sensitivities"), el("p", { class: "lead" }, "What the outputs keep when one group alone is quantized so, all others in floating point."), sortable(columns, M.sensitivities, 2)));
   }
-  return el("div", { class: "view" }, parts);
+  return parts;
 }
 function barOf(db, all) {
   if (db === null || db === undefined) return "–";
   const known = all.filter((v) => v !== null), low = Math.min(0, least(known)), span = most(known) - low || 1;
   return [el("span", { class: "inline-bar", style: `width:${Math.round((90 * (db - low)) / span)}px;background:var(--h${Math.max(2, below(db))})` }), decibels(db)];
-}
-function summary(options) {
-  const counted = {};
-  for (const option of Object.values(options || {})) counted[option] = (counted[option] || 0) + 1;
-  return Object.entries(counted).map(([option, n]) => `${n} × ${option}`).join(", ");
 }
 function runtimeView() {
   return el("div", { class: "view" }, D.export ? exportParts(D.export) : null, D.profile ? profilePart() : null);
@@ -189,13 +210,12 @@ function exportParts(E) {
     ["multiply-accumulates in integers", E.integer_macs_share === undefined ? "–" : percent(E.integer_macs_share)]];
   if (E.shipped && E.shipped.length) facts.push(["file run at levels", E.shipped.join(", ")]);
   if (E.label_agreement !== null && E.label_agreement !== undefined) facts.push(["labels that agree", percent(E.label_agreement)]);
-  const groups = {};
-  for (const r of E.operators || []) (groups[`${r.operator}\n${r.kernel}\n${r.reason}`] ||= []).push(r);
-  const kernels = Object.values(groups).sort((a, b) => b.length - a.length);
   return [
     el("section", {}, el("h2", {}, "Proof"), el("p", { class: "lead" }, "What the runtime computes beside what the simulation computes, node by node."), el("div", { style: "max-width:560px" }, plainPairs(facts))),
     E.fidelity && E.fidelity.length ? el("section", {}, el("h2", {}, "Outputs against the float model"), table(["output", "signal to noise", "cosine", "equal labels"], E.fidelity.map((f) => [f.name, f.sqnr_db === null ? "equal or none" : decibels(f.sqnr_db), number(f.cosine, 5), percent(f.labels)]))) : null,
-    kernels.length ? el("section", {}, el("h2", {}, "Kernels"), table(["nodes", "operator", "kernel", "integer", "why not", "where"], kernels.map((g) => [g.length, g[0].operator, g[0].kernel, g[0].integer ? "yes" : "no", g[0].reason, g[0].name]))) : null,
+    E.tensors.length ? el("section", {}, el("h2", {}, "Tensors that differ"), el("p", { class: "lead" }, `Computed from the simulation's own inputs; ${many(E.differing, "row")} in all. A tie lies at a rounding boundary.`),
+      table(["tensor", "level", "elements", "ties", "drift", "defects", "steps"], E.tensors)) : null,
+    E.operators.length ? el("section", {}, el("h2", {}, "Kernels"), table(["nodes", "operator", "kernel", "integer", "why not", "where"], E.operators.map(([n, operator, kernel, integer, reason, name]) => [n, operator, kernel, integer ? "yes" : "no", reason, name]))) : null,
     el("section", {}, el("h2", {}, "This and other CPUs"), cpuPart(E)),
     E.warnings && E.warnings.length ? el("section", {}, el("h2", {}, "Warnings"), el("ul", {}, E.warnings.map((w) => el("li", {}, w)))) : null,
     E.notes && E.notes.length ? el("section", {}, el("h2", {}, "Notes"), el("ul", {}, E.notes.map((w) => el("li", {}, w)))) : null,
@@ -203,7 +223,7 @@ function exportParts(E) {
 }
 function cpuPart(E) {
   const runs = E.kernels || [];
-  const risks = (E.risks || []).length;
+  const risks = E.risks;
   return [
     runs.length ? table(["CPU", "measured", "tensors", "differing", "steps", "signal to noise", "equal labels"], runs.map((k) => [k.cpu, k.measured ? "yes" : "computed", k.tensors, k.differing, k.max_steps, k.sqnr === null ? "equal" : decibels(k.sqnr), percent(k.labels)])) : el("p", { class: "empty" }, "Every CPU that was looked at computes the same."),
     risks ? el("p", { class: "lead" }, `${many(risks, "kernel")} could saturate on x86 CPUs without VNNI.`) : null,

@@ -44,7 +44,7 @@ def value_statistics(
         By the name of the node, for real-valued tensors: least and largest value `lo` and `hi`,
         mean `m`, standard deviation `sd`, share of zeros `ze`, histogram `h` (bytes in base64,
         square roots of the counts) and, where a grid is known, the shares of values below and above
-        it, `cl`, and of its steps that the middle 99.8 % of the values span, `us`.
+        it, `cl`, and of its steps that the middle 99.8% of the values span, `us`.
 
     Raises:
         CalibrationError: FXQ442 to FXQ445 the data are no batches, or hold NaN.

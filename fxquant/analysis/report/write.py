@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 def write_report(
     sim: QuantizationSimModel, path: str | Path, data: Any = None, *, samples: int | None = 32,
     evaluation: Mapping[str, float] | None = None, export: Any = None, profile: Any = None,
-    mixed_precision: Any = None, recipe: Any = None,
-    before: nn.Module | Mapping[str, Tensor] | None = None, title: str | None = None,
-    max_memory: int | None = None, progress: Callable[[int, int], None] | None = None,
+    mixed_precision: Any = None, analyzer: Any = None, audit: Any = None,
+    recipe: Any = None, before: nn.Module | Mapping[str, Tensor] | None = None,
+    title: str | None = None, max_memory: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Path:  # fmt: skip
     """Write one HTML file about a simulation; see `QuantizationSimModel.report`."""
     file = as_path(path)
@@ -38,6 +39,8 @@ def write_report(
         "exported": handed_in.export_report(export),
         "profile": handed_in.plain_result(profile, "profile"),
         "mixed": handed_in.plain_result(mixed_precision, "mixed_precision result"),
+        "analyzer": handed_in.plain_result(analyzer, "analyzer result"),
+        "audit": handed_in.plain_result(audit, "calibration audit"),
         "recipe": handed_in.plain_result(recipe, "recipe"),
         "before": _parameters(before),
     }

@@ -88,60 +88,35 @@ def _search_options(command: Command) -> Command:
 @_search_options
 @sim_options
 @common
-def quantize(
-    factory: str,
-    *,
-    evaluation: str | None,
-    as_json: bool,
-    **options: Any,
-) -> int:
+def quantize(factory: str, *, as_json: bool, **options: Any) -> int:
     """Calibrate a network and write integer ONNX, proven against onnxruntime.
 
-    Writes PREFIX.onnx, PREFIX.encodings and the float weights into --out. Nothing is left there
-    when the proof fails.
+    Writes PREFIX.onnx, PREFIX.encodings, the float weights and a recipe into --out. Nothing is left
+    there when the proof fails.
 
     With --evaluate the float network, the simulation and the file are scored; with --accuracy-drop
     techniques are tried until the score is near enough to the float network's. An --image-folder
     with a folder for each class is both: some images calibrate, the others are scored.
     """
+    evaluation = options["evaluation"]
     if options["labels"] is not None and evaluation is None:
         raise ConfigError("FXQ733", "--labels names an array of --evaluate", fix="give --evaluate")
     if evaluation is not None and options["image_folder"] and options["calibration"]:
         what = "--calibration, --evaluate and --image-folder are three sources of data"
         raise ConfigError("FXQ734", what, fix="leave one of them out")
-    scored = evaluation or options["image_folder"] or options["techniques"]
     options["prefix"] = options["prefix"] or default_prefix(factory)
-    options["data"] = take_data(options, "calibration")
-    if scored or options["accuracy_drop"] is not None:
-        return _search(factory, evaluation, as_json, options)
-    from fxquant.cli import actions
+    take_data(dict(options), "calibration")
+    if options["techniques"] not in (None, "auto", "none"):
+        options["techniques"] = options["techniques"].split(",")
+    searches = ("evaluation", "image_folder", "techniques", "accuracy_drop")
+    if any(options[name] is not None for name in searches) and not is_given("scheme"):
+        options["scheme"] = None  # then the search may choose it
+    from fxquant.cli import quantizing
 
-    for name in ("accuracy_drop", "techniques", "max_seconds", "on"):
-        options.pop(name)
-    report, files = actions.quantize(factory, options.pop("data"), **options)
+    out, progress = options.pop("out"), options.pop("progress")
+    outcome = quantizing.carry_out(quantizing.settings_of(factory, **options), out, progress)
     if as_json:
-        click.echo(json.dumps({"files": files, "report": json.loads(report.to_json())}, indent=1))
+        click.echo(json.dumps(outcome.to_dict(), indent=1))
     else:
-        show("\n".join([str(report), "", "written:", *(f"  {f}" for f in files)]))
-    return 0
-
-
-def _search(factory: str, evaluation: str | None, as_json: bool, options: dict[str, Any]) -> int:
-    from fxquant.cli import actions
-    from fxquant.cli import evaluation as texts
-
-    named = options["techniques"] or ("none" if options["accuracy_drop"] is None else "auto")
-    options["techniques"] = named if named in ("auto", "none") else named.split(",")
-    if not is_given("scheme"):  # then the search may choose it
-        options["scheme"] = None
-    scored = actions.search(factory, options.pop("data"), evaluation, **options)
-    result = scored.result
-    files = [str(file) for file in result.files]
-    if as_json:
-        report = json.loads(result.export.to_json())
-        found = {"files": files, "report": report, "evaluation": texts.plain(scored)}
-        click.echo(json.dumps(found, indent=1))
-    else:
-        parts = [str(result.export), "", str(result.report), "", texts.summary(scored), ""]
-        show("\n".join([*parts, "written:", *(f"  {file}" for file in files)]))
-    return 0 if result.met else FINDINGS
+        show(str(outcome))
+    return 0 if outcome.met else FINDINGS

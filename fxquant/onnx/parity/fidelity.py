@@ -21,7 +21,7 @@ from fxquant.fingerprint import CALIBRATED, changed_since
 from fxquant.graph.node_walk import output_of
 from fxquant.graph.pytree import fresh_inputs, leaves, tensors
 from fxquant.nn import QuantizationMixin
-from fxquant.nn.modes import evaluating
+from fxquant.nn.modes import evaluating, has_quantizers
 from fxquant.onnx.parity.float_comparison import Agreement, compare_with_float
 from fxquant.onnx.runs.observed import bound_example
 from fxquant.onnx.runs.visible_writes import preserved
@@ -192,9 +192,7 @@ def _costly(gm: fx.GraphModule, values: list[Any], real: _Arrays) -> str:
     """
     found: dict[str, float] = {}
     for path, module in gm.named_modules():
-        if isinstance(module, QuantizationMixin) and any(
-            isinstance(m, QuantizerBase) for m in module.modules()
-        ):
+        if has_quantizers(module):
             rows = _compared(real, _with_quantized(gm, values, path))
             found[path] = min((r.sqnr_db for r in rows if r.sqnr_db is not None), default=math.inf)
     worst = sorted(found, key=found.__getitem__)[:_LISTED]

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fxquant.analysis.accumulator_bounds import INT32
-from fxquant.analysis.audit_report import Finding
+from fxquant.analysis.audit.accumulator_bounds import INT32
+from fxquant.analysis.audit.audit_report import Finding
 from fxquant.errors import place
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from fxquant.analysis.accumulator_bounds import AccumulatorBound
-    from fxquant.analysis.audit_run import AuditRun, Clipping, FirstNorm
-    from fxquant.analysis.audit_statistics import Input, Samples, Values
+    from fxquant.analysis.audit.accumulator_bounds import AccumulatorBound
+    from fxquant.analysis.audit.audit_run import AuditRun, Clipping, FirstNorm
+    from fxquant.analysis.audit.audit_statistics import Input, Samples, Values
 
 ERROR, WARNING = "error", "warning"
 

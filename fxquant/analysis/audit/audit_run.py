@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxquant import ops
-from fxquant.analysis.audit_statistics import Channels, Input, Samples, Values
+from fxquant.analysis.audit.audit_statistics import Channels, Input, Samples, Values
 from fxquant.errors import CalibrationError
 from fxquant.graph.node_walk import node_values
 from fxquant.graph.pytree import fresh_inputs

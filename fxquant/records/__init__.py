@@ -1,0 +1,1 @@
+"""What a run decided, as plain data: the schema of recipes, the files and versions that count."""
