@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils.data import DataLoader
 
+import fxquant
 import fxquant.aimet.quantization as Q
 from fxquant.aimet.adaround.adaround_weight import (  # type: ignore[import-not-found]
     Adaround,
@@ -27,7 +28,7 @@ from fxquant.aimet.bn_reestimation import reestimate_bn_stats
 from fxquant.aimet.cross_layer_equalization import equalize_model
 from fxquant.aimet.defs import CallbackFunc, QuantizationDataType, QuantScheme
 from fxquant.aimet.mixed_precision import MixedPrecisionConfigurator, choose_mixed_precision
-from fxquant.aimet.model_preparer import prepare_model
+from fxquant.aimet.model_preparer import is_pending, prepare_model
 from fxquant.aimet.model_validator import ModelValidator
 from fxquant.aimet.quant_analyzer import QuantAnalyzer
 from fxquant.aimet.quantsim import (
@@ -38,7 +39,7 @@ from fxquant.aimet.quantsim import (
     save_checkpoint,
 )
 from fxquant.aimet.seq_mse import SeqMseParams, apply_seq_mse
-from fxquant.errors import CalibrationError, CheckpointError, ConfigError
+from fxquant.errors import CalibrationError, CheckpointError, ConfigError, FxQuantError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -217,6 +218,46 @@ def test_the_migration_guide() -> None:
     assert model.conv2.input_quantizers[0] is None  # what other modules produce has one owner
 
 
+class TwoReaders(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        y: Tensor = torch.relu(self.left(x)) * scale + self.right(x)
+        return y
+
+
+def test_a_model_that_waits_for_its_inputs() -> None:
+    prepared: Any = prepare_model(TwoReaders().eval())
+    weight, layer = prepared.left.weight, prepared.left
+    assert is_pending(copy.deepcopy(prepared))
+    fxquant.QuantizationSimModel(prepared, data())  # records a copy
+    assert is_pending(prepared)
+    want = prepared(data(), scale=torch.tensor(2.0))
+    assert isinstance(prepared, fx.GraphModule)
+    assert prepared.left is layer
+    assert prepared.left.weight is weight
+    assert [n.name for n in prepared.graph.find_nodes(op="placeholder")] == ["x", "scale"]
+    assert torch.equal(prepared(data(), torch.tensor(2.0)), want)
+    broken: Any = prepare_model(TwoReaders())
+    with pytest.raises(FxQuantError):
+        broken(torch.ones(2))
+    assert is_pending(broken)
+
+
+def test_readers_of_one_input_show_its_one_grid() -> None:
+    sim = QuantizationSimModel(TwoReaders().eval(), data())
+    sim.compute_encodings(calibrate)
+    entry = part(sim, "left").input_quantizers[0]
+    assert entry is part(sim, "right").input_quantizers[0]
+    names = [name for name, q in sim.named_quantizers() if q is entry]
+    assert names == ["x_stub.output_quantizers.0"]
+    plain = fxquant.QuantizationSimModel(TwoReaders().eval(), data())
+    plain.model.load_state_dict(sim.model.state_dict())
+    assert torch.equal(plain.model(data()), sim.model(data()))
+
+
 def test_linked_inputs_are_copied_with_the_model(tmp_path: Path) -> None:
     sim = QuantizationSimModel(net(), data())
     copied: Any = copy.deepcopy(sim.model)
@@ -363,6 +404,8 @@ def test_primitives_and_phases_that_are_not_here_say_why() -> None:
         from fxquant.aimet.cross_layer_equalization import HighBiasFold  # noqa: F401
     with pytest.raises(ImportError, match="FXQ902"):
         from fxquant.aimet.nn.custom import QuantizedGatherNd  # noqa: F401
+    with pytest.raises(ImportError, match="FXQ915"):
+        from fxquant.aimet.quantization import set_backend  # noqa: F401
     with pytest.raises(ConfigError, match="FXQ903"):
         prepare_model(net(), concrete_args={"mask": None})
     with pytest.raises(ConfigError, match="FXQ904"):

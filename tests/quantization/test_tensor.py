@@ -294,3 +294,15 @@ def test_a_tensor_can_be_given_its_encoding() -> None:
     assert x.float() is x
     x.add_(1)
     assert x.encoding is None
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_view_that_mixes_scales_is_a_plain_tensor(layout: torch.memory_format) -> None:
+    q = Q.affine.QuantizeDequantize((4, 1, 1, 1), 8)
+    x = torch.randn(4, 3, 2, 2).contiguous(memory_format=layout)
+    with q.compute_encodings():
+        q(x)
+    y = q(x) if layout is torch.contiguous_format else q(x).permute(0, 2, 3, 1)
+    assert type(y.view(-1)) is Tensor
+    assert torch.equal(y.view(-1), y.as_subclass(Tensor).view(-1))
+    assert y.view(4, -1).encoding.shape == (4, 1)  # type: ignore[attr-defined]
