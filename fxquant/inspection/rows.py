@@ -157,7 +157,7 @@ class Inspection:
             name: module path, name of a node, or a glob; a container stands for what is below it.
 
         Raises:
-            SelectorError: FXQ259, nothing is called so.
+            SelectorError: FXQ739, nothing is called so.
         """
         from fxquant.inspection.why_chains import explain
 
