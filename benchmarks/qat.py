@@ -1,8 +1,9 @@
 """What training in simulation gains over the engine on the digits networks, and what a step costs.
 
 Training begins with the engine's result, on ranges chosen by their cost, and learns ranges; the
-float network is the teacher. Three epochs, seeded, one thread. The time of a step is measured against a step of the float
-network, in turns.
+float network is the teacher. Three epochs, seeded, one thread. The time of a step is measured
+against a step of the float network, in turns; for networks of full size and for memory see
+`benchmarks/training_steps.py`.
 
 Run: python -m benchmarks.qat [--json FILE] [--folder FOLDER] [--case W4A4] [NETWORK ...]
 """
