@@ -2,7 +2,8 @@
 
 Training begins with the engine's result, on ranges chosen by their cost, and learns ranges; the
 float network is the teacher. Three epochs, seeded, one thread. The time of a step is measured
-against a step of the float network, in turns.
+against a step of the float network, in turns; for networks of full size and for memory see
+`benchmarks/training_steps.py`.
 
 Run: python -m benchmarks.qat [--json FILE] [--folder FOLDER] [--case W4A4] [NETWORK ...]
 """

@@ -49,7 +49,7 @@ def fully_shard(model: nn.Module, layers: Iterable[nn.Module] = (), **options: A
         for p in m.parameters(recurse=False)
     }  # fmt: skip
     for part in (*layers, model):
-        shard(part, ignored_params=ranges, **options)  # type: ignore[call-overload]
+        shard(part, ignored_params=ranges, **options)
 
     def average(end: Tensor) -> None:
         if end.grad is not None:

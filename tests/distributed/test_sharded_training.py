@@ -45,7 +45,7 @@ def work(rank: int, size: int, folder: Path) -> dict[str, Any]:
         sim, whole = calibrated(name, rank, size), simulation(name)
         layers = [m for m in sim.model.children() if "weight" in m._parameters]
         distributed.fully_shard(sim.model, layers)
-        sharded = sum(p.numel() - p.to_local().numel() for p in sim.model.parameters()  # type: ignore[attr-defined]
+        sharded = sum(p.numel() - p.to_local().numel() for p in sim.model.parameters()
                       if hasattr(p, "to_local"))  # fmt: skip
         trained(sim, sim.model, rank, size)
         distributed.gather(sim.model.eval(), whole.model)
