@@ -139,6 +139,7 @@ def test_files_that_cannot_be_read_are_2_and_differences_1(folder: Path) -> None
         (("calibrate", "net.py:net", "--calibration", "net.py:batches", "--out"), "net.py/x"),
         (("merge", "net.py:net", "shards", "--calibration", "net.py:batches", "--out"), "net.py"),
         (("inspect", "net.py:net", "--data", "net.py:batches", "--picture"), "net.py/x.svg"),
+        (("report", "net.py:net", "--data", "net.py:batches", "--out"), "net.py/x.html"),
     ],
 )
 def test_where_results_go_is_tried_before_any_work(
