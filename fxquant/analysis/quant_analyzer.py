@@ -28,10 +28,10 @@ from fxquant.analysis.analyzer.sensitivity import (
     layers_with_quantizers,
     noise_of,
 )
-from fxquant.analysis.node_errors import NodeErrors, node_errors
 from fxquant.errors import ConfigError
 from fxquant.graph.pytree import tensors
 from fxquant.graph.selectors import several
+from fxquant.inspection.node_errors import NodeErrors, node_errors
 from fxquant.io.writing import as_path, write_text
 from fxquant.mixed_precision.progress_file import ProgressFile
 from fxquant.ptq.layer_walk import require_number

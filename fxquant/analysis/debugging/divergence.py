@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fxquant.analysis.decibels import shown
-from fxquant.analysis.node_errors import node_errors
+from fxquant.inspection.decibels import shown
+from fxquant.inspection.node_errors import node_errors
 from fxquant.io.text_tables import table
 from fxquant.onnx.integer import IntegerSimulation
 from fxquant.onnx.ort.cpu import this_cpu

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fxquant.analysis.node_errors import looking
 from fxquant.errors import CheckpointError, ConfigError
 from fxquant.graph.pytree import leaves
 from fxquant.graph.rewriter import label
+from fxquant.inspection.node_errors import looking
 from fxquant.io.state_dicts import write_tensors
 from fxquant.io.writing import as_path, new_file
 from fxquant.ptq.layer_walk import require_number

@@ -7,12 +7,12 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from fxquant.analysis.decibels import Power
-from fxquant.analysis.node_errors import NodeError, looking
 from fxquant.editing import quantized_modules
 from fxquant.graph.node_walk import output_of
 from fxquant.graph.pytree import fresh_inputs
 from fxquant.graph.selectors import several
+from fxquant.inspection.decibels import Power
+from fxquant.inspection.node_errors import NodeError, looking
 from fxquant.mixed_precision.costs import Costs
 from fxquant.nn.modes import quantizers_removed
 from fxquant.precision.sites import find_sites

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxquant import QuantizationSimModel
-from fxquant.analysis.node_errors import NodeErrors, node_errors
 from fxquant.errors import CalibrationError, ConfigError, UncalibratedError
+from fxquant.inspection.node_errors import NodeErrors, node_errors
 from fxquant.nn.modes import evaluating
 from fxquant.ptq.engine import reconstruct
 

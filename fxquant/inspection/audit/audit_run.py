@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxquant import ops
-from fxquant.analysis.audit.audit_statistics import Channels, Input, Samples, Values
 from fxquant.errors import CalibrationError
 from fxquant.graph.node_walk import node_values
 from fxquant.graph.pytree import fresh_inputs
+from fxquant.inspection.audit.audit_statistics import Channels, Input, Samples, Values
 from fxquant.nn import QuantizationMixin
 from fxquant.nn.folded_norm import FoldedNorm, kept_norm, norm_statistics
 from fxquant.placement.dataflow import is_float_spec, operands, origin

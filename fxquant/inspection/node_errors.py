@@ -21,9 +21,9 @@ import torch
 from torch import fx
 
 from fxquant import ops
-from fxquant.analysis.decibels import Power, shown, significant
 from fxquant.calibrate import using_threads
 from fxquant.graph.meta import module_path
+from fxquant.inspection.decibels import Power, shown, significant
 from fxquant.io.text_tables import table
 from fxquant.nn.modes import evaluating, has_quantizers, quantization_off
 from fxquant.ptq.layer_walk import require_number

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from torch import fx
 
 from fxquant import ops
-from fxquant.analysis.folding import FoldNode
 from fxquant.graph.meta import module_path, source
 from fxquant.graph.pass_infra import state_of
 from fxquant.graph.rewriter import label
 from fxquant.graph.selectors import holds_tensors
+from fxquant.inspection.folding import FoldNode
 from fxquant.inspection.operator_kernels import kernels_of
 from fxquant.placement.dataflow import resolve_grids
 from fxquant.quantization.encodings import AffineEncoding, FloatEncoding
