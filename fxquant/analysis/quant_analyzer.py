@@ -147,7 +147,7 @@ class QuantAnalyzer:
 
         Raises:
             CalibrationError: the callback runs no data, or they hold NaN.
-            ConfigError: FXQ269, `eval_callback` returns no finite number.
+            ConfigError: FXQ258 `eval_callback` failed, FXQ249 it returned no finite number.
             SelectorError: FXQ213 or FXQ241, `modules_to_ignore` names what is not there.
         """
         sim = QuantizationSimModel(

@@ -1,4 +1,4 @@
-"""Errors of nodes: what is a node's own, what it hands on, and what that does at the outputs."""
+"""Errors of nodes: their own, those accumulated in their results, and the noise at the outputs."""
 
 from __future__ import annotations
 

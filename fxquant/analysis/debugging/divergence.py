@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fxquant.inspection.decibels import shown
 from fxquant.inspection.node_errors import node_errors
 from fxquant.io.text_tables import table
 from fxquant.onnx.integer import IntegerSimulation
@@ -26,6 +25,7 @@ from fxquant.onnx.parity.segments import graph_feeds, runs
 from fxquant.onnx.parity.teacher_forcing import Reference, teach
 from fxquant.onnx.runs.observed import bound_example
 from fxquant.onnx.session import show
+from fxquant.quantization.decibels import shown
 from fxquant.tracing.signature import input_name
 
 if TYPE_CHECKING:

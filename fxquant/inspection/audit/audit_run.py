@@ -87,7 +87,14 @@ class AuditRun:
         self.broken: tuple[fx.Node, int] | None = None
 
     def add(self, values: list[Any], count: int, index: int, *, forward: bool) -> None:
-        """Count a batch; what is not finite does not run through the model."""
+        """Count a batch; what is not finite does not run through the model.
+
+        Args:
+            values: of the placeholders in order.
+            count: samples of the batch.
+            index: number of the batch, from zero.
+            forward: whether it runs through the model, too.
+        """
         self.samples.add(values, count)
         good = True
         for holder, value in zip(self.holders, values, strict=True):
