@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import fx
@@ -149,7 +150,7 @@ class _Reconstruction:
         given = self.options
         self.finished = FinishedLayers(given.folder, walk, given.of_the_result())
         for table in tables_of(self.layers.gm):
-            self.tables.append(self._once(table, lambda table=table: fit_steps(table)))
+            self.tables.append(self._once(table, partial(fit_steps, table)))
             del self.report.skipped[table.path]
 
     def _visit(self, visit: Visit) -> LayerReport:
