@@ -1,8 +1,9 @@
 """What training in simulation gains over the engine on the digits networks, and what a step costs.
 
-Training begins with the engine's result and learns ranges, and the float network is the teacher.
-Three epochs, seeded, one thread. The time of a step is measured against a step of the float
-network, in turns.
+Training begins with the engine's result, on ranges chosen by their cost, and learns ranges; the
+float network is the teacher. Three epochs, seeded, one thread. The time of a step is measured
+against a step of the float network, in turns; for networks of full size and for memory see
+`benchmarks/training_steps.py`.
 
 Run: python -m benchmarks.qat [--json FILE] [--folder FOLDER] [--case W4A4] [NETWORK ...]
 """
@@ -28,7 +29,7 @@ from fxquant.models.digits import RECIPES
 from fxquant.models.training import digits, distort, trained
 from fxquant.onnx.ort.cpu import this_cpu
 from fxquant.onnx.ort.timing import fastest
-from fxquant.ptq import reconstruct
+from fxquant.ptq import choose_activation_ranges, reconstruct
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,10 +43,8 @@ SCHEME = "training_range_learning_with_tf_init"
 CASES = {"W4A4": (4, 4, 0.5), "W3A3": (3, 3, 1.5), "W2A4": (2, 4, 3.0)}
 LEAST_DB = 1.0  # decibels below the engine's that training may end at
 EPOCHS, BATCH, SEED = 3, 32, 0
-#: highest learning rate of weights; that of ranges is in widths
-RATES = {"resnet18": 1e-3, "mobilenet_v2": 1e-3, "vit": 5e-4}
-RANGE_RATE = 2e-3
-TEMPERATURE = 2.0
+#: the recipe of docs/training.md; the learning rate of ranges is in widths
+RATE, RANGE_RATE = 5e-4, 2e-4
 LABELS = 0.1  # share of the labels in the loss
 
 
@@ -78,6 +77,7 @@ def engine_result(
     weight, activation = bits
     sim = QuantizationSimModel(model, data.calibration[0], SCHEME, activation, weight)
     sim.compute_encodings(data.calibration)
+    choose_activation_ranges(sim, data.calibration)
     reconstruct(sim, data.calibration)
     return sim
 
@@ -86,20 +86,19 @@ def train(name: str, sim: QuantizationSimModel, model: nn.Module) -> None:
     """Three epochs with the float network as the teacher."""
     recipe, (data, _) = RECIPES[name], digits()
     generator = torch.Generator().manual_seed(SEED)
-    groups = qat.parameter_groups(sim.model, RATES[name], RANGE_RATE)
+    groups = qat.parameter_groups(sim.model, RATE, RANGE_RATE)
     optimizer = torch.optim.Adam(groups)
     count = EPOCHS * math.ceil(len(data.labels) / BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, [g["lr"] for g in groups], total_steps=count, pct_start=0.1
     )
-    distiller = qat.Distiller(sim.model, model, temperature=TEMPERATURE)
+    distiller = qat.Distiller(sim.model, model, squared=True)
     sim.model.train()
     for _ in range(EPOCHS):
         for index in torch.randperm(len(data.labels), generator=generator).split(BATCH):
             inputs = recipe.encode(distort(data.images[index], generator))
             output, loss = distiller(*inputs)
-            if LABELS:
-                loss = loss + LABELS * F.cross_entropy(output, data.labels[index])
+            loss = loss + LABELS * F.cross_entropy(output, data.labels[index])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

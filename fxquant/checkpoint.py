@@ -125,6 +125,12 @@ def load_checkpoint(sim: QuantizationSimModel, path: str | Path) -> None:
     sim.model.load_state_dict(tensors)
 
 
+def setup_of(path: str | Path) -> tuple[Any, str, dict[str, Any]]:
+    """Configuration, target and descriptions of the quantizers of what was saved."""
+    index, _ = _read(as_path(path))
+    return index["config"], str(index["target"]), index["quantizers"]
+
+
 def read_folder(
     sim: QuantizationSimModel, path: str | Path
 ) -> tuple[dict[str, Tensor], Training | None]:

@@ -13,6 +13,9 @@ placement · 4xx quantizers and calibration · 5xx lowering, verify and parity �
     ├── CheckpointError
     └── TrainingError
 
+Some are errors of Python as well, for programs that catch those: `ExportError` and
+`CheckpointError` are a `RuntimeError`, `ConfigError` and `QuantizationError` also a `ValueError`.
+
 What is looked for, and not stumbled on, is a finding with such a code; a `Report` holds them.
 """
 
@@ -77,7 +80,7 @@ class RegionError(ModelError):
     """Quantized regions are not well formed."""
 
 
-class ConfigError(FxQuantError):
+class ConfigError(FxQuantError, RuntimeError, ValueError):
     """A configuration value is unknown, conflicting or impossible."""
 
 
@@ -89,7 +92,7 @@ class PassError(FxQuantError):
     """A graph pass was built, ordered or applied wrongly."""
 
 
-class QuantizationError(FxQuantError):
+class QuantizationError(FxQuantError, RuntimeError, ValueError):
     """A quantizer was used wrongly or met data it cannot represent."""
 
 
@@ -105,7 +108,7 @@ class ShapeMismatchError(QuantizationError):
     """A tensor's shape does not fit the quantizer's shape or block size."""
 
 
-class ExportError(FxQuantError):
+class ExportError(FxQuantError, RuntimeError):
     """Lowering or writing the ONNX model failed."""
 
 
@@ -113,7 +116,7 @@ class ParityError(ExportError):
     """The runtime computes something else than the simulation."""
 
 
-class CheckpointError(FxQuantError):
+class CheckpointError(FxQuantError, RuntimeError):
     """A checkpoint is missing, damaged or does not fit the model."""
 
 

@@ -160,7 +160,7 @@ class ExportMethods(EncodingsMethods):
             mixed_precision: what `choose_mixed_precision` returned, or its JSON.
             analyzer: what `QuantAnalyzer.analyze` returned.
             audit: what `audit_calibration` returned, or its JSON.
-            recipe: what a run decided: a mapping, or the path of a JSON file.
+            recipe: what a run decided: a `Recipe`, its file, or a mapping.
             before: the float model before techniques, or its state dict, to compare weights with.
             title: of the page; default: the file's name.
             max_memory: bytes of values in memory; the rest lies in files; None: no limit.

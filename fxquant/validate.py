@@ -7,6 +7,7 @@ network does not even do that.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
@@ -23,15 +24,23 @@ from fxquant.graph.selectors import Selector, select
 from fxquant.io.text_tables import table
 from fxquant.nn.modes import evaluating
 from fxquant.nn.opaque import Opaque
-from fxquant.prepare import call_arguments, is_prepared
+from fxquant.prepare import SpecialisationWarning, call_arguments, is_prepared, prepare_model
 from fxquant.tracing.record import check_model, record
+from fxquant.tracing.replay import other_values, replay_equal
 
 Severity: TypeAlias = Literal["error", "warning", "note"]
+Consequence: TypeAlias = Literal["blocks", "narrows", "repaired"]
 
 _PREPARE = "run prepare_model(model, dummy_input) first"
 _CONSTANT = "pass it through attributes, or know that the graph keeps it as it is"
 _SHOWN = 60
-_EFFECTS = ("blocks", "repaired", "warning", "note")
+_EFFECTS = ("blocks", "narrows", "repaired", "warning", "note")
+_MEANINGS = {
+    "blocks": "that keep the model from being quantized",
+    "narrows": "where the graph keeps what Python decided on the example: use a typical one",
+    "repaired": "that preparation repairs by itself, before quantizing",
+}
+_TRIES = 8  # other inputs on which a graph with decisions is compared
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,8 @@ class Finding:
         module: path of the module.
         at: the user's file and line.
         fix: what to do about it.
-        repaired: whether `prepare_model` repairs it by itself.
+        consequence: what an error means for quantizing: it "blocks"; or it is "repaired" by
+            `prepare_model`; or it "narrows" what the graph holds for to inputs like the example.
     """
 
     code: str
@@ -56,14 +66,12 @@ class Finding:
     module: str = ""
     at: str = ""
     fix: str = ""
-    repaired: bool = False
+    consequence: Consequence = "blocks"
 
     @property
     def effect(self) -> str:
-        """What it means for quantizing: an error "blocks" it or is "repaired" on the way."""
-        if self.severity != "error":
-            return self.severity
-        return "repaired" if self.repaired else "blocks"
+        """The consequence of an error; else the severity."""
+        return self.consequence if self.severity == "error" else self.severity
 
 
 Check: TypeAlias = Callable[[fx.GraphModule], Iterable[Finding]]
@@ -74,7 +82,7 @@ class ValidationReport(Report[Finding]):
     """Findings of all guidelines. It is true when the model, as it is, breaks none.
 
     A model that breaks some may still be quantized: `QuantizationSimModel` and `quantize` prepare
-    it, and most of what they meet is repaired then. `blocking` has the rest.
+    it, and most of what they meet is repaired then. `blocking` has what keeps it from that.
 
     Example:
         >>> report = validate_model(nn.Sequential(nn.ReLU()), torch.ones(1, 2))
@@ -84,13 +92,16 @@ class ValidationReport(Report[Finding]):
 
     @property
     def blocking(self) -> tuple[Finding, ...]:
-        """Errors that preparation does not repair."""
-        return tuple(f for f in self.errors if not f.repaired)
+        """Errors that keep the model from being quantized."""
+        return self._with("blocks")
 
     @property
     def repaired(self) -> tuple[Finding, ...]:
         """Errors that `prepare_model` repairs by itself."""
-        return tuple(f for f in self.errors if f.repaired)
+        return self._with("repaired")
+
+    def _with(self, effect: str) -> tuple[Finding, ...]:
+        return tuple(f for f in self.findings if f.effect == effect)
 
     def __str__(self) -> str:
         if not self.findings:
@@ -104,13 +115,11 @@ class ValidationReport(Report[Finding]):
         return "\n".join([table(heads, rows[:_SHOWN]), *more, *advice, *self._legend()])
 
     def _legend(self) -> Iterator[str]:
-        if self.repaired:
-            count = f"{len(self.repaired)} finding(s)"
-            yield f"repaired: {count} that preparation repairs by itself, before quantizing"
-        if self.blocking:
-            count = f"{len(self.blocking)} finding(s)"
-            yield f"blocks: {count} that keep the graph from computing what the network does"
-        else:
+        for effect, meaning in _MEANINGS.items():
+            count = len(self._with(effect))
+            if count:
+                yield f"{effect}: {count} finding(s) {meaning}"
+        if not self.blocking:
             yield "nothing blocks quantization"
 
     def to_dict(self) -> dict[str, Any]:
@@ -189,6 +198,48 @@ def validate_model(
     )
 
 
+def validate_preparation(model: nn.Module, dummy_input: Any) -> ValidationReport:
+    """Whether a model can be quantized as it is: the guidelines, and whether it can be prepared.
+
+    Args:
+        model: a model, prepared or not.
+        dummy_input: a tensor, a tuple of positional inputs or a dict of keyword inputs.
+
+    Returns:
+        The report of `validate_model`, with what was seen by preparing as errors that block: that
+        it failed, or that Python decides otherwise on other inputs.
+    """
+    report = validate_model(model, dummy_input)
+    if report.blocking:
+        return report
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SpecialisationWarning)  # they are findings here
+            prepared = prepare_model(model, dummy_input)
+    except TraceError as error:
+        return ValidationReport((*report.findings, _from_error(error)))
+    left = (f for check in GUIDELINES for f in check(prepared) if f.effect == "blocks")
+    return ValidationReport((*report.findings, *left, *_otherwise(prepared, model, dummy_input)))
+
+
+def _otherwise(gm: fx.GraphModule, model: nn.Module, dummy_input: Any) -> Iterator[Finding]:
+    """Where a graph with decisions on values differs from its model on other values."""
+    decided = [s for s in state_of(gm).specialisations if s.kind == "value"]
+    args, kwargs = call_arguments(dummy_input)
+    for seed in range(_TRIES if decided else 0):
+        with evaluating(model), evaluating(gm):
+            try:
+                found = replay_equal(gm, model, *other_values(args, kwargs, seed=seed))
+            except Exception:  # a model may refuse made-up inputs in any way
+                continue
+        if not found:
+            what = f"Python decides otherwise on other inputs, and the graph does not: {found.why}"
+            path, line = decided[0].module_path, str(decided[0].source or "")
+            fix = 'keep the module whole: on_specialisation="leaf" or modules_to_exclude'
+            yield Finding("FXQ139", "error", what, "", path, line, fix)
+            return
+
+
 def _from_error(error: TraceError) -> Finding:
     return Finding(
         error.code, "error", error.what, at=str(error.at or ""), fix=str(error.fix or "")
@@ -202,10 +253,10 @@ def _finding(
     what: str,
     fix: str = "",
     *,
-    repaired: bool = False,
+    then: Consequence = "blocks",
 ) -> Finding:
     path = str(node.target) if node.op == "call_module" else module_path(node)
-    return Finding(code, severity, what, node.name, path, str(source(node) or ""), fix, repaired)
+    return Finding(code, severity, what, node.name, path, str(source(node) or ""), fix, then)
 
 
 # --- the guidelines ------------------------------------------------------------------------------
@@ -213,7 +264,7 @@ def _finding(
 
 def functionals(gm: fx.GraphModule) -> Iterator[Finding]:
     """Tensor operations that are functions, operators or methods instead of modules."""
-    raw = not is_prepared(gm)
+    then: Consequence = "blocks" if is_prepared(gm) else "repaired"
     for node in gm.graph.nodes:
         if node.op not in ("call_function", "call_method"):
             continue
@@ -226,12 +277,12 @@ def functionals(gm: fx.GraphModule) -> Iterator[Finding]:
                 why = f"{row.name} could not become a module: {reasons[-1]}"
                 yield _finding("FXQ137", "warning", node, why, fix)
             else:
-                yield _finding("FXQ130", "error", node, what, _PREPARE, repaired=raw)
+                yield _finding("FXQ130", "error", node, what, _PREPARE, then=then)
 
 
 def reused_modules(gm: fx.GraphModule) -> Iterator[Finding]:
     """Modules that are called more than once."""
-    raw = not is_prepared(gm)
+    then: Consequence = "blocks" if is_prepared(gm) else "repaired"
     calls: dict[int, list[fx.Node]] = {}
     for node in gm.graph.nodes:
         if node.op == "call_module":
@@ -239,7 +290,7 @@ def reused_modules(gm: fx.GraphModule) -> Iterator[Finding]:
     for nodes in calls.values():
         if len(nodes) > 1:
             what = f"module {nodes[0].target!r} is called {len(nodes)} times"
-            yield _finding("FXQ131", "error", nodes[1], what, _PREPARE, repaired=raw)
+            yield _finding("FXQ131", "error", nodes[1], what, _PREPARE, then=then)
 
 
 def decisions(gm: fx.GraphModule) -> Iterator[Finding]:
@@ -250,7 +301,7 @@ def decisions(gm: fx.GraphModule) -> Iterator[Finding]:
         if found.kind == "value":
             what = f"Python decides on a tensor's value ({found.what})"
             fix = 'keep the module whole: on_specialisation="leaf" or modules_to_exclude'
-            yield Finding("FXQ132", "error", what, "", found.module_path, line, fix)
+            yield Finding("FXQ132", "error", what, "", found.module_path, line, fix, "narrows")
         elif found.kind == "training":
             what = "it computes something else in training than the graph does"
             fix = "if the graph shall train, keep the module whole: modules_to_exclude"
@@ -258,7 +309,7 @@ def decisions(gm: fx.GraphModule) -> Iterator[Finding]:
         elif not state.any_batch:
             what = f"the graph holds for this batch size only ({found.what})"
             fix = "compute with tensors what the line computes with sizes"
-            yield Finding("FXQ133", "error", what, "", found.module_path, line, fix)
+            yield Finding("FXQ133", "error", what, "", found.module_path, line, fix, "narrows")
         else:
             what = f"Python decides on a size ({found.what})"
             yield Finding("FXQ133", "note", what, "", found.module_path, line)

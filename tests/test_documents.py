@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PAGES = (
     "accuracy.md", "concepts.md", "cpus.md", "debugging.md", "mixed_precision.md", "quickstart.md",
-    "training.md", "migrating/quantize_static.md", "migrating/torchao.md", "migrating/vitis.md",
+    "recipes.md", "training.md", "migrating/quantize_static.md", "migrating/torchao.md",
+    "migrating/vitis.md",
 )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_commands_and_their_options_exist() -> None:
     text = " ".join(_blocks(README, "console")).replace("\\\n", " ")
     lines = [line for line in text.splitlines() if line.strip().startswith("$ fxquant ")]
-    assert len(lines) == 5
+    assert len(lines) == 9
     for line in lines:
         _, _, name, *words = line.split()
         known = {opt for param in main.commands[name].params for opt in param.opts}

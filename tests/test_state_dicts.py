@@ -14,7 +14,7 @@ from fxquant import QuantizationSimModel
 from fxquant.checkpoint import load_checkpoint, save_checkpoint
 from fxquant.cli.loading import build_model
 from fxquant.errors import CheckpointError, ConfigError
-from fxquant.io.state_dicts import renamed, unwrapped, wrong_tensors
+from fxquant.io.state_dicts import located, renamed, wrong_tensors
 
 FACTORY = """
 import torch
@@ -82,13 +82,13 @@ def test_checkpoints_of_trainers_are_taken(kind: str, factory: str, tmp_path: Pa
 
 def test_weights_are_preferred_to_their_average(caplog: pytest.LogCaptureFixture) -> None:
     state = {"w": torch.ones(1)}
-    assert unwrapped({"ema": {"w": torch.zeros(1)}, "model": state}, "f.pt") == state
+    assert located({"ema": {"w": torch.zeros(1)}, "model": state}, "f.pt") == (("model",), state)
     assert "'model' is taken; it also holds 'ema'" in caplog.text
 
 
 @pytest.mark.parametrize("loaded", [[], {"epoch": 3}, {"model": {"lr": 0.1}}, {1: torch.ones(1)}])
 def test_what_holds_no_weights(loaded: Any) -> None:
-    assert unwrapped(loaded) is None
+    assert located(loaded) is None
 
 
 def test_names_are_changed_only_where_all_fit() -> None:

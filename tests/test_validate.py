@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fxquant import ModelValidator, prepare_model, validate_model
 from fxquant.errors import SelectorError
 from fxquant.prepare import SpecialisationWarning
-from fxquant.validate import Finding
+from fxquant.validate import Finding, validate_preparation
 
 X = torch.randn(3, 4)
 
@@ -75,22 +75,42 @@ def test_the_report_as_text_and_data() -> None:
     assert "FXQ131: run prepare_model(model, dummy_input) first" in text
     data = json.loads(report.to_json())
     assert data["valid"] is False
-    assert data["blocked"] is True
+    assert data["blocked"] is False
     assert data["findings"][0]["code"] == "FXQ130"
     assert len(data["findings"]) == len(report.findings)
 
 
 def test_what_blocks_is_told_apart_from_what_preparation_repairs() -> None:
     report = validate_model(Raw(), (X, 3.0))
-    assert {f.code for f in report.blocking} == {"FXQ132"}
+    assert report.blocking == ()
     assert {f.code for f in report.repaired} == {"FXQ130", "FXQ131"}
     with pytest.warns(SpecialisationWarning):
         prepared = prepare_model(Raw(), (X, 3.0))
     left = validate_model(prepared, (X, 3.0))
-    assert {f.code for f in left.errors} == {f.code for f in report.blocking}, "repaired, as told"
+    assert {f.code for f in left.errors} == {"FXQ132"}, "the others are repaired, as told"
+    assert left.errors[0].effect == "narrows"
     lines = str(report).splitlines()
-    assert lines[2].startswith("FXQ132  blocks")
+    assert lines[2].startswith("FXQ132  narrows")
+    assert lines[-1] == "nothing blocks quantization"
     assert "repaired: 7 finding(s) that preparation repairs by itself, before quantizing" in lines
+
+
+class Signed(nn.Module):
+    """Decides on the sum of its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 1 if x.sum() > 0 else x
+
+
+def test_what_was_seen_to_block() -> None:
+    kind = {f.code: f.effect for f in validate_preparation(Raw(), (X, 3.0)).findings}
+    assert kind["FXQ132"] == "narrows", "no input of this size reaches the other branch"
+    assert kind["FXQ130"] == "repaired"
+    (found,) = validate_preparation(Signed(), X).blocking
+    assert found.code == "FXQ139"
+    assert found.at.startswith("tests/test_validate.py:")
+    (found,) = validate_preparation(nn.Linear(5, 5), X).blocking
+    assert found.code == "FXQ107"
 
 
 def test_a_long_report_is_cut() -> None:

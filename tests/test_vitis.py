@@ -19,6 +19,7 @@ from fxquant.errors import (
     CalibrationError,
     CheckpointError,
     ConfigError,
+    ExportError,
     FxQuantError,
     SelectorError,
 )
@@ -27,7 +28,7 @@ from fxquant.onnx.session import Level, open_session
 from fxquant.quantization.affine.pof2 import PowerOfTwoQuantizeDequantize
 from fxquant.quantization.analyzers import MinMax, Percentile
 from fxquant.quantization.float import FloatQuantizeDequantize
-from fxquant.vitis import Strategy, TorchQuantizer, load_strategy, torch_quantizer
+from fxquant.vitis import Strategy, TorchQuantizer, dump_xmodel, load_strategy, torch_quantizer
 from fxquant.vitis.relative_entropy import Entropy
 from tests.helpers.grids import output_of, param_of
 
@@ -689,3 +690,12 @@ def test_ranges_that_are_none(ends: list[float], tmp_path: Path) -> None:
     (tmp_path / "quant_info.json").write_text(json.dumps(info))
     with pytest.raises(CheckpointError, match="FXQ624: add"):
         torch_quantizer("test", net(), (_X,), output_dir=tmp_path)
+
+
+def test_xmodel_files_are_refused_with_the_reason(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 3)).eval()
+    q = torch_quantizer("calib", net, torch.ones(1, 1, 4, 4), output_dir=str(tmp_path))
+    for call in (q.export_xmodel, dump_xmodel):
+        with pytest.raises(ExportError, match="FXQ912") as caught:
+            call(str(tmp_path), deploy_check=False)
+        assert "export_onnx_model" in str(caught.value.fix)

@@ -62,7 +62,7 @@ class Adaround:
         """As `apply_adaround`; activations are recomputed, so there is no cache to configure.
 
         Raises:
-            ConfigError: FXQ219, `checkpoints_config` is given.
+            ConfigError: FXQ904, `checkpoints_config` is given.
         """
         refuse_checkpoints_config(checkpoints_config)
         return cls.apply_adaround(
@@ -76,8 +76,8 @@ def refuse_checkpoints_config(given: object) -> None:
     """Blocks of a model that are listed in a file mean nothing to a walk over its graph.
 
     Raises:
-        ConfigError: FXQ219, they are given.
+        ConfigError: FXQ904, they are given.
     """
     if given is not None:
         what = "checkpoints_config is given: the walk over the graph keeps what it needs itself"
-        raise ConfigError("FXQ219", what, fix="leave it out")
+        raise ConfigError("FXQ904", what, fix="leave it out: activations are computed again")

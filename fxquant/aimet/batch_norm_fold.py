@@ -49,7 +49,7 @@ def fold_given_batch_norms(model: nn.Module, layer_pairs: Iterable[tuple[Any, ..
         layer_pairs: (layer, batch norm behind it) or (batch norm, layer behind it).
 
     Raises:
-        ConfigError: FXQ239, a pair is something else, or its modules are not of the model.
+        ConfigError: FXQ907, a pair is something else, or its modules are not of the model.
     """
     paths = {id(m): path for path, m in model.named_modules(remove_duplicate=False)}
     for first, second in layer_pairs:
@@ -58,11 +58,11 @@ def fold_given_batch_norms(model: nn.Module, layer_pairs: Iterable[tuple[Any, ..
         if id(norm) not in paths or id(layer) not in paths:
             what = "a module of layer_pairs is not in the model"
             fix = "collect the pairs from the model that is folded"
-            raise ConfigError("FXQ239", what, fix=fix)
+            raise ConfigError("FXQ907", what, fix=fix)
         if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or not hasattr(layer, "weight"):
             kinds = f"{type(first).__name__} and {type(second).__name__}"
             fix = "pass (convolution or linear layer, batch norm) or the other way round"
-            raise ConfigError("FXQ239", f"layer_pairs holds {kinds}", fix=fix)
+            raise ConfigError("FXQ907", f"layer_pairs holds {kinds}", fix=fix)
         axis = int(isinstance(layer, nn.modules.conv._ConvTransposeNd))
         with torch.no_grad():
             if forward:

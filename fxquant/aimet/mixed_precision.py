@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, ClassVar, Literal
 
 from fxquant.aimet.defs import CallbackFunc
 from fxquant.errors import ConfigError
@@ -22,12 +22,24 @@ if TYPE_CHECKING:
 __all__ = [
     "AMPSearchAlgo",
     "CallbackFunc",
+    "GreedyMixedPrecisionAlgo",
     "MixedPrecisionConfigurator",
     "SupportedDType",
     "choose_mixed_precision",
 ]
 
 SupportedDType = Literal["int16", "int8", "int4", "fp16"]
+
+
+class GreedyMixedPrecisionAlgo:
+    """Switches of AIMET's search.
+
+    Attributes:
+        ENABLE_CONVERT_OP_REDUCTION: refused if True: conversions between grids are part of the cost
+            `latency` of `fxquant.choose_mixed_precision`, and are no phase of their own.
+    """
+
+    ENABLE_CONVERT_OP_REDUCTION: ClassVar[bool] = False
 
 
 class AMPSearchAlgo(Enum):
@@ -69,7 +81,15 @@ def choose_mixed_precision(
         phase2_reverse: the order along the front; it is searched from the accurate end.
         phase1_optimize: not needed: evaluations are kept.
         amp_search_algo: not needed: points along the whole front are evaluated.
+
+    Raises:
+        ConfigError: FXQ908, `ENABLE_CONVERT_OP_REDUCTION` is set; as for
+            `fxquant.choose_mixed_precision`.
     """
+    if GreedyMixedPrecisionAlgo.ENABLE_CONVERT_OP_REDUCTION:
+        what = "ENABLE_CONVERT_OP_REDUCTION is set: there is no such phase"
+        fix = 'leave it False; fxquant.choose_mixed_precision(cost="latency") counts conversions'
+        raise ConfigError("FXQ908", what, fix=fix)
     if any(not q.is_initialized() for q in sim.quantizers()):
         sim.compute_encodings(lambda model, _: forward_pass_callback(model), None)
     return choose.choose_mixed_precision(
@@ -112,7 +132,7 @@ class MixedPrecisionConfigurator:
         given = [activation] * len(nodes) if isinstance(activation, str) else list(activation)
         if len(given) != len(nodes):
             what = f"{len(given)} precisions for {len(nodes)} inputs"
-            raise ConfigError("FXQ259", what, fix="give one for each input, None to leave it")
+            raise ConfigError("FXQ908", what, fix="give one for each input, None to leave it")
         self._requests += [(n, a, "output") for n, a in zip(nodes, given, strict=True) if a]
 
     def set_model_output_precision(
@@ -162,5 +182,5 @@ def _one(activation: Any) -> Any:
     found = {a for a in activation if a is not None}
     if len(found) > 1:
         what = f"one module is asked to read its inputs in {', '.join(sorted(found))}"
-        raise ConfigError("FXQ259", what, fix="ask the modules that make these values")
+        raise ConfigError("FXQ908", what, fix="ask the modules that make these values")
     return next(iter(found), None)

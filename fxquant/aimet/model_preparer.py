@@ -8,14 +8,17 @@ another function that gets a dummy input or shapes.
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import TYPE_CHECKING, Any
 
 from torch import fx, nn
+from torch.overrides import _get_current_function_mode_stack
 
 from fxquant import prepare
 from fxquant.errors import ConfigError
 from fxquant.prepare import call_arguments
 from fxquant.ptq.batch_norms.bn_fold import example_inputs
+from fxquant.tracing.recorder import Recorder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,12 +45,12 @@ def prepare_model(
             first call, or when a function of `fxquant.aimet` gets inputs or their shapes with it.
 
     Raises:
-        ConfigError: FXQ902, `concrete_args` are given.
+        ConfigError: FXQ903, `concrete_args` are given.
         TraceError: the model cannot be recorded.
     """
     if concrete_args:
         what = "concrete_args are for symbolic tracing; a run on the dummy input is recorded here"
-        raise ConfigError("FXQ902", what, fix="pass them in dummy_input, as a dict of arguments")
+        raise ConfigError("FXQ903", what, fix="pass them in dummy_input, as a dict of arguments")
     excluded: tuple[Any, ...] = (*(modules_to_exclude or ()), *(module_classes_to_exclude or ()))
     if dummy_input is not None:
         return prepare.prepare_model(model, dummy_input, modules_to_exclude=excluded)
@@ -63,12 +66,16 @@ def _as_pending(model: nn.Module, excluded: list[Any]) -> nn.Module:
     """The model with a first call that records it."""
     cls = type(model)
 
+    signature = inspect.signature(cls.forward)
+
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if _PENDING not in self.__dict__:  # it is being recorded
-            return cls.forward(self, *args, **kwargs)
-        record(self, kwargs if kwargs and not args else args)
+        if any(isinstance(mode, Recorder) for mode in _get_current_function_mode_stack()):
+            return cls.forward(self, *args, **kwargs)  # somebody else records it
+        given = dict(signature.bind(self, *args, **kwargs).arguments) if kwargs else {}
+        record(self, dict(list(given.items())[1:]) if kwargs else args)
         return self.forward(*args, **kwargs)
 
+    forward.__signature__ = signature  # type: ignore[attr-defined]
     model.__class__ = type(cls.__name__, (cls,), {"forward": forward, "__module__": cls.__module__})
     model.__dict__[_PENDING] = (cls, excluded)
     return model

@@ -35,7 +35,7 @@ def export(
         kwargs: of `torch.onnx.export`: `opset_version` is used.
 
     Raises:
-        ConfigError: FXQ218, an argument asks for what cannot be had.
+        ConfigError: FXQ905, an argument asks for what cannot be had.
         ExportError: as for `fxquant.QuantizationSimModel.export`.
     """
     return export_file(

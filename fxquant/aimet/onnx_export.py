@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,21 @@ _INSTEAD = {
 }
 
 
+@dataclass(frozen=True)
+class OnnxExportApiArgs:
+    """Arguments of `torch.onnx.export`, for `sim.export(onnx_export_args=...)`.
+
+    Attributes:
+        opset_version: ONNX opset.
+        input_names: must be those that the model has.
+        output_names: must be None.
+    """
+
+    opset_version: int | None = None
+    input_names: Sequence[str] | None = None
+    output_names: Sequence[str] | None = None
+
+
 def export_files(
     sim: QuantizationSimModel,
     export: Callable[..., ParityReport],
@@ -45,15 +61,15 @@ def export_files(
     """Export to a folder and a prefix, with the encodings keyed by module beside.
 
     Raises:
-        ConfigError: FXQ218, an argument asks for what cannot be had.
+        ConfigError: FXQ905, an argument asks for what cannot be had.
     """
     for name, wanted in asked.items():
         if wanted:
-            raise ConfigError("FXQ218", f"{name}=True cannot be had", fix=_INSTEAD[name])
+            raise ConfigError("FXQ905", f"{name}=True cannot be had", fix=_INSTEAD[name])
     for name in options:
         if name not in _OURS:
             fix = f"beside AIMET's there are {', '.join(_OURS)}"
-            raise ConfigError("FXQ218", f"export has no argument {name!r}", fix=fix)
+            raise ConfigError("FXQ905", f"export has no argument {name!r}", fix=fix)
     path, prefix, example = where
     options = {**torch_options(sim, onnx_export_args), **options}
     own = checked_prefix(encodings_prefix or prefix)
@@ -78,7 +94,7 @@ def torch_options(sim: QuantizationSimModel, given: Any) -> dict[str, Any]:
         given: a dict, an object with attributes, or None.
 
     Raises:
-        ConfigError: FXQ218, one asks for what cannot be had.
+        ConfigError: FXQ905, one asks for what cannot be had.
     """
     if given is None:
         return {}
@@ -91,7 +107,7 @@ def torch_options(sim: QuantizationSimModel, given: Any) -> dict[str, Any]:
             _check_names(sim, name, value)
         elif name not in _WITHOUT_MEANING:
             fix = "opset_version, input_names and output_names are understood"
-            raise ConfigError("FXQ218", f"{name!r} means nothing to this export", fix=fix)
+            raise ConfigError("FXQ905", f"{name!r} means nothing to this export", fix=fix)
     return found
 
 
@@ -103,7 +119,7 @@ def _check_names(sim: QuantizationSimModel, name: str, value: Any) -> None:
         return
     what = f"{name}={value!r}: inputs and outputs are called as in the model"
     shown = ", ".join(own) if kind == "placeholder" else ", ".join(label(n) for n in nodes)
-    raise ConfigError("FXQ218", what, fix=f"leave it out; the model has {shown}")
+    raise ConfigError("FXQ905", what, fix=f"leave it out; the model has {shown}")
 
 
 class OnnxExporter:
@@ -138,7 +154,7 @@ class OnnxExporter:
             kwargs: of `torch.onnx.export`: `opset_version` is used.
 
         Raises:
-            ConfigError: FXQ218, an argument asks for what cannot be had.
+            ConfigError: FXQ905, an argument asks for what cannot be had.
             ExportError: as for `fxquant.QuantizationSimModel.export`.
         """
         return export_file(
@@ -162,11 +178,11 @@ def export_file(
     file = as_path(f)
     if bias is False:
         what, fix = "export_int32_bias=False cannot be had", "leave it out"
-        raise ConfigError("FXQ218", what, fix=f"{fix}: integer kernels add int32 biases")
+        raise ConfigError("FXQ905", what, fix=f"{fix}: integer kernels add int32 biases")
     signed = sim.target.activation.signed
     if activation not in ("unsigned", "signed", None) or (activation == "signed") > signed:
         what = f"force_activation_as={activation!r}: {sim.target.name} says what activations are"
-        raise ConfigError("FXQ218", what, fix="choose another target when the simulation is made")
+        raise ConfigError("FXQ905", what, fix="choose another target when the simulation is made")
     given = {**torch_options(sim, kwargs), **options}
     with made_folder(file.parent) as home, tempfile.TemporaryDirectory(dir=home) as work:
         report = ExportMethods.export(sim, work, file.stem, args, **given)

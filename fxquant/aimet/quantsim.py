@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fxquant import editing, sim
-from fxquant.aimet.checkpoints import load_checkpoint, save_checkpoint
+from fxquant import checkpoint, editing, sim
+from fxquant.aimet.checkpoints import edit_as_saved, save_checkpoint, saved_here
 from fxquant.aimet.defs import QuantizationDataType
 from fxquant.aimet.float_simulation import to_float16
 from fxquant.aimet.input_quantizers import link_inputs
@@ -76,7 +76,7 @@ class QuantizationSimModel(sim.QuantizationSimModel):
 
     Raises:
         ModelError: the model cannot be prepared.
-        ConfigError: FXQ217 an argument means nothing here; as for `fxquant.QuantizationSimModel`.
+        ConfigError: FXQ906 an argument means nothing here; as for `fxquant.QuantizationSimModel`.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class QuantizationSimModel(sim.QuantizationSimModel):
                 `fxquant.QuantizationSimModel.export`.
 
         Raises:
-            ConfigError: FXQ218, an argument asks for what cannot be had.
+            ConfigError: FXQ905, an argument asks for what cannot be had.
             ExportError: as for `fxquant.QuantizationSimModel.export`.
         """
         asked = {
@@ -218,6 +218,30 @@ class QuantizationSimModel(sim.QuantizationSimModel):
             qdq_weights: give the weights the values of their grids.
         """
         return editing.original_model(model, qdq_weights=qdq_weights)
+
+
+def load_checkpoint(
+    file_path: str | Path, *, model: nn.Module | None = None, dummy_input: Any = None
+) -> sim.QuantizationSimModel:
+    """The simulation that was saved.
+
+    Args:
+        file_path: the folder.
+        model: the float model; needed in another process than the one that saved.
+        dummy_input: with a model: inputs as those of the simulation that was saved.
+
+    Raises:
+        CheckpointError: FXQ608 another process saved it and there is no model; as for
+            `fxquant.load_checkpoint`.
+    """
+    if model is None:
+        found = saved_here(file_path)
+    else:
+        config, target, quantizers = checkpoint.setup_of(file_path)
+        found = QuantizationSimModel(model, dummy_input, config=config, target=target)
+        edit_as_saved(found, quantizers)
+    checkpoint.load_checkpoint(found, file_path)
+    return found
 
 
 def load_encodings_to_sim(

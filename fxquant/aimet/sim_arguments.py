@@ -60,11 +60,11 @@ def require_nearest(rounding_mode: object) -> None:
     """Refuse what runtimes do not compute.
 
     Raises:
-        ConfigError: FXQ217, it is another mode.
+        ConfigError: FXQ906, it is another mode.
     """
     if rounding_mode not in ("nearest", None):
         what = f"rounding_mode is {rounding_mode!r}"
-        raise ConfigError("FXQ217", what, fix="'nearest' is what runtimes compute: ties to even")
+        raise ConfigError("FXQ906", what, fix="'nearest' is what runtimes compute: ties to even")
 
 
 def bits_of(given: Given, *, configured: bool) -> tuple[tuple[Any, Any], bool]:
@@ -73,17 +73,17 @@ def bits_of(given: Given, *, configured: bool) -> tuple[tuple[Any, Any], bool]:
     8 is what nobody asked for: beside a configuration it leaves that the choice.
 
     Raises:
-        ConfigError: FXQ217, the type and the bits do not go together.
+        ConfigError: FXQ906, the type and the bits do not go together.
     """
     bits: tuple[Any, Any] = (given.output_bw, given.param_bw)
     if given.data_type is QuantizationDataType.float:
         if bits != (_FLOAT_BITS, _FLOAT_BITS):
             what = f"default_data_type is float with {bits[0]} and {bits[1]} bits"
-            raise ConfigError("FXQ217", what, fix="pass default_output_bw=16, default_param_bw=16")
+            raise ConfigError("FXQ906", what, fix="pass default_output_bw=16, default_param_bw=16")
         return (None, None), True
     if given.data_type is not QuantizationDataType.int:
         what = f"default_data_type is {given.data_type!r}"
-        raise ConfigError("FXQ217", what, fix="pass QuantizationDataType.int or .float")
+        raise ConfigError("FXQ906", what, fix="pass QuantizationDataType.int or .float")
     if configured:
         bits = tuple(None if b == _USUAL else b for b in bits)  # type: ignore[assignment]
     return bits, False
@@ -100,7 +100,7 @@ class QuantParams:
         config_file: a configuration, AIMET's or one's own.
 
     Raises:
-        ConfigError: FXQ217, the rounding mode is another one.
+        ConfigError: FXQ906, the rounding mode is another one.
     """
 
     def __init__(

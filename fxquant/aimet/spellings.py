@@ -12,7 +12,7 @@ import sys
 import types
 from typing import Any
 
-from fxquant.errors import FxQuantError
+from fxquant.aimet.nn.custom import AbsentError
 
 _ROOT = "fxquant.aimet"
 _PACKAGES = ("common", "v1", "v2")
@@ -37,6 +37,7 @@ SPELLINGS = {
     "nn.fake_quant": "nn",
     "nn.modules": "nn",
     "nn.modules.custom": "nn.custom",
+    "onnx_utils": "onnx_export",
     "quantization.affine.backends": "quantization.affine",
     "quantization.affine.encoding": "quantization.affine",
     "quantization.affine.quantizer": "quantization.affine",
@@ -63,8 +64,8 @@ ABSENT = {
     "compress": ("compression is not quantization", "torch.nn.utils.prune"),
     "gptvq": ("no runtime here computes with vectors of weights", "fxquant.ptq.reconstruct"),
     "layer_output_utils": (
-        "layers are compared without writing each tensor to a file",
-        "sim.export(...), whose report compares every tensor, or fxquant.inspect_model",
+        "tensors are written for the float model and the simulation together",
+        "fxquant.analysis.debugging.layer_outputs.save_layer_outputs",
     ),
     "omniquant": ("it is made for transformer decoders", "fxquant.smooth_model"),
     "peft": ("adapters are ordinary modules here", "quantize the model with its adapters in it"),
@@ -73,10 +74,6 @@ ABSENT = {
     "visualize_model": ("plots are not drawn", "fxquant.inspect_model"),
     "winnow": ("compression is not quantization", "torch.nn.utils.prune"),
 }
-
-
-class AbsentError(FxQuantError, ImportError):
-    """Something that AIMET documents and that is not here."""
 
 
 class _Alias(types.ModuleType):
@@ -89,7 +86,10 @@ class _Alias(types.ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name == "__path__":  # what lies below has rows of its own
             raise AttributeError(name)
-        return getattr(importlib.import_module(self.__dict__["_home"]), name)
+        home = importlib.import_module(self.__dict__["_home"])
+        if name == "__all__" and not hasattr(home, name):  # of `from ... import *`
+            return [public for public in vars(home) if not public.startswith("_")]
+        return getattr(home, name)
 
     def __dir__(self) -> list[str]:
         return dir(importlib.import_module(self.__dict__["_home"]))

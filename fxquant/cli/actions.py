@@ -6,51 +6,38 @@ torch; all errors are those of the parts that they call.
 
 from __future__ import annotations
 
-import warnings
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from fxquant import insert_stubs, inspect_model, prepare_model, validate_model
+from fxquant import QuantizationSimModel, insert_stubs, inspect_model, prepare_model
 from fxquant.analysis.inspector import Inspector, InspectorReport
 from fxquant.analysis.inspector_regions import inspect_regions
 from fxquant.analysis.profile import Profile
 from fxquant.analysis.profile import profile as profile_of
 from fxquant.cli.loading import build_model
 from fxquant.encodings import diff, read
-from fxquant.errors import ConfigError, ModelError
-from fxquant.io.writing import write_text
+from fxquant.errors import ConfigError
+from fxquant.io.writing import as_path, reserved, write_text
 from fxquant.onnx.examine import examine
 from fxquant.onnx.lint.verify import verify_file
-from fxquant.prepare import SpecialisationWarning
-from fxquant.validate import Finding, ValidationReport
+from fxquant.validate import validate_preparation
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import nn
 
     from fxquant.cli.data_request import DataRequest
     from fxquant.cli.progress import Progress
     from fxquant.encodings.diff import Difference
+    from fxquant.validate import ValidationReport
 
 
 def validate(factory: str, *, progress: Progress, **options: Any) -> ValidationReport:
     """Check a network against the guidelines."""
     model, example = _model_and_example(factory, progress, **options)
-    progress.step("validating")
-    report = validate_model(model, example)
-    if not report.blocking:  # what is said to be repaired must be
-        progress.step("preparing")
-        report = ValidationReport((*report.findings, *_left(model, example)))
-    return report
-
-
-def _left(model: nn.Module, example: Any) -> tuple[Finding, ...]:
-    """What blocks a network after it was prepared, or keeps it from being prepared."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SpecialisationWarning)  # they are findings here
-            return validate_model(prepare_model(model, example), example).blocking
-    except ModelError as error:
-        place, fix = str(error.at or ""), str(error.fix or "")
-        return (Finding(error.code, "error", error.what, at=place, fix=fix),)
+    progress.step("validating and preparing")
+    return validate_preparation(model, example)
 
 
 def inspect(
@@ -71,7 +58,8 @@ def inspect(
     Returns:
         A report with `to_json`.
     """
-    model, example = _model_and_example(factory, progress, **options)
+    with writable(picture):
+        model, example = _model_and_example(factory, progress, **options)
     progress.step("preparing and placing quantizers")
     if chosen or kept:
         prepared = prepare_model(model, example)
@@ -109,6 +97,16 @@ def compare_encodings(first: str, second: str) -> tuple[tuple[Difference, ...], 
     """
     a, b = read(first), read(second)
     return diff(a, b), len({e.name for e in (*a.entries, *b.entries)})
+
+
+@contextmanager
+def writable(file: str | None) -> Iterator[None]:
+    """Try whether a file can be written, before the work of the block; None: there is no file."""
+    with ExitStack() as stack:
+        if file is not None:
+            path = as_path(file)
+            stack.enter_context(reserved(path.parent, path.name, error=ConfigError))
+        yield
 
 
 def built(factory: str, weights: str | None, progress: Progress) -> nn.Module:

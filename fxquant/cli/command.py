@@ -47,6 +47,7 @@ SCHEMES = (
 DEPLOYMENTS = ("any", "vnni", "avx2", "arm")
 FORMS = ("sim", "integer", "onnxruntime")
 _NARROWEST = 60  # columns
+_UNREADABLE = ("FXQ511", "FXQ570", "FXQ751")  # ONNX files, among the errors of exports
 
 
 class Commands(click.Group):
@@ -107,8 +108,7 @@ def common(command: Command) -> Command:
                 code = command(*args, as_json=as_json, progress=progress, **options)
         except FxQuantError as error:
             _fail(error.to_dict(), str(error), as_json=as_json, debug=debug)
-            # a checkpoint, as encodings and shards, is a file that the command line names
-            code = USAGE if isinstance(error, (ConfigError, CheckpointError)) else FINDINGS
+            code = USAGE if _is_usage(error) else FINDINGS
         except Exception as error:  # the outermost face: a user sees a message, not a traceback
             what = f"{type(error).__name__}: {error}"
             plain = {"error": type(error).__name__, "code": None, "what": str(error)}
@@ -232,6 +232,11 @@ def show(text: str) -> None:
 def _columns() -> int:
     """The width of lines; 80 where nobody knows."""
     return max(_NARROWEST, shutil.get_terminal_size(fallback=(80, 24)).columns)
+
+
+def _is_usage(error: FxQuantError) -> bool:
+    """Whether the command line is wrong, or a file that it names: encodings, shards, ONNX."""
+    return isinstance(error, (ConfigError, CheckpointError)) or error.code in _UNREADABLE
 
 
 def _fail(plain: dict[str, Any], text: str, *, as_json: bool, debug: bool) -> None:

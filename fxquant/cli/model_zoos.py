@@ -96,9 +96,10 @@ _ZOOS: dict[str, Zoo] = {"timm": _timm, "torchvision": _torchvision, "hf": _tran
 def _package(module: str, package: str) -> Any:
     try:
         return importlib.import_module(module)
-    except ImportError as error:
-        what = f"networks of {package} need the package {package}: {error}"
-        raise ConfigError("FXQ707", what, fix=f"pip install {package}") from error
+    except Exception as error:  # builds that do not fit each other raise more than ImportError
+        what = f"the package {package} cannot be imported: {error}"
+        fix = f"pip install {package}, in a version that fits torch"
+        raise ConfigError("FXQ707", what, fix=fix) from error
 
 
 def _unknown(known: Iterable[str], name: str, package: str) -> ConfigError:

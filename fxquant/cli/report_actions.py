@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fxquant import QuantizationSimModel
-from fxquant.cli.actions import built
+from fxquant.cli.actions import built, writable
 from fxquant.cli.evaluation import load_evaluation
 
 if TYPE_CHECKING:
@@ -24,8 +24,9 @@ def report(
     Returns:
         The file.
     """
-    model = built(factory, weights, progress)
-    batches = data.load(model)
+    with writable(options["out"]):
+        model = built(factory, weights, progress)
+        batches = data.load(model)
     progress.step("preparing and placing quantizers")
     sim = QuantizationSimModel(
         model, batches.first(), quant_scheme=options["scheme"],

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fxquant import QuantizationSimModel
-from fxquant.cli.actions import built
+from fxquant.cli.actions import built, writable
 from fxquant.cli.batches import Data
 from fxquant.distributed import merge_statistics, save_statistics
 from fxquant.errors import ConfigError
@@ -27,8 +26,7 @@ def calibrate(
     Returns:
         The file.
     """
-    file = Path(out)
-    with reserved(file.parent, file.name, error=ConfigError):
+    with writable(out):
         sim, data = _simulation(factory, progress, **options)
         number, count = shard
         with progress.bar("calibrating", None) as advance:

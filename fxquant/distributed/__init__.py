@@ -2,12 +2,15 @@
 
 from fxquant.distributed.batch_norms import average_batch_norms
 from fxquant.distributed.over_ranks import compute_encodings
+from fxquant.distributed.sharded_training import fully_shard, gather
 from fxquant.distributed.shards import MergedShards, merge_statistics, save_statistics
 
 __all__ = [
     "MergedShards",
     "average_batch_norms",
     "compute_encodings",
+    "fully_shard",
+    "gather",
     "merge_statistics",
     "save_statistics",
 ]

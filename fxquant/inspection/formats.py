@@ -115,7 +115,7 @@ def _kernel(row: InspectionRow) -> str:
 
 def _few_cells(row: InspectionRow) -> tuple[object, ...]:
     """The fields that fit into a narrow table: one word each, of a file its name."""
-    weight = row.weight.removesuffix(" channels").replace(" x ", "x")
+    weight = row.weight.removesuffix(" channels").removesuffix(" blocks").replace(" x ", "x")
     line = row.source.replace("\\", "/").rpartition("/")[2]
     return row.module, row.operator, row.output, weight, _kernel(row), line
 
@@ -144,12 +144,13 @@ def float_groups(rows: Sequence[InspectionRow]) -> list[tuple[str, list[Inspecti
     groups: dict[str, list[InspectionRow]] = {}
     for row in rows:
         if row.kind == FLOAT:
-            groups.setdefault(_without(row.reason, names), []).append(row)
+            groups.setdefault(without_names(row.reason, names), []).append(row)
     found = [(same if len(g) > 1 else g[0].reason, g) for same, g in groups.items()]
     return sorted(found, key=lambda item: -len(item[1]))
 
 
-def _without(reason: str, names: set[str]) -> str:
+def without_names(reason: str, names: set[str]) -> str:
+    """A reason without the names of nodes in it: it may hold for many."""
     return _WORD.sub(lambda word: "..." if word[0] in names else word[0], reason)
 
 

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     Grids = dict[fx.Node, tuple[QuantizerBase | None, ...]]
 
 INTEGER, FLOAT, MOVES, BOUNDARY = "integer", "float", "moves", "boundary"
-_PLANNED = "is computed in integers on"  # what the placement says of an operator that it takes
+# what the placement says of an operator that it takes, and of one that another's kernel takes in
+_PLANNED, _INSIDE = "is computed in integers on", "it is computed inside the kernel of"
 
 
 class Kernel(NamedTuple):
@@ -83,7 +84,7 @@ class _Judge:
             return Kernel(FLOAT, FLOAT, reason) if reason else Kernel(INTEGER, INTEGER)
         head = self._head(node, row.name, before)
         if head is not None:
-            return Kernel(INTEGER, f"in {label(head)}")
+            return Kernel(before[head].kind, f"in {label(head)}", before[head].reason)
         return Kernel(FLOAT, FLOAT, self._float_reason(node, row))
 
     def _of_module(self, node: fx.Node) -> Kernel:
@@ -101,13 +102,15 @@ class _Judge:
         )
 
     def _head(self, node: fx.Node, name: str, before: dict[fx.Node, Kernel]) -> fx.Node | None:
-        """The operator in whose integer kernel this one is computed, or None."""
+        """The operator in whose kernel this one is computed, or None."""
         source = next((n for _, n in operands(node, self.gm)), None)
         kernel = before.get(source) if source is not None else None
-        if source is None or kernel is None or kernel.kind != INTEGER or len(source.users) != 1:
+        if source is None or kernel is None or len(source.users) != 1:
             return None
         row = ops.row_of(source, self.gm)
-        if row is None or self.grids[source][0] is not None or self.grids[node][0] is None:
+        if row is None or self.grids[source][0] is not None:
+            return None
+        if kernel.kind == INTEGER and self.grids[node][0] is None:  # then it is no end of a kernel
             return None
         chains = {operator for group in self.target.supergroups for operator in group[1:]}
         takes = name in chains or name in row.absorbs.intersection(self.target.absorbs)
@@ -115,7 +118,7 @@ class _Judge:
 
     def _float_reason(self, node: fx.Node, row: ops.Op) -> str:
         said = self.why.get(label(node), ())
-        if said and not any(_PLANNED in text for text in said):
+        if said and not any(_PLANNED in t or _INSIDE in t for t in said):
             return said[0]
         rule = self.target.operators.get(row.name)
         if rule is None:

@@ -6,6 +6,7 @@ Nothing here builds a simulation: what is asked about is given, calibrated or no
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -156,7 +157,7 @@ class Inspection:
             name: module path, name of a node, or a glob; a container stands for what is below it.
 
         Raises:
-            SelectorError: FXQ259, nothing is called so.
+            SelectorError: FXQ739, nothing is called so.
         """
         from fxquant.inspection.why_chains import explain
 
@@ -226,19 +227,20 @@ def grid_type(quantizer: QuantizerBase | None) -> str:
     """Type of a grid, such as "uint8" or "int8 x 64 channels"; "float" where there is none."""
     if quantizer is None:
         return "float"
-    kind = _plain_type(quantizer)
-    if not isinstance(quantizer, AffineQuantizer | BiasQuantizeDequantize):
-        return kind
-    channels = max(quantizer.shape, default=1)
+    kind, shape = _plain_type(quantizer), tuple(getattr(quantizer, "shape", ()))
+    if getattr(quantizer, "block_size", None) is not None:
+        return f"{kind} x {math.prod(shape)} blocks"
+    channels = max(shape, default=1)
     return f"{kind} x {channels} channels" if channels > 1 else kind
 
 
 def _plain_type(quantizer: QuantizerBase) -> str:
     if isinstance(quantizer, BiasQuantizeDequantize):
         return "int32"
-    if not isinstance(quantizer, AffineQuantizer):
-        return str(quantizer)
-    return f"{'int' if quantizer.signed else 'uint'}{quantizer.bitwidth}"
+    if isinstance(quantizer, AffineQuantizer):
+        return f"{'int' if quantizer.signed else 'uint'}{quantizer.bitwidth}"
+    narrow = getattr(quantizer, "dtype", None)
+    return str(quantizer) if narrow is None else str(narrow).removeprefix("torch.")
 
 
 class _Reader:

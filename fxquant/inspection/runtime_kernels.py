@@ -7,8 +7,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from fxquant.graph.rewriter import label
 from fxquant.inspection.operator_kernels import FLOAT, INTEGER, Kernel
+from fxquant.nn.modes import evaluating
 
 if TYPE_CHECKING:
     from torch import fx
@@ -33,7 +36,8 @@ def runtime_kernels(
     from fxquant.onnx.ort.coverage import coverage
 
     deploy = sim.config.deploy or sim.target.deploy
-    lowered = lower(sim.model, sim.example, contrib=sim.target.contrib, deploy=deploy)
+    with evaluating(sim.model), torch.no_grad():
+        lowered = lower(sim.model, sim.example, contrib=sim.target.contrib, deploy=deploy)
     with tempfile.TemporaryDirectory(prefix="fxquant-inspect-") as folder:
         path = Path(folder) / "model.onnx"
         write_model(lowered, path)

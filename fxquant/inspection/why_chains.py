@@ -26,7 +26,7 @@ def explain(found: Inspection, name: str) -> str:
     chosen = [r for r in found.rows if r.node == name or path_matches(name, r.module, below=True)]
     if not chosen:
         fix = nearest(name, rows) or "the modules are those of the inspection's rows"
-        raise SelectorError("FXQ259", f"no operator is called {name!r}", fix=fix)
+        raise SelectorError("FXQ739", f"no operator is called {name!r}", fix=fix)
     return "\n".join(line for row in chosen for line in _chain(row, rows, 0, set()))
 
 

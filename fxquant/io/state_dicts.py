@@ -36,27 +36,16 @@ _COUNTER = "n_averaged"  # of torch.optim.swa_utils.AveragedModel, beside the we
 _DEPTH = 4  # mappings inside each other
 
 
-def unwrapped(loaded: Any, where: str = "") -> dict[str, Tensor] | None:
-    """The state dict in what a training script saved, or None.
+def located(loaded: Any, where: str = "") -> tuple[tuple[str, ...], dict[str, Tensor]] | None:
+    """The state dict in what a training script saved, and the keys that lead to it; or None.
 
     Args:
         loaded: a state dict, or a mapping that holds one under one of the usual keys.
         where: how messages call the file.
 
     Example:
-        >>> sorted(unwrapped({"model": {"w": torch.ones(1)}, "optimizer": {}, "epoch": 3}))
-        ['w']
-    """
-    found = located(loaded, where)
-    return None if found is None else found[1]
-
-
-def located(loaded: Any, where: str = "") -> tuple[tuple[str, ...], dict[str, Tensor]] | None:
-    """The state dict in what a training script saved, and the keys that lead to it; or None.
-
-    Example:
-        >>> located({"model": {"w": torch.ones(1)}, "epoch": 3})[0]
-        ('model',)
+        >>> located({"model": {"w": torch.ones(1)}, "optimizer": {}, "epoch": 3})
+        (('model',), {'w': tensor([1.])})
     """
     return _located(loaded, where, _DEPTH)
 

@@ -13,9 +13,11 @@ if TYPE_CHECKING:
 
 _WIDEST = 60
 _GAP = "  "  # between columns
+_LINES = 2  # of one word that is wider than its column
 _LEAST = 8  # columns, where not even the longest words have room
 # where a word that is wider than its column is broken
-_FOLDER, _DOT, _INNER = re.compile(r"(?<=/)"), re.compile(r"(?<=[.,])"), re.compile(r"(?<=[._:])")
+_FOLDER, _DOT, _INNER = (re.compile(f"(?<=[{marks}])") for marks in ("/", ".,", "/._:"))
+_NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?%?")
 _WIDTH: ContextVar[int | None] = ContextVar("_WIDTH", default=None)
 
 
@@ -33,7 +35,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[object]], *, indent: str
     """Rows under heads, columns as wide as their widest cell.
 
     Long cells are cut; inside of `fitting` they go on in further lines instead, broken between
-    words and at the dots and slashes of paths.
+    words and at the dots and slashes of paths; of names longer than two lines the end is shown.
 
     >>> print(table(("name", "n"), [("conv1", 3)]))
     name   n
@@ -43,12 +45,12 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[object]], *, indent: str
     width = _WIDTH.get()
     cells = [[_cut(str(c)) if width is None else str(c) for c in row] for row in rows]
     columns = list(zip(heads, *cells, strict=True))
-    widths = [max(map(len, column)) for column in columns]
+    widths, gap = [max(map(len, column)) for column in columns], _GAP
     if width is not None:
-        widths = _fitted(columns, width - len(indent) - len(_GAP) * (len(widths) - 1))
+        widths, gap = _fitted(columns, width - len(indent))
     lines = [heads, ["-" * w for w in widths], *cells]
     return "\n".join(
-        (indent + _GAP.join(c.ljust(w) for c, w in zip(part, widths, strict=True))).rstrip()
+        (indent + gap.join(c.ljust(w) for c, w in zip(part, widths, strict=True))).rstrip()
         for line in lines
         for part in _parts(line, widths)
     )
@@ -72,17 +74,33 @@ def _folded(line: str, width: int) -> str:
     )  # fmt: skip
 
 
-def _fitted(columns: Sequence[Sequence[str]], room: int) -> list[int]:
-    """Narrower columns: the widest give way first, down to their longest unbreakable words."""
+def _fitted(columns: Sequence[Sequence[str]], width: int) -> tuple[list[int], str]:
+    """Narrower columns, and the gap between them.
+
+    The widest give way first, down to their longest words and parts of names; then names are broken
+    anywhere. Other words and numbers are never broken.
+    """
     widths = [max(map(len, column)) for column in columns]
-    words = [max(len(w) for cell in column for w in _words(cell)) for column in columns]
-    for least in (words, [min(_LEAST, width) for width in words]):
-        while sum(widths) > room:
-            can = [i for i, width in enumerate(widths) if width > least[i]]
+    parts = [max(len(part) for cell in column for part in _words(cell)) for column in columns]
+    least = [max(map(_least, column)) for column in columns]
+    between = len(columns) - 1
+    gap = _GAP if sum(least) + len(_GAP) * between <= width else _GAP[:1]
+    for floor in (parts, least):
+        while sum(widths) + len(gap) * between > width:
+            can = [i for i, now in enumerate(widths) if now > floor[i]]
             if not can:
                 break
             widths[max(can, key=lambda i: widths[i])] -= 1
-    return widths
+    return widths, gap
+
+
+def _least(cell: str) -> int:
+    return max(min(_LEAST, len(w)) if _is_name(w) else len(w) for w in cell.split(" "))
+
+
+def _is_name(word: str) -> bool:
+    """Whether a word has parts: a path or a dotted name, and no number."""
+    return _INNER.search(word) is not None and _NUMBER.fullmatch(word) is None
 
 
 def _parts(line: Sequence[str], widths: Sequence[int]) -> Iterator[list[str]]:
@@ -100,18 +118,31 @@ def _broken(cell: str, width: int) -> list[str]:
         if len(longer) <= width:
             lines[-1] = longer
         else:
-            lines += [word] if len(word) <= width else _filled(_words(word), width)
+            lines += [word] if len(word) <= width else _filled(word, width)
     return [line for line in lines if line] or [""]
 
 
 def _words(cell: str) -> list[str]:
     """What is not broken without need: words, folders of paths, parts of dotted names."""
-    return [p for w in cell.split(" ") for p in (_FOLDER if "/" in w else _DOT).split(w)]
+    return [
+        part
+        for word in cell.split(" ")
+        for part in ((_FOLDER if "/" in word else _DOT).split(word) if _is_name(word) else [word])
+    ]
 
 
-def _filled(pieces: Sequence[str], width: int) -> list[str]:
+def _filled(word: str, width: int) -> list[str]:
+    """A long word on two lines; where it is longer than these its end is shown."""
+    for rest in range(len(word), 0, -1):
+        lines = _split(word if rest == len(word) else f"…{word[-rest:]}", width)
+        if len(lines) <= _LINES:
+            return lines
+    return [word[:width]]
+
+
+def _split(word: str, width: int) -> list[str]:
     lines = [""]
-    for piece in pieces:
+    for piece in _words(word):
         parts = [piece]
         if len(piece) > width:
             parts = [p[i : i + width] for p in _INNER.split(piece) for i in range(0, len(p), width)]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fxquant.nn.containers import QuantizerDict
 from fxquant.nn.live_norm import live_norm_of
+from fxquant.nn.low_rank import adapter_of, adapts
 from fxquant.quantization import QuantizerBase
 from fxquant.quantization.affine import AffineQuantizer, BiasQuantizeDequantize
 
@@ -79,12 +80,16 @@ def _param_quantizers(model: nn.Module) -> Iterator[tuple[Tensor, QuantizerBase]
 def weight_of(module: nn.Module, name: str) -> Tensor | None:
     """A parameter as it is quantized.
 
-    It may be a buffer, as in a filter that is not trained, and a batch norm may be folded in.
+    It may be a buffer, as in a filter that is not trained, a batch norm may be folded in, and an
+    adapter added to the weight.
     """
     live = live_norm_of(module)
     if live is not None:
         return live.folded(module).get(name)
     value = module._parameters.get(name)
+    adapter = adapter_of(module) if adapts(module, name) else None
+    if adapter is not None and value is not None:
+        return adapter.added_to(value)
     return value if value is not None else module._buffers.get(name)
 
 
@@ -100,10 +105,19 @@ def fit_biases(model: nn.Module) -> None:
 
 
 def follow_parameters(module: nn.Module) -> None:
-    """Lay the ranges of a module's own parameters around these, where training has begun to."""
+    """Lay the ranges of a module's own parameters around these, where training has begun to.
+
+    Parameters that are sharded over ranks have their ranges laid when the layer runs.
+    """
     quantizers = module._modules.get("param_quantizers")
-    if isinstance(quantizers, QuantizerDict):
-        for name, quantizer in quantizers.active():
-            value = weight_of(module, name)
-            if value is not None:
-                quantizer.follow(value, begin=False)
+    if not isinstance(quantizers, QuantizerDict) or _is_sharded(module):
+        return
+    for name, quantizer in quantizers.active():
+        value = weight_of(module, name)
+        if value is not None:
+            quantizer.follow(value, begin=False)
+
+
+def _is_sharded(module: nn.Module) -> bool:
+    """Whether a parameter is a `DTensor`, of which this process has a part."""
+    return any(hasattr(p, "full_tensor") for p in module.parameters())

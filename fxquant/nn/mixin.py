@@ -5,9 +5,8 @@ come in, lets the module see quantized parameters under the names of its own, an
 goes out. Parameters are swapped in the instance's `__dict__`, where Python looks before it asks
 `nn.Module` for its parameters: no copy, no hook, and the autograd graph goes through.
 
-The quantized classes are generated: they differ from their float classes in nothing but their
-bases, so writing them by hand gives a hundred classes and one forgotten one. `QuantizedConv2d` is
-an `nn.Conv2d`.
+The quantized classes are generated, as they differ from their float classes in nothing but their
+bases; a list by hand forgets one. `QuantizedConv2d` is an `nn.Conv2d`.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from fxquant.nn import calibration, custom_kernels
 from fxquant.nn.containers import QuantizerDict, QuantizerList, Removed, Walk, remove
 from fxquant.nn.functional import Functional
 from fxquant.nn.live_norm import live_norm_of
+from fxquant.nn.low_rank import adapts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -117,7 +117,7 @@ class QuantizationMixin(nn.Module):
         if live is not None:
             return self._quantize_outputs(live.forward_of(self, args, kwargs))
         swapped = self._quantized_parameters()
-        kernel = self.__dict__.get("_kernel") or type(self).default_kernel
+        kernel = self.get_kernel()
         if kernel is not None and not custom_kernels.observing(self):
             return custom_kernels.run(kernel, self, args, kwargs, swapped)
         if swapped:
@@ -214,6 +214,8 @@ class QuantizationMixin(nn.Module):
             parameter = calibration.weight_of(self, name) if values is None else values.get(name)
             if parameter is not None and not quantizer._observing and quantizer._enabled:
                 found[name] = self._quantized_parameter(name, parameter, quantizer)
+            elif parameter is not None and adapts(self, name):
+                found[name] = parameter
         return found
 
     def _quantized_parameter(self, name: str, value: Tensor, quantizer: QuantizerBase) -> Tensor:
@@ -301,9 +303,7 @@ class QuantizationMixin(nn.Module):
     # copying -------------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        state = dict(super().__getstate__())  # type: ignore[no-untyped-call]
-        state["_quantized"] = {}
-        return state
+        return {**super().__getstate__(), "_quantized": {}}  # type: ignore[no-untyped-call]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # the class is generated, so it is found again by its float class

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from fxquant.errors import TrainingError
 from fxquant.nn.live_norm import live_norm_of
+from fxquant.nn.low_rank import adapter_of
 from fxquant.quantization import QuantizerBase
 
 if TYPE_CHECKING:
@@ -19,12 +20,18 @@ def require_ended(model: nn.Module) -> None:
         model: a simulated model.
 
     Raises:
-        TrainingError: FXQ802, batch norms go on learning, or quantizers are switched off.
+        TrainingError: FXQ802, batch norms go on learning, layers have adapters, or quantizers are
+            switched off.
     """
     live = [path for path, module in model.named_modules() if live_norm_of(module) is not None]
     if live:
         what = f"{len(live)} batch norm(s) are folded in with every call, the first in {live[0]}"
         raise TrainingError("FXQ802", what, at=live[0], fix="call fxquant.qat.fold_live_norms(sim)")
+    adapted = [path for path, module in model.named_modules() if adapter_of(module) is not None]
+    if adapted:
+        what = f"{len(adapted)} layer(s) have a low-rank adapter, the first is {adapted[0]}"
+        fix = "call fxquant.qat.merge_adapters(sim)"
+        raise TrainingError("FXQ802", what, at=adapted[0], fix=fix)
     off = [
         path for path, module in model.named_modules()
         if isinstance(module, QuantizerBase) and not module.enabled

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fxquant.nn.modes import quantization_off
+from fxquant.qat.adapters import add_adapters, merge_adapters
 from fxquant.qat.distillation import Distiller, distillation_loss, feature_loss
 from fxquant.qat.nan_guard import NanGuard, nan_guard
 from fxquant.qat.optimizer_groups import parameter_groups
@@ -25,6 +26,7 @@ __all__ = [
     "RangeSchedule",
     "Trained",
     "TrainingState",
+    "add_adapters",
     "dampening_loss",
     "distillation_loss",
     "enable_quantizers",
@@ -33,6 +35,7 @@ __all__ = [
     "freeze_batch_norms",
     "freeze_ranges",
     "load_training",
+    "merge_adapters",
     "nan_guard",
     "parameter_groups",
     "quantization_off",

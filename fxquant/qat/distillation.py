@@ -84,6 +84,8 @@ class Distiller:
             norms are folded as they are in the simulation.
         features: module paths whose outputs are compared, with a weight each; a list: 1 each.
         temperature: of the logits, see `distillation_loss`.
+        squared: compare logits by `feature_loss` in place of `distillation_loss`: it asks for the
+            logits themselves, not only for their differences, which keeps few bits stable.
         logits: takes the logits out of a model's output; the default is for a tensor.
         dim: axis of the classes.
         on_event: called with "qat.distillation" after each call: the loss, and what logits and
@@ -110,6 +112,7 @@ class Distiller:
         features: Mapping[str, float] | Iterable[str] = (),
         *,
         temperature: float = 1.0,
+        squared: bool = False,
         logits: Callable[[Any], Tensor] | None = None,
         dim: int = -1,
         on_event: OnEvent | None = None,
@@ -125,7 +128,7 @@ class Distiller:
             for model in (_unwrapped(student), teacher):
                 _require_path(model, path)
         self.student, self.teacher = student, teacher
-        self.temperature, self.dim = temperature, dim
+        self.temperature, self.dim, self.squared = temperature, dim, squared
         self._logits = logits or _tensor_of
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
@@ -141,9 +144,11 @@ class Distiller:
         with torch.no_grad(), evaluating(self.teacher, kept=True):
             wanted, hints = self._run(self.teacher, self.teacher, args, kwargs)
         output, found = self._run(self.student, _unwrapped(self.student), args, kwargs)
-        loss = distillation_loss(
-            self._logits(output), self._logits(wanted), self.temperature, self.dim
-        )
+        ours, theirs = self._logits(output), self._logits(wanted)
+        if self.squared:
+            loss = feature_loss(ours, theirs)
+        else:
+            loss = distillation_loss(ours, theirs, self.temperature, self.dim)
         parts = {"logits": loss}
         for path, weight in self.features.items():
             parts[path] = weight * feature_loss(found[path], hints[path])

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fxquant.checkpoint import TRAINING, Training, read_folder, write_folder
+from fxquant.distributed.claims import claim
 from fxquant.errors import CheckpointError
 from fxquant.io.reading import reason
 from fxquant.qat.phase import phase_of, set_phase
@@ -65,7 +66,8 @@ def save_training(
 
     Raises:
         CheckpointError: FXQ616 the optimizer is none, or trains what is not in the simulation;
-            FXQ617 something cannot be stored; FXQ601, FXQ542 to FXQ544, as `save_checkpoint`.
+            FXQ617 something cannot be stored; FXQ618 another rank has saved to this path; FXQ601,
+            FXQ542 to FXQ544, as `save_checkpoint`.
     """
     names = _names(sim, optimizer)
     values = {
@@ -78,6 +80,7 @@ def save_training(
     }
     tensors: dict[str, torch.Tensor] = {}
     plain = {key: taken_apart(value, key, tensors, TRAINING) for key, value in values.items()}
+    claim(path)
     write_folder(sim, path, Training(plain, tensors))
 
 

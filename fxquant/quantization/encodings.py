@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
+from fxquant.errors import QuantizationError
 from fxquant.quantization import kernels
 from fxquant.quantization.layout import Layout
+from fxquant.quantization.range_to_qparams import IntegerRange
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class AffineEncoding:
     """Real value = (integer + offset) * scale.
 
     Args:
         scale: step of the grid, float32, of the quantizer's shape.
         offset: minus the zero point of ONNX, float32, of the quantizer's shape.
-        qmin: smallest integer.
+        qmin: smallest integer; or, in the place of both ends, `bitwidth` and `signed`.
         qmax: largest integer.
         symmetry: True if the zero point lies in the middle of the grid by construction.
         block_size: elements per block along each axis of the scale, or None.
+
+    Example:
+        >>> scale, offset = torch.tensor(0.1), torch.tensor(0.0)
+        >>> AffineEncoding(scale, offset, -128, 127).dtype, AffineEncoding(scale, offset, 4).qmax
+        (torch.int8, 15)
     """
 
     scale: Tensor
@@ -34,10 +42,47 @@ class AffineEncoding:
     symmetry: bool = False
     block_size: tuple[int, ...] | None = None
 
+    @overload
+    def __init__(
+        self,
+        scale: Tensor,
+        offset: Tensor,
+        qmin: int,
+        qmax: int,
+        symmetry: bool = False,
+        block_size: Sequence[int] | None = None,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        scale: Tensor,
+        offset: Tensor,
+        bitwidth: int,
+        signed: bool = False,
+        symmetry: bool = False,
+        block_size: Sequence[int] | None = None,
+    ) -> None: ...
+    def __init__(self, scale: Tensor, offset: Tensor, *args: Any, **kwargs: Any) -> None:
+        given = _Grid.of(args, kwargs)
+        blocks = None if given.block_size is None else tuple(given.block_size)
+        values = (scale, offset, *given.ends(), given.symmetry, blocks)
+        for name, value in zip(_FIELDS, values, strict=True):
+            object.__setattr__(self, name, value)
+
     @property
     def bitwidth(self) -> int:
         """Bits that are needed to count the integers."""
         return (self.qmax - self.qmin).bit_length()
+
+    @property
+    def num_steps(self) -> int:
+        """Steps between the smallest and the largest integer."""
+        return self.qmax - self.qmin
+
+    @property
+    def mapping(self) -> str:
+        """How integers stand for real values."""
+        return "affine"
 
     @property
     def signed(self) -> bool:
@@ -79,8 +124,16 @@ class AffineEncoding:
         return torch.int64
 
     def to(self, *args: Any, **kwargs: Any) -> AffineEncoding:
-        """The encoding on another device; its numbers stay float32."""
-        scale = self.scale.to(*args, **kwargs).float()
+        """The encoding on another device; its numbers stay float32.
+
+        Raises:
+            QuantizationError: FXQ451, its numbers are to become integers.
+        """
+        moved = self.scale.to(*args, **kwargs)
+        if not moved.is_floating_point():
+            what = f"the numbers of an encoding cannot become {moved.dtype}"
+            raise QuantizationError("FXQ451", what, fix="move tensors with quantized_repr()")
+        scale = moved.float()
         offset = self.offset.to(*args, **kwargs).float()
         return replace(self, scale=scale, offset=offset)
 
@@ -94,6 +147,10 @@ class AffineEncoding:
         """Real values of integers that are stored as floats: `[...] -> [...]`."""
         layout = Layout(self.shape, self.block_size)
         return kernels.dequantize(layout.split(_float(q)), self._affine(layout)).reshape(q.shape)
+
+    def quantize_dequantize(self, x: Tensor) -> Tensor:
+        """The nearest values of the grid: `[...] -> [...]`."""
+        return self.dequantize(self.quantize(x)).to(x.dtype)
 
     def same_grid(self, other: object) -> bool:
         """True if both give every integer the same meaning."""
@@ -155,6 +212,40 @@ class FloatEncoding:
 
 
 Encoding = AffineEncoding | FloatEncoding
+_FIELDS = ("scale", "offset", "qmin", "qmax", "symmetry", "block_size")
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """The integers of an encoding, as they were given."""
+
+    bitwidth: int | None = None
+    signed: bool = False
+    qmin: int | None = None
+    qmax: int | None = None
+    symmetry: bool = False
+    block_size: Sequence[int] | None = None
+
+    @classmethod
+    def of(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Grid:
+        """Tell `(qmin, qmax, ...)` from `(bitwidth, signed, ...)`: True is no integer here."""
+        by_ends = (len(args) > 1 and type(args[1]) is int) or (len(args) == 1 and "qmax" in kwargs)
+        names = ("qmin", "qmax") if by_ends else ("bitwidth", "signed")
+        places = (*names, "symmetry", "block_size")
+        if len(args) > len(places):
+            msg = f"an encoding takes scale, offset, {', '.join(places)}; {len(args)} were given"
+            raise TypeError(msg)
+        return cls(**dict(zip(places, args, strict=False)), **kwargs)
+
+    def ends(self) -> tuple[int, int]:
+        """Smallest and largest integer."""
+        if self.bitwidth is not None:
+            grid = IntegerRange.of_bits(self.bitwidth, signed=self.signed, symmetric=self.symmetry)
+            return grid.qmin, grid.qmax
+        if self.qmin is None or self.qmax is None:
+            msg = "an encoding takes bitwidth, or both qmin and qmax"
+            raise TypeError(msg)
+        return self.qmin, self.qmax
 
 
 def _float(x: Tensor) -> Tensor:

@@ -5,8 +5,9 @@ The arithmetic is that of ONNX QuantizeLinear and DequantizeLinear, bit for bit:
 
 Why in place: a chain of in-place steps over one fresh tensor runs at three times the cost of a copy
 and is vectorized by PyTorch for every layout; the built-in fake-quantize operators take fifty times
-the cost of a copy and multiply by the reciprocal. The gradient needs neither masks nor more saved
-tensors than input and output:
+the cost of a copy and multiply by the reciprocal. Where the range is fixed, the gradient needs to
+know which elements are clipped, a bit each (see `clipping.py`). Where it is learned, the gradient
+needs input and output, and nothing else:
 
     dx       = g where x rounds to a value of the grid, both ends included, 0 where it is clipped
                                                             (one `hardtanh_backward`)
@@ -28,6 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fxquant.quantization.clipping import Clipped, is_kept_anyway, outside_of, where
 from fxquant.quantization.pieces import in_one, pieces
 from fxquant.quantization.range_to_qparams import Factors
 
@@ -126,26 +128,35 @@ class _QuantizeDequantize(torch.autograd.Function):
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             ctx.factors = factors
             ctx.save_for_backward(x, y)
-        else:
-            ctx.save_for_backward(x)
+        elif ctx.needs_input_grad[0]:
+            ctx.clipped = None
+            if is_kept_anyway(x):
+                ctx.save_for_backward(x)
+            else:
+                ctx.clipped, kept = clipped_by(x, p)
+                ctx.save_for_backward(*() if kept is None else (kept,))
         return y
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
         p: Affine = ctx.affine
-        x, *more = ctx.saved_tensors
-        if not more:
-            return _kept(g, x, p), None, None, None, None
+        if not (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):
+            if ctx.clipped is None:
+                dx = _kept(g, ctx.saved_tensors[0], p)
+            else:
+                dx = ctx.clipped.gradient(g, *ctx.saved_tensors)
+            return dx, None, None, None, None
+        x, y = ctx.saved_tensors
         factors = _factors_for(x, p, ctx.factors())
         if torch.is_grad_enabled():  # `create_graph`: every step must have a gradient itself
             dx = inside(g, x, p)
-            products = torch.mul(g, more[0]).addcmul(dx, x, value=-1.0)
+            products = torch.mul(g, y).addcmul(dx, x, value=-1.0)
             sums = products.sum_to_size(p.scale.shape), (g - dx).sum_to_size(p.scale.shape)
             return dx, *factors.gradients(*sums), None, None
         if p.numbers is None:
-            dx, *totals = _gradients(g, x, more[0], p, outside=factors.use_outside)
+            dx, *totals = _gradients(g, x, y, p, outside=factors.use_outside)
             return dx, *factors.gradients(*totals), None, None
-        dx, *numbers = _gradients_of_one(g, x, more[0], p, outside=factors.use_outside)
+        dx, *numbers = _gradients_of_one(g, x, y, p, outside=factors.use_outside)
         return dx, *factors.gradients_of_one(*numbers), None, None
 
 
@@ -195,6 +206,14 @@ def inside(g: Tensor, x: Tensor, p: Affine) -> Tensor:
     if not p.centred:
         integers.add_(p.zero_point)
     return hardtanh_backward(g, integers, p.qmin - 0.5, p.qmax + 0.5)
+
+
+def clipped_by(x: Tensor, p: Affine) -> tuple[Clipped, Tensor | None]:
+    """Where `inside` stops the gradient."""
+    if p.numbers is not None and x.is_cpu:
+        return outside_of(x, *_edges(p, p.numbers, x.dtype))
+    integers = torch.div(x, p.scale).round_().add_(p.zero_point)
+    return where((integers < p.qmin).logical_or_(integers > p.qmax))
 
 
 def _edges(p: Affine, numbers: tuple[float, float], dtype: torch.dtype) -> tuple[float, float]:

@@ -52,6 +52,10 @@ class QuantizerBase(nn.Module):
         """What the quantized numbers mean, or None before the grid is known."""
         raise NotImplementedError
 
+    def get_encoding(self) -> Encoding | None:
+        """Another name of `get_encodings`."""
+        return self.get_encodings()
+
     def get_scale(self) -> Tensor | None:
         """Step of the grid, or None before it is known."""
         raise NotImplementedError

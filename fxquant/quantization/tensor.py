@@ -74,6 +74,11 @@ class EncodedTensor(torch.Tensor):
             self._encoding = None
         return self._encoding
 
+    @encoding.setter
+    def encoding(self, encoding: Encoding | None) -> None:
+        self._encoding = encoding
+        self._written = _version(self)
+
     @classmethod
     def __torch_function__(
         cls,
@@ -199,7 +204,7 @@ def _carried(out: Any, source: Any, *, moved: bool) -> Any:
     if isinstance(out, tuple | list):
         items = [_carried(item, source, moved=moved) for item in out]
         return type(out)(items) if type(out) in (tuple, list) else _named(out, items)
-    if not isinstance(source, EncodedTensor) or not isinstance(out, Tensor):
+    if not isinstance(source, EncodedTensor) or not isinstance(out, Tensor) or out is source:
         return out
     encoding = source.encoding
     if encoding is None or not out.is_floating_point():

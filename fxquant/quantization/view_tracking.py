@@ -60,8 +60,12 @@ def follow(
         if _any(found):
             return found
         numbers = torch.arange(scale.numel(), dtype=torch.float32, device=scale.device)
-        numbers = (numbers + 1.0).reshape(scale.shape).expand(shape)
-        once, again = (func(n, *args, **kwargs) for n in (numbers, -numbers))
+        # in memory of its own, as the tensor itself is: `view` asks for that
+        numbers = (numbers + 1.0).reshape(scale.shape).expand(shape).contiguous()
+        try:
+            once, again = (func(n, *args, **kwargs) for n in (numbers, -numbers))
+        except RuntimeError:  # a view that the tensor's own strides allow, and only these
+            return None
         return _both(once, again, lambda a, b: _of_numbers(a, b, encoding, math.prod(shape)))
 
 

@@ -138,8 +138,8 @@ class WandbTracker(_Tracker):
     def _write(
         self, name: str, numbers: Mapping[str, float], texts: Mapping[str, str], step: int
     ) -> None:
-        found: dict[str, Value] = {f"{name}/{k}": v for k, v in {**numbers, **texts}.items()}
-        self._run.log({**found, f"{name}/{_STEP}": step})
+        values: dict[str, Value] = {**numbers, **texts, _STEP: step}
+        self._run.log({f"{name}/{key}": value for key, value in values.items()})
 
 
 def _package(name: str, extra: str) -> Any:

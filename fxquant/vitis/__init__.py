@@ -4,6 +4,7 @@ from fxquant.analysis.inspector import Inspector
 from fxquant.vitis.qat_processor import QatProcessor, TrainableModel
 from fxquant.vitis.quantizer import TorchQuantizer, torch_quantizer
 from fxquant.vitis.strategy import Strategy, load_strategy
+from fxquant.vitis.xmodel import dump_xmodel
 
 __all__ = [
     "Inspector",
@@ -11,6 +12,7 @@ __all__ = [
     "Strategy",
     "TorchQuantizer",
     "TrainableModel",
+    "dump_xmodel",
     "load_strategy",
     "torch_quantizer",
 ]

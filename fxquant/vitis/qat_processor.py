@@ -33,6 +33,7 @@ from fxquant.vitis.info import NAME, load_info, read_info, write_info
 from fxquant.vitis.inputs import example_inputs, moved_to
 from fxquant.vitis.setup import configuration, target_of
 from fxquant.vitis.strategy import load_strategy
+from fxquant.vitis.xmodel import RefusesXmodel
 
 if TYPE_CHECKING:
     from torch import fx
@@ -124,7 +125,7 @@ class TrainableModel(nn.Module):
         return {id(p) for q in quantizers for p in q.parameters(recurse=False)}
 
 
-class QatProcessor:
+class QatProcessor(RefusesXmodel):
     """Makes a network trainable on the grids of a target, and deployable after training.
 
     Args:

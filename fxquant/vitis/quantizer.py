@@ -37,6 +37,7 @@ from fxquant.vitis.running_calibration import Following
 from fxquant.vitis.setup import aligned, configuration, target_of
 from fxquant.vitis.specify import specify
 from fxquant.vitis.strategy import Strategy, load_strategy
+from fxquant.vitis.xmodel import RefusesXmodel
 
 if TYPE_CHECKING:
     from fxquant.onnx.parity.report import ParityReport
@@ -46,7 +47,7 @@ log = logging.getLogger("fxquant")
 _MODES = ("calib", "test")
 
 
-class TorchQuantizer(Finetuning):
+class TorchQuantizer(Finetuning, RefusesXmodel):
     """What `torch_quantizer` returns.
 
     Attributes:

@@ -305,8 +305,9 @@ def load_strategy(source: str | Path | dict[str, Any]) -> Strategy:
     if isinstance(source, dict):
         data = source
     else:
+        path = as_path(source, "the strategy")
         try:
-            data = read_json(as_path(source, "the strategy"))
+            data = read_json(path)
         except (OSError, ValueError) as error:
             what = f"cannot read the strategy {source}: {reason(error)}"
             raise ConfigError("FXQ270", what, fix="give the path of a JSON file") from error

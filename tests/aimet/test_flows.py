@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils.data import DataLoader
 
+import fxquant
 import fxquant.aimet.quantization as Q
 from fxquant.aimet.adaround.adaround_weight import (  # type: ignore[import-not-found]
     Adaround,
@@ -22,20 +23,23 @@ from fxquant.aimet.batch_norm_fold import (
     fold_all_batch_norms_to_scale,
     fold_given_batch_norms,
 )
+from fxquant.aimet.bias_correction import correct_bias, find_all_conv_bn_with_activation
 from fxquant.aimet.bn_reestimation import reestimate_bn_stats
 from fxquant.aimet.cross_layer_equalization import equalize_model
 from fxquant.aimet.defs import CallbackFunc, QuantizationDataType, QuantScheme
 from fxquant.aimet.mixed_precision import MixedPrecisionConfigurator, choose_mixed_precision
-from fxquant.aimet.model_preparer import prepare_model
+from fxquant.aimet.model_preparer import is_pending, prepare_model
 from fxquant.aimet.model_validator import ModelValidator
+from fxquant.aimet.quant_analyzer import QuantAnalyzer
 from fxquant.aimet.quantsim import (
     QuantizationSimModel,
+    QuantParams,
     compute_encodings_for_sims,
     load_checkpoint,
     save_checkpoint,
 )
 from fxquant.aimet.seq_mse import SeqMseParams, apply_seq_mse
-from fxquant.errors import CheckpointError, ConfigError
+from fxquant.errors import CalibrationError, CheckpointError, ConfigError, FxQuantError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,7 +79,7 @@ def calibrate(model: nn.Module, forward_pass_args: Any = None) -> None:
         model(data())
 
 
-def part(sim: QuantizationSimModel, path: str) -> Any:
+def part(sim: Any, path: str) -> Any:
     return sim.model.get_submodule(path)
 
 
@@ -148,6 +152,30 @@ def test_auto_quant(tmp_path: Path) -> None:
     assert str(encoding_path).endswith(".encodings")
 
 
+def test_quant_analyzer(tmp_path: Path) -> None:
+    prepared = prepare_model(net())
+
+    def forward_pass_callback(model: nn.Module, _: Any = None) -> None:
+        with torch.no_grad():
+            model(data())
+
+    def eval_callback(model: nn.Module, _: Any = None) -> float:
+        with torch.no_grad():
+            return -float(model(data()).square().mean())
+
+    quant_analyzer = QuantAnalyzer(
+        model=prepared, dummy_input=data(),
+        forward_pass_callback=CallbackFunc(forward_pass_callback, func_callback_args=None),
+        eval_callback=CallbackFunc(eval_callback, func_callback_args=None),
+    )  # fmt: skip
+    quant_analyzer.enable_per_layer_mse_loss(unlabeled_dataset_iterable=[data()], num_batches=1)
+    quant_analyzer.analyze(
+        quant_scheme=QuantScheme.post_training_tf_enhanced, default_param_bw=8,
+        default_output_bw=8, config_file=None, results_dir=str(tmp_path),
+    )  # fmt: skip
+    assert list(tmp_path.rglob("*.json"))
+
+
 def test_the_migration_guide() -> None:
     sim = QuantizationSimModel(net(), data())
     sim.compute_encodings(calibrate, None)
@@ -190,6 +218,46 @@ def test_the_migration_guide() -> None:
     assert model.conv2.input_quantizers[0] is None  # what other modules produce has one owner
 
 
+class TwoReaders(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        y: Tensor = torch.relu(self.left(x)) * scale + self.right(x)
+        return y
+
+
+def test_a_model_that_waits_for_its_inputs() -> None:
+    prepared: Any = prepare_model(TwoReaders().eval())
+    weight, layer = prepared.left.weight, prepared.left
+    assert is_pending(copy.deepcopy(prepared))
+    fxquant.QuantizationSimModel(prepared, data())  # records a copy
+    assert is_pending(prepared)
+    want = prepared(data(), scale=torch.tensor(2.0))
+    assert isinstance(prepared, fx.GraphModule)
+    assert prepared.left is layer
+    assert prepared.left.weight is weight
+    assert [n.name for n in prepared.graph.find_nodes(op="placeholder")] == ["x", "scale"]
+    assert torch.equal(prepared(data(), torch.tensor(2.0)), want)
+    broken: Any = prepare_model(TwoReaders())
+    with pytest.raises(FxQuantError):
+        broken(torch.ones(2))
+    assert is_pending(broken)
+
+
+def test_readers_of_one_input_show_its_one_grid() -> None:
+    sim = QuantizationSimModel(TwoReaders().eval(), data())
+    sim.compute_encodings(calibrate)
+    entry = part(sim, "left").input_quantizers[0]
+    assert entry is part(sim, "right").input_quantizers[0]
+    names = [name for name, q in sim.named_quantizers() if q is entry]
+    assert names == ["x_stub.output_quantizers.0"]
+    plain = fxquant.QuantizationSimModel(TwoReaders().eval(), data())
+    plain.model.load_state_dict(sim.model.state_dict())
+    assert torch.equal(plain.model(data()), sim.model(data()))
+
+
 def test_linked_inputs_are_copied_with_the_model(tmp_path: Path) -> None:
     sim = QuantizationSimModel(net(), data())
     copied: Any = copy.deepcopy(sim.model)
@@ -217,17 +285,18 @@ def test_positions_of_both_signatures() -> None:
     assert bits(tf, 16, 4, False, None, int_type) == (16, 4)
     assert bits(tf, 16, default_param_bw=4) == (16, 4)
     assert bits("tf_enhanced", default_output_bw=16) == (16, 8)
-    with pytest.raises(ConfigError, match="FXQ217"):
+    with pytest.raises(ConfigError, match="FXQ906"):
         bits(tf, "stochastic", 8, 4)
 
 
 def test_checkpoints(tmp_path: Path) -> None:
     sim = QuantizationSimModel(net(), data())
+    part(sim, "fc").param_quantizers["weight"] = None
     sim.compute_encodings(calibrate)
     part(sim, "conv2").param_quantizers["weight"].bitwidth = 4
     want = sim.model(data())
     save_checkpoint(sim, tmp_path / "one")
-    part(sim, "fc").param_quantizers["weight"].bitwidth = 2
+    part(sim, "conv1").param_quantizers["weight"].bitwidth = 2
     with torch.no_grad():
         sim.model.get_parameter("conv1.weight").zero_()
     again = load_checkpoint(tmp_path / "one")
@@ -236,9 +305,9 @@ def test_checkpoints(tmp_path: Path) -> None:
     (tmp_path / "one").rename(tmp_path / "other")  # as in another process
     with pytest.raises(CheckpointError, match="FXQ608"):
         load_checkpoint(tmp_path / "other")
-    built = QuantizationSimModel(net(), data())
-    part(built, "conv2").param_quantizers["weight"].bitwidth = 4
-    assert torch.equal(load_checkpoint(tmp_path / "other", sim=built).model(data()), want)
+    other = load_checkpoint(tmp_path / "other", model=net(), dummy_input=data())
+    assert part(other, "conv2").param_quantizers["weight"].bitwidth == 4
+    assert torch.equal(other.model(data()), want)
 
 
 def test_batch_norms_after_training() -> None:
@@ -310,6 +379,43 @@ def test_mixed_precision(tmp_path: Path) -> None:
     assert (tmp_path / "log.txt").read_text(encoding="utf-8").strip()
 
 
+def test_bias_correction() -> None:
+    model, before = net(), net()
+    loader = [(x, 0) for x in data(16).split(4)]
+    params = QuantParams(weight_bw=4, act_bw=8, round_mode="nearest", quant_scheme="tf_enhanced")
+    found = find_all_conv_bn_with_activation(model, input_shape=(1, 3, 12, 12))
+    assert found == {model.conv1: model.bn1}
+    report = correct_bias(
+        model, params, num_quant_samples=16, data_loader=loader, num_bias_correct_samples=16,
+        layers_to_ignore=[model.fc],
+    )  # fmt: skip
+    assert report.layers
+    changed = {
+        n for n, p in model.named_parameters() if not torch.equal(p, before.get_parameter(n))
+    }
+    assert changed
+    assert changed <= {"conv1.bias", "conv2.bias"}
+    with pytest.raises(CalibrationError, match="FXQ913"):
+        correct_bias(model, params, 16, ["text"], 16)
+
+
+def test_primitives_and_phases_that_are_not_here_say_why() -> None:
+    with pytest.raises(ImportError, match="FXQ914"):
+        from fxquant.aimet.cross_layer_equalization import HighBiasFold  # noqa: F401
+    with pytest.raises(ImportError, match="FXQ902"):
+        from fxquant.aimet.nn.custom import QuantizedGatherNd  # noqa: F401
+    with pytest.raises(ImportError, match="FXQ915"):
+        from fxquant.aimet.quantization import set_backend  # noqa: F401
+    with pytest.raises(ConfigError, match="FXQ903"):
+        prepare_model(net(), concrete_args={"mask": None})
+    with pytest.raises(ConfigError, match="FXQ904"):
+        Adaround.apply_adaround_with_cache(
+            net(), data(), None, ".", "net", checkpoints_config="blocks.json"
+        )
+    with pytest.raises(ConfigError, match="FXQ907"):
+        fold_given_batch_norms(net(), [(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))])
+
+
 def test_several_simulations_in_one_go() -> None:
     sims = [QuantizationSimModel(nn.Sequential(nn.Linear(3, 3)), torch.ones(1, 3)) for _ in "ab"]
     x = torch.randn(8, 3)
@@ -329,7 +435,7 @@ def test_float16(tmp_path: Path) -> None:
     )  # fmt: skip
     assert noise(sim, model) > 55
     assert not torch.equal(sim.model(data()), model(data()))
-    with pytest.raises(ConfigError, match="FXQ217"):
+    with pytest.raises(ConfigError, match="FXQ906"):
         QuantizationSimModel(model, data(), default_data_type=QuantizationDataType.float)
 
 
@@ -347,7 +453,7 @@ def test_what_an_export_cannot_do_is_told(asked: dict[str, Any], tmp_path: Path)
     x = torch.randn(4, 3)
     sim = QuantizationSimModel(nn.Sequential(nn.Linear(3, 2)), x)
     sim.compute_encodings(lambda model: model(x))
-    with pytest.raises(ConfigError, match="FXQ218"):
+    with pytest.raises(ConfigError, match="FXQ905"):
         sim.export(tmp_path, "net", x, **asked)
     assert not list(tmp_path.iterdir())
 

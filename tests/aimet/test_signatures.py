@@ -98,6 +98,22 @@ DOCUMENTED: dict[tuple[str, str], dict[str, Any]] = {
         "model_prepare_required": True,
     },
     ("auto_quant", "AutoQuant.optimize"): {"allowed_accuracy_drop": 0.0},
+    ("bias_correction", "correct_bias"): {
+        "model": NEEDED, "quant_params": NEEDED, "num_quant_samples": NEEDED,
+        "data_loader": NEEDED, "num_bias_correct_samples": NEEDED, "conv_bn_dict": None,
+        "perform_only_empirical_bias_corr": True, "layers_to_ignore": None,
+    },
+    ("quant_analyzer", "QuantAnalyzer"): {
+        "model": NEEDED, "dummy_input": NEEDED, "forward_pass_callback": NEEDED,
+        "eval_callback": ..., "modules_to_ignore": None,
+    },
+    ("quant_analyzer", "QuantAnalyzer.analyze"): {
+        "quant_scheme": ENHANCED, "default_param_bw": 8, "default_output_bw": 8,
+        "config_file": None, "results_dir": ...,
+    },
+    ("quant_analyzer", "QuantAnalyzer.enable_per_layer_mse_loss"): {
+        "unlabeled_dataset_iterable": NEEDED, "num_batches": NEEDED,
+    },
     ("bn_reestimation", "reestimate_bn_stats"): {
         "model": NEEDED, "dataloader": NEEDED, "num_batches": 100, "forward_fn": None,
     },

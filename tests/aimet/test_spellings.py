@@ -59,6 +59,9 @@ PATHS = {
     "utils": "in_eval_mode",
     "v2.utils": "remove_all_quantizers",
     "onnx": "export",
+    "onnx_utils": "OnnxExportApiArgs",
+    "bias_correction": "correct_bias",
+    "amp.mixed_precision_algo": "GreedyMixedPrecisionAlgo",
     "common.quantsim_config.utils": "get_path_for_per_channel_config",
 }
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
+from pydantic import BaseModel
 from torch import Tensor, nn
 
 from fxquant import QuantizationSimModel, choose_mixed_precision
@@ -279,6 +280,8 @@ def test_a_thousand_nodes_are_small_and_quick(tmp_path: Path) -> None:
         ({"evaluation": [1.0]}, "FXQ794"),
         ({"export": "missing.json"}, "FXQ791"),
         ({"profile": 3}, "FXQ750"),
+        ({"profile": {"proven": True}}, "FXQ791"),
+        ({"export": {"rows": []}}, "FXQ791"),
         ({"before": "model"}, "FXQ793"),
         ({"data": batches(), "samples": 0}, "FXQ296"),
     ],
@@ -346,3 +349,17 @@ def test_the_command_writes_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [r["name"] for r in data["overview"]["evaluation"]] == ["float", "simulation"]
     code, error = run("--input-shape", "1,3,8,8", "--labels", "y")
     assert (code, error["code"]) == (2, "FXQ737")
+
+
+def test_a_recipe_is_shown_as_an_object_or_its_file(tmp_path: Path) -> None:
+    sim = simulated()
+    (tmp_path / "net.recipe.yaml").write_text("settings:\n  scheme: min_max\n")
+    for given in (tmp_path / "net.recipe.yaml", Stated(settings={"scheme": "min_max"})):
+        data = data_of(sim.report(tmp_path / "r.html", recipe=given))
+        assert data["recipe"] == {"settings": {"scheme": "min_max"}}
+
+
+class Stated(BaseModel):
+    """What a recipe is to a report: a model of pydantic."""
+
+    settings: dict[str, str]

@@ -1,11 +1,11 @@
-"""The report in a browser: it draws itself, addresses open nodes, and names stay texts."""
+"""The report in a browser: it draws itself, addresses and keys open nodes, names stay texts."""
 
 from __future__ import annotations
 
-import re
-import shutil
-import subprocess
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import pytest
@@ -15,30 +15,23 @@ from fxquant import QuantizationSimModel
 from fxquant.models.bert import Bert
 from tests.analysis.test_report import HOSTILE, hostile_page
 
-_NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-BROWSER = next((found for name in _NAMES if (found := shutil.which(name))), None)
+if os.name != "posix":
+    pytest.skip("the browser is spoken to over pipes", allow_module_level=True)
 
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no browser is installed")
+from tests.helpers.browser import PROGRAM, browser
 
+if TYPE_CHECKING:
+    from tests.helpers.browser import Page
 
-def document(page: Path, address: str, folder: Path) -> str:
-    """The document after its script has run."""
-    done = subprocess.run(
-        [
-            str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-            f"--user-data-dir={folder / 'profile'}", "--window-size=1200,800",
-            "--virtual-time-budget=3000", "--dump-dom", f"{page.as_uri()}#{address}",
-        ],
-        check=True, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    head = done.stdout.split("<body", 1)[0]
-    # set by the script's last line: an error anywhere before would have left it out
-    assert "data-ready=" in head
-    return done.stdout
+pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no browser is installed")
+
+_FOCUS = "document.activeElement.getAttribute('aria-label')"
+_BOXES = "document.querySelectorAll('.box').length"
+_PANEL = "!document.getElementById('panel').hidden"
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     model = Bert(vocab=50, hidden=16, layers=12, heads=2, positions=16).eval()
     ids = torch.randint(0, 50, (4, 8))
@@ -48,34 +41,72 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return sim.report(tmp_path_factory.mktemp("report") / "bert.html", given)
 
 
-def test_the_overview_says_how_good_it_is(page: Path, tmp_path: Path) -> None:
-    text = document(page, "overview", tmp_path)
-    assert re.search(r"Its outputs keep .{0,60}\d dB", text)
-    assert text.count('class="hit"') > 100  # a node each, in the chart of errors
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    with browser(tmp_path_factory.mktemp("browser")) as page:
+        yield page
+
+
+@pytest.fixture
+def page(shared: Page) -> Iterator[Page]:
+    yield shared
+    assert shared.errors == []
+
+
+def test_the_overview_says_how_good_it_is(page: Page, report: Path) -> None:
+    page.open(report, "overview")
+    text = page.value("document.getElementById('main').innerText")
+    assert "Its outputs keep" in text
     assert "Worst nodes" in text
+    # a node each, in the chart of errors
+    assert page.value("document.querySelectorAll('.hit').length") > 100
 
 
-def test_twelve_blocks_are_one_box_and_an_address_opens_one(page: Path, tmp_path: Path) -> None:
-    folded = document(page, "graph", tmp_path)
-    assert re.search(r"12 × \d+ nodes", folded)
-    assert "encoder.layer.7.output.dense" not in folded.split('id="data"')[0]
-    node = "encoder_layer_7_output_dense"
-    opened = document(page, f"node={node}", tmp_path).split('id="data"')[0]
-    assert re.search(r'class="box at"[^>]*aria-label="encoder\.layer\.7\.output\.dense,', opened)
-    assert opened.count('class="cell pick') == 12
-    assert opened.count("cell pick now") == 1
-    assert "Encoding of weight" in opened
-    assert "Histogram of the float values" in opened
+def test_twelve_blocks_are_one_box_and_an_address_opens_one(page: Page, report: Path) -> None:
+    page.open(report, "graph")
+    folded = page.value(_BOXES)
+    assert folded < 20
+    assert "12 × " in page.value("document.querySelector('.canvas').textContent")
+    page.open(report, "node=encoder_layer_7_output_dense")
+    label = page.value("document.querySelector('.box.at').getAttribute('aria-label')")
+    assert label.startswith("encoder.layer.7.output.dense, linear")
+    cells = "[...document.querySelectorAll('.cell.pick')].map(c => c.classList.contains('now'))"
+    assert page.value(cells) == [i == 7 for i in range(12)]
+    panel = page.value("document.getElementById('panel').textContent")
+    assert "Encoding of weight" in panel
+    assert "of the noise" in panel
 
 
 @pytest.mark.parametrize("tab", ["nodes", "weights", "recipe"])
-def test_every_tab_is_drawn(page: Path, tmp_path: Path, tab: str) -> None:
-    assert f'data-tab="{tab}"' in document(page, f"{tab}&theme=dark", tmp_path)
+def test_every_tab_is_drawn(page: Page, report: Path, tab: str) -> None:
+    page.open(report, f"{tab}&theme=dark")
+    assert page.value("document.querySelector('[aria-selected=true]').dataset.tab") == tab
+    assert page.value("document.documentElement.classList.contains('dark')")
+    assert page.value("document.querySelectorAll('main tr').length") > 3
 
 
-def test_hostile_names_stay_texts(tmp_path: Path) -> None:
-    page = hostile_page(tmp_path)
-    for address in ("overview", f"node={quote(HOSTILE)}"):
-        shown = document(page, address, tmp_path)
-        assert "<img" not in shown
-        assert "&lt;/script&gt;&lt;img" in shown
+def test_keys_are_enough(page: Page, report: Path) -> None:
+    page.open(report, "overview")
+    page.press("/", *"layer.3 intermediate.dense", "Enter")
+    assert page.value("location.hash") == "#graph&node=encoder_layer_3_intermediate_dense"
+    assert page.value(_PANEL)
+    page.press("Escape")
+    assert not page.value(_PANEL)
+    page.value("document.querySelector('.box[aria-label^=\"encoder, open\"]').focus()")
+    opened = page.value(_BOXES)
+    page.press("Enter")
+    assert page.value(_BOXES) < opened
+    assert "folded" in page.value(_FOCUS)
+    page.press("Enter", "ArrowRight")
+    assert page.value(_FOCUS).startswith("encoder")
+    page.press("ArrowDown", "ArrowDown", "ArrowDown")
+    assert "encoder.layer" in page.value(_FOCUS)
+
+
+def test_hostile_names_stay_texts(page: Page, tmp_path: Path) -> None:
+    report = hostile_page(tmp_path)
+    for address in ("overview", f"node={quote(HOSTILE)}", "nodes"):
+        page.open(report, address)
+        assert page.value("document.querySelectorAll('img').length") == 0
+        assert page.value("document.getElementById('title').textContent") == HOSTILE
+        assert HOSTILE in page.value("document.getElementById('main').textContent")

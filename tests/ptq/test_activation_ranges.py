@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fxquant import QuantizationSimModel
 from fxquant.errors import CalibrationError, ConfigError, UncalibratedError
 from fxquant.ptq import ActivationRangesReport, choose_activation_ranges, reconstruct
+from fxquant.ptq.activation_ranges.outputs import kept_parts
 from fxquant.quantization import affine
 from fxquant.quantization.analyzers import Entropy, Percentile
 
@@ -133,6 +134,32 @@ class Joined(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         a = self.a(x)
         return self.last(torch.cat([a, self.b(a)], 1))  # type: ignore[no-any-return]
+
+
+def test_gains_that_chance_explains_are_not_taken() -> None:
+    """Both changes lower the error by as much; one does so in all rows, the other in a few."""
+    generator = torch.Generator().manual_seed(0)
+    by_chance = torch.randn(64, generator=generator)
+    by_chance += 0.05 - by_chance.mean()
+    gains = {"everywhere": torch.full((64,), 0.05), "by chance": by_chance}
+    made: set[str] = set()
+
+    class Check:
+        runs = 0
+
+        def errors(self) -> Tensor:
+            return torch.ones(64) - sum((gains[n] for n in made), torch.zeros(64))
+
+    def put(change: str, *, made: bool, among: set[str] = made) -> None:
+        (among.add if made else among.discard)(change)
+
+    for name in gains:
+        made.clear()
+        kept, before, after = kept_parts([name], put, Check())  # type: ignore[arg-type]
+        assert kept == (["everywhere"] if name == "everywhere" else [])
+        assert made == set(kept)
+        assert before == 64
+        assert after == pytest.approx(60.8 if kept else 64)
 
 
 def test_values_on_one_grid_have_one_range() -> None:

@@ -14,6 +14,10 @@ from fxquant import QuantizationSimModel, Target
 from fxquant.errors import CalibrationError, ConfigError, QuantizationError, UncalibratedError
 from fxquant.nn import QuantizationMixin
 from fxquant.ptq.engine import ReconstructionOptions, reconstruct
+from fxquant.ptq.layer_problem import LayerProblem
+from fxquant.ptq.layers import layers_of
+from fxquant.ptq.moments import Moments
+from fxquant.ptq.sampling import LayerData
 from fxquant.ptq.snapshot import restore, snapshot
 from fxquant.ptq.solving.solver import METHODS, SolverOptions
 from fxquant.quantization import affine
@@ -84,8 +88,9 @@ def test_a_network_improves_by_far_and_its_weights_lie_on_their_grids(per_channe
     report = reconstruct(sim, batches)
     assert sqnr(model, sim, batches) > before + 6
     assert [r.path for r in report.layers] == ["stem", "depthwise", "point", "down", "head"]
+    share = 0.75 if per_channel else 0.8  # with one step for all channels less can be chosen
     assert all(
-        r.changed == "weight and bias" and r.loss_after < 0.75 * r.loss_before
+        r.changed == "weight and bias" and r.loss_after < share * r.loss_before
         for r in report.layers
     )
     assert all(r.error_after < r.error_before for r in report.layers), str(report)
@@ -266,6 +271,28 @@ def test_rows_that_are_looked_up_get_better_steps(tmp_path: Path) -> None:
     again = reconstruct(sim, batches)
     assert again.layers == []
     assert set(again.skipped) == {"words", "places"}
+
+
+def test_no_step_is_made_towards_a_fit_that_held_out_data_do_not_confirm() -> None:
+    """The wanted outputs are those of the weight, and another weight was fitted to other data."""
+    layer, x = nn.Linear(12, 3), torch.randn(1, 200, 12)
+    sim = simulation(nn.Sequential(layer), [x[0]], 8)
+    found = next(iter(layers_of(sim.model)[0].values()))
+    own, other = layer.weight.detach()[None], torch.randn(1, 3, 12)
+    for fitted, targeted in ((other, own), (own, own)):
+        rows = torch.bmm(x, fitted.mT)
+        held = x, torch.bmm(x, own.mT) + layer.bias.detach()
+        seen = Moments.of(x, rows + layer.bias.detach())
+        assert seen is not None
+        data = LayerData(torch.arange(12), seen, held)
+        target = LayerProblem(found, data, SolverOptions()).target
+        torch.testing.assert_close(target, targeted, rtol=0, atol=1e-5)
+    # held-out data that say the same as the others: nearly all of the way is gone
+    rows = torch.bmm(x, other.mT)
+    seen = Moments.of(x, rows)
+    assert seen is not None
+    problem = LayerProblem(found, LayerData(torch.arange(12), seen, (x, rows)), SolverOptions())
+    assert float((problem.target - other).norm() / (own - other).norm()) < 0.2
 
 
 def test_the_file_keeps_its_proof(tmp_path: Path) -> None:

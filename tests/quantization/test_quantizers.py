@@ -356,7 +356,7 @@ def test_mistakes_are_told_where_they_are_made(make: Callable[[], object], messa
 def test_block_sizes_by_position() -> None:
     q = Q.affine.QuantizeDequantize((4, 2), 4, True, None, (1, 4))
     assert q.block_size == (1, 4)
-    g = Q.affine.GroupedBlockQuantizeDequantize((4, 2), 4, True, 8, (1, 4), (1, -1))
+    g = Q.affine.GroupedBlockQuantizeDequantize((4, 2), 4, True, 8, None, (1, 4), (1, -1))
     assert (g.block_size, g.block_grouping) == ((1, 4), (1, -1))
 
 
@@ -402,3 +402,62 @@ def test_a_range_with_one_end_made_in_inference_mode_has_no_stamp(which: int) ->
         ends[which] = ends[which] + 1
     assert _stamp(*ends) is None
     assert _stamp(torch.zeros(2), torch.ones(2)) is not None
+
+
+def test_steps_and_offsets_have_the_gradient_of_a_trained_range() -> None:
+    q = Q.affine.QuantizeDequantize((), 8)
+    q.set_range(-1.0, 3.0)
+    scale, offset, known = q.get_scale(), q.get_offset(), q.get_encodings()
+    assert scale is not None
+    assert offset is not None
+    assert known is not None
+    assert torch.equal(scale, known.scale)
+    assert torch.equal(offset, known.offset)
+    scale.backward()
+    assert q.max.grad == pytest.approx(1 / 255)
+    q.requires_grad_(False)
+    assert not q.get_scale().requires_grad  # type: ignore[union-attr]
+    with torch.no_grad():
+        assert q.requires_grad_(True).get_scale().requires_grad is False  # type: ignore[union-attr]
+
+
+def test_encodings_are_given_by_ends_or_by_bits() -> None:
+    scale, offset = torch.tensor(0.5), torch.tensor(0.0)
+    by_ends = Q.AffineEncoding(scale, offset, -8, 7, True)
+    by_bits = Q.AffineEncoding(scale, offset, 4, True, True)
+    named = Q.AffineEncoding(scale, offset, bitwidth=4, signed=True, symmetry=True)
+    for encoding in (by_ends, by_bits, named):
+        assert (encoding.qmin, encoding.qmax, encoding.symmetry) == (-8, 7, True)
+        assert (encoding.num_steps, encoding.mapping) == (15, "affine")
+    x = torch.tensor([0.3, 9.0])
+    assert torch.equal(by_ends.quantize_dequantize(x), torch.tensor([0.5, 3.5]))
+    with pytest.raises(QuantizationError, match="FXQ451"):
+        by_ends.to(torch.int32)
+    for wrong in ((), (1, 2, True, None, 5)):
+        with pytest.raises(TypeError, match="an encoding takes"):
+            Q.AffineEncoding(scale, offset, *wrong)
+
+
+def test_functions_take_ends_blocks_and_steps_by_position() -> None:
+    x, scale, zero = (
+        torch.tensor([[-3.0, 0.6, 9.0, 1.0]]),
+        torch.tensor([[1.0, 2.0]]),
+        torch.zeros(1, 2),
+    )
+    for function in (Q.affine.quantize, Q.affine.quantize_dequantize):
+        by_name = function(x, scale, zero, qmin=-2, qmax=1, block_size=(1, 2))
+        assert torch.equal(function(x, scale, zero, -2, 1, (1, 2)), by_name)
+        assert torch.equal(function(x, scale, zero, 2, True, (1, 2)), by_name)
+        signed = function(x, scale, zero, num_steps=3, signed=True, block_size=(1, 2))
+        assert torch.equal(signed, by_name)
+    q = Q.affine.quantize(x, scale, zero, -2, 1, (1, 2))
+    assert torch.equal(Q.affine.dequantize(q, scale, zero, (1, 2)), by_name)
+
+
+def test_dequantize_takes_the_encoding_of_a_tensor() -> None:
+    q, back = Q.affine.Quantize((), 4), Q.affine.Dequantize(())
+    q.set_range(0.0, 1.5)
+    x = torch.tensor([0.26, 9.0])
+    assert torch.equal(back(q(x)), torch.tensor([0.3, 1.5]))
+    with pytest.raises(UncalibratedError):
+        back(torch.ones(2))

@@ -285,3 +285,24 @@ def test_backward_from_an_encoded_tensor_looks_at_no_attribute_through_the_subcl
     assert x.grad is not None
     assert x.grad.tolist() == [2, 2, 2]
     assert not seen
+
+
+def test_a_tensor_can_be_given_its_encoding() -> None:
+    x = torch.tensor([1.0, 2.0]).as_subclass(Q.QuantizedTensor)
+    x.encoding = Q.AffineEncoding(torch.tensor(0.5), torch.tensor(0.0), 4)
+    assert torch.equal(x.dequantize(), torch.tensor([0.5, 1.0]))
+    assert x.float() is x
+    x.add_(1)
+    assert x.encoding is None
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_view_that_mixes_scales_is_a_plain_tensor(layout: torch.memory_format) -> None:
+    q = Q.affine.QuantizeDequantize((4, 1, 1, 1), 8)
+    x = torch.randn(4, 3, 2, 2).contiguous(memory_format=layout)
+    with q.compute_encodings():
+        q(x)
+    y = q(x) if layout is torch.contiguous_format else q(x).permute(0, 2, 3, 1)
+    assert type(y.view(-1)) is Tensor
+    assert torch.equal(y.view(-1), y.as_subclass(Tensor).view(-1))
+    assert y.view(4, -1).encoding.shape == (4, 1)  # type: ignore[attr-defined]

@@ -174,7 +174,7 @@ def test_mlflow_gets_metrics_and_tags(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = SimpleNamespace(
         active_run=lambda: None, start_run=lambda: run, MlflowClient=lambda: client
     )
-    monkeypatch.setitem(sys.modules, "mlflow", fake)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "mlflow", fake)
     tell(MlflowTracker())
     assert calls == [
         ("r", "a.b.x", 1.5, 0), ("r", "a.b.n", 2.0, 0), ("r", "a.b.note", "first"),
@@ -182,6 +182,7 @@ def test_mlflow_gets_metrics_and_tags(monkeypatch: pytest.MonkeyPatch) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore")  # those of MLflow's own parts
 def test_mlflow_reads_what_is_written(tmp_path: Path) -> None:
     mlflow = pytest.importorskip("mlflow")
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/runs.db")

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxquant.errors import FxQuantError
 from fxquant.nn import functional, generate
 from fxquant.nn.functional import *  # noqa: F403  # one class a function, listed there
 from fxquant.nn.mixin import PREFIX, quantized_class
@@ -18,13 +19,33 @@ _SPELLINGS = {
     "AvgPool2d": "DynamicAvgPool2d",
     "AdaptiveAvgPool2d": "DynamicAdaptiveAvgPool2d",
     "BatchNorm": "DynamicBatchNorm",
-    "Cast": "Cast",
     "ElementwiseCeil": "Ceil",
     "ElementwiseFloor": "Floor",
     "ElementwiseUnarySign": "Sign",
     "GroupNorm": "DynamicGroupNorm",
     "MaxPool2d": "DynamicMaxPool2d",
 }
+# modules that stand for one operator of one accelerator or format
+_ABSENT = {
+    "CustomGather": "torch.gather or x[index]",
+    "DepthToSpaceCRDMode": "nn.PixelShuffle",
+    "DepthToSpaceDCRMode": "reshape and permute",
+    "GatherNd": "x[index]",
+    "HadamardRotation": "a linear layer",
+    "NonMaxSuppression": "torchvision.ops.nms",
+    "NullRequant": "nothing: the grid of a value is its producer's",
+    "RmsNorm": "nn.RMSNorm",
+    "RoiAlign": "torchvision.ops.roi_align",
+    "RotaryEmbedding": "the model's own multiplications",
+    "ScatterElements": "torch.scatter",
+    "ScatterND": "x[index] = value",
+    "Shape": "x.shape",
+    "StridedSlice": "x[a:b:step]",
+}
+
+
+class AbsentError(FxQuantError, ImportError):
+    """A name that AIMET documents and that is not here; it says why and what to do instead."""
 
 
 class Concat(nn.Module):
@@ -56,8 +77,12 @@ _OWN = {"Concat": Concat, "CustomSiLU": CustomSiLU}
 
 def __getattr__(name: str) -> Any:
     wanted = name.removeprefix(PREFIX)
+    if wanted in _ABSENT:
+        what = f"nn.custom.{name} is not here: a model is recorded with its own operations"
+        raise AbsentError("FXQ902", what, fix=f"write {_ABSENT[wanted]} in the model")
     found = _OWN.get(wanted) or functional.CLASSES.get(_SPELLINGS.get(wanted, wanted))
-    if found is None:
+    found = found or getattr(nn, wanted, None)
+    if not isinstance(found, type) or not issubclass(found, nn.Module):
         return generate.by_name(name)
     return quantized_class(found) if name.startswith(PREFIX) else found
 

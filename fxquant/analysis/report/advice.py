@@ -6,7 +6,7 @@ numbers meaningless comes first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +40,7 @@ class Known:
     exported: bool
     proven: bool
     worst: Sequence[int]
-    findings: Sequence[Entry] = ()
+    findings: Sequence[Mapping[str, Any]] = ()
 
 
 def advice(known: Known) -> list[Entry]:

@@ -55,10 +55,10 @@ function farEdge(far, x, y) {
   const label = far.from ? far.from.l : "outside";
   return draw("text", { class: "far", x: x + far.spot.x + 12, y: y + far.spot.top - 4, onclick: () => far.from && goto(far.from) }, `↰ ${clip(label, 22)}`, draw("title", {}, `also reads ${label}`));
 }
-function frame(box, at, label) {
+function frame(box, at, label, expanded = null) {
   return draw("g", {
     class: "box", "data-box": box.id, tabindex: 0, role: "button", "aria-label": label,
-    "aria-expanded": box.c ? String(Boolean(box.open)) : null, transform: `translate(${at.x.toFixed(1)} ${at.y.toFixed(1)})`,
+    "aria-expanded": expanded, transform: `translate(${at.x.toFixed(1)} ${at.y.toFixed(1)})`,
   });
 }
 function leafBox(box, at) {
@@ -83,7 +83,7 @@ function leafBox(box, at) {
 function closedBox(box, at) {
   const look = paint(box.a, box.z), stack = box.k === "stack";
   const count = stack ? `${box.c.length} × ${box.c[0].z - box.c[0].a} nodes` : many(box.z - box.a, "node");
-  const g = frame(box, at, `${box.p || box.l}, ${count}, folded${look.text ? `, ${look.text}` : ""}`);
+  const g = frame(box, at, `${box.p || box.l}, ${count}, folded${look.text ? `, ${look.text}` : ""}`, "false");
   g.append(draw("title", {}, `${box.p || box.l}\n${count}\nclick to open`));
   if (stack) for (const k of [6, 3]) g.append(draw("rect", { class: "behind", x: k, y: k, width: at.w, height: at.h, rx: 9 }));
   g.append(draw("rect", { class: "body", width: at.w, height: at.h, rx: 9, style: "fill:var(--surface)" }));
@@ -112,7 +112,7 @@ function barcode(box, x, y, w, h) {
 function room(spot, at) {
   const { box, inside } = spot, stack = box.k === "stack";
   const look = paint(box.a, box.z);
-  const g = frame(box, at, `${box.p || box.l}, open`);
+  const g = frame(box, at, `${box.p || box.l}, open`, "true");
   g.append(draw("rect", { class: "body room", width: at.w, height: at.h, rx: 12 }));
   const head = stack ? `${titleOf(box)}  × ${box.c.length}` : titleOf(box);
   g.append(draw("text", { class: "head", x: 14, y: 22 }, `${spot.fixed ? "" : "−  "}${clip(head, Math.floor((at.w - 90) / 7.2))}`));

@@ -9,9 +9,12 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from fxquant.errors import ConfigError
 from fxquant.io.reading import read_json, reason
 from fxquant.io.writing import as_path
+from fxquant.io.yaml_files import read_yaml
 
 
 def evaluation_rows(given: Any) -> list[dict[str, Any]]:
@@ -37,38 +40,43 @@ def _is_number(value: Any) -> bool:
     return not isinstance(value, (str, bytes))
 
 
-def plain_result(given: Any, what: str) -> dict[str, Any] | None:
+def plain_result(given: Any, what: str, key: str | None = None) -> dict[str, Any] | None:
     """A result of fxquant, its JSON or the path of a JSON file as plain data.
 
     Args:
-        given: a result with `to_json` or of a dataclass, a mapping, or a path; None: there is none.
+        given: a result or its path, a recipe, or a mapping; None: there is none.
         what: what messages call it.
+        key: what every result of this kind has.
 
     Raises:
-        ConfigError: FXQ791, it is none of these or cannot be read.
+        ConfigError: FXQ791, it is none of these, cannot be read or is of another kind.
     """
     if given is None:
         return None
+    found = _finite(_content(given, what))
+    if isinstance(found, dict) and (key is None or key in found):
+        return found
+    lacks = f"has no {key!r}" if isinstance(found, dict) else f"holds a {type(found).__name__}"
+    fix = "give a result of fxquant, or its JSON"
+    raise ConfigError("FXQ791", f"the {what} {lacks}: it is something else", fix=fix)
+
+
+def _content(given: Any, what: str) -> Any:
     if hasattr(given, "to_json"):
-        return _mapping(_finite(json.loads(given.to_json())), what)
+        return json.loads(given.to_json())
     if isinstance(given, Mapping):
-        return _mapping(_finite(dict(given)), what)
+        return given
     if is_dataclass(given) and not isinstance(given, type):
-        return _mapping(_finite(asdict(given)), what)
+        return asdict(given)
+    if isinstance(given, BaseModel):  # a recipe, a configuration
+        return given.model_dump(mode="json")
     path = as_path(given, what)
     try:
-        found = read_json(path)
+        return read_yaml(path).content if path.suffix in (".yaml", ".yml") else read_json(path)
     except (OSError, ValueError) as error:
         said = f"the {what} {str(path)!r} cannot be read: {reason(error)}"
-        raise ConfigError("FXQ791", said, fix="give the path of a JSON file") from error
-    return _mapping(_finite(found), what)
-
-
-def _mapping(found: Any, what: str) -> dict[str, Any]:
-    if not isinstance(found, dict):
-        said = f"the {what} holds a {type(found).__name__}, not an object"
-        raise ConfigError("FXQ791", said, fix="give a report of fxquant, or its JSON")
-    return found
+        fix = "give the path of a JSON file, or of a recipe"
+        raise ConfigError("FXQ791", said, fix=fix) from error
 
 
 def export_report(given: Any) -> dict[str, Any] | None:
@@ -83,7 +91,7 @@ def export_report(given: Any) -> dict[str, Any] | None:
             what = f"the folder {str(given)!r} holds {len(files)} files *.report.json"
             raise ConfigError("FXQ792", what, fix="give the path of one of them")
         given = files[0]
-    return plain_result(given, "export report")
+    return plain_result(given, "export report", "proven")
 
 
 def _finite(value: Any) -> Any:

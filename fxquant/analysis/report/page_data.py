@@ -23,11 +23,15 @@ from fxquant.analysis.report.environment import environment
 from fxquant.analysis.report.node_facts import Texts, facts, fold_nodes, precision, shown_nodes
 from fxquant.analysis.report.weight_ranges import weight_facts
 from fxquant.inspection.operator_kernels import FLOAT, INTEGER, MOVES
+from fxquant.precision.sites import find_sites, stored_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor, fx
 
     from fxquant.sim import QuantizationSimModel
+
+
+_TIMES = ("seconds", "conversions", "share", "float_seconds")
 
 
 def page_data(
@@ -76,14 +80,15 @@ def page_data(
     known = Known(
         entries, errors.get("output_db"), bool(samples), exported is not None,
         bool(exported and exported.get("proven")), front_page.worst(entries),
-        (audit or {}).get("findings", ()),
+        shown_results.rows(audit, "findings"),
     )  # fmt: skip
+    whole, stored = stored_bytes(gm, find_sites(gm))
     return {
         "title": title, "version": __version__, "target": sim.target.name,
         "about": sim.target.description, "samples": samples, "nodes": entries,
         "tree": tree(boxes(fold(folding), folding)), "files": files.list(), "texts": texts.list(),
         "overview": {
-            "evaluation": [*evaluation], "size": front_page.sizes(gm),
+            "evaluation": [*evaluation], "size": {"float": whole, "stored": stored},
             "counts": front_page.counts(entries), "output_db": known.output_db,
             "reasons": front_page.float_reasons(entries, texts.list()), "worst": known.worst,
             "advice": advice(known),
@@ -140,16 +145,16 @@ def _add_runtime(
     profile: Mapping[str, Any] | None, texts: Texts,
 ) -> None:  # fmt: skip
     """Kernels that a runtime chose say more than reasons of a plan."""
-    kernels = {row["name"]: row for row in (exported or {}).get("operators", ())}
-    times = {row["node"]: row for row in (profile or {}).get("rows", ())}
+    kernels = {row.get("name"): row for row in shown_results.rows(exported, "operators")}
+    times = {row.get("node"): row for row in shown_results.rows(profile, "rows")}
     for entry in entries:
         row = kernels.get(entry["p"])
         if row is not None and entry.get("k") != MOVES:
-            entry |= {"k": INTEGER if row["integer"] else FLOAT, "kn": row["kernel"]}
+            entry |= {"k": INTEGER if row.get("integer") else FLOAT, "kn": row.get("kernel", "")}
             entry.pop("kw", None)
-            if row["reason"]:
+            if row.get("reason"):
                 entry["kw"] = texts.number(row["reason"])
         row = times.get(entry["p"])
         if row is not None:
-            entry["t"] = [row["seconds"], row["conversions"], row["share"], row["float_seconds"]]
-            entry["kn"] = row["kernel"] or entry.get("kn", "")
+            entry["t"] = [row.get(key) for key in _TIMES]
+            entry["kn"] = row.get("kernel") or entry.get("kn", "")

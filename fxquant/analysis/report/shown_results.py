@@ -20,19 +20,19 @@ def proof(report: Mapping[str, Any] | None) -> dict[str, Any] | None:
         return None
     made = {key: report[key] for key in _PROOF if key in report}
     groups: dict[tuple[Any, ...], list[str]] = {}
-    for row in _rows(report, "operators"):
+    for row in rows(report, "operators"):
         key = tuple(row.get(k) for k in ("operator", "kernel", "integer", "reason"))
         groups.setdefault(key, []).append(str(row.get("name", "")))
     order = sorted(groups.items(), key=lambda found: -len(found[1]))
     made["operators"] = [[len(names), *key, names[0]] for key, names in order]
-    differing = [r for r in _rows(report, "tensors") if r.get("exact") != r.get("elements")]
+    differing = [r for r in rows(report, "tensors") if r.get("exact") != r.get("elements")]
     differing.sort(key=lambda r: (-(r.get("max_steps") or 0), -(r.get("unexplained") or 0)))
     keys = ("module", "level", "elements", "tie", "drift", "defect", "max_steps")
     made["tensors"] = [
         [r.get("module") or r.get("node"), *(r.get(k) for k in keys[1:])]
         for r in differing[:_DIFFERING]
     ]  # fmt: skip
-    made["differing"], made["risks"] = len(differing), len(_rows(report, "risks"))
+    made["differing"], made["risks"] = len(differing), len(rows(report, "risks"))
     return made
 
 
@@ -42,7 +42,7 @@ def search(result: Mapping[str, Any] | None) -> dict[str, Any] | None:
         return None
     made = {key: result.get(key) for key in ("sensitivities", "cost", "measure")}
     for name in ("points", "pareto"):
-        made[name] = [_point(p) for p in _rows(result, name)]
+        made[name] = [_point(p) for p in rows(result, name)]
     chosen = result.get("chosen")
     made["chosen"] = _point(chosen) if isinstance(chosen, Mapping) else None
     return made
@@ -68,6 +68,7 @@ def sensitivities(result: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return {key: result.get(key) for key in ("sensitivity", "enabled", "disabled")}
 
 
-def _rows(found: Mapping[str, Any], name: str) -> Sequence[Mapping[str, Any]]:
-    rows = found.get(name)
-    return [r for r in rows if isinstance(r, Mapping)] if isinstance(rows, list | tuple) else []
+def rows(found: Mapping[str, Any] | None, name: str) -> Sequence[Mapping[str, Any]]:
+    """A list of objects in a result; empty where there is none."""
+    given = (found or {}).get(name)
+    return [r for r in given if isinstance(r, Mapping)] if isinstance(given, list | tuple) else []

@@ -37,10 +37,10 @@ def write_report(
     given: dict[str, Any] = {
         "evaluation": handed_in.evaluation_rows(evaluation),
         "exported": handed_in.export_report(export),
-        "profile": handed_in.plain_result(profile, "profile"),
-        "mixed": handed_in.plain_result(mixed_precision, "mixed_precision result"),
-        "analyzer": handed_in.plain_result(analyzer, "analyzer result"),
-        "audit": handed_in.plain_result(audit, "calibration audit"),
+        "profile": handed_in.plain_result(profile, "profile", "rows"),
+        "mixed": handed_in.plain_result(mixed_precision, "mixed-precision result", "points"),
+        "analyzer": handed_in.plain_result(analyzer, "analyzer result", "enabled"),
+        "audit": handed_in.plain_result(audit, "calibration audit", "findings"),
         "recipe": handed_in.plain_result(recipe, "recipe"),
         "before": _parameters(before),
     }

@@ -38,7 +38,7 @@ def _own(command: click.Command) -> set[str]:
 
 
 @_options_of_quantize
-@main.command("run")
+@main.command("run", short_help="Do again what a recipe says.")
 @click.argument("recipe", metavar="RECIPE.yaml")
 @click.option("--out", metavar="DIR", help="Folder of the results; default: the recipe's.")
 @click.option("--network", metavar="FACTORY", help="The network, instead of the recipe's.")
@@ -58,7 +58,7 @@ def run_again(
     return 0 if found.outcome.met else FINDINGS
 
 
-@main.command("replay")
+@main.command("replay", short_help="Run a recipe again and compare the bytes.")
 @click.argument("recipe", metavar="RECIPE.yaml")
 @common
 def replay_recipe(recipe: str, *, as_json: bool, progress: Progress) -> int:
@@ -105,7 +105,7 @@ def _changes(options: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-@main.command("diff")
+@main.command("diff", short_help="Compare two artifacts.")
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
 @click.option(

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 @click.option("--export", metavar="FILE", help="PREFIX.report.json of an export, or its folder.")
 @click.option("--profile", metavar="FILE", help="What `fxquant profile --json` printed.")
 @click.option("--mixed-precision", metavar="FILE", help="JSON of a search for mixed precision.")
-@click.option("--recipe", metavar="FILE", help="JSON of what a run decided.")
+@click.option("--recipe", metavar="FILE", help="What a run decided: PREFIX.recipe.yaml.")
 @model_options
 @sim_options
 @common

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+import torch
 from torch import Tensor, fx
 
 from fxquant.graph.pytree import fresh_inputs, tensors
@@ -14,6 +15,8 @@ from fxquant.quantization.tensor import plain
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+# standard errors that a gain must exceed
+_ERRORS = 1
 _T = TypeVar("_T")
 _Changed = TypeVar("_Changed", contravariant=True)
 
@@ -43,17 +46,23 @@ class OutputCheck:
         environment = FloatEnvironment(gm, "float")
         self._real = [self._outputs(environment.run, values) for values in inputs]
 
-    def error(self) -> float:
-        """Noise of the outputs as a share of their energy, summed over outputs."""
+    def errors(self) -> Tensor:
+        """Noise of every row of the outputs as a share of their energy, `[N]`, in a fixed order.
+
+        Rows are taken along the first dimension, all outputs and batches one behind the other.
+        """
         self.runs += 1
-        noise: dict[int, float] = {}
         energy: dict[int, float] = {}
+        rows: list[tuple[int, Tensor]] = []
         for real, values in zip(self._real, self._inputs, strict=True):
             for i, (a, b) in enumerate(zip(real, self._outputs(self.gm, values), strict=False)):
+                noise = a.new_zeros(len(a) if a.dim() else 1, dtype=torch.float64)
                 if a.shape == b.shape:  # rows that values choose may be others
-                    noise[i] = noise.get(i, 0.0) + float((b - a).double().square().sum())
+                    noise = (b - a).double().square().reshape(len(noise), -1).sum(1)
                     energy[i] = energy.get(i, 0.0) + float(a.double().square().sum())
-        return sum(noise[i] / energy[i] for i in noise if energy[i] > 0)
+                rows.append((i, noise))
+        parts = [noise / energy[i] for i, noise in rows if energy.get(i, 0.0) > 0]
+        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
 
     def _outputs(self, run: Callable[..., Any], values: list[Any]) -> list[Tensor]:
         found = tensors(run(*fresh_inputs(values)))
@@ -74,6 +83,9 @@ def kept_parts(
 ) -> tuple[list[_T], float, float]:
     """Make changes that make the outputs better, all of them, or else the best parts of them.
 
+    Better is what other data would confirm: the gain is more than its standard error over the
+    rows of the outputs, as with many parts some look better by chance.
+
     Args:
         changes: in the order of the graph.
         put: makes a change, or takes it back.
@@ -83,20 +95,29 @@ def kept_parts(
     Returns:
         The changes that were made, and the error before and after.
     """
-    before = best = check.error()
+    before = best = check.errors()
     kept: list[_T] = []
     parts = [list(changes)] if changes else []
     while parts and check.runs <= runs + 2:
         part = parts.pop(0)
         for change in part:
             put(change, made=True)
-        error = check.error()
-        if error < best:
-            best = error
+        errors = check.errors()
+        if _is_gain(best, errors):
+            best = errors
             kept += part
             continue
         for change in part:
             put(change, made=False)
         half = len(part) // 2
         parts += [p for p in (part[:half], part[half:]) if half]
-    return kept, before, best
+    return kept, float(before.sum()), float(best.sum())
+
+
+def _is_gain(before: Tensor, after: Tensor) -> bool:
+    """Whether errors fell by more than chance explains: `[N], [N]`."""
+    if len(before) != len(after):  # another number of rows has a value
+        return bool(after.sum() < before.sum())
+    gains = before - after
+    chance = gains.std() * math.sqrt(len(gains)) if len(gains) > 1 else 0.0
+    return bool(gains.sum() > 0) and bool(gains.sum() > _ERRORS * chance)

@@ -135,6 +135,10 @@ class AffineQuantizer(Gridded):
         super().allow_overwrite(len(self._held) < 2)
         self._frozen = frozen  # one end may be given by mathematics, which freezes no bits
 
+    def is_overwrite_allowed(self, end: str | None = None) -> bool:
+        """Whether `compute_encodings()` may set the range, or its end "min" or "max"."""
+        return self.overwritable if end is None else end not in self._held
+
     def follow(self, x: Tensor, *, begin: bool = True) -> None:
         """Lay the range around a parameter in the proportions that it was calibrated in.
 

@@ -24,12 +24,12 @@ def quantize(
     scale: Tensor | float,
     offset: Tensor | float,
     bitwidth: int | None = None,
-    signed: bool | None = None,
+    signed: bool | int | None = None,
+    block_size: Sequence[int] | None = None,
     *,
     num_steps: int | None = None,
     qmin: int | None = None,
     qmax: int | None = None,
-    block_size: Sequence[int] | None = None,
 ) -> Tensor:
     """Integers `clamp(round(x / scale) - offset, qmin, qmax)`, stored as floats.
 
@@ -37,12 +37,12 @@ def quantize(
         x: the tensor, `[...]`.
         scale: step of the grid, float32 `[S]`, laid against the tensor from the right; or a number.
         offset: minus the zero point, `[S]` or a number.
-        bitwidth: bits of the grid.
+        bitwidth: bits of the grid; or two integers in its place, `qmin` and `qmax`.
         signed: True for integers from `-2 ** (bitwidth - 1)`.
-        num_steps: steps of a grid that starts at 0, instead of `bitwidth`.
+        block_size: elements per block along each axis of `scale`, or None.
+        num_steps: steps of the grid, instead of `bitwidth`.
         qmin: smallest integer, instead of `bitwidth`.
         qmax: largest integer, instead of `bitwidth`.
-        block_size: elements per block along each axis of `scale`, or None.
 
     Returns:
         The integers, in the precision of `x` but at least float32.
@@ -51,9 +51,7 @@ def quantize(
         >>> quantize(torch.tensor([0.3, 9.0]), torch.tensor(0.1), torch.tensor(0.0), bitwidth=4)
         tensor([ 3., 15.])
     """
-    if num_steps is not None:
-        qmin, qmax = 0, num_steps
-    grid = grid_of(Options(bitwidth, qmin=qmin, qmax=qmax, signed=signed))
+    grid = _grid(bitwidth, signed, num_steps, qmin, qmax)
     return _run(x, scale, offset, grid, block_size, integers=True)
 
 
@@ -62,12 +60,12 @@ def quantize_dequantize(
     scale: Tensor | float,
     offset: Tensor | float,
     bitwidth: int | None = None,
-    signed: bool | None = None,
+    signed: bool | int | None = None,
+    block_size: Sequence[int] | None = None,
     *,
     num_steps: int | None = None,
     qmin: int | None = None,
     qmax: int | None = None,
-    block_size: Sequence[int] | None = None,
 ) -> Tensor:
     """The nearest values of the grid, in the precision of `x`; arguments as in `quantize`.
 
@@ -76,9 +74,7 @@ def quantize_dequantize(
         >>> quantize_dequantize(torch.tensor([0.34, 9.0]), torch.tensor(0.25), zero, bitwidth=4)
         tensor([0.2500, 3.7500])
     """
-    if num_steps is not None:
-        qmin, qmax = 0, num_steps
-    grid = grid_of(Options(bitwidth, qmin=qmin, qmax=qmax, signed=signed))
+    grid = _grid(bitwidth, signed, num_steps, qmin, qmax)
     return _run(x, scale, offset, grid, block_size, integers=False).to(x.dtype)
 
 
@@ -86,7 +82,6 @@ def dequantize(
     q: Tensor,
     scale: Tensor | float,
     offset: Tensor | float,
-    *,
     block_size: Sequence[int] | None = None,
 ) -> Tensor:
     """Real values `(q + offset) * scale`; arguments as in `quantize`.
@@ -99,6 +94,21 @@ def dequantize(
     layout = _layout(scale, block_size)
     y = layout.split(float32(q)) + layout.spread(offset)
     return (y * layout.spread(scale)).reshape(q.shape)
+
+
+def _grid(
+    bitwidth: int | None,
+    signed: bool | int | None,
+    steps: int | None,
+    qmin: int | None,
+    qmax: int | None,
+) -> IntegerRange:
+    if isinstance(signed, int) and not isinstance(signed, bool):  # qmin and qmax by position
+        return grid_of(Options(qmin=bitwidth, qmax=signed))
+    if steps is not None:
+        qmin = -((steps + 1) // 2) if signed else 0
+        return grid_of(Options(bitwidth, qmin=qmin, qmax=qmin + steps))
+    return grid_of(Options(bitwidth, qmin=qmin, qmax=qmax, signed=signed))
 
 
 def _numbers(given: Tensor | float, like: Tensor) -> Tensor:

@@ -29,9 +29,9 @@ class GroupedBlockQuantizeDequantize(QuantizeDequantize):
         bitwidth: bits of the grid.
         symmetric: must be True.
         decompressed_bw: bits of the integers once the small integers are multiplied in.
+        encoding_analyzer: how a range is chosen from observed tensors.
         block_size: elements per block along each axis, -1 to derive it.
         block_grouping: blocks per group along each axis; -1 means all of them.
-        encoding_analyzer: how a range is chosen from observed tensors.
     """
 
     def __init__(
@@ -40,10 +40,9 @@ class GroupedBlockQuantizeDequantize(QuantizeDequantize):
         bitwidth: int = 4,
         symmetric: bool = True,
         decompressed_bw: int = 8,
+        encoding_analyzer: EncodingAnalyzer | None = None,
         block_size: Sequence[int] | None = None,
         block_grouping: Sequence[int] | None = None,
-        *,
-        encoding_analyzer: EncodingAnalyzer | None = None,
     ) -> None:
         super().__init__(shape, bitwidth, symmetric, encoding_analyzer, block_size=block_size)
         grouping = (1,) * len(self.shape) if block_grouping is None else tuple(block_grouping)
@@ -69,7 +68,7 @@ class GroupedBlockQuantizeDequantize(QuantizeDequantize):
         factor, group = self._factors(exact.detach())
         scale = factor * group
         # small integers are constants for gradients: the step of a block learns as if it were free
-        return exact + (scale - exact).detach() if exact.requires_grad else scale
+        return scale.detach() + (exact - exact.detach()) if exact.requires_grad else scale
 
     def _factors(self, scale: Tensor) -> tuple[Tensor, Tensor]:
         """Small integers of the blocks, and the scale of their group: `[S] -> [S], [S]`."""

@@ -45,7 +45,16 @@ class Quantize(AffineQuantizer):
 
 
 class Dequantize(AffineQuantizer):
-    """Turns integers of its grid, stored as floats or as integers, into real values."""
+    """Turns integers of its grid, stored as floats or as integers, into real values.
+
+    Without a range it takes the encoding that a `QuantizedTensor` carries.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The real values."""
+        if isinstance(x, QuantizedTensor) and x.encoding is not None and not self.is_initialized():
+            return x.dequantize()
+        return super().forward(x)
 
     def _run(self, x: Tensor, known: Known) -> Tensor:
         if known.encoding is None:
