@@ -92,7 +92,7 @@ def test_a_reconstruction_fits_the_tokens_and_not_the_padding(
 
     before = noise()
     reconstruct(sim, data)
-    assert (noise() < before / 4) is counted
+    assert (noise() < before / 2) is counted
 
 
 def test_everything_counts_behind_an_operator_without_a_derivative() -> None:
@@ -107,4 +107,4 @@ def test_everything_counts_behind_an_operator_without_a_derivative() -> None:
     sim.compute_encodings(data)
     layers, _ = layers_of(sim.model)
     assert dependent_positions(walked(sim, data), layers.values(), 0) == {}
-    assert [r.path for r in reconstruct(sim, data).layers] == ["first", "second"]
+    assert [r.path for r in reconstruct(sim, data).layers] == ["table", "first", "second"]

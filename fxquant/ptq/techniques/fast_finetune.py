@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from fxquant.errors import ConfigError
 from fxquant.graph.pytree import tensors
 from fxquant.ptq.engine import ReconstructionOptions, reconstruct
+from fxquant.ptq.layer_problem import LayerProblem
 from fxquant.ptq.layer_walk import DataOptions, LayerWise, require_number
 from fxquant.ptq.sampling import Sampling, hash_of, layer_data
 from fxquant.ptq.snapshot import restore, snapshot
 from fxquant.ptq.solving.gradient_rounding import Rows
 from fxquant.ptq.solving.refinement import Refined, RefinementOptions, refine
-from fxquant.ptq.solving.solver import SolverOptions, damp, inverse_of
+from fxquant.ptq.solving.solver import SolverOptions
 from fxquant.ptq.techniques.following_activation import activation_after
 from fxquant.ptq.techniques.layerwise import batches, require_simulation, undone_on_error
 from fxquant.ptq.techniques.output_error import OutputErrors, output_errors
@@ -267,10 +268,7 @@ class _Problem:
         self.bias = layer.bias().float()
         seen, held = data.rows or data.held, data.held
         self.seen, self.held = (Rows(*r, self.bias, activation) for r in (seen, held))
-        second = damp(data.seen.second(centred=layer.has_bias), SolverOptions.damping)
-        own = layer.float_weight()[:, :, data.live]
-        target = data.seen.target(own, inverse_of(second), centred=layer.has_bias)
-        self.target = target.float()
+        self.target = LayerProblem(layer, data, SolverOptions()).target
 
     def start(self) -> Refined:
         """The layer as it is."""
