@@ -288,10 +288,12 @@ def _from_aimet(data: dict[str, Any]) -> QuantConfig:
 
 
 def _fix(loc: tuple[int | str, ...]) -> str:
-    """The keys that are known where the wrong one stands, the nearest first."""
+    """The keys that are known where an unknown one stands, the nearest first."""
     known = _keys_at(QuantConfig, loc[:-1])
+    if loc and loc[-1] in known:  # it is the value that is wrong
+        return ""
     all_of_them = f"known keys: {', '.join(known)}" if known else ""
-    close = nearest(str(loc[-1]), known) if loc and loc[-1] not in known else ""
+    close = nearest(str(loc[-1]), known) if loc else ""
     return "; ".join(filter(None, (close, all_of_them)))
 
 

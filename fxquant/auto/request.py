@@ -98,6 +98,9 @@ class Request:
             if value is not None and not (number and math.isfinite(value) and value >= 0):
                 fix = "pass a number from 0 on, or None"
                 raise ConfigError("FXQ255", f"{name} is {value!r}", fix=fix)
+        if type(self.seed) is not int or not -(2**63) <= self.seed < 2**64:
+            fix = "pass an integer that torch.manual_seed takes"
+            raise ConfigError("FXQ255", f"seed is {self.seed!r}", fix=fix)
         if self.accuracy_drop is not None and self.evaluate is None:
             what = "accuracy_drop is a drop of evaluate's score, and there is no evaluate"
             raise ConfigError("FXQ255", what, fix="pass evaluate, or leave accuracy_drop out")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fxquant.cli.image_folder import ImageFolder
 from fxquant.cli.input_keys import Keys, rows
-from fxquant.cli.loading import call, failed, load_function
+from fxquant.cli.loading import RAISED, call, failed, load_function
 from fxquant.errors import ConfigError, FxQuantError
 from fxquant.io.reading import read_arrays, reason
 
@@ -198,7 +198,7 @@ def _guarded(batches: Iterable[Batch], spec: str) -> Iterator[Batch]:
         yield from batches
     except FxQuantError:
         raise
-    except Exception as error:  # the user's generator may raise anything; say which one it was
+    except RAISED as error:  # the user's generator may raise anything; say which one it was
         raise failed(error, f"reading {spec} failed") from error
 
 

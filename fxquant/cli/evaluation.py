@@ -14,7 +14,7 @@ from fxquant.auto.calibration_data import call as call_model
 from fxquant.calibrate import accepts
 from fxquant.cli.batches import ALL, load_arrays
 from fxquant.cli.input_keys import Keys, rows
-from fxquant.cli.loading import call, failed, load_function
+from fxquant.cli.loading import RAISED, call, failed, load_function
 from fxquant.errors import ConfigError, FxQuantError, nearest
 from fxquant.graph.pytree import tensors
 from fxquant.io.text_tables import table
@@ -117,11 +117,21 @@ class Top1:
         if outputs and outputs[0].dim() >= 2:
             found = outputs[0].argmax(1)
             if found.shape == labels.shape and not labels.is_floating_point():
+                self._require_classes(labels, outputs[0].shape[1])
                 return found
         shapes = [list(t.shape) for t in outputs]
         what = f"labels {labels.dtype} {list(labels.shape)} do not fit outputs {shapes}"
         fix = "labels are integers [N] for outputs [N, classes]; else name a function of the model"
         raise ConfigError("FXQ771", what, at=self.name, fix=fix)
+
+    def _require_classes(self, labels: Tensor, classes: int) -> None:
+        wrong = labels[(labels < 0) | (labels >= classes)]
+        if wrong.numel():  # they would count as mistakes of the model
+            what = (
+                f"there are {wrong.numel()} labels such as {int(wrong[0])}, and {classes} classes"
+            )
+            fix = f"labels are integers from 0 to {classes - 1}; leave samples without one out"
+            raise ConfigError("FXQ771", what, at=self.name, fix=fix)
 
 
 def _guarded(function: Callable[..., Any], spec: str) -> Callable[[Any], Any]:
@@ -130,7 +140,7 @@ def _guarded(function: Callable[..., Any], spec: str) -> Callable[[Any], Any]:
             return function(model)
         except FxQuantError:
             raise
-        except Exception as error:  # the user's function may raise anything; say which one it was
+        except RAISED as error:  # the user's function may raise anything; say which one it was
             raise failed(error, f"calling {spec} failed") from error
 
     return evaluate

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fxquant.cli.loading import failed, load_function
+from fxquant.cli.loading import RAISED, failed, load_function
 from fxquant.errors import ConfigError, FxQuantError
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -84,7 +84,7 @@ class ImageFolder:
             found = self.preprocess(image)
         except FxQuantError:
             raise
-        except Exception as error:  # the user's function may raise anything; say which image it was
+        except RAISED as error:  # the user's function may raise anything; say which image it was
             raise failed(error, f"preprocessing {path} failed") from error
         found = torch.from_numpy(found) if isinstance(found, np.ndarray) else found
         if isinstance(found, Tensor) and found.dim() == 3 and found.is_floating_point():
@@ -110,7 +110,7 @@ def load_folder(root: str, preprocess: str | None, batch_size: int) -> ImageFold
     """
     folder = Path(root)
     if not folder.is_dir():
-        what = f"the image folder {root} does not exist"
+        what = f"the image folder {root} {'is a file' if folder.exists() else 'does not exist'}"
         raise ConfigError("FXQ780", what, fix="give a folder with a folder for each class")
     pillow()
     function = imagenet

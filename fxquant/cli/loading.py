@@ -29,6 +29,9 @@ Say = Callable[[str], None]
 _SHOWN = 4  # names listed in one message
 _TORCH = (".pt", ".pth", ".bin", ".ckpt", ".tar")
 
+# what the user's code may raise; `sys.exit()` there would end the command without a word
+RAISED = (Exception, SystemExit)
+
 
 # --- factories -----------------------------------------------------------------------------------
 
@@ -109,7 +112,7 @@ def _module_of_file(path: Path, what: str) -> Any:
     sys.path.insert(0, str(path.parent))  # as `python path.py` does
     try:
         location.loader.exec_module(module)
-    except Exception as error:  # the user's file may raise anything; say which file it was
+    except RAISED as error:  # the user's file may raise anything; say which file it was
         del sys.modules[name]
         raise failed(error, f"importing {path} failed") from error
     finally:
@@ -130,7 +133,7 @@ def _module(name: str, what: str) -> Any:
             f"the {what}'s module {name!r} cannot be found",
             fix="install it, run from its parent folder, or write path/to/file.py:function",
         ) from error
-    except Exception as error:  # the user's module may raise anything; say which module it was
+    except RAISED as error:  # the user's module may raise anything; say which module it was
         raise failed(error, f"importing {name} failed") from error
     finally:
         sys.path.remove(here)
@@ -142,7 +145,7 @@ def call(function: Callable[..., Any], spec: str) -> Any:
         return function()
     except FxQuantError:
         raise
-    except Exception as error:  # the user's function may raise anything; say which one it was
+    except RAISED as error:  # the user's function may raise anything; say which one it was
         raise failed(error, f"calling {spec} failed") from error
 
 

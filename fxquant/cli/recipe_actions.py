@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from fxquant.cli.progress import Progress
 from fxquant.cli.quantizing import HandedIn, Outcome, as_search, carry_out
 from fxquant.errors import ConfigError, nearest
@@ -265,7 +267,13 @@ def _changed(
         for name, value in settings
         if name in changes and changes[name] != value
     }
-    changed = settings.model_copy(update=dict(changes))
+    try:
+        changed = Settings.model_validate({**dict(settings), **changes})
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        fix = "write what docs/recipes.md says of it"
+        raise ConfigError("FXQ777", what, fix=fix) from error
     searched = {"techniques", "evaluate", "image_folder", "accuracy_drop"} & overridden.keys()
     return as_search(changed) if searched else changed, overridden
 

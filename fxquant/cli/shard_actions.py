@@ -30,7 +30,8 @@ def calibrate(
         sim, data = _simulation(factory, progress, **options)
         number, count = shard
         with progress.bar("calibrating", None) as advance:
-            part = Data(data.name, lambda: islice(data.read(), number - 1, None, count))
+            name = data.name if count == 1 else f"shard {number} of {count} of {data.name}"
+            part = Data(name, lambda: islice(data.read(), number - 1, None, count))
             return str(
                 save_statistics(sim, part, out, shard=shard, progress=lambda done, _: advance(done))
             )

@@ -64,7 +64,7 @@ def contents_of(path: str | Path) -> Contents:
     except ConfigError:
         raise
     except FxQuantError as error:  # of a checkpoint, or of a model: here it is a wrong argument
-        raise ConfigError("FXQ773", f"{error.code}: {error.what}", at=error.at, fix=_FIX) from error
+        raise ConfigError("FXQ773", error.what, at=error.at, fix=_FIX) from error
 
 
 _FIX = "name a whole .onnx file, an encodings file, a recipe, or the folder of an export"

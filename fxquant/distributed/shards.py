@@ -153,7 +153,7 @@ def merge_statistics(
             raise CheckpointError("FXQ612", f"{file}: {reason(error)}", fix=_AGAIN) from error
     missing = [str(n) for n in range(1, count + 1) if n not in found]
     if missing:
-        what = f"of {count} shards {', '.join(missing)} are missing"
+        what = f"of {count} shards there is none of number {', '.join(missing)}"
         raise CheckpointError("FXQ611", what, fix="give all shards; merging some is not exact")
     with calibrate.using_threads(1), torch.no_grad(), qnn.compute_encodings(sim.model):
         merging.give()

@@ -12,7 +12,7 @@ from fxquant.calibrate import using_threads
 from fxquant.errors import CalibrationError, ConfigError, FxQuantError
 from fxquant.graph.pytree import fresh_inputs, tensors
 from fxquant.nn.modes import evaluating
-from fxquant.ptq.walking.walk import bound_batches
+from fxquant.ptq.walking.walk import bound_batches, taking_batch
 from fxquant.quantization.decibels import Power
 from fxquant.quantization.tensor import plain
 
@@ -58,14 +58,18 @@ class Noise:
         threads: of torch.
 
     Raises:
-        CalibrationError: FXQ442 to FXQ445 the data are no batches or hold NaN, FXQ447 an output of
+        CalibrationError: FXQ441 the model does not take a batch, FXQ442 to FXQ445 the data are no
+            batches or hold NaN, FXQ447 an output of
             the float model is not finite, or none is of real numbers.
     """
 
     def __init__(self, gm: fx.GraphModule, data: Any, samples: int, threads: int | None) -> None:
         self.gm, self.threads = gm, threads
         self.batches = [values for values, _ in bound_batches(gm, data, samples)]
-        self.exact = [self._outputs(values) for values in self.batches]
+        self.exact = []
+        for number, values in enumerate(self.batches):
+            with taking_batch(gm, values, number):
+                self.exact.append(self._outputs(values))
         if not self.exact[0]:
             raise CalibrationError("FXQ449", "the model returns no floating-point tensor",
                                    fix="pass evaluate=")  # fmt: skip

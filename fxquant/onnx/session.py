@@ -337,5 +337,10 @@ def _onnxruntime() -> Any:
 def as_feed(value: Any) -> NDArray[Any]:
     """A torch tensor or array as a contiguous array that onnxruntime takes."""
     if hasattr(value, "detach"):
-        value = value.detach().cpu().numpy()
+        try:
+            value = value.detach().cpu().numpy()
+        except TypeError as error:  # bfloat16, 8-bit floats
+            kind = str(value.dtype).removeprefix("torch.")
+            what = f"onnxruntime cannot be given an input of {kind}: {error}"
+            raise ExportError("FXQ553", what, fix="use model.float() and float32 inputs") from error
     return np.asarray(value, order="C")

@@ -94,7 +94,7 @@ class Settings(_Strict):
     evaluate_on: Literal["sim", "integer", "onnxruntime"] = "sim"
     max_seconds: float | None = Field(None, ge=0, allow_inf_nan=False)
     strict: bool = True
-    seed: int = 0
+    seed: int = Field(0, ge=-(2**63), lt=2**64)  # what torch takes
     opset: int = Field(21, ge=13, le=23)
     prove: bool = True
     contrib: bool | None = None

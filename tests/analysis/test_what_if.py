@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from fxquant import QuantizationSimModel
+from fxquant import QuantizationSimModel, choose_mixed_precision
+from fxquant.analysis.debugging.layer_outputs import save_layer_outputs
 from fxquant.analysis.debugging.what_if import what_if
-from fxquant.errors import SelectorError
+from fxquant.errors import FxQuantError, SelectorError
 from fxquant.inspection.node_errors import node_errors
 from fxquant.ptq import reconstruct
 
@@ -86,3 +89,23 @@ def test_latency_is_measured_and_the_simulation_stays_as_it_is() -> None:
 def test_what_is_not_there_is_refused() -> None:
     with pytest.raises(SelectorError, match="FXQ213"):
         what_if(simulated(), [X], ["nowhere"])
+
+
+@pytest.mark.parametrize("batch", [None, torch.ones(2, 3)])
+def test_a_batch_that_the_model_does_not_take_is_named_everywhere(
+    batch: Any, tmp_path: Path
+) -> None:
+    model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
+    data = [torch.randn(4, 8)]
+    sim = QuantizationSimModel(model, data[0])
+    sim.compute_encodings(data)
+    bad = [*data, batch]
+    for look in (
+        lambda: what_if(sim, bad, ["0"]),
+        lambda: choose_mixed_precision(sim, data=bad),
+        lambda: save_layer_outputs(sim, bad, tmp_path),
+    ):
+        with pytest.raises(FxQuantError, match="does not take batch 1") as caught:
+            look()
+        assert caught.value.code == "FXQ441"
+        assert "nothing" not in str(caught.value.fix)

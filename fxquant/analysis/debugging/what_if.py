@@ -17,7 +17,12 @@ from fxquant.nn.modes import quantizers_removed
 from fxquant.precision.sites import find_sites
 from fxquant.ptq.layer_walk import require_number
 from fxquant.ptq.snapshot import restore, snapshot
-from fxquant.ptq.walking.walk import Environment, FloatEnvironment, bound_batches
+from fxquant.ptq.walking.walk import (
+    Environment,
+    FloatEnvironment,
+    bound_batches,
+    taking_batch,
+)
 from fxquant.quantization.decibels import Power
 
 if TYPE_CHECKING:
@@ -119,7 +124,8 @@ def what_if(
 
     Raises:
         SelectorError: FXQ213 a selector matches nothing, FXQ241 nothing quantized.
-        CalibrationError: FXQ442 to FXQ445, the data are no batches.
+        CalibrationError: FXQ441 the model does not take a batch, FXQ442 to FXQ445 the data are
+            none.
         UncalibratedError: FXQ401, the simulation is not calibrated.
 
     Example:
@@ -152,12 +158,13 @@ def _ratios(
     exact, simulated = FloatEnvironment(gm, "float"), Environment(gm, "simulation")
     changed = FloatEnvironment(gm, "what if", paths)
     now, then = Power(), Power()
-    for values, size in bound_batches(gm, data, samples):
+    for number, (values, size) in enumerate(bound_batches(gm, data, samples)):
         count += size
-        wanted, *found = (
-            output_of(environment, fresh_inputs(values))
-            for environment in (exact, simulated, changed)
-        )
+        with taking_batch(gm, values, number):
+            wanted, *found = (
+                output_of(environment, fresh_inputs(values))
+                for environment in (exact, simulated, changed)
+            )
         for power, value in zip((now, then), found, strict=True):
             power.add_comparable(tensors(wanted), tensors(value))
     return (now.db, then.db), count

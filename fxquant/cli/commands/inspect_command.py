@@ -45,6 +45,9 @@ def inspect(
     parts = options["regions"] or options["chosen"] or options["kept"]
     if options["picture"] and parts:
         raise ConfigError("FXQ735", "--picture shows a target, not regions", fix="leave one out")
+    if options["picture"] and not options["picture"].endswith((".svg", ".html")):
+        what = f"--picture cannot write {options['picture']}"
+        raise ConfigError("FXQ735", what, fix="name a file .svg or .html")
     by_operator = form in ("wide", "model-explorer")
     if by_operator and (parts or options["picture"] or as_json):
         what = f"--format {form} shows operators, and nothing else"

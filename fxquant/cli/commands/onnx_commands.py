@@ -29,7 +29,7 @@ def verify(file: str, data: str | None, *, as_json: bool, progress: Progress) ->
     """
     for given in (file, data):
         if given is not None and not Path(given).is_file():
-            what = f"the file {given} does not exist"
+            what = f"the file {given} {_absence(given)}"
             raise ConfigError("FXQ740", what, fix="give the path of an ONNX file, and of its data")
     progress.step("verifying")
     from fxquant.cli import actions
@@ -69,7 +69,7 @@ def profile_file(
     """
     for given in (file, data, reference):
         if given is not None and not Path(given).is_file():
-            what = f"the file {given} does not exist"
+            what = f"the file {given} {_absence(given)}"
             raise ConfigError("FXQ741", what, fix="give the path of an ONNX file, and of its data")
     progress.step("measuring")
     from fxquant.cli import actions
@@ -77,3 +77,7 @@ def profile_file(
     found = actions.profile(file, data, reference=reference, rounds=rounds, threads=threads)
     click.echo(found.to_json()) if as_json else show(found.text(top or None))
     return 0
+
+
+def _absence(path: str) -> str:
+    return "is a folder" if Path(path).is_dir() else "does not exist"

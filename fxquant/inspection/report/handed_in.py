@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from fxquant.errors import ConfigError
 from fxquant.io.reading import read_json, reason
 from fxquant.io.writing import as_path
-from fxquant.io.yaml_files import read_yaml
+from fxquant.records.recipe_schema import Recipe
 
 
 def evaluation_rows(given: Any) -> list[dict[str, Any]]:
@@ -49,7 +49,8 @@ def plain_result(given: Any, what: str, key: str | None = None) -> dict[str, Any
         key: what every result of this kind has.
 
     Raises:
-        ConfigError: FXQ791, it is none of these, cannot be read or is of another kind.
+        ConfigError: FXQ791, it is none of these, cannot be read or is of another kind; FXQ774 and
+            FXQ775 for recipes.
     """
     if given is None:
         return None
@@ -71,8 +72,10 @@ def _content(given: Any, what: str) -> Any:
     if isinstance(given, BaseModel):  # a recipe, a configuration
         return given.model_dump(mode="json")
     path = as_path(given, what)
+    if path.suffix in (".yaml", ".yml"):
+        return Recipe.load(path).model_dump(mode="json")
     try:
-        return read_yaml(path).content if path.suffix in (".yaml", ".yml") else read_json(path)
+        return read_json(path)
     except (OSError, ValueError) as error:
         said = f"the {what} {str(path)!r} cannot be read: {reason(error)}"
         fix = "give the path of a JSON file, or of a recipe"

@@ -18,7 +18,7 @@ from fxquant.onnx.lowering.builder import Builder, data_type
 
 if TYPE_CHECKING:
     from fxquant.onnx.runs.observed import Shaped
-    from fxquant.quantization import FloatEncoding
+    from fxquant.quantization import FloatEncoding, QuantizerBase
     from fxquant.quantization.float import FloatQuantizeDequantize
 
 _FLOAT8_SINCE = 19  # opset of Cast
@@ -76,6 +76,23 @@ def narrow_weight(
     scale = arranged(scale.expand(x.shape)) if scale.numel() > 1 else scale.reshape(())
     wide = builder.op("Cast", stored, to=ir.DataType.FLOAT)
     return builder.op("Mul", wide, builder.constant(scale, f"{name}_scale"))
+
+
+def require_float32(dtype: torch.dtype, name: str, quantizer: QuantizerBase) -> None:
+    """Refuse what integer kernels cannot be written for.
+
+    Args:
+        dtype: of the real values.
+        name: of the tensor.
+        quantizer: on whose grid it lies.
+
+    Raises:
+        ExportError: FXQ549, they are not float32.
+    """
+    if dtype is not torch.float32:
+        what = f"the quantized value {name} is {dtype}: integer kernels take float32"
+        fix = "build the simulation from model.float() and float32 inputs"
+        raise ExportError("FXQ549", what, at=quantizer.where, fix=fix)
 
 
 def _encoding(quantizer: FloatQuantizeDequantize, opset: int) -> FloatEncoding:

@@ -10,9 +10,8 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, fx
 
-from fxquant.errors import ExportError
 from fxquant.onnx.lowering.builder import Builder
-from fxquant.onnx.lowering.float_casts import narrowed
+from fxquant.onnx.lowering.float_casts import narrowed, require_float32
 from fxquant.onnx.lowering.result import LoweredTensor
 from fxquant.onnx.lowering.values import LoweredValue, QuantParamValues, quantize
 from fxquant.onnx.qparams import QuantParams, encoding_of, integer_grid, stored_integers
@@ -61,9 +60,7 @@ class Quantized:
                 spec, name, real=narrowed(self.builder, real, quantizer, spec, name)
             )
         if spec.dtype not in _WIDENED:
-            what = f"the quantized value {name} is {spec.dtype}: integer kernels take float32"
-            fix = "build the simulation from model.float() and float32 inputs"
-            raise ExportError("FXQ549", what, at=quantizer.where, fix=fix)
+            require_float32(spec.dtype, name, quantizer)
         if spec.dtype is not torch.float32:  # the simulation computes with float32, too
             real = self.builder.op("Cast", real, to=ir.DataType.FLOAT)
         grid = self.grid(quantizer, spec, name)

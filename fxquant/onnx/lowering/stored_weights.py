@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from fxquant.onnx.lowering.builder import Builder
-from fxquant.onnx.lowering.float_casts import narrow_weight
+from fxquant.onnx.lowering.float_casts import narrow_weight, require_float32
 from fxquant.onnx.lowering.values import QuantParamValues, dequantize
 from fxquant.onnx.qparams import QuantParams, encoding_of, integer_grid, stored_integers
 from fxquant.quantization.affine import BiasQuantizeDequantize
@@ -129,6 +129,8 @@ class Weights:
         if isinstance(quantizer, FloatQuantizeDequantize):
             return narrow_weight(self.builder, tensor, f"{name}{arrangement.label}", quantizer,
                                  arrangement.tensor)  # fmt: skip
+        # its DequantizeLinear is float32, and an operator takes one type
+        require_float32(tensor.dtype, name, quantizer)
         integers, grid = self._integers_of(tensor, name, quantizer, arrangement)
         real = dequantize(self.builder, integers, grid, f"{integers.name}_dq")
         real.shape, real.type = integers.shape, ir.TensorType(ir.DataType.FLOAT)

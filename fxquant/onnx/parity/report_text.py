@@ -65,6 +65,9 @@ def _proof_lines(report: ParityReport) -> Iterable[str]:
 
 def _tensor_lines(report: ParityReport) -> Iterable[str]:
     names = {(row.node, row.module) for row in report.tensors}
+    if not names:
+        yield "no tensor is quantized: there was none to compare"
+        return
     yield (
         f"each of {len(names)} quantized tensors from the simulation's inputs, both levels: "
         f"{report.exact_share:.4%} of elements equal, largest difference {report.max_steps} step(s)"
@@ -101,9 +104,11 @@ def _run_lines(report: ParityReport) -> Iterable[str]:
         drift = max((r.relative for r in rows), default=0.0)
         labels = [r.labels for r in rows if r.labels is not None]
         agree = f", labels agree {min(labels):.1%}" if labels else ""
+        equal = (
+            f"{info.equal_share:.3%} of quantized elements equal, up to {info.max_steps} step(s), "
+        )
         yield (
-            f"whole run, optimizations {info.level}: {info.equal_share:.3%} of quantized elements "
-            f"equal, up to {info.max_steps} step(s), "
+            f"whole run, optimizations {info.level}: {equal if report.tensors else ''}"
             f"outputs within {drift:.1e} of their peak{agree}"
         )
 
@@ -131,7 +136,12 @@ def _operator_lines(report: ParityReport) -> Iterable[str]:
     if not report.operators:
         return
     count = f"{len(report.integer_operators)} of {len(report.operators)} operators"
-    share = f"{report.integer_macs_share:.1%} of multiply-accumulates"
+    macs = any(row.macs for row in report.operators)
+    share = (
+        f"{report.integer_macs_share:.1%} of multiply-accumulates"
+        if macs
+        else "no multiply-accumulates"
+    )
     if chip:
         yield (
             f"onnxruntime on this CPU, which ran the proof alone: {count} in integer kernels, "

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,7 +32,7 @@ from fxquant.tracing.signature import MissingInputError, input_name, mismatch, p
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Environment", "FloatEnvironment", "Progress", "Walk"]
+__all__ = ["Environment", "FloatEnvironment", "Progress", "Walk", "taking_batch"]
 
 Progress = Callable[[int, int], None]
 
@@ -107,6 +108,7 @@ class Walk:
         self.gm, self.environments = gm, tuple(environments)
         self.store = ValueStore(max_memory, folder)
         self.samples: list[int] = []
+        self._given: list[dict[str, Any]] = []
         self.counting: Mapping[tuple[fx.Node, int], Tensor] = {}
         self._progress, self._first = progress, first
         self._nodes: list[fx.Node] = list(gm.graph.nodes)
@@ -122,6 +124,8 @@ class Walk:
         for values, count in bound_batches(self.gm, data, most):
             for holder, value in zip(self._holders, values, strict=True):
                 self.store.put(("", holder, len(self)), value)
+            given = zip(self._holders, values, strict=True)
+            self._given.append({str(h.target): _without_data(v) for h, v in given})
             self.samples.append(count)
 
     def inputs(self, batch: int) -> list[Any]:
@@ -186,16 +190,8 @@ class Walk:
         Raises:
             CalibrationError: FXQ441, the node does not take them.
         """
-        try:
+        with taking_batch(self.gm, self._given[batch], self._first + batch, at=node):
             return environment.compute(node, *operands)
-        except (FxQuantError, MemoryError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:
-            known = [(h, ("", h, batch)) for h in self._holders]
-            given = {str(h.target): self.store.get(k) for h, k in known if k in self.store}
-            found = mismatch(self.gm, (), given, error)
-            what = f"the model does not take batch {self._first + batch}: {found.what}"
-            raise CalibrationError("FXQ441", what, at=node, fix=found.fix) from error
 
     def _drop(self, node: fx.Node) -> None:
         for name in ("", *(e.name for e in self.environments)):
@@ -237,6 +233,40 @@ def batch_walks(
 
     for number, batch in enumerate(batches):
         yield Walk(gm, [batch], environments, progress=tell, first=number, **store)
+
+
+@contextmanager
+def taking_batch(
+    gm: fx.GraphModule, given: Mapping[str, Any] | Sequence[Any], batch: int, at: Any = None
+) -> Iterator[None]:
+    """What a model raises inside on a batch that it does not take says which batch, and why.
+
+    Args:
+        gm: the graph.
+        given: values of its inputs, by name or in order.
+        batch: its number.
+        at: the node that is computed; None: the inputs are named.
+
+    Raises:
+        CalibrationError: FXQ441, the model does not take the batch.
+    """
+    try:
+        yield
+    except (FxQuantError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        by_name, in_order = (given, ()) if isinstance(given, Mapping) else ({}, given)
+        found = mismatch(gm, in_order, by_name, error)
+        what = f"the model does not take batch {batch}: {found.what}"
+        raise CalibrationError("FXQ441", what, at=at or found.at, fix=found.fix) from error
+
+
+def _without_data(value: Any) -> Any:
+    """Tensors by type and shape alone: what a message says once their values are freed."""
+    return fx.node.map_aggregate(
+        value,
+        lambda v: v.detach().to("meta") if isinstance(v, Tensor) else v,
+    )
 
 
 def bound_batches(
