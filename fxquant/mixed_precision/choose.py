@@ -90,6 +90,7 @@ def choose_mixed_precision(
         as AIMET documents it; the order of steps is that of `front.steepest_path`.
 
     Example:
+        >>> import torch
         >>> from torch import nn
         >>> from fxquant import QuantizationSimModel
         >>> x = torch.randn(64, 8)

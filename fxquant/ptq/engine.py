@@ -120,6 +120,7 @@ def reconstruct(
     (arXiv:1906.04721).
 
     Example:
+        >>> import torch
         >>> from torch import nn
         >>> from fxquant import QuantizationSimModel
         >>> x = torch.randn(64, 8)

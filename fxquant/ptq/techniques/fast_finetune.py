@@ -97,7 +97,7 @@ class FinetuneReport:
             best with, none of them worse than before.
         before: errors of the outputs on these batches as the simulation was given.
         engine: the same with what the engine chose.
-        finetuned: the same with what was learned.
+        finetuned: the same with what was learned, whether it is kept or not.
         held_batches: number of these batches; 0: the data are one batch, which had to judge itself.
         cost: what the refinement cost, the engine included.
     """
@@ -171,7 +171,8 @@ def fast_finetune(
         >>> sim = QuantizationSimModel(nn.Sequential(nn.Linear(8, 4)), x, default_param_bw=3)
         >>> sim.compute_encodings([x])
         >>> report = fast_finetune(sim, [x])
-        >>> report.finetuned.total <= report.before.total
+        >>> states = {"finetuned": report.finetuned, "engine": report.engine}
+        >>> states.get(report.kept, report.before).total <= report.before.total
         True
     """
     require_simulation(sim, "fast_finetune")
