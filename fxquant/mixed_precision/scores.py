@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.calibrate import using_threads
-from fxquant.errors import CalibrationError, ConfigError
+from fxquant.errors import CalibrationError, ConfigError, FxQuantError
 from fxquant.graph.pytree import fresh_inputs, tensors
+from fxquant.io.reading import reason
 from fxquant.nn.modes import evaluating
 from fxquant.ptq.walking.walk import bound_batches, taking_batch
 from fxquant.quantization.tensor import plain
@@ -25,13 +26,20 @@ def score_of(evaluate: Callable[[Any], Any], gm: fx.GraphModule) -> float:
     """What the user's function says of a model.
 
     Raises:
-        ConfigError: FXQ269, it returns no finite number.
+        ConfigError: FXQ269, it fails, or returns no finite number.
     """
-    with evaluating(gm, kept=True), torch.no_grad():
-        found = evaluate(gm)
+    try:
+        with evaluating(gm, kept=True), torch.no_grad():
+            found = evaluate(gm)
+    except (FxQuantError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # the user's function may raise anything
+        what = f"evaluate failed: {reason(error)}"
+        fix = "it is given a model in evaluation, and returns a number"
+        raise ConfigError("FXQ269", what, fix=fix) from error
     try:
         score = float(found)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         what = f"evaluate returned a {type(found).__name__}"
         raise ConfigError("FXQ269", what, fix="return one number, larger is better") from error
     if not math.isfinite(score):
