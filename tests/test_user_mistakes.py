@@ -15,15 +15,22 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from fxquant import (
     QuantizationSimModel,
+    choose_mixed_precision,
     insert_stubs,
     inspect_model,
     load_checkpoint,
     prepare_model,
+    ptq,
     register_op,
     save_checkpoint,
+    set_precision,
     validate_model,
 )
-from fxquant.errors import FxQuantError
+from fxquant.analysis.debugging.divergence import first_divergence
+from fxquant.analysis.debugging.layer_outputs import save_layer_outputs
+from fxquant.analysis.debugging.what_if import what_if
+from fxquant.analysis.node_errors import node_errors
+from fxquant.errors import ConfigError, FxQuantError
 from fxquant.targets import load_target
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -329,3 +336,41 @@ def test_a_mistake_has_a_code(code: str, mistake: Mistake, tmp_path: Path) -> No
     assert error.value.code.startswith(code)
     assert error.value.what
     assert not list(tmp_path.glob(".*")), "leftovers"
+
+
+def test_a_model_in_the_place_of_the_simulation_is_named() -> None:
+    model, data = nn.Sequential(nn.Linear(8, 4)), [torch.randn(4, 8)]
+    looks: dict[str, Callable[[Any], object]] = {
+        "node_errors": lambda sim: node_errors(sim, data),
+        "what_if": lambda sim: what_if(sim, data, ["0"]),
+        "first_divergence": first_divergence,
+        "save_layer_outputs": lambda sim: save_layer_outputs(sim, data, "absent"),
+        "choose_mixed_precision": lambda sim: choose_mixed_precision(sim, data=data),
+        "reconstruct": lambda sim: ptq.reconstruct(sim, data),
+        "choose_activation_ranges": lambda sim: ptq.choose_activation_ranges(sim, data),
+        "set_precision": lambda sim: set_precision(sim, "0", activation=8),
+    }
+    for name, look in looks.items():
+        for given in (model, None, "net"):
+            with pytest.raises(ConfigError, match=f"{name} was given a") as caught:
+                look(given)
+            assert caught.value.code == "FXQ297"
+
+
+def test_a_path_that_no_file_system_takes_is_refused(tmp_path: Path) -> None:
+    x = torch.randn(4, 8)
+    sim = QuantizationSimModel(nn.Sequential(nn.Linear(8, 4)), x)
+    sim.compute_encodings([x])
+    with pytest.raises(ConfigError, match="a name of 300 bytes") as caught:
+        choose_mixed_precision(sim, data=[x], results_dir=tmp_path / ("x" * 300))
+    assert caught.value.code == "FXQ750"
+
+
+@pytest.mark.parametrize("evaluate", [lambda model: 1 / 0, lambda: 1.0, lambda model: 10**400])
+def test_an_evaluation_that_fails_is_quoted(evaluate: Callable[..., object]) -> None:
+    x = torch.randn(4, 8)
+    sim = QuantizationSimModel(nn.Sequential(nn.Linear(8, 4)), x)
+    sim.compute_encodings([x])
+    with pytest.raises(ConfigError, match=r"evaluate (failed|returned)") as caught:
+        choose_mixed_precision(sim, evaluate=evaluate, data=[x])
+    assert caught.value.code == "FXQ269"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import sys
 from dataclasses import asdict
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -280,7 +281,7 @@ class QuantAnalyzer:
         """Batches for what needs no labels."""
         if not self._data and self._dataset is not None:
             data, count = self._dataset
-            self._data = list(islice(iter(data), count))
+            self._data = list(islice(iter(data), min(count, sys.maxsize)))
         if not self._data:
             with capturing(sim.model, self._samples) as seen:
                 self._run(sim.model)

@@ -27,6 +27,7 @@ from fxquant.graph.pytree import tensors
 from fxquant.io.text_tables import table
 from fxquant.nn.modes import evaluating, has_quantizers, quantization_off
 from fxquant.ptq.layer_walk import require_number
+from fxquant.ptq.techniques.layerwise import require_simulation
 from fxquant.ptq.walking.output_gradients import OutputGradients
 from fxquant.ptq.walking.walk import Environment, FloatEnvironment, Walk, batch_walks
 from fxquant.ptq.walking.walk_cost import Cost
@@ -170,7 +171,9 @@ def node_errors(
         >>> [row.module for row in found.rows]
         ['input_1_stub', '0']
     """
+    require_simulation(sim, "node_errors")
     require_number("samples", samples, 1, none=True)
+    require_number("max_memory", max_memory, 0, none=True)
     gm, cost = sim.model, Cost()
     started = time.process_time()
     measured = _Measured(gm, shares=shares, seed=seed)

@@ -36,6 +36,9 @@ _STALE_SECONDS = 24 * 3600  # where it cannot be asked whether the process that 
 # --- names ---------------------------------------------------------------------------------------
 
 
+_LONGEST = 255  # bytes of a name, on all usual file systems
+
+
 def as_path(path: Any, what: str = "path") -> Path:
     """The path that an argument names.
 
@@ -45,6 +48,10 @@ def as_path(path: Any, what: str = "path") -> Path:
     if not isinstance(path, str | os.PathLike) or "\0" in str(path) or not str(path):
         kind = repr(path) if isinstance(path, str) else f"a {type(path).__name__}"
         raise ConfigError("FXQ750", f"{what} is {kind}, not a path", fix="pass a str or a Path")
+    longest = max((len(os.fsencode(part)) for part in Path(path).parts), default=0)
+    if longest > _LONGEST:  # whoever asks whether it exists gets an OSError
+        text = f"{what} holds a name of {longest} bytes"
+        raise ConfigError("FXQ750", text, fix=f"use names of at most {_LONGEST} bytes")
     return Path(path)
 
 

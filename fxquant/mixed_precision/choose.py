@@ -13,6 +13,7 @@ from fxquant.mixed_precision.bit_candidates import candidates_of
 from fxquant.mixed_precision.run import Run
 from fxquant.mixed_precision.search_options import Cost, Options
 from fxquant.ptq.snapshot import snapshot
+from fxquant.ptq.techniques.layerwise import require_simulation
 
 if TYPE_CHECKING:
     from fxquant.mixed_precision.mixed_result import MixedPrecisionResult
@@ -100,6 +101,7 @@ def choose_mixed_precision(
         >>> result.met, result.chosen.size <= result.all_integer.size
         (True, True)
     """
+    require_simulation(sim, "choose_mixed_precision")
     options = Options(
         evaluate, data, allowed_accuracy_drop, cost, sensitivity, tuple(techniques), samples,
         points, trials, latency, rounds, threads,

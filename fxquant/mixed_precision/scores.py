@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from fxquant.calibrate import using_threads
 from fxquant.errors import CalibrationError, ConfigError, FxQuantError
 from fxquant.graph.pytree import fresh_inputs, tensors
+from fxquant.io.reading import reason
 from fxquant.nn.modes import evaluating
 from fxquant.ptq.walking.walk import bound_batches, taking_batch
 from fxquant.quantization.decibels import Power
@@ -42,7 +43,7 @@ def score_of(
     except (FxQuantError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # the user's function may raise anything
-        what = f"evaluate failed: {type(error).__name__}: {error}"
+        what = f"evaluate failed: {reason(error)}"
         fix = "it is given a model in evaluation, and returns a number"
         raise ConfigError("FXQ258", what, at=name, fix=fix) from error
     return _number(value, name)

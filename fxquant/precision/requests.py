@@ -21,6 +21,7 @@ from fxquant.precision.change import change
 from fxquant.precision.kinds import Precision, Role, precision_of, shown
 from fxquant.precision.sites import Site, Sites, find_sites, integer_nodes
 from fxquant.ptq.snapshot import restore, snapshot
+from fxquant.ptq.techniques.layerwise import require_simulation
 from fxquant.quantization import QuantizerBase
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ def set_precision(
         0: onnxruntime_x86 computes it in floating point: what it reads has 16 bits, and integer \
 kernels take 2 to 8
     """
+    require_simulation(sim, "set_precision")
     request = Request(activation=activation, param=param, output=output)
     before = None if data is None else snapshot(sim)
     try:

@@ -24,6 +24,7 @@ from fxquant.ptq.reconstruction_report import LayerReport, ReconstructionReport
 from fxquant.ptq.sampling import Sampling, layer_data
 from fxquant.ptq.solving.solver import SolverOptions
 from fxquant.ptq.tables import fit_steps
+from fxquant.ptq.techniques.layerwise import require_simulation
 from fxquant.ptq.walking.walk import Walk
 from fxquant.tracking.events import OnEvent, Value, counted, emit
 
@@ -130,6 +131,7 @@ def reconstruct(
         >>> report.layers[0].error_after < report.layers[0].error_before
         True
     """
+    require_simulation(sim, "reconstruct")
     work = _Reconstruction(sim.model, options or ReconstructionOptions(), on_event)
     return work.run(data, counted(on_event, "reconstruct", progress))
 

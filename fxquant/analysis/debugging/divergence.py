@@ -25,6 +25,7 @@ from fxquant.onnx.parity.segments import graph_feeds, runs
 from fxquant.onnx.parity.teacher_forcing import Reference, teach
 from fxquant.onnx.runs.observed import bound_example
 from fxquant.onnx.session import show
+from fxquant.ptq.techniques.layerwise import require_simulation
 from fxquant.quantization.decibels import shown
 from fxquant.tracing.signature import input_name
 
@@ -182,6 +183,7 @@ def first_divergence(
         >>> first_divergence(sim).first("integer execution") is None
         True
     """
+    require_simulation(sim, "first_divergence")
     gm = sim.model
     example = sim.example if dummy_input is None else sim._taken(dummy_input)
     executor = sim.integer_model(dummy_input)

@@ -18,6 +18,7 @@ from fxquant.inspection.node_errors import measuring
 from fxquant.io.state_dicts import write_tensors
 from fxquant.io.writing import as_path, new_file
 from fxquant.ptq.layer_walk import require_number
+from fxquant.ptq.techniques.layerwise import require_simulation
 from fxquant.ptq.walking.walk import Environment, FloatEnvironment, batch_walks
 from fxquant.quantization.tensor import plain
 from fxquant.tracing.signature import input_name
@@ -82,10 +83,12 @@ def save_layer_outputs(
         ...         print(files[0].name, sorted(found))
         float_0.npz ['0', 'input', 'input_1_stub']
     """
+    require_simulation(sim, "save_layer_outputs")
     if form not in _WRITERS:
         fix = f"use one of {', '.join(map(repr, _WRITERS))}"
         raise ConfigError("FXQ238", f"form={form!r} is unknown", fix=fix)
     require_number("samples", samples, 1, none=True)
+    require_number("max_memory", max_memory, 0, none=True)
     gm, home, files = sim.model, as_path(folder, "folder"), list[Path]()
     names = _names(gm)
     with measuring(gm, threads):

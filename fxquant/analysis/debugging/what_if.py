@@ -17,6 +17,7 @@ from fxquant.nn.modes import quantizers_removed
 from fxquant.precision.sites import find_sites
 from fxquant.ptq.layer_walk import require_number
 from fxquant.ptq.snapshot import restore, snapshot
+from fxquant.ptq.techniques.layerwise import require_simulation
 from fxquant.ptq.walking.walk import (
     Environment,
     FloatEnvironment,
@@ -139,6 +140,7 @@ def what_if(
         >>> what_if(sim, [x], ["0", "2"]).gain_db > 0
         True
     """
+    require_simulation(sim, "what_if")
     require_number("samples", samples, 1, none=True)
     given: list[Any] = several(nodes)
     selectors = [n.module if isinstance(n, NodeError) else n for n in given]

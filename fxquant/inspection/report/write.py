@@ -57,6 +57,7 @@ def _measured(
 ) -> dict[str, Any]:  # fmt: skip
     """What data show: values of the float model, and errors of the simulation."""
     require_number("samples", samples, 1, none=True)
+    require_number("max_memory", max_memory, 0, none=True)
     gm = sim.model
     names = [str(n.target).lstrip("*") for n in gm.graph.nodes if n.op == "placeholder"]
     bound = list(bound_batches(gm, data, samples))  # data may be readable once only

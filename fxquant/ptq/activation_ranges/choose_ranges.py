@@ -28,6 +28,7 @@ from fxquant.ptq.activation_ranges.outputs import OutputCheck, kept_parts
 from fxquant.ptq.activation_ranges.range_candidates import CANDIDATES, Observed, rules_of
 from fxquant.ptq.activation_ranges.range_report import ActivationRangesReport, RangeReport
 from fxquant.ptq.activation_ranges.range_trials import ChosenGrid
+from fxquant.ptq.techniques.layerwise import require_simulation
 from fxquant.ptq.walking.value_store import ValueStore
 from fxquant.ptq.walking.walk import Environment, Walk
 from fxquant.quantization.affine import AffineQuantizer
@@ -107,6 +108,7 @@ def choose_activation_ranges(
         >>> report.sqnr_after >= report.sqnr_before
         True
     """
+    require_simulation(sim, "choose_activation_ranges")
     _check_numbers(samples=(1 if samples is None else samples, 1), held_out=(held_out, 2))
     rules = rules_of(candidates)
     begin = time.process_time()
