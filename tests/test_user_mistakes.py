@@ -29,7 +29,7 @@ from fxquant import (
 from fxquant.analysis.debugging.divergence import first_divergence
 from fxquant.analysis.debugging.layer_outputs import save_layer_outputs
 from fxquant.analysis.debugging.what_if import what_if
-from fxquant.analysis.node_errors import node_errors
+from fxquant.inspection.node_errors import node_errors
 from fxquant.errors import ConfigError, FxQuantError
 from fxquant.targets import load_target
 
