@@ -181,12 +181,14 @@ def rescale(model: MobileNetV2) -> None:
             continue
         inner = [m for m in block.modules() if isinstance(m, (nn.Conv2d, nn.BatchNorm2d))][:-1]
         for norm, conv in zip(inner[1:-1:2], inner[2::2], strict=True):
-            decades = torch.rand(len(norm.weight), generator=generator) * 2 - 1
+            channels = len(next(norm.parameters()))
+            decades = torch.rand(channels, generator=generator) * 2 - 1
             factors = 10 ** (decades * _DECADES)
-            norm.weight.mul_(factors)
-            norm.bias.mul_(factors)
-            depthwise = conv.groups == len(factors)
-            conv.weight.div_(factors.reshape((-1, 1, 1, 1) if depthwise else (1, -1, 1, 1)))
+            for scaled in norm.parameters():
+                scaled.mul_(factors)
+            weight = next(conv.parameters())
+            depthwise = weight.shape[1] == 1
+            weight.div_(factors.reshape((-1, 1, 1, 1) if depthwise else (1, -1, 1, 1)))
 
 
 def rows_of(name: str, folder: str, iterations: int) -> list[Row]:

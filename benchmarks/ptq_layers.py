@@ -94,8 +94,10 @@ def rows_of(name: str, folder: str, count: int, inputs: int, iterations: int) ->
         row = None
         if layer.node in chosen:
             longer, theirs = cpu_seconds(lambda: problem.solve(problem.grid, plain))
-            losses = [problem.loss(s) for s in (before, ours, theirs)]
-            row = Row(name, layer.path, tuple(layer.module.weight.shape), *losses, seconds, longer)
+            row = Row(
+                name, layer.path, tuple(layer.module.weight.shape), problem.loss(before),
+                problem.loss(ours), problem.loss(theirs), seconds, longer,
+            )  # fmt: skip
         layer.write(problem.whole(ours), problem.places, problem.whole_bias, problem.again)
         return row
 

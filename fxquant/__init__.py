@@ -15,7 +15,6 @@ from fxquant._version import __version__
 if TYPE_CHECKING:
     from fxquant import nn as nn  # not in __all__, where it would hide torch.nn
     from fxquant import quantization as quantization
-    from fxquant.analysis.calibration_audit import audit_calibration
     from fxquant.analysis.inspect import inspect_model
     from fxquant.analysis.quant_analyzer import QuantAnalyzer
     from fxquant.auto.auto_quant import AutoQuant
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from fxquant.errors import FxQuantError
     from fxquant.graph.pass_infra import Pass, Pipeline
     from fxquant.graph.rewriter import Rewriter
+    from fxquant.inspection.audit.calibration_audit import audit_calibration
     from fxquant.mixed_precision.choose import choose_mixed_precision
     from fxquant.ops import Op, register_op
     from fxquant.precision.requests import set_precision
@@ -61,7 +61,7 @@ else:
         "SeqMseParams": "ptq.techniques.seq_mse",
         "Target": "targets",
         "apply_seq_mse": "ptq.techniques.seq_mse",
-        "audit_calibration": "analysis.calibration_audit",
+        "audit_calibration": "inspection.audit.calibration_audit",
         "correct_bias": "ptq.techniques.bias_correction",
         "choose_mixed_precision": "mixed_precision.choose",
         "equalize_model": "ptq.cross_layer.equalization",

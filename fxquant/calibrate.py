@@ -166,7 +166,7 @@ def _runner(model: fx.GraphModule, data: Any, args: Any) -> Callable[[], Any]:
     if callable(data) and not isinstance(data, nn.Module):
         given = [(model,), (model, None)] if args is NOT_GIVEN else [(model, args)]
         for values in given:
-            if _takes(data, values):
+            if accepts(data, len(values)):
                 return functools.partial(data, *values)
         what = f"the calibration callback does not take {len(given[-1])} arguments"
         raise CalibrationError("FXQ431", what, fix=_DATA)
@@ -198,9 +198,10 @@ def is_iterable_of_batches(data: Any) -> bool:
     return isinstance(data, Iterable) and not no
 
 
-def _takes(callback: Callable[..., Any], values: tuple[Any, ...]) -> bool:
+def accepts(callback: Callable[..., Any], count: int) -> bool:
+    """Whether a function may be called with so many positional arguments, by its signature."""
     try:
-        inspect.signature(callback).bind(*values)
+        inspect.signature(callback).bind(*[None] * count)
     except TypeError:
         return False
     except ValueError:  # a builtin without a signature

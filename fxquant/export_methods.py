@@ -185,7 +185,7 @@ class ExportMethods(EncodingsMethods):
             ...     sim.report(f"{folder}/report.html", [x]).name
             'report.html'
         """
-        from fxquant.analysis.report.write import write_report
+        from fxquant.inspection.report.write import write_report
 
         sim = cast("QuantizationSimModel", self)  # the only class that this is a part of
         return write_report(

@@ -1,7 +1,8 @@
-"""Every Python block of the guides runs, in the order of its page."""
+"""Every Python block of the guides runs, in the order of its page; their names exist."""
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 
@@ -10,8 +11,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PAGES = (
     "accuracy.md", "concepts.md", "cpus.md", "debugging.md", "mixed_precision.md", "quickstart.md",
-    "recipes.md", "training.md", "migrating/quantize_static.md", "migrating/torchao.md",
-    "migrating/vitis.md",
+    "recipes.md", "training.md", "migrating/aimet.md", "migrating/quantize_static.md",
+    "migrating/torchao.md", "migrating/vitis.md",
 )  # fmt: skip
 
 
@@ -40,3 +41,28 @@ def test_every_guide_is_tested() -> None:
     }
     # written around files of the reader
     assert with_code - {"regions_and_targets.md"} == set(PAGES)
+
+
+def _exists(name: str) -> bool:
+    """Whether a dotted name leads to a module or to something in one."""
+    found: object = None
+    path = ""
+    for part in name.split("."):
+        path = f"{path}.{part}".lstrip(".")
+        if hasattr(found, part):
+            found = getattr(found, part)
+            continue
+        try:
+            found = importlib.import_module(path)
+        except ModuleNotFoundError:
+            return False
+    return True
+
+
+@pytest.mark.parametrize("page", [*PAGES, "regions_and_targets.md", "architecture.md"])
+def test_names_and_codes_of_a_page_exist(page: str) -> None:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    names = set(re.findall(r"(?<![\w./-])fxquant(?:\.[A-Za-z_]\w*)+", text))
+    assert not {name for name in names if not _exists(name)}
+    codes = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
+    assert not {code for code in re.findall(r"FXQ\d{3}", text) if code not in codes}

@@ -133,12 +133,11 @@ def _merged(pairs: Iterable[tuple[str, str]]) -> dict[str, set[str]]:
 
 def _folder(module: str) -> str:
     """The folder of a module; the face of a package (its `__init__`) is a node of its own, and so
-    is a module of `fxquant/`, `fxquant/onnx/` or `fxquant/analysis/`, which hold what is one
-    file."""
+    is a module of `fxquant/` or `fxquant/onnx/`, which hold what is one file."""
     folder = module.rpartition(".")[0]
     if module in PACKAGES:
         return f"{module}.__init__"
-    return module if folder in ("fxquant", "fxquant.onnx", "fxquant.analysis") else folder
+    return module if folder in ("fxquant", "fxquant.onnx") else folder
 
 
 def test_no_files_import_each_other() -> None:

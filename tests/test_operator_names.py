@@ -34,6 +34,7 @@ _WORDS = frozenset(
         "min",
         "to",
         "detach",
+        "stack",  # of boxes in a picture
     }
 )
 _MOST_FILES = 5  # `add`, which is also arithmetic on sizes, a shift rule, a key of two passes

@@ -12,7 +12,10 @@ import pytest
 from tests.helpers import reference_pages
 
 DOCS = Path(__file__).parent.parent / "docs"
-PACKAGES = ("fxquant", "fxquant.ptq", "fxquant.qat", "fxquant.distributed", "fxquant.vitis")
+PACKAGES = (
+    "fxquant", "fxquant.ptq", "fxquant.qat", "fxquant.distributed", "fxquant.vitis",
+    "fxquant.aimet.quantsim", "fxquant.aimet.adaround", "fxquant.aimet.utils",
+)  # fmt: skip
 PAGES = {
     "operators.md": reference_pages.operators_page,
     "configuration.md": reference_pages.configuration_page,

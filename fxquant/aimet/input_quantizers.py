@@ -13,6 +13,7 @@ from torch import fx
 
 from fxquant.nn import QuantizationMixin
 from fxquant.nn.containers import QuantizerList
+from fxquant.placement.dataflow import numbered_operands
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -81,13 +82,7 @@ def _is_placed(module: QuantizationMixin) -> bool:
 def _links(
     gm: fx.GraphModule, node: fx.Node, places: int
 ) -> Iterator[tuple[int, tuple[QuantizerList, int]]]:
-    given: list[fx.Node] = []
-    fx.node.map_arg((node.args, node.kwargs), given.append)
-    index = 0
-    for operand in given:
-        spec = operand.meta.get("spec")
+    for index, operand in numbered_operands(node):
         stub = gm.get_submodule(str(operand.target)) if operand.op == "call_module" else None
         if index < places and isinstance(stub, QuantizationMixin) and _is_placed(stub):
             yield index, (stub.output_quantizers, 0)
-        parts = len(spec) if isinstance(spec, tuple | list) else int(hasattr(spec, "dtype"))
-        index += parts

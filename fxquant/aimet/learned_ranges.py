@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fxquant.nn import QuantizationMixin
+from fxquant.nn.quantizer_places import quantizer_places
 from fxquant.quantization import QuantScheme
 from fxquant.quantization.affine import QuantizeDequantize
 from fxquant.targets.quantizer_choice import set_training
@@ -18,11 +18,7 @@ if TYPE_CHECKING:
 def learn_ranges(gm: fx.GraphModule) -> None:
     """Let an optimizer move the ranges of activations and weights."""
     scheme = QuantScheme.training_range_learning_with_tf_init
-    for module in gm.modules():
-        if not isinstance(module, QuantizationMixin):
-            continue
-        for home in (module.input_quantizers, module.output_quantizers, module.param_quantizers):
-            role: Role = "weight" if home is module.param_quantizers else "activation"
-            for _, quantizer in home.active():
-                if isinstance(quantizer, QuantizeDequantize):
-                    set_training(quantizer, role, scheme)
+    for place in quantizer_places(gm):
+        if isinstance(place.quantizer, QuantizeDequantize):
+            role: Role = "weight" if place.role == "param" else "activation"
+            set_training(place.quantizer, role, scheme)

@@ -127,7 +127,14 @@ class MixedPrecisionConfigurator:
     def set_model_input_precision(
         self, activation: SupportedDType | Sequence[SupportedDType | None]
     ) -> None:
-        """Ask for the precision of the model's inputs; a sequence goes by their order."""
+        """Ask for the precision of the model's inputs.
+
+        Args:
+            activation: one precision for all, or one for each input in order, None to leave it.
+
+        Raises:
+            ConfigError: FXQ908, a sequence has another length.
+        """
         nodes = [n for n in self._sim.model.graph.nodes if n.op == "placeholder"]
         given = [activation] * len(nodes) if isinstance(activation, str) else list(activation)
         if len(given) != len(nodes):

@@ -174,7 +174,22 @@ def export_file(
     activation: str | None,
     **options: Any,
 ) -> ParityReport:
-    """Export to one ONNX file; of the files beside it those with a suffix in `kept` stay."""
+    """Export to one ONNX file.
+
+    Args:
+        sim: the simulation.
+        args: example inputs.
+        f: the ONNX file.
+        kept: suffixes of the files beside it that stay.
+        kwargs: arguments of `torch.onnx.export`.
+        bias: whether biases are int32; False cannot be had.
+        activation: "signed" or "unsigned" integers, which must be those of the target.
+        options: of `fxquant.QuantizationSimModel.export`.
+
+    Raises:
+        ConfigError: FXQ905, an argument asks for what cannot be had.
+        ExportError: as for `fxquant.QuantizationSimModel.export`.
+    """
     file = as_path(f)
     if bias is False:
         what, fix = "export_int32_bias=False cannot be had", "leave it out"

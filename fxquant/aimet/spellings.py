@@ -68,10 +68,10 @@ ABSENT = {
         "fxquant.analysis.debugging.layer_outputs.save_layer_outputs",
     ),
     "omniquant": ("it is made for transformer decoders", "fxquant.smooth_model"),
-    "peft": ("adapters are ordinary modules here", "quantize the model with its adapters in it"),
+    "peft": ("adapters of quantized layers are our own", "fxquant.qat.add_adapters"),
     "spinquant": ("rotations are made for transformer decoders", "fxquant.smooth_model"),
-    "visualization_tools": ("plots are not drawn", "sim.get_encodings() has the numbers"),
-    "visualize_model": ("plots are not drawn", "fxquant.inspect_model"),
+    "visualization_tools": ("one page holds all pictures", 'sim.report("report.html", data)'),
+    "visualize_model": ("one page holds all pictures", 'sim.report("report.html", data)'),
     "winnow": ("compression is not quantization", "torch.nn.utils.prune"),
 }
 

@@ -1,1 +1,1 @@
-"""Looking at models: what will be quantized, and why."""
+"""What builds, changes or runs simulations to learn of a model; `inspection` is what one is."""

@@ -15,7 +15,7 @@ from torch import fx
 
 from fxquant import ops
 from fxquant.config import QuantConfig
-from fxquant.graph.selectors import holds_tensors
+from fxquant.graph.selectors import producers_among
 from fxquant.io.text_tables import table
 from fxquant.io.writing import as_path, write_text
 from fxquant.passes import simulation_pipeline
@@ -194,7 +194,8 @@ def _report(gm: fx.GraphModule, plan: Plan, target: Target) -> InspectorReport:
     operators = [n for n in gm.graph.nodes if _computes(n, gm)]
     judge = _Judge(gm, plan, target)
     verdicts = {n: judge.of(n) for n in operators}
-    producers = {n: _producers(n, set(operators)) for n in operators}
+    chosen = set(operators)
+    producers = {n: producers_among(n, chosen) for n in operators}
     numbers, partitions = _partitions(operators, producers, verdicts)
     nodes = tuple(
         InspectedNode(
@@ -218,21 +219,6 @@ def _computes(node: fx.Node, gm: fx.GraphModule) -> bool:
 def _shape(node: fx.Node) -> tuple[int, ...]:
     shape = getattr(node.meta.get("spec"), "shape", ())
     return tuple(int(n) for n in shape)
-
-
-def _producers(node: fx.Node, operators: set[fx.Node]) -> list[fx.Node]:
-    """The operators whose results a node reads, seen through what is no operator."""
-    found: dict[fx.Node, None] = {}
-    waiting = list(reversed(node.all_input_nodes))
-    seen: set[fx.Node] = set()
-    while waiting:
-        producer = waiting.pop()
-        if producer in operators:
-            found[producer] = None
-        elif producer not in seen and holds_tensors(producer):
-            seen.add(producer)
-            waiting += reversed(producer.all_input_nodes)
-    return list(found)
 
 
 @dataclass(frozen=True)

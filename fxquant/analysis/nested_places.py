@@ -9,8 +9,8 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fxquant.analysis.folding import Leaf
-from fxquant.analysis.nested_rows import Box
+from fxquant.inspection.folding import Leaf
+from fxquant.inspection.nested_rows import Box
 
 LEAF, CLOSED = (184.0, 44.0), (200.0, 62.0)
 _GAP = (22.0, 28.0)

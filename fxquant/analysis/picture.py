@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
-from fxquant.analysis.folding import FoldNode, Leaf, fold
 from fxquant.analysis.nested_places import HEAD, Placed, opened, place
-from fxquant.analysis.nested_rows import boxes
+from fxquant.inspection.folding import FoldNode, Leaf, fold
+from fxquant.inspection.nested_rows import boxes
 
 if TYPE_CHECKING:
     from fxquant.analysis.inspector import InspectedNode, InspectorReport

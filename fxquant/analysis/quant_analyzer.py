@@ -29,10 +29,10 @@ from fxquant.analysis.analyzer.sensitivity import (
     layers_with_quantizers,
     noise_of,
 )
-from fxquant.analysis.node_errors import NodeErrors, node_errors
 from fxquant.errors import ConfigError
 from fxquant.graph.pytree import tensors
 from fxquant.graph.selectors import several
+from fxquant.inspection.node_errors import NodeErrors, node_errors
 from fxquant.io.writing import as_path, write_text
 from fxquant.mixed_precision.progress_file import ProgressFile
 from fxquant.ptq.layer_walk import require_number
@@ -148,7 +148,7 @@ class QuantAnalyzer:
 
         Raises:
             CalibrationError: the callback runs no data, or they hold NaN.
-            ConfigError: FXQ269, `eval_callback` returns no finite number.
+            ConfigError: FXQ258 `eval_callback` failed, FXQ249 it returned no finite number.
             SelectorError: FXQ213 or FXQ241, `modules_to_ignore` names what is not there.
         """
         sim = QuantizationSimModel(

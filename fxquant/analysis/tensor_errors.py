@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from fxquant.onnx.session import Level, open_session, packed
+from fxquant.quantization.decibels import bounded, decibels
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,15 +18,14 @@ if TYPE_CHECKING:
 
     from fxquant.onnx.ort.feeds import Feeds
 
-BEST = 300.0  # decibels that stand for no error at all: JSON has no infinity
-
 
 @dataclass(frozen=True)
 class TensorError:
     """How far one tensor is from its value in floating point; infinite values do not count.
 
     Attributes:
-        sqnr: signal to quantization noise in dB, with all that was quantized before it.
+        sqnr: signal to quantization noise in dB, between -300 and 300, with all that was quantized
+            before it.
         own_sqnr: the same if only this tensor were quantized.
         mean_steps: mean absolute error in steps of its grid.
         max_steps: largest one.
@@ -113,7 +112,4 @@ def _grid(quantize: ir.Node, rank: int) -> tuple[NDArray[Any], NDArray[Any]]:
 
 def _sqnr(signal: NDArray[Any], noise: NDArray[Any]) -> float:
     power = float(np.square(signal.astype(np.float64)).sum())
-    lost = float(np.square(noise).sum())
-    if lost == 0 or not math.isfinite(lost):
-        return BEST if lost == 0 else -BEST
-    return 10 * math.log10(power / lost) if power > 0 else -BEST
+    return bounded(decibels(power, float(np.square(noise).sum())))

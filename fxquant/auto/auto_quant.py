@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
@@ -16,6 +15,7 @@ from fxquant.auto.one_call import tell_result
 from fxquant.auto.recorded_request import recording
 from fxquant.auto.request import Found, Request, find
 from fxquant.auto.techniques import DEFAULT_SCHEME, TECHNIQUES, Stage
+from fxquant.calibrate import accepts
 from fxquant.errors import ConfigError
 from fxquant.flags import require_flags
 from fxquant.io.writing import as_path, checked_prefix, made_folder, stage, write_text
@@ -285,14 +285,7 @@ class _Measure:
 
     def __init__(self, callback: Callable[..., Any]) -> None:
         self._callback = callback
-        try:
-            inspect.signature(callback).bind(None)
-        except TypeError:
-            self._rest: tuple[Any, ...] = (None,)
-        except ValueError:  # a builtin without a signature
-            self._rest = ()
-        else:
-            self._rest = ()
+        self._rest: tuple[Any, ...] = () if accepts(callback, 1) else (None,)
         self.__code__ = getattr(callback, "__code__", None)
         self.__qualname__ = getattr(callback, "__qualname__", type(callback).__name__)
 

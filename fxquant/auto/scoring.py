@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from fxquant.auto.calibration_data import Batches, call
 from fxquant.calibrate import using_threads
-from fxquant.errors import ConfigError, FxQuantError
+from fxquant.errors import ConfigError
 from fxquant.graph.pytree import leaves
+from fxquant.mixed_precision.scores import score_of
 from fxquant.nn.modes import evaluating
+from fxquant.quantization.decibels import Power, decibels
 
 if TYPE_CHECKING:
     from torch import fx
@@ -79,7 +81,7 @@ class Scorer:
             sim: the simulation.
             name: how errors call it.
         """
-        found = decibels(self.reference, sim.model, self.held)
+        found = output_decibels(self.reference, sim.model, self.held)
         if self.evaluate is None and found is None:
             what = "the model returns no floating-point tensor whose error could be measured"
             raise ConfigError("FXQ256", what, fix="pass evaluate")
@@ -99,18 +101,7 @@ class Scorer:
         Raises:
             ConfigError: FXQ258 it raised, FXQ249 it returned no finite number.
         """
-        if self.evaluate is None:
-            return math.nan
-        try:
-            with evaluating(model), torch.no_grad():
-                value = self.evaluate(model)
-        except (FxQuantError, MemoryError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:  # the user's function may raise anything
-            what = f"evaluate failed: {type(error).__name__}: {error}"
-            fix = "it is given a model in evaluation, and returns a number"
-            raise ConfigError("FXQ258", what, at=name, fix=fix) from error
-        return _number(value, name)
+        return math.nan if self.evaluate is None else score_of(self.evaluate, model, name)
 
     def of_runtime(self, sim: QuantizationSimModel, known: float) -> float | None:
         """The score of a simulation in onnxruntime; None without `evaluate`.
@@ -133,31 +124,15 @@ class Scorer:
         return kind(sim.model, sim.example, **usual | given)
 
 
-def _number(value: Any, name: str) -> float:
-    fix = "return a number, the higher the better"
-    try:
-        found = None if isinstance(value, (bool, str)) else float(value)
-    except (TypeError, ValueError, RuntimeError):
-        found = None
-    if found is None:
-        what = f"evaluate returned a {type(value).__name__}, not a number"
-        raise ConfigError("FXQ249", what, at=name, fix=fix)
-    if not math.isfinite(found):
-        raise ConfigError("FXQ249", f"evaluate returned {found}", at=name, fix=fix)
-    return found
-
-
-def decibels(real: nn.Module, other: nn.Module, batches: Batches) -> float | None:
-    """Signal to noise of the worst output of a model; None without floating-point outputs."""
-    sums: dict[str, list[float]] = {}
+def output_decibels(real: nn.Module, other: nn.Module, batches: Batches) -> float | None:
+    """Signal to noise in dB of the worst output of a model; None without floating-point outputs."""
+    sums: dict[str, Power] = {}
     with evaluating(real), evaluating(other), torch.no_grad(), using_threads(1):
         for batch in batches:
             want, found = (_floats(call(model, batch)) for model in (real, other))
             for path, x in want.items():
-                signal, noise = _energies(x, found.get(path))
-                seen = sums.setdefault(path, [0.0, 0.0])
-                sums[path] = [seen[0] + signal, seen[1] + noise]
-    return min((_ratio(*energies) for energies in sums.values()), default=None)
+                _add(sums.setdefault(path, Power()), x, found.get(path))
+    return min((decibels(p.signal, p.noise) for p in sums.values()), default=None)
 
 
 def _floats(result: Any) -> dict[str, Tensor]:
@@ -168,17 +143,13 @@ def _floats(result: Any) -> dict[str, Tensor]:
     }
 
 
-def _energies(real: Tensor, found: Tensor | None) -> tuple[float, float]:
-    """Of signal and noise; equal infinities, as in masks, are neither."""
-    if found is None or found.shape != real.shape:
-        return 0.0, math.inf
-    plain = real.isfinite()
-    noise = torch.where(plain, real - found, torch.zeros_like(real)).square().sum()
-    wrong = not bool((plain | (real == found)).all()) or not bool(noise.isfinite())
-    return float(real[plain].square().sum()), math.inf if wrong else float(noise)
+def _add(power: Power, real: Tensor, found: Tensor | None) -> None:
+    """Equal infinities, as in masks, are no noise; what cannot be compared is noise without end."""
+    if found is None or found.shape != real.shape or not _same_infinities(real, found):
+        power.noise = math.inf
+    else:
+        power.add(real, found)
 
 
-def _ratio(signal: float, noise: float) -> float:
-    if noise == 0:
-        return math.inf
-    return 10 * math.log10(signal / noise) if signal > 0 and noise < math.inf else -math.inf
+def _same_infinities(real: Tensor, found: Tensor) -> bool:
+    return bool((real.isfinite() | (real == found)).all())

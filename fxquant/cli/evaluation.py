@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fxquant.auto.calibration_data import call as call_model
+from fxquant.calibrate import accepts
 from fxquant.cli.batches import ALL, load_arrays
 from fxquant.cli.input_keys import Keys, rows
 from fxquant.cli.loading import RAISED, call, failed, load_function
@@ -48,7 +48,7 @@ def load_evaluation(
     if Path(spec).suffix == ".npz":
         return accuracy(_pairs_of_file(spec, keys, model, batch_size), spec)
     function = load_function(spec, what="evaluation function")
-    if _takes_model(function):
+    if not accepts(function, 0):
         if keys.labels is not None:
             what = f"--labels {keys.labels} names an array, and {spec} is a function of the model"
             raise ConfigError("FXQ770", what, fix="leave it out: the function knows its labels")
@@ -132,16 +132,6 @@ class Top1:
             )
             fix = f"labels are integers from 0 to {classes - 1}; leave samples without one out"
             raise ConfigError("FXQ771", what, at=self.name, fix=fix)
-
-
-def _takes_model(function: Callable[..., Any]) -> bool:
-    try:
-        inspect.signature(function).bind()
-    except TypeError:
-        return True
-    except ValueError:  # a builtin without a signature
-        return False
-    return False
 
 
 def _guarded(function: Callable[..., Any], spec: str) -> Callable[[Any], Any]:

@@ -77,8 +77,8 @@ def _transformers(name: str, filled: bool) -> tuple[nn.Module, bool]:
         names = getattr(config, "architectures", None) or ()
         kind = getattr(package, names[0], None) if names else None
         if any(folder.glob("*.safetensors")) and not filled:
-            maker = package.AutoModel if kind is None else kind
-            model = maker.from_pretrained(
+            factory = package.AutoModel if kind is None else kind
+            model = factory.from_pretrained(
                 folder, config=config, local_files_only=True, use_safetensors=True
             )
             return model.float(), False

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fxquant import QuantizationSimModel, audit_calibration, prepare_model
-from fxquant.analysis.calibration_audit import CalibrationWarning
 from fxquant.auto.calibration_data import Content, load_batches
 from fxquant.auto.one_call import carry_out as search
 from fxquant.auto.recorded_request import (
@@ -33,6 +32,7 @@ from fxquant.cli.batches import Data, image_data
 from fxquant.cli.data_request import DataRequest
 from fxquant.cli.evaluation import DECIBELS, Measure, Scored, accuracy, load_evaluation
 from fxquant.errors import ConfigError
+from fxquant.inspection.audit.calibration_audit import CalibrationWarning
 from fxquant.io.writing import checked_prefix, reserved
 from fxquant.records import recipe_schema as schema
 from fxquant.records.recipe_schema import SUFFIX, Override, Settings

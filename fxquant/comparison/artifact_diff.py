@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from fxquant.comparison.artifact_grids import Contents, contents_of
 from fxquant.encodings.diff import compare
 from fxquant.io.text_tables import table
+from fxquant.quantization.decibels import decibels
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -252,7 +253,7 @@ def _estimate(a: Mapping[str, Entry], b: Mapping[str, Entry]) -> float | None:
             continue
         before += _relative(one, width)
         after += _relative(other, width)
-    return 10 * math.log10(after / before) if before > 0 and after > 0 else None
+    return decibels(after, before) if before > 0 and after > 0 else None
 
 
 def _width(entry: Entry | None) -> float | None:

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING
 from torch import fx, nn
 
 from fxquant.nn import QuantizationMixin
-from fxquant.placement.dataflow import is_float_spec, is_sequence, origin, resolve_grids, slot_spec
+from fxquant.placement.dataflow import (
+    is_float_spec,
+    numbered_operands,
+    origin,
+    resolve_grids,
+    slot_spec,
+)
 
 if TYPE_CHECKING:
     from fxquant.quantization import QuantizerBase
@@ -76,14 +82,10 @@ def _quantized(gm: fx.GraphModule) -> Iterator[tuple[fx.Node, QuantizationMixin]
 def _inputs(gm: fx.GraphModule) -> Iterator[tuple[str, fx.Node]]:
     """(name, value) of every input without a quantizer of its own, numbered as the module does."""
     for node, module in _quantized(gm):
-        given: list[fx.Node] = []
-        fx.node.map_arg((node.args, node.kwargs), given.append)
-        index = 0
-        for operand in given:
-            spec = operand.meta.get("spec")
-            if hasattr(spec, "dtype") and not _holds(module.input_quantizers, index):
+        for index, operand in numbered_operands(node):
+            tensor = hasattr(operand.meta.get("spec"), "dtype")
+            if tensor and not _holds(module.input_quantizers, index):
                 yield f"{node.target}.input.{index}", operand
-            index += len(spec) if is_sequence(spec) and spec else int(hasattr(spec, "dtype"))
 
 
 def _holds(quantizers: nn.ModuleList, index: int) -> bool:

@@ -8,7 +8,7 @@ included.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import fx, nn
@@ -175,6 +175,29 @@ def holds_tensors(node: fx.Node) -> bool:
     """Whether a node's value is a tensor or a container, not a size."""
     spec: Any = node.meta.get("spec")
     return hasattr(spec, "dtype") or isinstance(spec, tuple | list | dict)
+
+
+def producers_among(node: fx.Node, chosen: Collection[fx.Node]) -> list[fx.Node]:
+    """Those of some nodes whose results a node reads, itself or through nodes that are not chosen.
+
+    Args:
+        node: the consumer.
+        chosen: a set, or what answers `in` as fast.
+
+    Returns:
+        Producers in the order of the operands.
+    """
+    found: dict[fx.Node, None] = {}
+    waiting = list(reversed(node.all_input_nodes))
+    seen: set[fx.Node] = set()
+    while waiting:
+        producer = waiting.pop()
+        if producer in chosen:
+            found[producer] = None
+        elif producer not in seen and holds_tensors(producer):
+            seen.add(producer)
+            waiting += reversed(producer.all_input_nodes)
+    return list(found)
 
 
 def _bounds(selector: Any) -> tuple[str, str] | None:

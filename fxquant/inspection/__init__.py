@@ -1,1 +1,1 @@
-"""What a given simulation is: operators, grids, kernels, as rows, as a graph and as a summary."""
+"""What a given simulation is: rows, kernels, errors of its nodes, the audit of its data, report."""

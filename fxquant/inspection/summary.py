@@ -10,7 +10,7 @@ from fxquant.inspection.formats import float_groups, float_lines
 from fxquant.inspection.operator_kernels import FLOAT, INTEGER, MOVES
 from fxquant.inspection.rows import describe_grid, grid_type, inspect_simulation
 from fxquant.io.text_tables import table, wrapped
-from fxquant.nn import QuantizationMixin
+from fxquant.nn.quantizer_places import QuantizerPlace, quantizer_places
 from fxquant.precision.sites import find_sites, stored_bytes
 from fxquant.quantization import QuantizerBase
 
@@ -118,23 +118,14 @@ def _next(changed: list[str], *, calibrated: bool) -> str:
 
 def quantizer_table(gm: fx.GraphModule) -> str:
     """Every quantizer of a simulated graph: where it stands, its type, range and step."""
-    rows = []
-    for path, module in gm.named_modules():
-        if isinstance(module, QuantizationMixin):
-            rows += [(path, *cells) for cells in _quantizers(module)]
+    rows = [(p.path, _tensor(p), *_grid_cells(p.quantizer)) for p in quantizer_places(gm)]
     heads = ("module", "tensor", "type", "symmetric", "low", "high", "scale", "zero point",
              "frozen")  # fmt: skip
     return table(heads, rows)
 
 
-def _quantizers(module: QuantizationMixin) -> Iterator[tuple[object, ...]]:
-    homes = (
-        ("input", module.input_quantizers), ("output", module.output_quantizers),
-        ("", module.param_quantizers),
-    )  # fmt: skip
-    for name, home in homes:
-        for key, quantizer in home.active():
-            yield (f"{name} {key}".strip(), *_grid_cells(quantizer))
+def _tensor(place: QuantizerPlace) -> str:
+    return place.key if place.role == "param" else f"{place.role} {place.key}"
 
 
 def _grid_cells(quantizer: QuantizerBase) -> tuple[object, ...]:

@@ -81,9 +81,9 @@ def choose_mixed_precision(
         The Pareto front, the sensitivities and what was chosen.
 
     Raises:
-        ConfigError: FXQ262 the target lacks a candidate, FXQ263, FXQ267 or FXQ269 an argument is
-            wrong, FXQ268 the folder holds the progress of another search, FXQ286 arguments do not
-            go together.
+        ConfigError: FXQ262 the target lacks a candidate, FXQ263 or FXQ267 an argument is wrong,
+            FXQ268 the folder holds the progress of another search, FXQ286 arguments do not go
+            together, FXQ258 `evaluate` failed, FXQ249 it returned no finite number.
         UncalibratedError: FXQ401, the simulation is not calibrated.
         CalibrationError: FXQ442 to FXQ445 the data are no batches, FXQ449 outputs are not finite.
 
@@ -91,6 +91,7 @@ def choose_mixed_precision(
         as AIMET documents it; the order of steps is that of `front.steepest_path`.
 
     Example:
+        >>> import torch
         >>> from torch import nn
         >>> from fxquant import QuantizationSimModel
         >>> x = torch.randn(64, 8)

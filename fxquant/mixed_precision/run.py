@@ -15,12 +15,13 @@ from fxquant.mixed_precision.groups import Group, find_groups
 from fxquant.mixed_precision.mixed_result import FLOAT, MixedPrecisionResult, Point, Sensitivity
 from fxquant.mixed_precision.prices import Prices
 from fxquant.mixed_precision.progress_file import ProgressFile
-from fxquant.mixed_precision.scores import Noise, decibels
+from fxquant.mixed_precision.scores import Noise
 from fxquant.mixed_precision.search import Judge, Search
 from fxquant.mixed_precision.trials import Choice, Trials
 from fxquant.precision.requests import note_changes
 from fxquant.precision.sites import find_sites
 from fxquant.ptq.snapshot import Snapshot, restore
+from fxquant.quantization.decibels import decibels
 from fxquant.quantization.digest import tensors_digest
 
 if TYPE_CHECKING:
@@ -247,7 +248,7 @@ class Run:
         for i, group in enumerate(self.groups):
             for j in range(group.offered):
                 score, noise = self.finder.alone(i, j)
-                db = None if noise is None else decibels(noise)
+                db = None if noise is None else decibels(1.0, noise)
                 option, cost = str(group.options[j]), self.prices.of_options[i][j]
                 row = Sensitivity(group.name, option, score, db, cost)
                 found.append((self.losses[i][j], row))

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from fxquant.calibrate import using_threads
 from fxquant.errors import CalibrationError, ConfigError, FxQuantError
@@ -14,6 +14,7 @@ from fxquant.graph.pytree import fresh_inputs, tensors
 from fxquant.io.reading import reason
 from fxquant.nn.modes import evaluating
 from fxquant.ptq.walking.walk import bound_batches, taking_batch
+from fxquant.quantization.decibels import Power
 from fxquant.quantization.tensor import plain
 
 if TYPE_CHECKING:
@@ -22,29 +23,30 @@ if TYPE_CHECKING:
 _LEAST = 1e-14  # of the signal: what float32 itself leaves, 140 dB
 
 
-def score_of(evaluate: Callable[[Any], Any], gm: fx.GraphModule) -> float:
-    """What the user's function says of a model.
+def score_of(
+    evaluate: Callable[[Any], Any], model: nn.Module, name: str = "", *, kept: bool = False
+) -> float:
+    """What the user's function says of a model in evaluation.
+
+    Args:
+        evaluate: is given the model and returns a number, the higher the better.
+        model: the model; a simulation, or what stands for it.
+        name: how errors call it.
+        kept: its quantized weights need not be computed again, as for `evaluating`.
 
     Raises:
-        ConfigError: FXQ269, it fails, or returns no finite number.
+        ConfigError: FXQ258 it raised an error of its own, FXQ249 it returned no finite number.
     """
     try:
-        with evaluating(gm, kept=True), torch.no_grad():
-            found = evaluate(gm)
+        with evaluating(model, kept=kept), torch.no_grad():
+            value = evaluate(model)
     except (FxQuantError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # the user's function may raise anything
         what = f"evaluate failed: {reason(error)}"
         fix = "it is given a model in evaluation, and returns a number"
-        raise ConfigError("FXQ269", what, fix=fix) from error
-    try:
-        score = float(found)
-    except (TypeError, ValueError, OverflowError) as error:
-        what = f"evaluate returned a {type(found).__name__}"
-        raise ConfigError("FXQ269", what, fix="return one number, larger is better") from error
-    if not math.isfinite(score):
-        raise ConfigError("FXQ269", f"evaluate returned {score}", fix="return a finite number")
-    return score
+        raise ConfigError("FXQ258", what, at=name, fix=fix) from error
+    return _number(value, name)
 
 
 class Noise:
@@ -83,16 +85,22 @@ class Noise:
 
     def share(self) -> float:
         """Energy of the noise as a share of the signal's, the mean over outputs."""
-        noise = [0.0] * len(self.exact[0])
-        signal = [0.0] * len(noise)
+        powers = [Power() for _ in self.exact[0]]
         for values, exact in zip(self.batches, self.exact, strict=True):
-            for i, (found, wanted) in enumerate(zip(self._outputs(values), exact, strict=True)):
-                noise[i] += float((found.double() - wanted.double()).square().sum())
-                signal[i] += float(wanted.double().square().sum())
-        shares = [n / s if s > 0 else float(n > 0) for n, s in zip(noise, signal, strict=True)]
-        return max(sum(shares) / len(shares), _LEAST)
+            for power, found, wanted in zip(powers, self._outputs(values), exact, strict=True):
+                power.add(wanted.double(), found.double())
+        return max(sum(power.share for power in powers) / len(powers), _LEAST)
 
 
-def decibels(share: float) -> float:
-    """Signal to noise ratio for a share of noise."""
-    return -10.0 * math.log10(max(share, _LEAST))
+def _number(value: Any, name: str) -> float:
+    fix = "return a number, the higher the better"
+    try:
+        found = None if isinstance(value, (bool, str)) else float(value)
+    except (TypeError, ValueError, RuntimeError):
+        found = None
+    if found is None:
+        what = f"evaluate returned a {type(value).__name__}, not a number"
+        raise ConfigError("FXQ249", what, at=name, fix=fix)
+    if not math.isfinite(found):
+        raise ConfigError("FXQ249", f"evaluate returned {found}", at=name, fix=fix)
+    return found

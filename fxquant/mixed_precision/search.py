@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fxquant.mixed_precision.front import steepest_path
-from fxquant.mixed_precision.scores import Noise, decibels, score_of
+from fxquant.mixed_precision.scores import Noise, score_of
 from fxquant.ptq.snapshot import restore, snapshot
+from fxquant.quantization.decibels import decibels
 
 if TYPE_CHECKING:
     from fxquant.mixed_precision.groups import Group
@@ -106,7 +107,7 @@ class Search:
         if choice not in self.found:
             key = " ".join(map(str, choice))
             score, noise = self._once("choices", key, lambda: self._whole(choice))
-            sqnr = 0.0 if noise is None else decibels(noise)
+            sqnr = 0.0 if noise is None else decibels(1.0, noise)
             self.found[choice] = sqnr if score is None else score, sqnr
         return self.found[choice][0]
 
@@ -124,7 +125,7 @@ class Search:
 
     def _judged(self, evaluate: Callable[[Any], Any] | None) -> Verdict:
         """The simulation as it is."""
-        score = None if evaluate is None else score_of(evaluate, self.trials.gm)
+        score = None if evaluate is None else score_of(evaluate, self.trials.gm, kept=True)
         return score, None if self.judge.noise is None else self.judge.noise.share()
 
     # --- searching ------------------------------------------------------------------------------

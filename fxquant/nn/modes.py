@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from fxquant.nn.mixin import QuantizationMixin
+from fxquant.nn.quantizer_places import QuantizerPlace, quantizer_places
 from fxquant.quantization import QuantizerBase
 
 
@@ -85,25 +86,16 @@ def quantizers_removed(model: nn.Module, kept: Kept) -> Iterator[None]:
         ...     sim.model.get_submodule("0").output_quantizers[0] is None
         True
     """
-    taken: list[tuple[Any, Any, QuantizerBase]] = []
+    taken: list[QuantizerPlace] = []
     try:
-        for path, module in model.named_modules():
-            if not isinstance(module, QuantizationMixin):
-                continue
-            homes: dict[str, Any] = {
-                "input": module.input_quantizers,
-                "output": module.output_quantizers,
-                "param": module.param_quantizers,
-            }
-            for role, home in homes.items():
-                for key, quantizer in list(home.active()):
-                    if not kept(path, role, key, quantizer):
-                        taken.append((home, key, quantizer))
-                        home[key] = None
+        for place in quantizer_places(model):
+            if not kept(place.path, place.role, place.key, place.quantizer):
+                taken.append(place)
+                place.put(None)
         yield
     finally:
-        for home, key, quantizer in taken:
-            home[key] = quantizer
+        for place in taken:
+            place.put(place.quantizer)
 
 
 @contextmanager

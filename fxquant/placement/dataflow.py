@@ -42,6 +42,20 @@ def is_sequence(spec: Any) -> bool:
     return isinstance(spec, (tuple, list)) and not hasattr(spec, "dtype")
 
 
+def numbered_operands(node: fx.Node) -> Iterator[tuple[int, fx.Node]]:
+    """Nodes that a node reads, each with its position among the tensors that its module is given.
+
+    An operand of several tensors takes as many positions, one without tensors takes none.
+    """
+    given: list[fx.Node] = []
+    fx.node.map_arg((node.args, node.kwargs), given.append)
+    index = 0
+    for operand in given:
+        yield index, operand
+        spec = operand.meta.get("spec")
+        index += len(spec or ()) if is_sequence(spec) else int(hasattr(spec, "dtype"))
+
+
 def moves_values(node: fx.Node, root: fx.GraphModule) -> fx.Node | None:
     """The operand whose values `node` moves without changing them, or None."""
     row = ops.row_of(node, root)

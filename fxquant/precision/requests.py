@@ -118,7 +118,7 @@ def set_precision(
         >>> sim = QuantizationSimModel(torch.nn.Sequential(torch.nn.Linear(3, 2)), x, "min_max")
         >>> sim.compute_encodings([x])
         >>> print(set_precision(sim, "linear", activation=16, param=4))
-        x_stub: 8 bits -> 16 bits
+        input_1_stub: 8 bits -> 16 bits
         0.weight: 8 bits -> 4 bits
         0: onnxruntime_x86 computes it in floating point: what it reads has 16 bits, and integer \
 kernels take 2 to 8

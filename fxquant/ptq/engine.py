@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import fx
@@ -48,6 +49,7 @@ class ReconstructionOptions:
         float_target: aim at the float model's output; False: at the float weights, with the
             quantized inputs.
         correct_bias: change biases too.
+        tables: choose the steps of tables whose rows are looked up, too.
         max_memory: bytes of values that are held in memory; the rest lies in files.
         folder: where these files are, and those of the layers that are finished: a reconstruction
             of the same simulation on the same data that was killed goes on behind them, with the
@@ -62,6 +64,7 @@ class ReconstructionOptions:
     held_out: int = 8
     float_target: bool = True
     correct_bias: bool = True
+    tables: bool = True
     max_memory: int | None = None
     folder: str | Path | None = None
     seed: int = 0
@@ -118,6 +121,7 @@ def reconstruct(
     (arXiv:1906.04721).
 
     Example:
+        >>> import torch
         >>> from torch import nn
         >>> from fxquant import QuantizationSimModel
         >>> x = torch.randn(64, 8)
@@ -157,8 +161,8 @@ class _Reconstruction:
     def _begin(self, walk: Walk) -> None:
         given = self.options
         self.finished = FinishedLayers(given.folder, walk, given.of_the_result())
-        for table in tables_of(self.layers.gm):
-            self.tables.append(self._once(table, lambda table=table: fit_steps(table)))
+        for table in tables_of(self.layers.gm) if given.tables else ():
+            self.tables.append(self._once(table, partial(fit_steps, table)))
             del self.report.skipped[table.path]
 
     def _visit(self, visit: Visit) -> LayerReport:

@@ -64,10 +64,10 @@ class LayerProblem:
         target = layer.float_weight()[:, :, data.live]
         if float_target:
             fitted = data.seen.target(target, self.inverse, centred=self.moved)
-            target = target + self._believed(target, fitted) * (fitted - target)
+            target = target + self._shrinkage(target, fitted) * (fitted - target)
         self.target = target.float()
 
-    def _believed(self, weight: Tensor, fitted: Tensor) -> Tensor:
+    def _shrinkage(self, weight: Tensor, fitted: Tensor) -> Tensor:
         """How far to go from the float weight to the fitted one in every channel, `[G, O, 1]`.
 
         The share of the way that has the smallest error on the data held out, between 0 and 1:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fxquant.io.text_tables import table
-from fxquant.nn import QuantizationMixin
+from fxquant.nn.quantizer_places import quantizer_places
 from fxquant.quantization.affine import AffineQuantizer, BiasQuantizeDequantize
 
 if TYPE_CHECKING:
@@ -55,32 +55,24 @@ def training_table(model: nn.Module) -> str:
         >>> from fxquant import QuantizationSimModel
         >>> sim = QuantizationSimModel(nn.Sequential(nn.Linear(3, 2)), torch.randn(4, 3))
         >>> print(training_table(sim.model))  # doctest: +NORMALIZE_WHITESPACE
-        quantizer                    tensor  value    range
-        ---------------------------  ------  -------  ------------------
-        input_stub.output_quantizers.0  output           fixed
+        quantizer                         tensor  value    range
+        --------------------------------  ------  -------  ------------------
+        0.param_quantizers.weight         weight  trained  follows the weight
+        0.param_quantizers.bias           bias    trained  input * weight
+        input_1_stub.output_quantizers.0  output           fixed
     """
     rows = [(r.path, r.tensor, r.value, r.range) for r in what_trains(model)]
     return table(("quantizer", "tensor", "value", "range"), rows)
 
 
 def _rows(model: nn.Module) -> Iterator[Trained]:
-    for path, module in model.named_modules():
-        if not isinstance(module, QuantizationMixin):
-            continue
-        for kind, home in (
-            ("input", module.input_quantizers),
-            ("output", module.output_quantizers),
-        ):
-            for index, quantizer in home.active():
-                name = f"{path}.{kind}_quantizers.{index}"
-                yield Trained(name, kind, "", _range(quantizer, parameter=False))
-        for name, quantizer in module.param_quantizers.active():
-            value = getattr(module, name)
-            trained = bool(value.requires_grad)
-            yield Trained(
-                f"{path}.param_quantizers.{name}", name, "trained" if trained else "frozen",
-                _range(quantizer, parameter=trained),
-            )  # fmt: skip
+    for place in quantizer_places(model):
+        name, tensor, value = f"{place.path}.{place.role}_quantizers.{place.key}", place.role, ""
+        trained = False
+        if place.role == "param":
+            trained = bool(getattr(place.module, place.key).requires_grad)
+            tensor, value = place.key, "trained" if trained else "frozen"
+        yield Trained(name, tensor, value, _range(place.quantizer, parameter=trained))
 
 
 def _range(quantizer: QuantizerBase, *, parameter: bool) -> str:

@@ -75,7 +75,7 @@ class RangeSchedule:
         >>> scheme = "training_range_learning_with_tf_init"
         >>> sim = QuantizationSimModel(nn.Sequential(nn.Linear(3, 2), nn.ReLU()), x, scheme)
         >>> sim.compute_encodings([x])
-        >>> rules = {"*": RangeRule(freeze_at=100), "1.*": RangeRule(factor=0.1)}
+        >>> rules = {"*": RangeRule(freeze_at=100), "*_stub.*": RangeRule(factor=0.1)}
         >>> schedule = RangeSchedule(sim.model, rules)
         >>> optimizer = torch.optim.Adam(schedule.parameter_groups(lr=1e-3))
         >>> schedule.step()

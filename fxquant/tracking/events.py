@@ -37,9 +37,15 @@ def require_event_callback(on_event: Any) -> None:
 
 
 def emit(on_event: OnEvent | None, name: str, values: Mapping[str, Value | None]) -> None:
-    """Tell of an event; values that are None or not finite are left out."""
+    """Report an event; values that are None or not finite are left out.
+
+    Args:
+        on_event: see `OnEvent`; None: nothing happens.
+        name: of the event, such as "quantize.trial".
+        values: by name.
+    """
     if on_event is not None:
-        on_event(name, {k: v for k, v in values.items() if v is not None and _is_told(v)})
+        on_event(name, {k: v for k, v in values.items() if v is not None and _is_reported(v)})
 
 
 def counted(
@@ -64,5 +70,5 @@ def counted(
     return tell
 
 
-def _is_told(value: Value) -> bool:
+def _is_reported(value: Value) -> bool:
     return not isinstance(value, float) or math.isfinite(value)

@@ -258,6 +258,19 @@ def test_readers_of_one_input_show_its_one_grid() -> None:
     assert torch.equal(plain.model(data()), sim.model(data()))
 
 
+class Product(nn.Module):
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x @ y
+
+
+def test_every_input_of_a_reader_shows_its_grid() -> None:
+    given = torch.randn(4, 3), torch.randn(3, 2)
+    model: Any = QuantizationSimModel(Product().eval(), given).model
+    grids = [stub.output_quantizers[0] for stub in (model.x_stub, model.y_stub)]
+    assert None not in grids
+    assert list(model.matmul.input_quantizers) == grids
+
+
 def test_linked_inputs_are_copied_with_the_model(tmp_path: Path) -> None:
     sim = QuantizationSimModel(net(), data())
     copied: Any = copy.deepcopy(sim.model)

@@ -113,7 +113,8 @@ def test_the_text_has_eighty_columns_and_the_reasons(sim: QuantizationSimModel) 
     lines = str(found).splitlines()
     assert max(map(len, lines)) <= 80
     assert "  1 x gelu is computed in floating point on onnxruntime_x86 (gelu)" in lines
-    assert max(map(len, found.text(60).splitlines())) <= 60
+    # words are never broken, and the longest kernel is QLinearGlobalAveragePool
+    assert max(map(len, found.text(64).splitlines())) <= 64
     whole = found.text(None)
     assert "4x8x12x12" in whole
     assert "test_inspect.py:" in whole

@@ -203,5 +203,5 @@ def test_what_cannot_be_called_or_has_no_data_is_refused(tmp_path: Path) -> None
         QuantAnalyzer(net(), X, feed).enable_per_layer_mse_loss([X], num_batches=0)
     with pytest.raises(CalibrationError, match="FXQ430"):
         QuantAnalyzer(net(), X, lambda _: None).analyze(results_dir=tmp_path)
-    with pytest.raises(ConfigError, match="FXQ269"):
+    with pytest.raises(ConfigError, match="FXQ249"):
         QuantAnalyzer(net(), X, feed, lambda _: float("nan")).analyze(results_dir=tmp_path)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from fxquant import QuantizationSimModel, choose_mixed_precision
 from fxquant.analysis.debugging.layer_outputs import save_layer_outputs
 from fxquant.analysis.debugging.what_if import what_if
-from fxquant.analysis.node_errors import node_errors
 from fxquant.errors import FxQuantError, SelectorError
+from fxquant.inspection.node_errors import node_errors
 from fxquant.ptq import reconstruct
 
 X = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(5))

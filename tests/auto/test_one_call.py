@@ -19,7 +19,7 @@ import fxquant
 from fxquant import QuantizationSimModel
 from fxquant.auto.calibration_data import load_batches
 from fxquant.auto.one_call import QuantizeResult
-from fxquant.auto.scoring import decibels
+from fxquant.auto.scoring import output_decibels
 from fxquant.auto.techniques import TECHNIQUES
 from fxquant.errors import CalibrationError, ConfigError, ExportError, FxQuantError
 from fxquant.ptq import reconstruct
@@ -107,12 +107,12 @@ def test_its_score_is_that_of_what_it_returns(tmp_path: Path) -> None:
     found = fxquant.quantize(net, data, out=tmp_path, prove=False, **W4)
     assert found.techniques
     held = data[3:]
-    assert decibels(net, found.sim.model, held) == pytest.approx(found.score, abs=1e-9)
+    assert output_decibels(net, found.sim.model, held) == pytest.approx(found.score, abs=1e-9)
     by_hand = QuantizationSimModel(net, data[0], **_by_hand(W4))
     by_hand.compute_encodings(data[:3])
-    assert found.score > decibels(net, by_hand.model, held) + 10  # type: ignore[operator]
+    assert found.score > output_decibels(net, by_hand.model, held) + 10  # type: ignore[operator]
     reconstruct(by_hand, data[:3])
-    assert found.score >= decibels(net, by_hand.model, held)  # type: ignore[operator]
+    assert found.score >= output_decibels(net, by_hand.model, held)  # type: ignore[operator]
 
 
 def _by_hand(options: dict[str, Any]) -> dict[str, Any]:

@@ -14,24 +14,12 @@ from safetensors.torch import save_file
 
 from fxquant.cli import main
 from fxquant.recipe import Recipe
+from tests.recipe import test_recipes as network
 
 if TYPE_CHECKING:
     from click.testing import Result
 
-NETWORK = """
-import torch
-from torch import nn
-
-
-def net():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
-
-
-def batches():
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randn(16, 6, generator=generator) for _ in range(3)]
-
+NETWORK = f"""{network.NETWORK}
 
 def score(model):
     return -float(sum((model(x) - net()(x)).square().mean() for x in batches()))

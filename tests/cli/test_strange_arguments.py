@@ -66,7 +66,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ((*QUANTIZE, "--param-bw", "1"), r"FXQ221: .*\n  fix: QuantConfig.json_schema"),
         (("quantize", "net.py:net", "--image-folder", "file", "--out", "out"), "FXQ780: .* a file"),
         (("verify", "."), "FXQ740: .* is a folder"),
-        (("profile", "file", "--data", "."), "FXQ741: .* is a folder"),
+        (("profile", "file", "--data", "."), "FXQ740: .* is a folder"),
         (("diff", "file", "absent"), r"FXQ773: (?!FXQ)"),
         (("inspect", "net.py:net", "--input-shape", "2,8", "--picture", "p.png"), "FXQ735: "),
         (("report", "net.py:net", "--input-shape", "2,8", "--out", "r.html", "--recipe",

@@ -77,22 +77,20 @@ def test_everything_counts_where_inputs_are_floating_point_or_all_are_read() -> 
     assert dependent_positions(walked(plain, [x]), layers.values(), 0) == {}
 
 
-@pytest.mark.parametrize("counted", [True, False])
 def test_a_reconstruction_fits_the_tokens_and_not_the_padding(
-    counted: bool, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if not counted:
-        monkeypatch.setattr(layer_walk, "dependent_positions", lambda *_: {})
     data = batches(length=64)
-    net, sim = simulated(data)
 
     @torch.no_grad()
-    def noise() -> float:
+    def reconstructed() -> float:
+        net, sim = simulated(data)
+        reconstruct(sim, data)
         return float(sum((net(x) - sim.model(x)).square().sum() for x in data))
 
-    before = noise()
-    reconstruct(sim, data)
-    assert (noise() < before / 4) is counted
+    found = reconstructed()
+    monkeypatch.setattr(layer_walk, "dependent_positions", lambda *_: {})
+    assert found < 0.7 * reconstructed()  # without, 61 of 64 positions are padding
 
 
 def test_everything_counts_behind_an_operator_without_a_derivative() -> None:
@@ -107,4 +105,4 @@ def test_everything_counts_behind_an_operator_without_a_derivative() -> None:
     sim.compute_encodings(data)
     layers, _ = layers_of(sim.model)
     assert dependent_positions(walked(sim, data), layers.values(), 0) == {}
-    assert [r.path for r in reconstruct(sim, data).layers] == ["first", "second"]
+    assert [r.path for r in reconstruct(sim, data).layers] == ["table", "first", "second"]

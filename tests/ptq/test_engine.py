@@ -247,9 +247,9 @@ def test_rows_that_are_looked_up_get_better_steps(tmp_path: Path) -> None:
     sim = simulation(model, batches)
 
     def row_errors(path: str) -> Tensor:
-        module = sim.model.get_submodule(path)
-        exact = model.get_submodule(path).weight
-        found = module.param_quantizers["weight"].transform(module.weight)  # type: ignore
+        module: Any = sim.model.get_submodule(path)
+        exact: Tensor = model.get_parameter(f"{path}.weight")
+        found: Tensor = module.param_quantizers["weight"].transform(module.weight)
         return (found - exact).detach().square().sum(1)
 
     before, db = {n: row_errors(n) for n in ("words", "places")}, sqnr(model, sim, batches)

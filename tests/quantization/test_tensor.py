@@ -305,4 +305,4 @@ def test_a_view_that_mixes_scales_is_a_plain_tensor(layout: torch.memory_format)
     y = q(x) if layout is torch.contiguous_format else q(x).permute(0, 2, 3, 1)
     assert type(y.view(-1)) is Tensor
     assert torch.equal(y.view(-1), y.as_subclass(Tensor).view(-1))
-    assert y.view(4, -1).encoding.shape == (4, 1)  # type: ignore[attr-defined]
+    assert y.view(4, -1).encoding.shape == (4, 1)

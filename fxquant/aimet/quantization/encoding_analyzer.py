@@ -126,7 +126,18 @@ class EncodingAnalyzer(ABC):  # noqa: B024  # instances of other classes are reg
         is_symmetric: bool = False,
         **older: Any,
     ) -> tuple[Tensor, Tensor]:
-        """The same for one tensor, whatever was seen before."""
+        """The same for one tensor, whatever was seen before.
+
+        Args:
+            input_tensor: the tensor, of the shape that `update_stats` takes.
+            num_steps: as for `compute_encodings`.
+            is_symmetric: as for `compute_encodings`.
+            older: as for `compute_encodings`.
+
+        Raises:
+            ShapeMismatchError: FXQ404, it has another shape.
+            QuantizationError: FXQ911, there are no steps.
+        """
         kept, self._seen = self._seen, None
         try:
             seen = self.update_stats(input_tensor)

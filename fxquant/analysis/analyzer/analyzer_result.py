@@ -10,7 +10,7 @@ from fxquant.io.text_tables import table
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from fxquant.analysis.node_errors import NodeErrors
+    from fxquant.inspection.node_errors import NodeErrors
 
 _SHOWN = 12
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
+from fxquant.calibrate import accepts
 from fxquant.errors import ConfigError
 
 
@@ -43,7 +43,7 @@ def of_model(callback: Any, name: str) -> Callable[[Any], Any]:
     if not callable(callback) and callable(getattr(callback, "func", None)):
         return CallbackFunc(callback.func, getattr(callback, "args", None))
     for rest in ((), (None,)) if callable(callback) else ():
-        if _takes(callback, 1 + len(rest)):
+        if accepts(callback, 1 + len(rest)):
             return lambda model: callback(model, *rest)
     what = f"{name} is a {type(callback).__name__}"
     if callable(callback):
@@ -51,13 +51,3 @@ def of_model(callback: Any, name: str) -> Callable[[Any], Any]:
     raise ConfigError(
         "FXQ237", what, fix="pass a function of the model, or CallbackFunc(func, args)"
     )
-
-
-def _takes(callback: Callable[..., Any], count: int) -> bool:
-    try:
-        inspect.signature(callback).bind(*[None] * count)
-    except TypeError:
-        return False
-    except ValueError:  # a builtin without a signature
-        return True
-    return True

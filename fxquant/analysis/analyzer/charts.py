@@ -66,7 +66,15 @@ def histogram(
     title: str, start: float, width: float, counts: Sequence[int],
     clip: tuple[float, float] | None,
 ) -> str:  # fmt: skip
-    """A page with a histogram and the ends of a quantizer's range."""
+    """A page with a histogram and the ends of a quantizer's range.
+
+    Args:
+        title: of the page.
+        start: lower end of the first bin, in units of the tensor.
+        width: of a bin, in the same.
+        counts: elements in each bin.
+        clip: ends of the range; None: there is none.
+    """
     end, peak = start + width * len(counts), max(counts, default=0) or 1
     low, high = min(start, *(clip or (start,))), max(end, *(clip or (end,)))
     scale = _WIDTH / ((high - low) or 1.0)

@@ -9,53 +9,25 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.graph.pytree import tensors
-from fxquant.nn import QuantizationMixin
 from fxquant.nn.calibration import weight_of
 from fxquant.nn.modes import evaluating, quantization_off
-from fxquant.quantization import AffineEncoding, QuantizerBase
+from fxquant.nn.quantizer_places import QuantizerPlace, quantizer_places
+from fxquant.quantization import AffineEncoding
 from fxquant.quantization.analyzers.histogram import Histogram
 from fxquant.quantization.layout import Layout
 from fxquant.quantization.tensor import plain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 _BINS = 256
 Range = tuple[float, float]
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a quantizer stands.
-
-    Attributes:
-        name: path of the module, and which of its tensors: "conv1_output_0", "conv1_weight".
-        module: the module.
-        role: "input", "output" or "param".
-        key: position, or name of the parameter.
-        quantizer: the quantizer.
-    """
-
-    name: str
-    module: QuantizationMixin
-    role: str
-    key: Any
-    quantizer: QuantizerBase
-
-
-def places(gm: fx.GraphModule) -> Iterator[Place]:
-    """Places of all quantizers; one that stands at several comes at each."""
-    for path, module in gm.named_modules():
-        if not isinstance(module, QuantizationMixin):
-            continue
-        for role, home in (
-            ("input", module.input_quantizers),
-            ("output", module.output_quantizers),
-        ):
-            for index, quantizer in home.active():
-                yield Place(f"{path}_{role}_{index}", module, role, index, quantizer)
-        for name, quantizer in module.param_quantizers.active():
-            yield Place(f"{path}_{name}", module, "param", name, quantizer)
+def name_of(place: QuantizerPlace) -> str:
+    """Path of the module, and which of its tensors: "conv1_output_0", "conv1_weight"."""
+    tensor = place.key if place.role == "param" else f"{place.role}_{place.key}"
+    return f"{place.path}_{tensor}"
 
 
 def ranges(gm: fx.GraphModule) -> tuple[dict[str, Range], dict[str, Range | dict[str, Range]]]:
@@ -65,7 +37,7 @@ def ranges(gm: fx.GraphModule) -> tuple[dict[str, Range], dict[str, Range | dict
     """
     activations: dict[str, Range] = {}
     weights: dict[str, Range | dict[str, Range]] = {}
-    for place in places(gm):
+    for place in quantizer_places(gm):
         found = _range(place)
         if found is None:
             continue
@@ -73,11 +45,11 @@ def ranges(gm: fx.GraphModule) -> tuple[dict[str, Range], dict[str, Range | dict
             zip(*(end.detach().double().reshape(-1).tolist() for end in found), strict=True)
         )
         if place.role != "param":
-            activations[place.name] = rows[0]
+            activations[name_of(place)] = rows[0]
         elif len(rows) == 1:
-            weights[place.name] = rows[0]
+            weights[name_of(place)] = rows[0]
         else:
-            weights[place.name] = {str(i): row for i, row in enumerate(rows)}
+            weights[name_of(place)] = {str(i): row for i, row in enumerate(rows)}
     return activations, weights
 
 
@@ -87,7 +59,7 @@ def outermost(found: Range | dict[str, Range]) -> Range:
     return min(low for low, _ in ends), max(high for _, high in ends)
 
 
-def _range(place: Place) -> tuple[Tensor, Tensor] | None:
+def _range(place: QuantizerPlace) -> tuple[Tensor, Tensor] | None:
     encoding = place.quantizer.get_encodings() if place.quantizer.is_initialized() else None
     return (encoding.min, encoding.max) if isinstance(encoding, AffineEncoding) else None
 
@@ -123,12 +95,12 @@ def spreads(
         run: runs data through it.
         bins: most bins.
     """
-    collected: dict[str, tuple[Place, Histogram]] = {}
+    collected: dict[str, tuple[QuantizerPlace, Histogram]] = {}
     handles = []
-    for place in places(gm):
+    for place in quantizer_places(gm):
         if place.role != "param":
             histogram = Histogram(Layout(), bins)
-            collected[place.name] = place, histogram
+            collected[name_of(place)] = place, histogram
             handles.append(place.module.register_forward_hook(_note(place, histogram)))
     try:
         with quantization_off(gm), evaluating(gm), torch.no_grad():
@@ -138,16 +110,16 @@ def spreads(
             handle.remove()
     activations = {k: _spread(p, h) for k, (p, h) in collected.items() if not h.empty}
     weights = {}
-    for place in places(gm):
+    for place in quantizer_places(gm):
         value = weight_of(place.module, place.key) if place.role == "param" else None
         if value is not None and value.numel():
             histogram = Histogram(Layout(), bins)
             _count(histogram, value)
-            weights[place.name] = _spread(place, histogram)
+            weights[name_of(place)] = _spread(place, histogram)
     return activations, weights
 
 
-def _note(place: Place, histogram: Histogram) -> Callable[..., None]:
+def _note(place: QuantizerPlace, histogram: Histogram) -> Callable[..., None]:
     def note(_module: Any, args: Any, result: Any) -> None:
         given = tensors(args if place.role == "input" else result)
         if place.key < len(given):
@@ -163,7 +135,7 @@ def _count(histogram: Histogram, x: Tensor) -> None:
         histogram.update(values, values.amin(), values.amax())
 
 
-def _spread(place: Place, histogram: Histogram) -> Spread:
+def _spread(place: QuantizerPlace, histogram: Histogram) -> Spread:
     width, first = float(histogram.width[0]), int(histogram.first[0])
     used = histogram.counts[0].nonzero()[:, 0]
     begin, end = int(used[0]), int(used[-1]) + 1

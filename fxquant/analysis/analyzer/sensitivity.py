@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fxquant.mixed_precision.scores import Noise, decibels, score_of
+from fxquant.mixed_precision.scores import Noise, score_of
 from fxquant.nn.modes import Kept, has_quantizers, quantizers_removed
+from fxquant.quantization.decibels import decibels
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,8 +77,8 @@ class Sensitivity:
         def measure() -> float:
             with quantizers_removed(self.gm, kept):
                 if self.noise is not None:
-                    return decibels(self.noise.share())
-                return score_of(self.evaluate, self.gm)  # type: ignore[arg-type]
+                    return decibels(1.0, self.noise.share())
+                return score_of(self.evaluate, self.gm, kept=True)  # type: ignore[arg-type]
 
         found = float(self.progress.once(stage, key, measure))
         self.tell()

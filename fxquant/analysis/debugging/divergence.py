@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fxquant.analysis.decibels import shown
-from fxquant.analysis.node_errors import node_errors
+from fxquant.inspection.node_errors import node_errors
 from fxquant.io.text_tables import table
 from fxquant.onnx.integer import IntegerSimulation
 from fxquant.onnx.ort.cpu import this_cpu
@@ -27,6 +26,7 @@ from fxquant.onnx.parity.teacher_forcing import Reference, teach
 from fxquant.onnx.runs.observed import bound_example
 from fxquant.onnx.session import show
 from fxquant.ptq.walking.given_simulation import require_simulation
+from fxquant.quantization.decibels import shown
 from fxquant.tracing.signature import input_name
 
 if TYPE_CHECKING:

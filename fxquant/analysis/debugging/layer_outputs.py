@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fxquant.analysis.node_errors import looking
 from fxquant.errors import CheckpointError, ConfigError
 from fxquant.graph.pytree import leaves
 from fxquant.graph.rewriter import label
+from fxquant.inspection.node_errors import measuring
 from fxquant.io.state_dicts import write_tensors
 from fxquant.io.writing import as_path, new_file
 from fxquant.ptq.layer_walk import require_number
@@ -91,7 +91,7 @@ def save_layer_outputs(
     require_number("max_memory", max_memory, 0, none=True)
     gm, home, files = sim.model, as_path(folder, "folder"), list[Path]()
     names = _names(gm)
-    with looking(gm, threads):
+    with measuring(gm, threads):
         ways = FloatEnvironment(gm, "float"), Environment(gm, "simulation")
         walks = batch_walks(
             gm, data, ways, samples=samples, progress=progress, max_memory=max_memory

@@ -7,12 +7,11 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from fxquant.analysis.decibels import Power
-from fxquant.analysis.node_errors import NodeError, looking
 from fxquant.editing import quantized_modules
 from fxquant.graph.node_walk import output_of
-from fxquant.graph.pytree import fresh_inputs
+from fxquant.graph.pytree import fresh_inputs, tensors
 from fxquant.graph.selectors import several
+from fxquant.inspection.node_errors import NodeError, measuring
 from fxquant.mixed_precision.costs import Costs
 from fxquant.nn.modes import quantizers_removed
 from fxquant.precision.sites import find_sites
@@ -25,6 +24,7 @@ from fxquant.ptq.walking.walk import (
     bound_batches,
     taking_batch,
 )
+from fxquant.quantization.decibels import Power
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -145,7 +145,7 @@ def what_if(
     given: list[Any] = several(nodes)
     selectors = [n.module if isinstance(n, NodeError) else n for n in given]
     paths = tuple(quantized_modules(sim.model, selectors))
-    with looking(sim.model, threads):
+    with measuring(sim.model, threads):
         ratios, count = _ratios(sim, data, samples, paths)
         costs = _costs(sim, paths)
     times = _latencies(sim, paths, rounds) if latency else (None, None)
@@ -168,7 +168,7 @@ def _ratios(
                 for environment in (exact, simulated, changed)
             )
         for power, value in zip((now, then), found, strict=True):
-            power.add(wanted, value)
+            power.add_comparable(tensors(wanted), tensors(value))
     return (now.db, then.db), count
 
 

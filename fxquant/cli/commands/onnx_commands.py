@@ -27,10 +27,7 @@ def verify(file: str, data: str | None, *, as_json: bool, progress: Progress) ->
     With --data every node is run on the runtime's own integers, with and without optimizations,
     and the table tells which operators run in integer kernels and why the others do not.
     """
-    for given in (file, data):
-        if given is not None and not Path(given).is_file():
-            what = f"the file {given} {_absence(given)}"
-            raise ConfigError("FXQ740", what, fix="give the path of an ONNX file, and of its data")
+    _require_files(file, data)
     progress.step("verifying")
     from fxquant.cli import actions
 
@@ -67,16 +64,21 @@ def profile_file(
     For deciding what to leave in floating point: slowest operators first, with the conversions
     around them, their time in the model without grids, and the error of the quantized tensor.
     """
-    for given in (file, data, reference):
-        if given is not None and not Path(given).is_file():
-            what = f"the file {given} {_absence(given)}"
-            raise ConfigError("FXQ741", what, fix="give the path of an ONNX file, and of its data")
+    _require_files(file, data, reference)
     progress.step("measuring")
     from fxquant.cli import actions
 
     found = actions.profile(file, data, reference=reference, rounds=rounds, threads=threads)
     click.echo(found.to_json()) if as_json else show(found.text(top or None))
     return 0
+
+
+def _require_files(*given: str | None) -> None:
+    """Raise FXQ740 where a path is no file."""
+    for path in given:
+        if path is not None and not Path(path).is_file():
+            what = f"there is no file to look into: {path} {_absence(path)}"
+            raise ConfigError("FXQ740", what, fix="give the path of an ONNX file, and of its data")
 
 
 def _absence(path: str) -> str:

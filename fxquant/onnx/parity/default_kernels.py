@@ -20,6 +20,7 @@ from fxquant.onnx.integer import IntegerModel
 from fxquant.onnx.ort.cpu import this_cpu
 from fxquant.onnx.parity.float_comparison import label_agreement
 from fxquant.onnx.session import Level, open_session, packed, show
+from fxquant.quantization.decibels import decibels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -128,7 +129,7 @@ def _sqnr(signal: NDArray[Any], other: NDArray[Any]) -> float:
     a = signal.astype(np.float64)
     noise = float(np.square(a - other.astype(np.float64)).sum())
     power = float(np.square(a).sum())
-    return math.inf if not noise else 10 * math.log10(max(power, 1e-300) / noise)
+    return decibels(max(power, 1e-300), noise)
 
 
 def _ran(path: str | Path, feeds: Feeds, names: tuple[str, ...]) -> Found:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fxquant.errors import ExportError
+from fxquant.quantization.decibels import decibels
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,7 @@ def _sqnr(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     if signal == 0:
         return -math.inf
     powers = (float(np.square(x / top).mean()) for x, top in ((a, signal), (a - b, noise)))
-    first, second = powers
-    return 10 * math.log10(first / second) + 20 * (math.log10(signal) - math.log10(noise))
+    return decibels(*powers) + 20 * (math.log10(signal) - math.log10(noise))
 
 
 def _cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> float | None:

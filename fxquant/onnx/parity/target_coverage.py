@@ -45,8 +45,16 @@ def target_coverage(gm: fx.GraphModule, target: Target) -> TargetCoverage:
     floating = []
     for node in gm.graph.nodes:
         if on_integers.get(label(node)) is False:
-            row = ops.row_of(node, gm)
-            kind = type(gm.get_submodule(str(node.target))).__name__ if row is None else row.name
-            floating.append((kind, label(node)))
+            floating.append((_kind(node, gm), label(node)))
     integer = sum(on_integers.values())
     return TargetCoverage(target.name, target.contrib, len(on_integers), integer, tuple(floating))
+
+
+def _kind(node: fx.Node, gm: fx.GraphModule) -> str:
+    """What an operator is called, also where it has no row."""
+    row = ops.row_of(node, gm)
+    if row is not None:
+        return row.name
+    if node.op == "call_module":
+        return type(gm.get_submodule(str(node.target))).__name__
+    return str(getattr(node.target, "__name__", node.target))

@@ -24,7 +24,7 @@ from fxquant.nn import QuantizationMixin
 from fxquant.nn.calibration import fit_biases
 from fxquant.nn.modes import evaluating
 from fxquant.ptq.activation_ranges.gradients import Slots, add_costs
-from fxquant.ptq.activation_ranges.outputs import OutputCheck, decibels, kept_parts
+from fxquant.ptq.activation_ranges.outputs import OutputCheck, kept_parts
 from fxquant.ptq.activation_ranges.range_candidates import CANDIDATES, Observed, rules_of
 from fxquant.ptq.activation_ranges.range_report import ActivationRangesReport, RangeReport
 from fxquant.ptq.activation_ranges.range_trials import ChosenGrid
@@ -32,6 +32,7 @@ from fxquant.ptq.walking.given_simulation import require_simulation
 from fxquant.ptq.walking.value_store import ValueStore
 from fxquant.ptq.walking.walk import Environment, Walk
 from fxquant.quantization.affine import AffineQuantizer
+from fxquant.quantization.decibels import decibels
 from fxquant.quantization.tensor import plain
 
 if TYPE_CHECKING:
@@ -244,7 +245,8 @@ class _Choosing:
                     taken.cost_after,
                 )
             )
-        self.report.sqnr_before, self.report.sqnr_after = decibels(before), decibels(after)
+        self.report.sqnr_before = decibels(1.0, before)
+        self.report.sqnr_after = decibels(1.0, after)
 
 
 def _held(batches: int, each: int) -> tuple[int, ...]:

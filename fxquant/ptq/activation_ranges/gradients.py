@@ -5,6 +5,10 @@ the value. The energy of that is the mean of `(v^T J e)^2` over random signs `v`
 `v^T J` comes from one backward pass for all values at once: errors that nothing looks at, such as
 those of padding, cost nothing, and what all consumers make of an error counts.
 
+Every output weighs alike here, whatever its size, several probes are averaged, and a value is one
+tensor of a node's result. `OutputGradients` has one probe a batch, of whole results, and weighs the
+outputs' elements alike.
+
 Source: the estimator is that of Hutchinson 1990, "A Stochastic Estimator of the Trace of the
 Influence Matrix for Laplacian Smoothing Splines", for the trace of `J e e^T J^T`.
 """

@@ -69,11 +69,6 @@ class OutputCheck:
         return [plain(t).float() for t in found if t.is_floating_point()]
 
 
-def decibels(error: float) -> float:
-    """Noise as a share of the signal, in dB."""
-    return -10 * math.log10(error) if error > 0 else math.inf
-
-
 def kept_parts(
     changes: Sequence[_T],
     put: Put[_T],

@@ -112,12 +112,12 @@ def equalize_model(
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1)).eval()
         >>> _ = net[0].weight.data.copy_(torch.tensor([[4.0, 0.0], [0.0, 1.0]]))
-        >>> _ = net[2].weight.data.copy_(torch.tensor([[1.0, 1.0]]))
+        >>> _ = net[2].weight.data.copy_(torch.tensor([[1.0, 4.0]]))
         >>> print(equalize_model(net, (1, 2)).spaces[0])
-        0 -> 2: 2 of 2 channels scaled, factors differ by 2
+        0 -> 2: 2 of 2 channels scaled, factors differ by 4
         >>> net[2].weight
         Parameter containing:
-        tensor([[2., 1.]], requires_grad=True)
+        tensor([[2., 2.]], requires_grad=True)
     """
     require_flags(replace_relu6=replace_relu6, absorb_high_bias=absorb_high_bias)
     gm, folded = folded_graph(model, input_shapes, dummy_input)

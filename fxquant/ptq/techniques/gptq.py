@@ -97,7 +97,7 @@ def apply_gptq(
         SolverOptions("gptq", damping=given.damping, search_scale=given.search_scale),
         samples=every if seen.samples is None or given.num_batches else seen.samples,
         columns=seen.columns, held_out=seen.held_out, max_memory=seen.max_memory,
-        folder=seen.folder, seed=seen.seed, threads=seen.threads,
+        folder=seen.folder, seed=seen.seed, threads=seen.threads, tables=False,
         float_target=False, correct_bias=False,
     )  # fmt: skip
     with undone_on_error(sim):

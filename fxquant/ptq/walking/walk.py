@@ -265,7 +265,7 @@ def _without_data(value: Any) -> Any:
     """Tensors by type and shape alone: what a message says once their values are freed."""
     return fx.node.map_aggregate(
         value,
-        lambda v: v.detach().to("meta") if isinstance(v, Tensor) else v,  # type: ignore[arg-type]
+        lambda v: v.detach().to("meta") if isinstance(v, Tensor) else v,
     )
 
 

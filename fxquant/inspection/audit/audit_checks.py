@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fxquant.analysis.audit.accumulator_bounds import INT32
-from fxquant.analysis.audit.audit_report import Finding
 from fxquant.errors import place
+from fxquant.inspection.audit.accumulator_bounds import INT32
+from fxquant.inspection.audit.audit_report import Finding
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from fxquant.analysis.audit.accumulator_bounds import AccumulatorBound
-    from fxquant.analysis.audit.audit_run import AuditRun, Clipping, FirstNorm
-    from fxquant.analysis.audit.audit_statistics import Input, Samples, Values
+    from fxquant.inspection.audit.accumulator_bounds import AccumulatorBound
+    from fxquant.inspection.audit.audit_run import AuditRun, Clipping, FirstNorm
+    from fxquant.inspection.audit.audit_statistics import Input, Samples, Values
 
 ERROR, WARNING = "error", "warning"
 

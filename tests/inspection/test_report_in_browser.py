@@ -13,7 +13,7 @@ import torch
 
 from fxquant import QuantizationSimModel
 from fxquant.models.bert import Bert
-from tests.analysis.test_report import HOSTILE, hostile_page
+from tests.inspection.test_report import HOSTILE, hostile_page
 
 if os.name != "posix":
     pytest.skip("the browser is spoken to over pipes", allow_module_level=True)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxquant import ops
-from fxquant.analysis.audit.audit_statistics import Channels, Input, Samples, Values
 from fxquant.errors import CalibrationError
 from fxquant.graph.node_walk import node_values
 from fxquant.graph.pytree import fresh_inputs
+from fxquant.inspection.audit.audit_statistics import Channels, Input, Samples, Values
 from fxquant.nn import QuantizationMixin
 from fxquant.nn.folded_norm import FoldedNorm, kept_norm, norm_statistics
 from fxquant.placement.dataflow import is_float_spec, operands, origin
@@ -87,7 +87,14 @@ class AuditRun:
         self.broken: tuple[fx.Node, int] | None = None
 
     def add(self, values: list[Any], count: int, index: int, *, forward: bool) -> None:
-        """Count a batch; what is not finite does not run through the model."""
+        """Count a batch; what is not finite does not run through the model.
+
+        Args:
+            values: of the placeholders in order.
+            count: samples of the batch.
+            index: number of the batch, from zero.
+            forward: whether it runs through the model, too.
+        """
         self.samples.add(values, count)
         good = True
         for holder, value in zip(self.holders, values, strict=True):

@@ -25,7 +25,7 @@ def html(data: dict[str, Any]) -> str:
     """The whole page.
 
     Args:
-        data: plain data, see `fxquant.analysis.report.page_data`.
+        data: plain data, see `fxquant.inspection.report.page_data`.
     """
     script = _script()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -15,14 +15,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fxquant._version import __version__
-from fxquant.analysis.folding import Leaf, fold
-from fxquant.analysis.nested_rows import Box, boxes
-from fxquant.analysis.report import front_page, shown_results
-from fxquant.analysis.report.advice import Known, advice
-from fxquant.analysis.report.environment import environment
-from fxquant.analysis.report.node_facts import Texts, facts, fold_nodes, precision, shown_nodes
-from fxquant.analysis.report.weight_ranges import weight_facts
+from fxquant.inspection.folding import Leaf, fold
+from fxquant.inspection.nested_rows import Box, boxes
 from fxquant.inspection.operator_kernels import FLOAT, INTEGER, MOVES
+from fxquant.inspection.report import front_page, shown_results
+from fxquant.inspection.report.advice import Known, advice
+from fxquant.inspection.report.environment import environment
+from fxquant.inspection.report.node_facts import Texts, facts, fold_nodes, precision, shown_nodes
+from fxquant.inspection.report.weight_ranges import weight_facts
 from fxquant.precision.sites import find_sites, stored_bytes
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fxquant.analysis.audit.accumulator_bounds import AccumulatorBound
+    from fxquant.inspection.audit.accumulator_bounds import AccumulatorBound
 
 
 @dataclass(frozen=True)

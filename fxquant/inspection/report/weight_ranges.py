@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fxquant.analysis.report.node_facts import grid_facts
+from fxquant.inspection.report.node_facts import grid_facts
 from fxquant.nn import QuantizationMixin
 from fxquant.ptq.walking.originals import float_value
 

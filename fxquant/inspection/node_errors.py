@@ -1,8 +1,8 @@
-"""The error of every node of a simulation: what it adds itself, and what it hands on.
+"""The error of every node of a simulation: its own, and that accumulated in its result.
 
 One walk with two environments, the float model and the simulation, batch after batch. At a node
 with quantizers the simulated node is computed a third time, on the float model's values: what then
-differs is its own doing. What an own error does at the outputs of the model is estimated from one
+differs is its own error. The noise that it causes at the outputs of the model is estimated from one
 backward pass of the float model, for all nodes at once: `J e` to first order, with the Jacobian
 `J` of the outputs by the node's value. Its energy is the mean of `(v^T J e)^2` over random signs
 `v` (Hutchinson 1990, "A Stochastic Estimator of the Trace of the Influence Matrix for Laplacian
@@ -21,9 +21,9 @@ import torch
 from torch import fx
 
 from fxquant import ops
-from fxquant.analysis.decibels import Power, shown, significant
 from fxquant.calibrate import using_threads
 from fxquant.graph.meta import module_path
+from fxquant.graph.pytree import tensors
 from fxquant.io.text_tables import table
 from fxquant.nn.modes import evaluating, has_quantizers, quantization_off
 from fxquant.ptq.layer_walk import require_number
@@ -31,6 +31,7 @@ from fxquant.ptq.walking.given_simulation import require_simulation
 from fxquant.ptq.walking.output_gradients import OutputGradients
 from fxquant.ptq.walking.walk import Environment, FloatEnvironment, Walk, batch_walks
 from fxquant.ptq.walking.walk_cost import Cost
+from fxquant.quantization.decibels import Power, shown, significant
 from fxquant.quantization.tensor import plain
 
 if TYPE_CHECKING:
@@ -77,19 +78,19 @@ class NodeError:
 
     @property
     def rank(self) -> tuple[float, float]:
-        """Sorts the node that does most harm first."""
+        """Sorts the node first whose error causes most noise at the outputs."""
         share = self.noise_share or 0.0
         return -share, float("inf") if self.local_db is None else self.local_db
 
 
 @dataclass(frozen=True)
 class NodeErrors:
-    """Errors of all nodes; prints as a table of those that do most harm.
+    """Errors of all nodes; prints as a table of those that cause most noise at the outputs.
 
     Attributes:
         rows: one row a node, in the order of the graph.
         output_db: signal to noise ratio in dB of the model's outputs; None without an error.
-        cost: what it cost, and the samples that were looked at.
+        cost: what it cost, and the samples that were used.
     """
 
     rows: tuple[NodeError, ...]
@@ -97,7 +98,7 @@ class NodeErrors:
     cost: Cost = field(default_factory=Cost)
 
     def worst(self, n: int = 10) -> tuple[NodeError, ...]:
-        """The nodes whose own errors do most harm: by their share of the noise, then by dB."""
+        """The nodes whose own errors cause most noise at the outputs: by share, then by dB."""
         own = [row for row in self.rows if row.local_db is not None]
         return tuple(sorted(own, key=lambda row: row.rank)[:n])
 
@@ -134,16 +135,17 @@ def node_errors(
     seed: int = 0,
     threads: int | None = None,
 ) -> NodeErrors:
-    """Measure the error that every node of a simulation adds, and the error that it hands on.
+    """Measure the own error of every node of a simulation, and the accumulated one of its result.
 
     Weights that a technique has changed are compared with those that they were before.
 
     Args:
         sim: a calibrated simulation; it is left as it is.
         data: an iterable of batches, as for `compute_encodings`.
-        samples: samples that are enough; None: all. Whole batches are looked at.
-        shares: estimate what each node's error does at the outputs. That needs a backward pass of
-            the float model over one batch, whose memory `max_memory` does not limit.
+        samples: samples that are enough; None: all. Whole batches are used.
+        shares: estimate how much of the noise at the outputs each node's own error causes. That
+            needs a backward pass of the float model over one batch, whose memory `max_memory` does
+            not limit.
         progress: called after each node of each batch with (done, in all).
         max_memory: bytes of values that are held in memory; the rest lies in files.
         folder: where these files are.
@@ -175,7 +177,7 @@ def node_errors(
     gm, cost = sim.model, Cost()
     started = time.process_time()
     measured = _Measured(gm, shares=shares, seed=seed)
-    with looking(gm, threads):
+    with measuring(gm, threads):
         walks = batch_walks(
             gm, data, (measured.exact, measured.sim), samples=samples, progress=progress,
             max_memory=max_memory, folder=folder,
@@ -187,8 +189,8 @@ def node_errors(
 
 
 @contextmanager
-def looking(gm: fx.GraphModule, threads: int | None) -> Iterator[None]:
-    """A graph in evaluation, without gradients, that is as it was in the end.
+def measuring(gm: fx.GraphModule, threads: int | None) -> Iterator[None]:
+    """A graph in evaluation and without gradients; afterwards it is as it was before.
 
     Args:
         gm: the graph; what it writes into parameters and buffers is undone.
@@ -217,7 +219,7 @@ class _Measured:
         self.quantized = {n for n in called if has_quantizers(gm.get_submodule(str(n.target)))}
         self.local = {n: Power() for n in self.quantized}
         self.cumulative = {n: Power() for n in self.nodes}
-        self.harm: dict[fx.Node, float] = {}
+        self.output_noise: dict[fx.Node, float] = {}
         chosen = self.quantized if shares else set[fx.Node]()
         self.gradients = OutputGradients(gm, chosen, chosen, seed)
         self.shares, self.batches = shares, 0
@@ -237,10 +239,10 @@ class _Measured:
             walk.compute(node, self.sim)
             exact, found = (walk.value(node, e, 0) for e in walk.environments)
             if node in self.cumulative:
-                self.cumulative[node].add(exact, found)
+                self.cumulative[node].add_comparable(tensors(exact), tensors(found))
             if own is not None:
-                self.local[node].add(exact, own)
-                self._add_harm(walk, node, exact, own)
+                self.local[node].add_comparable(tensors(exact), tensors(own))
+                self._add_output_noise(walk, node, exact, own)
         cost.samples += sum(walk.samples)
         cost.peak_bytes = max(cost.peak_bytes, walk.store.peak)
         cost.written_bytes += walk.store.written
@@ -257,7 +259,7 @@ class _Measured:
         for node in list(found):
             walk.store.put((_GRADIENT, node), plain(found.pop(node)))
 
-    def _add_harm(self, walk: Walk, node: fx.Node, exact: Any, own: Any) -> None:
+    def _add_output_noise(self, walk: Walk, node: fx.Node, exact: Any, own: Any) -> None:
         key = _GRADIENT, node
         if key not in walk.store:
             return
@@ -267,12 +269,13 @@ class _Measured:
         # values that lie in windows or heads still belong to one sample after the other
         parts = samples if error.dim() and error.shape[0] % samples == 0 else 1
         changes = (gradient.float() * error).reshape(parts, -1).sum(1).double()
-        self.harm[node] = self.harm.get(node, 0.0) + float(changes.square().sum())
+        self.output_noise[node] = self.output_noise.get(node, 0.0) + float(changes.square().sum())
 
     def result(self, cost: Cost) -> NodeErrors:
         """The errors of all nodes."""
-        total = sum(self.harm.values())
-        shares = {n: harm / total for n, harm in self.harm.items() if harm > 0 and total > 0}
+        total = sum(self.output_noise.values())
+        noise = {n: found for n, found in self.output_noise.items() if found > 0}
+        shares = {n: found / total for n, found in noise.items() if total > 0}
         rows = [self._row(n, shares.get(n)) for n in self.nodes if n.op != "output"]
         return NodeErrors(tuple(rows), self.cumulative[self.gm.graph.output_node()].db, cost)
 

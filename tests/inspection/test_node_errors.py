@@ -1,4 +1,4 @@
-"""Errors of nodes: what is a node's own, what it hands on, and what that does at the outputs."""
+"""Errors of nodes: their own, those accumulated in their results, and the noise at the outputs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxquant import QuantizationSimModel
-from fxquant.analysis.node_errors import NodeErrors, node_errors
 from fxquant.errors import CalibrationError, ConfigError, UncalibratedError
+from fxquant.inspection.node_errors import NodeErrors, node_errors
 from fxquant.nn.modes import evaluating
 from fxquant.ptq.engine import reconstruct
 

@@ -14,7 +14,7 @@ function overview() {
     el("p", { class: "verdict" }, verdict(O)),
     el("div", { class: "cards" }, cards(O)),
     HAS.errors || HAS.all ? el("section", {}, el("h2", {}, "Errors along the network"),
-      el("p", { class: "lead" }, "Bars: the error that each node makes itself; the longer, the worse. Line: the error of its value, with all before it; the lower, the worse. Triangles mark the three that do most harm. Click to open a node."),
+      el("p", { class: "lead" }, "Bars: the error that each node makes itself; the longer, the worse. Line: the error of its value, with all before it; the lower, the worse. Triangles mark the three that cause most noise at the outputs. Click to open a node."),
       resizing(() => errorChart(openNode))) : null,
     el("div", { class: "two" },
       el("div", {}, worstPart(O), el("section", {}, el("h2", {}, "Not computed in integers"), reasonsPart(O))),

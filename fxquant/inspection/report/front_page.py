@@ -37,7 +37,7 @@ def float_reasons(entries: Sequence[Entry], texts: Sequence[str]) -> list[Entry]
 
 
 def worst(entries: Sequence[Entry], count: int = 10) -> list[int]:
-    """Places of the nodes whose own errors do most harm: by share of the noise, then by decibels.
+    """Places of the nodes whose own errors cause most noise: by share of it, then by decibels.
 
     Without measured errors: those that clip most, if data were seen; none otherwise.
     """

@@ -12,16 +12,16 @@ from click.testing import CliRunner
 from torch import Tensor, nn
 
 from fxquant import QuantizationSimModel, audit_calibration
-from fxquant.analysis.audit.accumulator_bounds import INT32
 from fxquant.cli import main
 from fxquant.errors import CalibrationError
+from fxquant.inspection.audit.accumulator_bounds import INT32
 from fxquant.models import digits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from fxquant.analysis.calibration_audit import CalibrationAudit, Finding
+    from fxquant.inspection.audit.calibration_audit import CalibrationAudit, Finding
 
 MEAN, DEVIATION = 0.45, 0.225
 

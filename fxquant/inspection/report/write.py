@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from fxquant.analysis.node_errors import node_errors
-from fxquant.analysis.report import handed_in
-from fxquant.analysis.report.node_facts import shown_nodes
-from fxquant.analysis.report.page import html
-from fxquant.analysis.report.page_data import page_data
-from fxquant.analysis.report.value_statistics import value_statistics
 from fxquant.errors import ConfigError
+from fxquant.inspection.node_errors import node_errors
+from fxquant.inspection.report import handed_in
+from fxquant.inspection.report.node_facts import shown_nodes
+from fxquant.inspection.report.page import html
+from fxquant.inspection.report.page_data import page_data
+from fxquant.inspection.report.value_statistics import value_statistics
 from fxquant.io.writing import as_path, write_text
 from fxquant.ptq.layer_walk import require_number
 from fxquant.ptq.walking.walk import bound_batches

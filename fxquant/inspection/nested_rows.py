@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from fxquant.analysis.folding import Child, FoldNode, Group, Leaf
-from fxquant.analysis.layering import Rows, layered
+from fxquant.inspection.folding import Child, FoldNode, Group, Leaf
+from fxquant.inspection.layering import Rows, layered
 
 _NO_ROWS = Rows((), (), ())
 

@@ -18,10 +18,10 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from fxquant import QuantizationSimModel, choose_mixed_precision
-from fxquant.analysis.calibration_audit import audit_calibration
-from fxquant.analysis.report.page import as_block
 from fxquant.cli import main
 from fxquant.errors import CalibrationError, ConfigError
+from fxquant.inspection.audit.calibration_audit import audit_calibration
+from fxquant.inspection.report.page import as_block
 from fxquant.models.bert import Bert
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"

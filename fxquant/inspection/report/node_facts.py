@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from torch import fx
 
 from fxquant import ops
-from fxquant.analysis.folding import FoldNode
 from fxquant.graph.meta import module_path, source
 from fxquant.graph.pass_infra import state_of
 from fxquant.graph.rewriter import label
-from fxquant.graph.selectors import holds_tensors
+from fxquant.graph.selectors import producers_among
+from fxquant.inspection.folding import FoldNode
 from fxquant.inspection.operator_kernels import kernels_of
 from fxquant.placement.dataflow import resolve_grids
 from fxquant.quantization.encodings import AffineEncoding, FloatEncoding
@@ -56,21 +56,7 @@ def _is_shown(node: fx.Node, gm: fx.GraphModule) -> bool:
 def inputs_of(nodes: Sequence[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
     """For every node those of the others whose results it reads, seen through the rest."""
     shown = set(nodes)
-    return {n: _producers(n, shown) for n in nodes}
-
-
-def _producers(node: fx.Node, shown: set[fx.Node]) -> list[fx.Node]:
-    found: dict[fx.Node, None] = {}
-    waiting = list(reversed(node.all_input_nodes))
-    seen: set[fx.Node] = set()
-    while waiting:
-        producer = waiting.pop()
-        if producer in shown:
-            found[producer] = None
-        elif producer not in seen and holds_tensors(producer):
-            seen.add(producer)
-            waiting += reversed(producer.all_input_nodes)
-    return list(found)
+    return {n: producers_among(n, shown) for n in nodes}
 
 
 def fold_nodes(nodes: Sequence[fx.Node], gm: fx.GraphModule) -> list[FoldNode]:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxquant.analysis.audit.accumulator_bounds import AccumulatorBound, accumulator_bounds
-from fxquant.analysis.audit.audit_checks import findings_of
-from fxquant.analysis.audit.audit_report import CalibrationAudit, Finding
-from fxquant.analysis.audit.audit_run import AuditRun
+from fxquant.inspection.audit.accumulator_bounds import AccumulatorBound, accumulator_bounds
+from fxquant.inspection.audit.audit_checks import findings_of
+from fxquant.inspection.audit.audit_report import CalibrationAudit, Finding
+from fxquant.inspection.audit.audit_run import AuditRun
 from fxquant.nn.modes import evaluating
 from fxquant.prepare import is_prepared, prepare_model
 from fxquant.ptq.walking.walk import bound_batches

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fxquant.analysis.folding import Child, FoldNode, Group, Leaf, fold, outline
-from fxquant.analysis.layering import LONGEST, layered
-from fxquant.analysis.nested_rows import Box, boxes
+from fxquant.inspection.folding import Child, FoldNode, Group, Leaf, fold, outline
+from fxquant.inspection.layering import LONGEST, layered
+from fxquant.inspection.nested_rows import Box, boxes
 
 
 def chain(*paths: str, shape: tuple[int, ...] = (4,)) -> list[FoldNode]:
