@@ -29,8 +29,8 @@ from fxquant import (
 from fxquant.analysis.debugging.divergence import first_divergence
 from fxquant.analysis.debugging.layer_outputs import save_layer_outputs
 from fxquant.analysis.debugging.what_if import what_if
-from fxquant.inspection.node_errors import node_errors
 from fxquant.errors import ConfigError, FxQuantError
+from fxquant.inspection.node_errors import node_errors
 from fxquant.targets import load_target
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))

@@ -27,7 +27,7 @@ from fxquant.graph.pytree import tensors
 from fxquant.io.text_tables import table
 from fxquant.nn.modes import evaluating, has_quantizers, quantization_off
 from fxquant.ptq.layer_walk import require_number
-from fxquant.ptq.techniques.layerwise import require_simulation
+from fxquant.ptq.walking.given_simulation import require_simulation
 from fxquant.ptq.walking.output_gradients import OutputGradients
 from fxquant.ptq.walking.walk import Environment, FloatEnvironment, Walk, batch_walks
 from fxquant.ptq.walking.walk_cost import Cost

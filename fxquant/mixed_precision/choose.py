@@ -13,7 +13,7 @@ from fxquant.mixed_precision.bit_candidates import candidates_of
 from fxquant.mixed_precision.run import Run
 from fxquant.mixed_precision.search_options import Cost, Options
 from fxquant.ptq.snapshot import snapshot
-from fxquant.ptq.techniques.layerwise import require_simulation
+from fxquant.ptq.walking.given_simulation import require_simulation
 
 if TYPE_CHECKING:
     from fxquant.mixed_precision.mixed_result import MixedPrecisionResult

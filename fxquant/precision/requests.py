@@ -21,7 +21,7 @@ from fxquant.precision.change import change
 from fxquant.precision.kinds import Precision, Role, precision_of, shown
 from fxquant.precision.sites import Site, Sites, find_sites, integer_nodes
 from fxquant.ptq.snapshot import restore, snapshot
-from fxquant.ptq.techniques.layerwise import require_simulation
+from fxquant.ptq.walking.given_simulation import require_simulation
 from fxquant.quantization import QuantizerBase
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from fxquant.ptq.reconstruction_report import LayerReport, ReconstructionReport
 from fxquant.ptq.sampling import Sampling, layer_data
 from fxquant.ptq.solving.solver import SolverOptions
 from fxquant.ptq.tables import fit_steps
-from fxquant.ptq.techniques.layerwise import require_simulation
+from fxquant.ptq.walking.given_simulation import require_simulation
 from fxquant.ptq.walking.walk import Walk
 from fxquant.tracking.events import OnEvent, Value, counted, emit
 

@@ -25,7 +25,7 @@ from fxquant.onnx.parity.segments import graph_feeds, runs
 from fxquant.onnx.parity.teacher_forcing import Reference, teach
 from fxquant.onnx.runs.observed import bound_example
 from fxquant.onnx.session import show
-from fxquant.ptq.techniques.layerwise import require_simulation
+from fxquant.ptq.walking.given_simulation import require_simulation
 from fxquant.quantization.decibels import shown
 from fxquant.tracing.signature import input_name
 

@@ -18,7 +18,7 @@ from fxquant.inspection.node_errors import measuring
 from fxquant.io.state_dicts import write_tensors
 from fxquant.io.writing import as_path, new_file
 from fxquant.ptq.layer_walk import require_number
-from fxquant.ptq.techniques.layerwise import require_simulation
+from fxquant.ptq.walking.given_simulation import require_simulation
 from fxquant.ptq.walking.walk import Environment, FloatEnvironment, batch_walks
 from fxquant.quantization.tensor import plain
 from fxquant.tracing.signature import input_name

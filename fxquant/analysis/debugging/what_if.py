@@ -17,7 +17,7 @@ from fxquant.nn.modes import quantizers_removed
 from fxquant.precision.sites import find_sites
 from fxquant.ptq.layer_walk import require_number
 from fxquant.ptq.snapshot import restore, snapshot
-from fxquant.ptq.techniques.layerwise import require_simulation
+from fxquant.ptq.walking.given_simulation import require_simulation
 from fxquant.ptq.walking.walk import (
     Environment,
     FloatEnvironment,

@@ -28,7 +28,7 @@ from fxquant.ptq.activation_ranges.outputs import OutputCheck, kept_parts
 from fxquant.ptq.activation_ranges.range_candidates import CANDIDATES, Observed, rules_of
 from fxquant.ptq.activation_ranges.range_report import ActivationRangesReport, RangeReport
 from fxquant.ptq.activation_ranges.range_trials import ChosenGrid
-from fxquant.ptq.techniques.layerwise import require_simulation
+from fxquant.ptq.walking.given_simulation import require_simulation
 from fxquant.ptq.walking.value_store import ValueStore
 from fxquant.ptq.walking.walk import Environment, Walk
 from fxquant.quantization.affine import AffineQuantizer

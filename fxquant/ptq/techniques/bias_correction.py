@@ -13,7 +13,8 @@ from fxquant.editing import add_bias, remove_bias
 from fxquant.errors import CalibrationError, ConfigError, nearest
 from fxquant.ptq.layer_walk import DataOptions, LayerWise, require_number
 from fxquant.ptq.techniques.expected_inputs import expected_inputs
-from fxquant.ptq.techniques.layerwise import batches, require_simulation, set_bias, undone_on_error
+from fxquant.ptq.techniques.layerwise import batches, set_bias, undone_on_error
+from fxquant.ptq.walking.given_simulation import require_simulation
 from fxquant.ptq.walking.walk_cost import Cost, layer_lines
 from fxquant.quantization.tensor import plain
 from fxquant.targets.quantizer_choice import quantizer_for

@@ -21,8 +21,9 @@ from fxquant.ptq.solving.gradient_rounding import Rows
 from fxquant.ptq.solving.refinement import Refined, RefinementOptions, refine
 from fxquant.ptq.solving.solver import SolverOptions
 from fxquant.ptq.techniques.following_activation import activation_after
-from fxquant.ptq.techniques.layerwise import batches, require_simulation, undone_on_error
+from fxquant.ptq.techniques.layerwise import batches, undone_on_error
 from fxquant.ptq.techniques.output_error import OutputErrors, output_errors
+from fxquant.ptq.walking.given_simulation import require_simulation
 from fxquant.ptq.walking.walk_cost import Cost, layer_lines
 from fxquant.quantization.affine import GroupedBlockQuantizeDequantize
 

@@ -9,7 +9,8 @@ from fxquant.errors import ConfigError
 from fxquant.ptq.engine import ReconstructionOptions, reconstruct
 from fxquant.ptq.layer_walk import DataOptions, require_number
 from fxquant.ptq.solving.solver import SolverOptions
-from fxquant.ptq.techniques.layerwise import batches, require_simulation, undone_on_error
+from fxquant.ptq.techniques.layerwise import batches, undone_on_error
+from fxquant.ptq.walking.given_simulation import require_simulation
 
 if TYPE_CHECKING:
     from fxquant.ptq.reconstruction_report import ReconstructionReport

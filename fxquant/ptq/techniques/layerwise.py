@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from fxquant.calibrate import is_iterable_of_batches
-from fxquant.errors import CalibrationError, ConfigError
+from fxquant.errors import CalibrationError
 from fxquant.nn.calibration import fit_biases
 from fxquant.ptq.snapshot import Snapshot, restore, snapshot
 from fxquant.ptq.walking.originals import changing
@@ -33,18 +33,6 @@ def undone_on_error(sim: QuantizationSimModel) -> Iterator[Snapshot]:
     except BaseException:
         restore(sim, before)
         raise
-
-
-def require_simulation(sim: Any, technique: str) -> None:
-    """Refuse what is no simulation.
-
-    Raises:
-        ConfigError: FXQ297.
-    """
-    if not isinstance(getattr(sim, "model", None), fx.GraphModule):
-        what = f"{technique} was given a {type(sim).__name__} in the place of the simulation"
-        fix = f"pass a QuantizationSimModel first: {technique}(sim, data)"
-        raise ConfigError("FXQ297", what, fix=fix)
 
 
 def batches(
