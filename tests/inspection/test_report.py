@@ -17,12 +17,13 @@ from click.testing import CliRunner
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from fxquant import QuantizationSimModel, choose_mixed_precision
+from fxquant import QuantizationSimModel, __version__, choose_mixed_precision, quantize
 from fxquant.cli import main
 from fxquant.errors import CalibrationError, ConfigError
 from fxquant.inspection.audit.calibration_audit import audit_calibration
 from fxquant.inspection.report.page import as_block
 from fxquant.models.bert import Bert
+from fxquant.records.recipe_schema import Recipe
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 
@@ -352,11 +353,16 @@ def test_the_command_writes_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_recipe_is_shown_as_an_object_or_its_file(tmp_path: Path) -> None:
-    sim = simulated()
-    (tmp_path / "net.recipe.yaml").write_text("settings:\n  scheme: min_max\n")
-    for given in (tmp_path / "net.recipe.yaml", Stated(settings={"scheme": "min_max"})):
-        data = data_of(sim.report(tmp_path / "r.html", recipe=given))
-        assert data["recipe"] == {"settings": {"scheme": "min_max"}}
+    sim, data = simulated(), [torch.randn(8, 4)]
+    net = nn.Sequential(nn.Linear(4, 3)).eval()
+    quantize(net, data, out=tmp_path, name="net", techniques="none")
+    file = tmp_path / "net.recipe.yaml"
+    for given in (file, Recipe.load(file)):
+        shown = data_of(sim.report(tmp_path / "r.html", recipe=given))["recipe"]
+        assert shown["settings"]["prefix"] == "net"
+        assert shown["environment"]["fxquant"] == __version__
+    shown = data_of(sim.report(tmp_path / "r.html", recipe=Stated(settings={"scheme": "mse"})))
+    assert shown["recipe"] == {"settings": {"scheme": "mse"}}
 
 
 class Stated(BaseModel):
