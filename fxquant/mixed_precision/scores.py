@@ -96,7 +96,7 @@ def _number(value: Any, name: str) -> float:
     fix = "return a number, the higher the better"
     try:
         found = None if isinstance(value, (bool, str)) else float(value)
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         found = None
     if found is None:
         what = f"evaluate returned a {type(value).__name__}, not a number"
