@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from fxquant.onnx.lowering import emitters
+
 PACKAGE = Path(__file__).parent.parent / "fxquant"
 
 
@@ -25,6 +27,8 @@ def _modules(folder: Path, name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", _modules(PACKAGE, "fxquant"))
-def test_examples(name: str) -> None:
+def test_examples(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
+    emitters.load()
+    monkeypatch.setattr(emitters, "_BY_ROW", dict(emitters._BY_ROW))  # an example adds to it
     assert doctest.testmod(importlib.import_module(name)).failed == 0

@@ -16,7 +16,7 @@ from fxquant.errors import SelectorError
 from fxquant.prepare import SpecialisationWarning
 from fxquant.validate import Finding, validate_preparation
 
-X = torch.randn(3, 4)
+X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
 
 
 class Raw(nn.Module):
