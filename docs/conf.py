@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
-from typing import Any
-
 from fxquant import __version__
 
 project = "fxquant"
@@ -35,15 +31,3 @@ autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True  # attributes of dataclasses are described once, where the class is
-
-
-def _skip(app: Any, what: str, name: str, thing: Any, skip: bool, options: Any) -> bool:
-    """Fields of dataclasses and of schemas stand under `Attributes` of their class already."""
-    owner = getattr(thing, "__objclass__", None)
-    return skip or (what == "class" and inspect.isdatadescriptor(thing) and owner is not None)
-
-
-def setup(app: Any) -> None:
-    """Called by Sphinx."""
-    importlib.import_module("fxquant.quantization")
-    app.connect("autodoc-skip-member", _skip)
