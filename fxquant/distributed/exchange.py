@@ -75,7 +75,7 @@ class Ranks:
         told = self._status({"identity": dict(identity)})
         for rank, status in enumerate(told):
             if "error" in status:
-                raise self._failed(rank, status["error"])
+                raise failure_of(rank, status["error"])
         for rank, status in enumerate(told):
             for name, text in told[0]["identity"].items():
                 if status["identity"].get(name) != text:
@@ -98,11 +98,8 @@ class Ranks:
             raise
 
     def _tell(self, error: Exception) -> None:
-        plain = error.to_dict() if isinstance(error, FxQuantError) else {
-            "error": type(error).__name__, "code": None, "what": reason(error), "at": None,
-        }  # fmt: skip
         try:
-            self._status({"error": plain})
+            self._status({"error": described(error)})
         except TrainingError as lost:  # the error of this rank is the one to raise
             log.warning("the other ranks could not be told: %s", lost.what)
 
@@ -138,9 +135,7 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:
-            what = f"rank {self.rank} got no answer from another rank: {reason(error)}"
-            fix = "look at the output of the other ranks; a slow one needs a longer timeout"
-            raise TrainingError("FXQ811", what, fix=fix) from error
+            raise no_answer(self.rank, error) from error
 
     def _status(self, own: dict[str, Any]) -> list[dict[str, Any]]:
         message = json.dumps(own).encode()
@@ -156,11 +151,6 @@ class Ranks:
             self._wait(dist.all_gather(found, padded, self.group, True))
         return [json.loads(part.cpu().numpy().tobytes()) for part in found]
 
-    def _failed(self, rank: int, error: dict[str, Any]) -> TrainingError:
-        code = error["code"] or error["error"]
-        what = f"rank {rank} failed: {code}: {error['what'].removeprefix(f'{code}: ')}"
-        return TrainingError("FXQ810", what, at=error["at"], fix=f"look at rank {rank}'s output")
-
     def _broadcast(self, tensor: Tensor, source: int) -> None:
         self._wait(dist.broadcast(tensor, group=self.group, group_src=source, async_op=True))
 
@@ -175,3 +165,24 @@ class Ranks:
 
     def _bytes(self, content: bytes) -> Tensor:
         return torch.frombuffer(bytearray(content), dtype=torch.uint8).to(self.device)
+
+
+def described(error: Exception) -> dict[str, Any]:
+    """An error as plain data, for the other ranks."""
+    if isinstance(error, FxQuantError):
+        return error.to_dict()
+    return {"error": type(error).__name__, "code": None, "what": reason(error), "at": None}
+
+
+def failure_of(rank: int, error: dict[str, Any]) -> TrainingError:
+    """What is raised where another rank has failed, given what `described` said of its error."""
+    code = error["code"] or error["error"]
+    what = f"rank {rank} failed: {code}: {error['what'].removeprefix(f'{code}: ')}"
+    return TrainingError("FXQ810", what, at=error["at"], fix=f"look at rank {rank}'s output")
+
+
+def no_answer(rank: int, error: Exception) -> TrainingError:
+    """What is raised on a rank where torch says that another one is gone or late."""
+    what = f"rank {rank} got no answer from another rank: {reason(error)}"
+    fix = "look at the output of the other ranks; a slow one needs a longer timeout"
+    return TrainingError("FXQ811", what, fix=fix)

@@ -35,7 +35,8 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor, kind: Tensor) -> Tensor:
         x = torch.relu(self.second(torch.relu(self.first(x)))).mean((2, 3))
-        return self.last(x + self.table(kind))
+        found: Tensor = self.last(x + self.table(kind))
+        return found
 
 
 def batch(number: int) -> tuple[Tensor, Tensor]:
