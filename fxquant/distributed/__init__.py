@@ -1,7 +1,8 @@
-"""Several processes, now or one after the other: calibration over ranks and over shards of data."""
+"""Several processes, now or one after the other: calibration, reconstruction and training."""
 
 from fxquant.distributed.batch_norms import average_batch_norms
 from fxquant.distributed.over_ranks import compute_encodings
+from fxquant.distributed.reconstruction import reconstruct
 from fxquant.distributed.sharded_training import fully_shard, gather
 from fxquant.distributed.shards import MergedShards, merge_statistics, save_statistics
 
@@ -12,5 +13,6 @@ __all__ = [
     "fully_shard",
     "gather",
     "merge_statistics",
+    "reconstruct",
     "save_statistics",
 ]

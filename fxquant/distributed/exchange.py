@@ -8,6 +8,7 @@ dead or hangs is told by the timeout. Nothing is pickled: what arrives is parsed
 from __future__ import annotations
 
 import json
+import logging
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
     from torch.distributed import ProcessGroup
+
+log = logging.getLogger("fxquant")
 
 
 class Ranks:
@@ -51,6 +54,7 @@ class Ranks:
             raise TrainingError("FXQ814", what, fix="call it on the ranks of the group alone")
         self.rank, self.size = dist.get_rank(self.group), dist.get_world_size(self.group)
         self.timeout = None if timeout is None else timedelta(seconds=timeout)
+        self._exchanging = False
         on_cpu = "cpu:" in dist.get_backend_config(self.group)
         self.device = torch.device("cpu")
         accelerator = torch.accelerator.current_accelerator()
@@ -67,6 +71,7 @@ class Ranks:
             TrainingError: FXQ810 another rank failed, FXQ811 one did not answer, FXQ812 one has
                 something else in hand.
         """
+        self._exchanging = True
         told = self._status({"identity": dict(identity)})
         for rank, status in enumerate(told):
             if "error" in status:
@@ -77,13 +82,29 @@ class Ranks:
                     what = f"rank {rank} differs from rank 0 in its {name}"
                     fix = "build the same thing on all ranks, with the same weights and options"
                     raise TrainingError("FXQ812", what, fix=fix)
+        self._exchanging = False
 
-    def tell(self, error: Exception) -> None:
-        """Tell the others, who are in `agree` or will be, that this rank has failed."""
+    @contextmanager
+    def telling(self) -> Iterator[None]:
+        """Tell the others, who are in `agree` or will be, what this rank raises inside.
+
+        An error of an exchange is known to all who took part in it.
+        """
+        try:
+            yield
+        except Exception as error:
+            if self.size > 1 and not self._exchanging:
+                self._tell(error)
+            raise
+
+    def _tell(self, error: Exception) -> None:
         plain = error.to_dict() if isinstance(error, FxQuantError) else {
             "error": type(error).__name__, "code": None, "what": reason(error), "at": None,
         }  # fmt: skip
-        self._status({"error": plain})
+        try:
+            self._status({"error": plain})
+        except TrainingError as lost:  # the error of this rank is the one to raise
+            log.warning("the other ranks could not be told: %s", lost.what)
 
     def from_each(self, own: bytes) -> Iterator[bytes]:
         """What every rank gives, in the order of the ranks; one at a time is in memory.
@@ -92,14 +113,24 @@ class Ranks:
             TrainingError: FXQ811, a rank did not answer.
         """
         for source in range(self.size):
-            with self.answered():
-                size = self._tensor([len(own)])
-                self._broadcast(size, source)
-                content = self._bytes(own) if source == self.rank else None
-                if content is None:
-                    content = torch.empty(int(size), dtype=torch.uint8, device=self.device)
-                self._broadcast(content, source)
-            yield content.cpu().numpy().tobytes()
+            yield self.from_one(source, own)
+
+    def from_one(self, source: int, own: bytes) -> bytes:
+        """What one rank gives; what the others hand in does not count.
+
+        Raises:
+            TrainingError: FXQ811, a rank did not answer.
+        """
+        self._exchanging = True
+        with self.answered():
+            size = self._tensor([len(own)])
+            self._broadcast(size, source)
+            content = self._bytes(own) if source == self.rank else None
+            if content is None:
+                content = torch.empty(int(size), dtype=torch.uint8, device=self.device)
+            self._broadcast(content, source)
+        self._exchanging = False
+        return content.cpu().numpy().tobytes()
 
     @contextmanager
     def answered(self) -> Iterator[None]:
@@ -127,7 +158,7 @@ class Ranks:
 
     def _failed(self, rank: int, error: dict[str, Any]) -> TrainingError:
         code = error["code"] or error["error"]
-        what = f"rank {rank} failed: {code}: {error['what']}"
+        what = f"rank {rank} failed: {code}: {error['what'].removeprefix(f'{code}: ')}"
         return TrainingError("FXQ810", what, at=error["at"], fix=f"look at rank {rank}'s output")
 
     def _broadcast(self, tensor: Tensor, source: int) -> None:
