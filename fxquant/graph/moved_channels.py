@@ -122,7 +122,7 @@ def run_on(node: fx.Node, gm: fx.GraphModule, given: Callable[[fx.Node], Any]) -
         given: what stands for an operand; a tensor of its shape, with strides of its own.
     """
     row, spec = ops.row_of(node, gm), node.meta.get("spec")
-    if row is not None and row.name in _VIEWS:
+    if row is not None and row.name in _VIEWS and isinstance(spec, TensorSpec):
         operand = ops.arguments(node, gm)["input"]
         # whether a view is allowed depends on strides; one as another type moves no elements
         if operand.meta["spec"].dtype == spec.dtype:
