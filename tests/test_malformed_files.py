@@ -402,6 +402,7 @@ DATA: dict[str, tuple[str, Callable[[], bytes]]] = {
     "deep header": ("d.npy", lambda: b"\x93NUMPY\x01\0\x10\x27" + b"(" * 10_000),
     "huge member": ("d.npz", lambda: zipped({"a.npy": npy((1 << 40,))})),
     "bomb": ("d.npz", lambda: zipped({"a.npy": zeros()})),
+    "cut off": ("d.npz", lambda: zipped({"a.npy": npy((8,), bytes(32))})[:-30]),
     "no arrays": ("d.npz", lambda: zipped({"a.txt": b"text"})),
     "weights that are a bomb": ("w.pt", lambda: zipped({"w/data.pkl": zeros()})),
     "no weights": ("w.pt", lambda: zipped({"w/data.pkl": b"text"})),
@@ -422,6 +423,13 @@ def test_data_that_describe_too_much_are_refused(name: str, tmp_path: Path) -> N
             load_batches(path) if suffix.startswith("d") else load_weights(path)
 
     assert judged(read) is None
+
+
+def test_arrays_that_were_cut_off_are_called_so(tmp_path: Path) -> None:
+    path = tmp_path / "d.npz"
+    path.write_bytes(DATA["cut off"][1]())
+    with pytest.raises(FxQuantError, match="without its end: it was cut off"):
+        load_batches(path)
 
 
 @pytest.mark.skipif(not Path("/dev/zero").exists(), reason="there are no devices")

@@ -8,6 +8,8 @@ An alias loads its module when something is asked of it, and hands out that modu
 from __future__ import annotations
 
 import importlib
+import importlib.abc
+import importlib.machinery
 import sys
 import types
 from typing import Any
@@ -62,11 +64,17 @@ ABSENT = {
     "adascale": ("it trains transformer decoders block by block", "fxquant.ptq.reconstruct"),
     "arch_checker": ("its rules are those of one accelerator", "fxquant.inspect_model"),
     "compress": ("compression is not quantization", "torch.nn.utils.prune"),
+    "experimental": (
+        "what its helpers set for one accelerator, a target says",
+        "QuantizationSimModel(target=...)",
+    ),
     "gptvq": ("no runtime here computes with vectors of weights", "fxquant.ptq.reconstruct"),
     "layer_output_utils": (
         "tensors are written for the float model and the simulation together",
         "fxquant.analysis.debugging.layer_outputs.save_layer_outputs",
     ),
+    "meta": ("the graph of a simulation is an fx graph", "sim.model.graph"),
+    "nn.lora": ("adapters of quantized layers are our own", "fxquant.qat.add_adapters"),
     "omniquant": ("it is made for transformer decoders", "fxquant.smooth_model"),
     "peft": ("adapters of quantized layers are our own", "fxquant.qat.add_adapters"),
     "spinquant": ("rotations are made for transformer decoders", "fxquant.smooth_model"),
@@ -109,14 +117,46 @@ class _Package(types.ModuleType):
 
 
 class _Absent(types.ModuleType):
-    """A module that is not here: whatever is asked of it is an error."""
+    """A module that is not here: whatever is asked of it is an error.
+
+    Args:
+        name: its name; all that documents name below it is absent, too.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__path__: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        why, instead = ABSENT[self.__name__.removeprefix(f"{_ROOT}.").partition(".")[0]]
+        why, instead = ABSENT[_absent(self.__name__)]
         what = f"{self.__name__}.{name} is not here: {why}"
         raise AbsentError("FXQ901", what, fix=f"instead there is {instead}")
+
+
+def _absent(name: str) -> str:
+    """The row of `ABSENT` that a module is, or lies below; nothing if there is none."""
+    path = name.removeprefix(f"{_ROOT}.") if name.startswith(f"{_ROOT}.") else ""
+    return next((row for row in ABSENT if path == row or path.startswith(f"{row}.")), "")
+
+
+class _BelowAbsent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds modules below those that are absent, so that they can say so."""
+
+    def find_spec(
+        self, fullname: str, path: Any = None, target: Any = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """A module that is absent, or None."""
+        found = importlib.machinery.ModuleSpec(fullname, self, is_package=True)
+        return found if _absent(fullname) else None
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
+        """The module."""
+        return _Absent(spec.name)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        """Nothing is in it."""
 
 
 def install() -> None:
@@ -132,6 +172,8 @@ def install() -> None:
         _add(_Alias(f"{_ROOT}.{name}", f"{_ROOT}.{home}"))
     for name in ABSENT:
         _add(_Absent(f"{_ROOT}.{name}"))
+    if not any(isinstance(finder, _BelowAbsent) for finder in sys.meta_path):
+        sys.meta_path.append(_BelowAbsent())
 
 
 def _add(module: types.ModuleType) -> None:

@@ -51,6 +51,7 @@ RUN_SECONDS = 0.5
 RUN_SECONDS_PER_MB = 20.0
 
 _HEADER_BYTES = 10_000  # of one array, as numpy has it
+_ZIP = b"PK\x03\x04"  # how archives begin
 
 
 class Refused(ValueError):
@@ -262,6 +263,10 @@ def read_arrays(path: Path) -> NDArray[Any] | dict[str, NDArray[Any]]:
     with path.open("rb") as file:
         if zipfile.is_zipfile(file):
             return _arrays_of_archive(path)
+        file.seek(0)
+        if file.read(len(_ZIP)) == _ZIP:
+            msg = "it is an .npz archive without its end: it was cut off"
+            raise Refused(msg)
         file.seek(0)
         _require_data(file, size)
         file.seek(0)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fxquant import QuantizationSimModel, choose_mixed_precision
 from fxquant.analysis.debugging.layer_outputs import save_layer_outputs
-from fxquant.analysis.debugging.what_if import what_if
+from fxquant.analysis.debugging.what_if import State, WhatIf, what_if
 from fxquant.errors import FxQuantError, SelectorError
 from fxquant.inspection.node_errors import node_errors
 from fxquant.ptq import reconstruct
@@ -84,6 +84,11 @@ def test_latency_is_measured_and_the_simulation_stays_as_it_is() -> None:
     after = sim.model.state_dict()
     assert state.keys() == after.keys()
     assert all(torch.equal(state[k], after[k]) for k in state)
+
+
+def test_nothing_gained_has_no_minus() -> None:
+    found = WhatIf(("a",), State(10.0, 100.0, 1000.0), State(9.99, 100.0, 999.0), 8)
+    assert str(found) == "a in float: +0.0 dB, +0% bit operations, +0% bytes of weights"
 
 
 def test_what_is_not_there_is_refused() -> None:

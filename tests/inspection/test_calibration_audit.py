@@ -280,6 +280,13 @@ def test_it_reads_data_once_and_takes_labels_and_limits() -> None:
     assert data["findings"] == []
     assert data["bounds"][0]["products"] == 27
     assert audit_calibration(net(), loader(), dummy_input=images(4))
+    assert audit_calibration(net(), loader()).samples == 64
+
+
+@pytest.mark.parametrize(("data", "code"), [(None, "FXQ443"), ([], "FXQ442"), (iter([]), "FXQ442")])
+def test_a_float_model_without_data(data: Any, code: str) -> None:
+    with pytest.raises(CalibrationError, match=code):
+        audit_calibration(net(), data)
 
 
 def test_mistakes() -> None:

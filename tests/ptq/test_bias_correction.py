@@ -135,6 +135,20 @@ def test_a_bias_that_does_not_help_is_taken_away_again() -> None:
     assert "it was given a bias" not in sim.explain("0")
 
 
+def test_a_mean_of_what_the_activation_cuts_off_is_not_corrected() -> None:
+    """Weights 7 and 1.45 round to 7 and 1: errors are 4.05 at -9, which is cut off, -1.35 at 3."""
+    linear: Any = nn.Linear(2, 1)
+    with torch.no_grad():
+        linear.weight.copy_(torch.tensor([[7.0, 1.45]]))
+        linear.bias.zero_()
+    x = torch.tensor([[0.0, -9.0]] * 9 + [[0.0, 3.0]]).repeat(16, 1)
+    sim = simulation(nn.Sequential(linear, nn.ReLU()).eval(), [x], 4)
+    report = correct_bias(sim, [x])
+    assert [r.changed for r in report.layers] == ["nothing"]
+    alone = simulation(nn.Sequential(linear).eval(), [x], 4)
+    assert [r.changed for r in correct_bias(alone, [x]).layers] == ["bias"]
+
+
 def test_without_data_what_batch_norms_tell_is_corrected() -> None:
     net, unseen = normed(), images(count=512, seed=7)
     sim = simulation(net, DATA, 4)

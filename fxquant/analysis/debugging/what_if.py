@@ -84,7 +84,7 @@ class WhatIf:
         more = len(self.modules) - _LISTED
         gain = self.gain_db
         parts = [
-            "outputs equal to the float model's" if gain is None else f"{gain:+.1f} dB",
+            "outputs equal to the float model's" if gain is None else f"{_signed(gain, 1)} dB",
             _change(self.now.latency, self.then.latency, "time"),
             _change(self.now.bit_operations, self.then.bit_operations, "bit operations"),
             _change(self.now.size, self.then.size, "bytes of weights"),
@@ -94,7 +94,11 @@ class WhatIf:
 
 
 def _change(now: float | None, then: float | None, what: str) -> str:
-    return f"{then / now - 1:+.0%} {what}" if now and then else ""
+    return f"{_signed(100 * (then / now - 1), 0)}% {what}" if now and then else ""
+
+
+def _signed(value: float, digits: int) -> str:
+    return f"{round(value, digits) + 0.0:+.{digits}f}"  # minus zero becomes plus zero
 
 
 def what_if(

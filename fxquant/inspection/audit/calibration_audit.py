@@ -7,11 +7,11 @@ that sums of products need. Nothing is changed.
 
 from __future__ import annotations
 
-import itertools
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from fxquant.inspection.audit.accumulator_bounds import AccumulatorBound, accumulator_bounds
 from fxquant.inspection.audit.audit_checks import findings_of
@@ -19,7 +19,7 @@ from fxquant.inspection.audit.audit_report import CalibrationAudit, Finding
 from fxquant.inspection.audit.audit_run import AuditRun
 from fxquant.nn.modes import evaluating
 from fxquant.prepare import is_prepared, prepare_model
-from fxquant.ptq.walking.walk import bound_batches
+from fxquant.ptq.walking.walk import bound_batches, first_batch
 
 if TYPE_CHECKING:
     from fxquant.sim import QuantizationSimModel
@@ -80,12 +80,18 @@ def audit_calibration(
 def _prepared(model: Any, data: Any, dummy_input: Any) -> tuple[fx.GraphModule, Any]:
     if isinstance(model, fx.GraphModule) and is_prepared(model):
         return model, data
-    if dummy_input is None and isinstance(data, Tensor):
-        dummy_input = data
-    elif dummy_input is None:
-        batches = iter(data)
-        first = list(itertools.islice(batches, 1))
-        data = itertools.chain(first, batches)
-        dummy_input = first[0] if first else None
-    found = prepare_model(model, dummy_input)
-    return found, data
+    if dummy_input is None:
+        first, data = first_batch(data)
+        dummy_input = _without_labels(model, first)
+    return prepare_model(model, dummy_input), data
+
+
+def _without_labels(model: nn.Module, batch: Any) -> Any:
+    """A batch without what exceeds the inputs of a model."""
+    if not isinstance(batch, (tuple, list)):
+        return batch
+    known = inspect.signature(model.forward).parameters.values()
+    if any(p.kind is p.VAR_POSITIONAL for p in known):
+        return tuple(batch)
+    places = [p for p in known if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return tuple(batch[: len(places)])

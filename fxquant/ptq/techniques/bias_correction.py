@@ -13,6 +13,7 @@ from fxquant.editing import add_bias, remove_bias
 from fxquant.errors import CalibrationError, ConfigError, nearest
 from fxquant.ptq.layer_walk import DataOptions, LayerWise, require_number
 from fxquant.ptq.techniques.expected_inputs import expected_inputs
+from fxquant.ptq.techniques.following_activation import activation_after
 from fxquant.ptq.techniques.layerwise import batches, set_bias, undone_on_error
 from fxquant.ptq.walking.given_simulation import require_simulation
 from fxquant.ptq.walking.walk_cost import Cost, layer_lines
@@ -109,8 +110,10 @@ def correct_bias(
     normal variable that the activation has clipped. Where no batch norm tells the inputs' means it
     measures, if there are data, and leaves the layer as it is otherwise.
 
-    A layer is changed only if that brings the means of its outputs nearer to the float model's on
-    data held out; without data nothing can be compared.
+    A channel is changed only if its squared error behind the following activation does not grow: a
+    mean of what a ReLU cuts off says nothing of the rest. A layer is changed only if that brings
+    the means of its outputs nearer to the float model's on data held out. Without data nothing can
+    be compared.
 
     Args:
         sim: a calibrated simulation.
@@ -219,6 +222,10 @@ class _Correction:
         else:
             _correct(layer, means, before.seen)
         after = means.of_output()
+        worse = after.squared > before.squared
+        if bool(worse.any()):  # the mean of what the activation cuts off is of no use
+            set_bias(layer, torch.where(worse, old, layer.bias().reshape(-1)))
+            after = means.of_output()
         better = float(after.held.square().sum()) < float(before.held.square().sum())
         if not better:
             remove_bias(self.sim.model, layer.node) if new else set_bias(layer, old)
@@ -266,10 +273,17 @@ class _Correction:
 
 @dataclass(frozen=True)
 class _Means:
-    """Mean errors of channels, float64 `[C]`: on the samples that are fitted, and held out."""
+    """Errors of channels, float64 `[C]`.
+
+    Attributes:
+        seen: mean error on the samples that are fitted.
+        held: mean error on those held out.
+        squared: sum of squared errors over all samples, behind the activation.
+    """
 
     seen: Tensor
     held: Tensor
+    squared: Tensor
 
 
 class _MeanErrors:
@@ -277,6 +291,8 @@ class _MeanErrors:
 
     def __init__(self, visit: Visit, held_out: int) -> None:
         self.visit, self.held_out = visit, held_out
+        found = activation_after(visit.walk.gm, visit.layer.node)
+        self.activation = None if found is None else found[1]
 
     def of_output(self) -> _Means:
         """Of the output as the simulation has it."""
@@ -286,8 +302,8 @@ class _MeanErrors:
         """Of the output before its own quantizer rounds and clips it."""
         return self._of(self._sums(quantized=False))
 
-    def _of(self, sums: tuple[Tensor, Tensor]) -> _Means:
-        errors, counts = sums
+    def _of(self, sums: tuple[Tensor, Tensor, Tensor]) -> _Means:
+        errors, counts, squared = sums
         if not bool(errors.isfinite().all()):
             layer = self.visit.layer
             what = f"{layer.path} puts out NaN or infinity"
@@ -297,13 +313,15 @@ class _MeanErrors:
         seen = ~held
         if not bool(held.any()):  # too few to hold one out
             held = seen
-        return _Means(*(errors[part].sum(0) / counts[part].sum() for part in (seen, held)))
+        fitted, judged = (errors[part].sum(0) / counts[part].sum() for part in (seen, held))
+        return _Means(fitted, judged, squared)
 
-    def _sums(self, *, quantized: bool) -> tuple[Tensor, Tensor]:
-        """Sums of errors by sample and channel, float64 `[S, C]`, and counts `[S]`."""
+    def _sums(self, *, quantized: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Sums of errors by sample and channel, float64 `[S, C]`, counts `[S]`, squares `[C]`."""
         visit, layer = self.visit, self.visit.layer
         found: list[Tensor] = []
         counts: list[Tensor] = []
+        squares: list[Tensor] = []
         for batch, samples in enumerate(visit.walk.samples):
             args, kwargs = visit.walk.operands(layer.node, visit.sim, batch)
             if quantized:
@@ -311,13 +329,21 @@ class _MeanErrors:
             else:
                 with layer.module._remove_output_quantizers():
                     y = visit.sim.compute(layer.node, args, kwargs)
-            error = plain(y) - plain(visit.walk.value(layer.node, visit.float, batch))
-            rows = layer.product.by_channels(error)
+            ours, real = plain(y), plain(visit.walk.value(layer.node, visit.float, batch))
+            squares.append(self._squared(ours, real))
+            rows = layer.product.by_channels(ours - real)
             parts = samples if rows.shape[0] % samples == 0 else 1
             rows = rows.reshape(parts, -1, rows.shape[-1])
             found.append(rows.sum(1, dtype=torch.float64))
             counts.append(rows.new_full((parts,), rows.shape[1], dtype=torch.float64))
-        return torch.cat(found), torch.cat(counts)
+        return torch.cat(found), torch.cat(counts), torch.stack(squares).sum(0)
+
+    def _squared(self, ours: Tensor, real: Tensor) -> Tensor:
+        """Sums of squared errors behind the activation, float64 `[C]`."""
+        if self.activation is not None:
+            ours, real = plain(self.activation(ours)), plain(self.activation(real))
+        rows = self.visit.layer.product.by_channels(ours - real)
+        return rows.reshape(-1, rows.shape[-1]).square().sum(0, dtype=torch.float64)
 
 
 def _correct(layer: Layer, means: _MeanErrors, before: Tensor) -> None:

@@ -12,6 +12,7 @@ and computing the network anew for every layer would cost the square of its dept
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -303,8 +304,24 @@ def bound_batches(
         if most is not None and seen >= most:
             break
     if not batches:
-        what, fix = "there are no data: no batch holds a sample", "pass a non-empty loader"
-        raise CalibrationError("FXQ442", what, fix=fix)
+        raise _no_data()
+
+
+def first_batch(data: Any) -> tuple[Any, Any]:
+    """The first batch, and data that still hold it.
+
+    Raises:
+        CalibrationError: FXQ442 or FXQ443, as for `Walk`.
+    """
+    batches = iter(_iterated(data))
+    for first in batches:
+        return first, data if batches is not data else itertools.chain([first], batches)
+    raise _no_data()
+
+
+def _no_data() -> CalibrationError:
+    what, fix = "there are no data: no batch holds a sample", "pass a non-empty loader"
+    return CalibrationError("FXQ442", what, fix=fix)
 
 
 def _iterated(data: Any) -> Iterable[Any]:
