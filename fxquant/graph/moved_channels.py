@@ -14,13 +14,14 @@ from fxquant import ops
 from fxquant.graph.meta import TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 # every element goes to one place, and nothing is added
 _MOVES = frozenset({
     "view", "reshape", "flatten", "unflatten", "permute", "transpose", "swapaxes", "movedim", "t",
     "squeeze", "unsqueeze", "contiguous", "clone", "detach", "identity",
 })  # fmt: skip
+_VIEWS = frozenset({"view", "view_as"})
 
 
 def is_move(node: fx.Node, gm: fx.GraphModule) -> bool:
@@ -105,19 +106,30 @@ def mapped(pairs: Tensor, column: int, count: int) -> Tensor | None:
 
 
 def _moved(node: fx.Node, operand: fx.Node, ids: Tensor, gm: fx.GraphModule) -> Tensor:
-    def given(n: fx.Node) -> Any:
-        return ids if n is operand else n.meta.get("spec")
-
     row = ops.row_of(node, gm)
     if row is not None and _drops(row):
         return ids
-    found: Any
+    moved: Tensor = run_on(node, gm, lambda n: ids if n is operand else n.meta.get("spec"))
+    return moved
+
+
+def run_on(node: fx.Node, gm: fx.GraphModule, given: Callable[[fx.Node], Any]) -> Any:
+    """What an operator that moves elements makes of tensors that stand for its operands.
+
+    Args:
+        node: the operator.
+        gm: the graph.
+        given: what stands for an operand; a tensor of its shape, with strides of its own.
+    """
+    row, spec = ops.row_of(node, gm), node.meta.get("spec")
+    if row is not None and row.name in _VIEWS and isinstance(spec, TensorSpec):
+        operand = ops.arguments(node, gm)["input"]
+        # whether a view is allowed depends on strides; one as another type moves no elements
+        if operand.meta["spec"].dtype == spec.dtype:
+            return given(operand).reshape(spec.shape)
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), given)
     if node.op == "call_module":
-        found = gm.get_submodule(str(node.target))(*args, **kwargs)
-    elif node.op == "call_method":
-        found = getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    else:
-        found = node.target(*args, **kwargs)  # type: ignore[operator]
-    moved: Tensor = found
-    return moved
+        return gm.get_submodule(str(node.target))(*args, **kwargs)
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    return node.target(*args, **kwargs)  # type: ignore[operator]

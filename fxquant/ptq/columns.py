@@ -150,7 +150,8 @@ class Product:
             inner = inner[..., None] + (taps.flip(0) if self.transposed else taps)
         index = start.to(kind)[:, None] + inner.reshape(-1).to(kind)
         found = wide.reshape(-1).index_select(0, index.reshape(-1))
-        return found.reshape(len(chosen), wide.shape[1], -1)
+        # no -1: of no positions it could be any number
+        return found.reshape(len(chosen), wide.shape[1], inner[0].numel())
 
     def _padded(self, x: Tensor) -> Tensor:
         """A convolution's input with its padding."""

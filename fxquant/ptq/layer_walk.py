@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch import fx
 
     from fxquant.graph.selectors import Selector
+    from fxquant.ptq.walking.parts_of_data import WholeData
     from fxquant.ptq.walking.walk import Progress
 
 T = TypeVar("T")
@@ -133,6 +134,7 @@ class LayerWise:
         visit: Callable[[Visit], T | None],
         progress: Progress | None = None,
         begin: Callable[[Walk], object] = lambda _: None,
+        parts: WholeData | None = None,
     ) -> list[T]:
         """Visit every layer; what a visit returns is collected.
 
@@ -141,6 +143,7 @@ class LayerWise:
             visit: called with each layer.
             progress: as for `Walk`.
             begin: called with the walk before its first node.
+            parts: of which the data are one, as for `Walk`.
         """
         given, cost, found = self.options, self.cost, list[T]()
         started = time.process_time()
@@ -148,7 +151,7 @@ class LayerWise:
         with using_threads(given.threads), evaluating(self.gm), torch.no_grad():
             walk = Walk(
                 self.gm, data, (exact, sim), samples=given.samples,
-                max_memory=given.max_memory, folder=given.folder, progress=progress,
+                max_memory=given.max_memory, folder=given.folder, progress=progress, parts=parts,
             )  # fmt: skip
             begin(walk)
             walk.counting = dependent_positions(walk, self.layers.values(), given.seed)

@@ -207,7 +207,7 @@ class Flattened(nn.Module):
         self.bn, self.a, self.b = nn.BatchNorm2d(4), nn.Linear(144, 3), nn.Linear(144, 2)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        y = self.bn(torch.relu(x)).flatten(1)
+        y = self.bn(torch.relu(x)).view(x.size(0), -1)
         return self.a(y), self.b(y)
 
 

@@ -155,6 +155,24 @@ def test_both_sides_of_a_sum_have_the_same_factors() -> None:
     assert report.spaces[0].scaled == 8
 
 
+class Views(nn.Module):
+    """A view is allowed by the strides that values have in the model, not by those of ids."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(4, 6, 3), nn.Conv2d(6, 8, 3), nn.Linear(128, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.a(x)).view(x.shape[0], -1).view(-1, 6, 6, 6)
+        x = F.relu(self.b(x)).permute(0, 3, 2, 1).contiguous()
+        return self.c(x.view(x.size(0), -1))  # type: ignore[no-any-return]
+
+
+def test_channels_are_followed_through_views() -> None:
+    _, report = equalized(unequal(Views()))
+    assert [s.scaled for s in report.spaces] == [6, 8, 0]
+
+
 class Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -286,3 +286,32 @@ def test_one_sample_and_other_batch_sizes_do() -> None:
     smooth_model(gm, [X[:3], X[3:4], X[4:]])
     with torch.no_grad():
         assert difference(gm(X[:2]), net(X[:2])) < 1e-5
+
+
+def test_channels_whose_ranges_few_samples_tell_are_not_scaled_to_the_ends() -> None:
+    """Where all channels touch the ends of the grid, other data are clipped in many of them."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)
+    )
+    x, other = torch.randn(8, 16), torch.randn(256, 16)
+    gm = prepared(net.eval(), x)
+    smooth_model(gm, [x])
+    sims = [QuantizationSimModel(g, x) for g in (prepared(net, x), gm)]
+    for sim in sims:
+        sim.compute_encodings([x])
+    with torch.no_grad():
+        before, after = (float((s.model(other) - net(other)).square().mean()) for s in sims)
+    assert after < 1.5 * before  # 4.9 times, if nothing tells what is clipped
+
+
+def test_batches_of_one_image_do() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)).eval()
+    images = [torch.randn(1, 3, 8, 8) for _ in range(4)]
+    reports = [
+        smooth_model(prepared(net, images[0]), data) for data in (images, [torch.cat(images)])
+    ]
+    assert [g.layers for g in reports[0].groups] == [g.layers for g in reports[1].groups]
+    assert reports[0].samples == 4
+    assert smooth_model(prepared(net, images[0]), images[:1]).samples == 1

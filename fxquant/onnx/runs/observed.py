@@ -200,7 +200,7 @@ class _Trials:
                 reasons.append(f"the number of items in {node.name} follows the batch")
             elif _shapes(runs[0].specs[self._output]) != _shapes(runs[1].specs[self._output]):
                 return varying, runs
-            else:
+            elif not varying.axes:
                 silent = silent or (varying, runs)
         if silent is not None:
             return silent

@@ -11,8 +11,8 @@ index valid where a batch that is cut does not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ CUT = (2, 3)
 # rows among which values choose: with fewer, choices seldom differ; more take time
 _FEW_ROWS, _MANY_ROWS = 8, 64
 _NOISE = 0.25  # of the range of a tensor
-_MOST_CANDIDATES = 6
+_MOST_CANDIDATES = 12
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,13 @@ class Varying:
 
     Attributes:
         batch: batch size of the example; None where no input has a first axis.
-        followers: input tensors, counted through all containers, whose first axis is the batch.
+        followers: input tensors, counted through all containers, that have an axis of the batch.
         sizes: batch sizes that the graph was run at: two, or the example's own where it is fixed.
         reason: why the batch is fixed; empty if it is not.
         by_value: nodes whose sizes depend on values, in order.
         insisted: of the operators whose sizes depend on values those that the model could be run
             with no other size of; they are written with the example's.
+        axes: the batch's axis in those followers where it is not the first, by number.
     """
 
     batch: int | None
@@ -48,6 +49,7 @@ class Varying:
     reason: str = ""
     by_value: tuple[str, ...] = ()
     insisted: tuple[str, ...] = ()
+    axes: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def dynamic(self) -> bool:
@@ -65,7 +67,9 @@ class Varying:
         def rows(number: int, tensor: Tensor) -> Tensor:
             if number not in self.followers:
                 return tensor
-            return tensor[torch.arange(wanted, device=tensor.device) % tensor.shape[0]]
+            axis = self.axes.get(number, 0)
+            taken = torch.arange(wanted, device=tensor.device) % tensor.shape[axis]
+            return tensor.index_select(axis, taken)
 
         return _numbered(values, rows)
 
@@ -99,12 +103,25 @@ def candidates(values: Any, *, choosing: bool) -> Iterator[Varying]:
     batches = list(dict.fromkeys(t.shape[0] for t in found if t.dim() and t.shape[0]))
     tried = 0
     for batch in batches:
-        same = [i for i, t in enumerate(found) if t.dim() and t.shape[0] == batch]
-        for followers in dict.fromkeys((frozenset(same), frozenset(same[:1]))):
+        for axes in _axes(found, batch):
             for sizes in _sizes(batch, whole=whole, choosing=choosing):
                 if tried < _MOST_CANDIDATES:
-                    yield Varying(batch, followers, sizes)
+                    later = {number: axis for number, axis in axes.items() if axis}
+                    yield Varying(batch, frozenset(axes), sizes, axes=later)
                 tried += 1
+
+
+def _axes(found: Sequence[Tensor], batch: int) -> list[dict[int, int]]:
+    """Which axis of which tensors may be the batch: the first of all, of one, or others."""
+    first = {i: 0 for i, t in enumerate(found) if t.dim() and t.shape[0] == batch}
+    # states of recurrent layers are [layers, batch, features]
+    later = {i: 1 + list(t.shape[1:]).index(batch) for i, t in enumerate(found)
+             if batch in t.shape[1:]}  # fmt: skip
+    every: list[dict[int, int]] = []
+    for axes in (first, dict(list(first.items())[:1]), later | first, first | later):
+        if axes not in every:
+            every.append(axes)
+    return every
 
 
 def _sizes(batch: int, *, whole: bool, choosing: bool) -> Iterator[tuple[int, int]]:
@@ -140,7 +157,7 @@ def other_values(values: Any, varying: Varying, variant: int) -> Any:
             return _other_floats(tensor, rng)
         if tensor.is_complex():
             return tensor.flip(0)
-        axis = 0 if number in varying.followers else tensor.dim() - 1
+        axis = varying.axes.get(number, 0) if number in varying.followers else tensor.dim() - 1
         picks = torch.randint(0, tensor.shape[axis], (tensor.shape[axis],), generator=rng)
         if _is_ordered(tensor):
             picks = picks.sort().values

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxquant import ops
+from fxquant.graph.moved_channels import run_on
 from fxquant.graph.rewriter import label
 from fxquant.nn.stubs import DeQuantStub, QuantStub
 from fxquant.placement.dataflow import is_float_spec, is_sequence, takes_item
@@ -190,12 +191,11 @@ class ChannelFlow:
 
     def _move(self, node: fx.Node, _given: dict[str, Any], spec: Any) -> Any:
         """Run the operator itself on ids."""
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._run_argument)
         tensors = [n for n in node.all_input_nodes if is_float_spec(_spec(n))]
         others = [n for n in node.all_input_nodes if _has_tensor(_spec(n)) and n not in tensors]
         if others or any(self._ids(n) is None for n in tensors):
             return None
-        made = self._called(node, args, kwargs)
+        made = run_on(node, self.gm, self._run_argument)
         shapes = [s.shape for s in spec] if is_sequence(spec) else [getattr(spec, "shape", None)]
         parts = list(made) if is_sequence(made) else [made]
         if [tuple(p.shape) for p in parts] != [tuple(s) if s is not None else s for s in shapes]:
@@ -207,13 +207,6 @@ class ChannelFlow:
     def _run_argument(self, node: fx.Node) -> Any:
         found = self._values.get(node)
         return _spec(node) if found is None else found
-
-    def _called(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
-        if node.op == "call_module":
-            return self.gm.get_submodule(str(node.target))(*args, **kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        return node.target(*args, **kwargs)  # type: ignore[operator]
 
     def _join(self, node: fx.Node, given: dict[str, Any], spec: Any) -> Tensor | None:
         names = [k for k in ("input", "other") if k in given]

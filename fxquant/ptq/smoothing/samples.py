@@ -50,8 +50,8 @@ class Channels:
     """Ranges of the channels that a group of layers reads, `[F]` each.
 
     Attributes:
-        low: smallest value over all data.
-        high: largest value over all data.
+        low: smallest value.
+        high: largest value.
         seen: largest magnitude at positions that the model's output depends on.
     """
 
@@ -61,8 +61,17 @@ class Channels:
 
     @property
     def largest(self) -> Tensor:
-        """Largest magnitude over all data."""
+        """Largest magnitude."""
         return torch.maximum(-self.low, self.high)
+
+    @classmethod
+    def merged(cls, parts: Sequence[Channels]) -> Channels:
+        """Those of several parts of the data."""
+        return cls(
+            torch.stack([c.low for c in parts]).amin(0),
+            torch.stack([c.high for c in parts]).amax(0),
+            torch.stack([c.seen for c in parts]).amax(0),
+        )
 
 
 class Samples:
@@ -72,12 +81,12 @@ class Samples:
         gm: the graph.
         groups: the layers.
         columns: positions of a layer that are looked at, over all samples.
-        held_out: one of so many samples is held out.
+        held_out: in so many parts the samples are judged, each by what the others tell.
         seed: of the choice of positions, and of the signs of gradients.
 
     Attributes:
-        channels: ranges by group.
-        rows: positions of every layer by its index, to choose by and to judge by.
+        channels: ranges by group, of every part that has any.
+        rows: positions of every layer by its index, of every part.
         weighed: whether errors are weighed by what the model's output does with them.
         count: number of samples.
     """
@@ -87,9 +96,9 @@ class Samples:
     ) -> None:
         self.gm, self.groups = gm, groups
         self.columns, self.held_out, self.seed = columns, held_out, seed
-        self.channels: list[Channels | None] = [None] * len(groups)
-        self.rows: dict[int, tuple[Rows, Rows]] = {
-            r.index: (Rows(), Rows()) for g in groups for r in g.reads
+        self.channels: list[dict[int, Channels]] = [{} for _ in groups]
+        self.rows: dict[int, list[Rows]] = {
+            r.index: [Rows() for _ in range(held_out)] for g in groups for r in g.reads
         }
         self.weighed, self.count, self._total = False, 0, 1
 
@@ -129,33 +138,44 @@ class Samples:
         weights = torch.ones_like(y) if gradient is None else gradient.square()
         by_position = product.outputs(weights, every).sum((0, 2))
         alive = every[by_position > _WEIGHTLESS * by_position.mean()]
-        self._range(number, read, x, alive, y)
+        self._range(number, read, x, alive, count)
         most = -(-self.columns * count // self._total)
         seed = (self.seed * 1_000_003 + hash_of(read.layer.path)) * 1_000_003 + batch[0]
         generator = torch.Generator().manual_seed(seed % 2**63)
         order = torch.randperm(len(alive), generator=generator)[:most].sort().values
         chosen = alive[order.to(alive.device)]
-        sample = self.count + torch.div(chosen * count, max(positions, 1), rounding_mode="floor")
-        held = sample % self.held_out == self.held_out - 1
-        for home, part in zip(self.rows[read.index], (chosen[~held], chosen[held]), strict=True):
-            home.columns.append(product.inputs(x, y, part).float().cpu())
-            home.weights.append(product.outputs(weights, part).float().cpu())
+        parts = self._parts(chosen, positions, count)
+        for part, home in enumerate(self.rows[read.index]):
+            own = chosen[parts == part]
+            home.columns.append(product.inputs(x, y, own).float().cpu())
+            home.weights.append(product.outputs(weights, own).float().cpu())
 
-    def _range(self, number: int, read: Read, x: Tensor, alive: Tensor, y: Tensor) -> None:
+    def _parts(self, chosen: Tensor, positions: int, count: int) -> Tensor:
+        """To which part of the data some positions of a batch belong."""
+        if self._total == 1:  # nothing but the positions of the one sample differ
+            return chosen % self.held_out
+        sample = self.count + torch.div(chosen * count, max(positions, 1), rounding_mode="floor")
+        return sample % min(self.held_out, self._total)
+
+    def _range(self, number: int, read: Read, x: Tensor, alive: Tensor, count: int) -> None:
         """Take the channels' ranges of one batch in."""
         axis = -1 - read.product.dims
         flat = x.movedim(axis, -1).reshape(-1, x.shape[axis]).float()
-        low, high = flat.amin(0).clamp(max=0), flat.amax(0).clamp(min=0)
-        largest = torch.maximum(-low, high)
-        if not read.product.dims and len(alive):
-            largest = flat[alive].abs().amax(0)
-        zeros = torch.zeros(self.groups[number].count)
-        low, high, largest = (
-            zeros.scatter_reduce(0, read.factors, v.cpu(), how)
-            for v, how in ((low, "amin"), (high, "amax"), (largest, "amax"))
-        )
-        known = self.channels[number]
-        if known is not None:
-            low, high = torch.minimum(low, known.low), torch.maximum(high, known.high)
-            largest = torch.maximum(largest, known.seen)
-        self.channels[number] = Channels(low, high, largest)
+        every = torch.arange(len(flat), device=flat.device)
+        important = alive if not read.product.dims and len(alive) else every
+        parts, theirs = (self._parts(r, len(flat), count) for r in (every, important))
+        known, zeros = self.channels[number], torch.zeros(self.groups[number].count)
+        for part in range(self.held_out):
+            rows, seen = flat[parts == part], flat[important[theirs == part]]
+            if not len(rows):
+                continue
+            seen = seen if len(seen) else rows
+            low, high, largest = (
+                zeros.scatter_reduce(0, read.factors, v.cpu(), how)
+                for v, how in (
+                    (rows.amin(0).clamp(max=0), "amin"), (rows.amax(0).clamp(min=0), "amax"),
+                    (seen.abs().amax(0), "amax"),
+                )
+            )  # fmt: skip
+            found = Channels(low, high, largest)
+            known[part] = Channels.merged([known[part], found]) if part in known else found

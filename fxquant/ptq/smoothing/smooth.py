@@ -63,8 +63,9 @@ def smooth_model(
 
     Layers that read one value share their factors. The factors of a group are
     `s_j = max|X_j|^alpha / max|W_j|^(1 - alpha)`. Of several exponents the one is taken that makes
-    the error of the quantized layers smallest; a group is changed only if its error falls on
-    samples that are held out. The model's output stays what it was but for rounding.
+    the error of the quantized layers smallest on samples that are held out, each part of them in
+    turn; a group is changed only if its error falls there. The model's output stays what it was
+    but for rounding.
 
     Args:
         model: a prepared float model, or any float model in evaluation; batch norms are folded.
@@ -80,7 +81,7 @@ def smooth_model(
         target: the runtime; a multiplication is put only behind what it computes in floats.
         samples: samples of the data that are used.
         columns: positions of a layer that are looked at, over all samples.
-        held_out: one of so many samples is held out to judge by.
+        held_out: in so many parts the samples are judged, each with the ranges of the others.
         max_memory: bytes of batches that are held in memory; the rest lies in files.
         seed: of the choice of positions.
         threads: of torch; 1 gives the same result on every machine.

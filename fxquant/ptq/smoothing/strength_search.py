@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from fxquant.ptq.smoothing.samples import Channels
 from fxquant.ptq.solving.grids import WeightGrid
 from fxquant.quantization.range_to_qparams import IntegerRange
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from fxquant.ptq.smoothing.reads import Group, Read
-    from fxquant.ptq.smoothing.samples import Channels, Rows, Samples
+    from fxquant.ptq.smoothing.samples import Rows, Samples
 
 # a channel this much smaller than the largest one is left as it is
 _DEAD = 1e-5
@@ -56,24 +58,35 @@ class Choice:
 def choose(
     group: Group, number: int, samples: Samples, alphas: Sequence[float], grids: Grids
 ) -> Choice:
-    """The best factors on the samples to choose by, if they are better on those held out."""
-    channels = samples.channels[number]
+    """The factors whose exponent has the smallest error, if that is smaller than without any.
+
+    Every part of the data is judged with the ranges and the factors that the other parts tell. So
+    it counts that a grid clips what is larger in other data, and the more, the more channels are
+    scaled to touch its ends.
+    """
     ones = torch.ones(group.count, dtype=torch.float64)
-    if channels is None:
+    judge = _Judge(group, samples.channels[number], samples, grids)
+    if not judge.parts:
         return Choice(ones, None, 0.0, 0.0)
-    judge = _Judge(group, channels, samples, grids)
     weights = _weights(group)
+
+    def factors(channels: Channels, alpha: float, *, seen: bool) -> Tensor:
+        inputs = channels.seen if seen else channels.largest
+        return smoothing_factors(inputs.double(), weights, alpha)
+
+    every = Channels.merged(list(samples.channels[number].values()))
+    same = torch.equal(every.seen, every.largest)
     tried = [
-        (alpha, smoothing_factors(inputs.double(), weights, alpha))
-        for inputs in (channels.largest, channels.seen)
+        partial(factors, alpha=alpha, seen=seen)
+        for seen in ((False,) if same else (False, True))
         for alpha in alphas
     ]
-    errors = [judge.error(factors, held=False) for _, factors in tried]
-    alpha, factors = tried[min(range(len(tried)), key=errors.__getitem__)]
-    before, after = judge.error(ones, held=True), judge.error(factors, held=True)
-    if not after < before or min(errors) >= judge.error(ones, held=False):
+    errors = [judge.error(f) for f in tried]
+    best = min(range(len(tried)), key=errors.__getitem__)
+    before = judge.error(lambda _: ones)
+    if not errors[best] < before:
         return Choice(ones, None, before, before)
-    return Choice(factors, alpha, before, after)
+    return Choice(tried[best](every), alphas[best % len(alphas)], before, errors[best])
 
 
 def smoothing_factors(inputs: Tensor, weights: Tensor, alpha: float) -> Tensor:
@@ -105,22 +118,34 @@ def _weights(group: Group) -> Tensor:
 
 
 class _Judge:
-    """The error of a group's outputs, weighed by what the model's output does with it."""
+    """The error of a group's outputs, weighed by what the model's output does with it.
 
-    def __init__(self, group: Group, channels: Channels, samples: Samples, grids: Grids) -> None:
-        self.group, self.channels, self.grids = group, channels, grids
-        self.rows: list[tuple[Rows, Rows]] = [samples.rows[r.index] for r in group.reads]
+    Attributes:
+        parts: positions of every layer in one part of the data, with the ranges of the others.
+    """
 
-    def error(self, factors: Tensor, *, held: bool) -> float:
+    def __init__(
+        self, group: Group, channels: dict[int, Channels], samples: Samples, grids: Grids
+    ) -> None:
+        self.group, self.grids = group, grids
+        rows = [samples.rows[r.index] for r in group.reads]
+        self.counts = [sum(part.count for part in of_layer) for of_layer in rows]
+        self.parts: list[tuple[Channels, list[Rows]]] = []
+        for part in channels:
+            others = [c for other, c in channels.items() if other != part]
+            own = [of_layer[part] for of_layer in rows]
+            if others and any(r.count for r in own):
+                self.parts.append((Channels.merged(others), own))
+
+    def error(self, factors: Callable[[Channels], Tensor]) -> float:
         """Weighed squared error a position, summed over the layers."""
-        scale = factors.to(self.channels.low)
-        low, high = (self.channels.low / scale).min(), (self.channels.high / scale).max()
         total = 0.0
-        for read, rows in zip(self.group.reads, self.rows, strict=True):
-            home = rows[int(held)]
-            home = home if home.count else rows[1 - int(held)]
-            if home.count:
-                total += self._layer(read, home, scale, (low, high))
+        for channels, own in self.parts:
+            scale = factors(channels).to(channels.low)
+            ends = (channels.low / scale).min(), (channels.high / scale).max()
+            for read, rows, count in zip(self.group.reads, own, self.counts, strict=True):
+                if rows.count:
+                    total += self._layer(read, rows, scale, ends) / count
         return total
 
     def _layer(self, read: Read, rows: Rows, scale: Tensor, ends: tuple[Tensor, Tensor]) -> float:
@@ -137,4 +162,4 @@ class _Judge:
         given = x / columns[:, None, :]
         given = (torch.round(given / step) + zero).clamp(steps.qmin, steps.qmax) - zero
         error = torch.bmm(given * step, rounded.mT) - torch.bmm(x, weight.mT)
-        return float((error.square() * counts).sum() / rows.count)
+        return float((error.square() * counts).sum())

@@ -26,6 +26,7 @@ from fxquant.graph.node_walk import Environment, last_uses
 from fxquant.graph.pytree import fresh_inputs, samples_of, tensors
 from fxquant.nn import QuantizationMixin
 from fxquant.ptq.walking.originals import float_module
+from fxquant.ptq.walking.parts_of_data import WholeData
 from fxquant.ptq.walking.value_store import ValueStore
 from fxquant.tracing.signature import MissingInputError, input_name, mismatch, placeholder_values
 
@@ -86,11 +87,13 @@ class Walk:
         folder: where values beyond that are written; the system's temporary folder by default.
         progress: called after each node with (nodes done, nodes in all).
         first: number of the first batch, for errors.
+        parts: of which these data are one; None: they are all.
 
     Attributes:
         samples: number of samples of each batch.
         store: the values.
         counting: positions of layers that count, see `dependent_positions`; missing where all do.
+        parts: which part of all data these are.
 
     Raises:
         CalibrationError: FXQ442 there are no data, FXQ443 `data` is no iterable of batches, FXQ444
@@ -108,6 +111,7 @@ class Walk:
         folder: str | Path | None = None,
         progress: Progress | None = None,
         first: int = 0,
+        parts: WholeData | None = None,
     ) -> None:
         self.gm, self.environments = gm, tuple(environments)
         self.store = ValueStore(max_memory, folder)
@@ -120,6 +124,8 @@ class Walk:
         self._last = last_uses(self._nodes)
         self._writes = any(ops.is_inplace(n) for n in self._nodes)
         self._collect(data, samples)
+        self.parts = parts or WholeData()
+        self.parts.begin(self.samples)
 
     def __len__(self) -> int:
         return len(self.samples)

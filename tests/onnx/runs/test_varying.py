@@ -50,6 +50,27 @@ def test_the_batch_is_that_of_an_input_that_the_outputs_follow() -> None:
     assert specs["edges"].shape == (2, 5)
 
 
+@pytest.mark.parametrize("batch", [5, 2, 1])
+def test_the_batch_of_a_recurrent_state_is_its_second_axis(batch: int) -> None:
+    """Of x [batch, 4] and a state [2, batch, 3]; two layers are no batch, nor is a batch of two."""
+    cell = nn.LSTMCell(4, 3)
+
+    def step(x: Tensor, state: Tensor) -> Tensor:
+        return torch.stack(cell(x, (state[0], state[1])))
+
+    varying, specs = decided(step, torch.randn(batch, 4), torch.randn(2, batch, 3))
+    assert (varying.batch, varying.followers, varying.axes) == (batch, {0, 1}, {1: 1})
+    assert specs["x"].shape == (Dim(1, 0), 4)
+    assert specs["state"].shape == specs["stack"].shape == (2, Dim(1, 0), 3)
+
+
+def test_an_axis_behind_the_first_is_the_batch_only_where_outputs_follow_it() -> None:
+    """A matrix times x runs with fewer of its columns; that is another network, no batch."""
+    column = torch.randn(6, 1)
+    varying, _ = decided(lambda m, x: m @ x + column, torch.randn(6, 6), torch.randn(6, 4))
+    assert not varying.dynamic
+
+
 def test_a_batch_that_cannot_be_tried_is_fixed_with_a_reason() -> None:
     varying, specs = decided(lambda x: x.reshape(4, 2, 4), torch.randn(4, 8))
     assert not varying.dynamic
