@@ -36,7 +36,7 @@ def choose_by_token(gm: fx.GraphModule, plan: Plan, reads: IntegerReads) -> None
     """
 
     def is_for_tokens(slot: Slot) -> bool:
-        node, shape = slot[0], getattr(slot_spec(slot), "shape", ())
+        node, shape = slot[0], tuple(getattr(slot_spec(slot), "shape", ()))
         if node.op != "call_module" or node in plan.kernels or node in plan.absorbed:
             return False
         kernels = reads.integer_kernels(node)

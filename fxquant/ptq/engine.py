@@ -51,7 +51,9 @@ class ReconstructionOptions:
             quantized inputs.
         correct_bias: change biases too.
         tables: choose the steps of tables whose rows are looked up, too.
-        max_memory: bytes of values that are held in memory; the rest lies in files.
+        max_memory: bytes of the values between layers together with what a layer is computed and
+            solved with; values beyond that lie in files. The least is one batch of a layer's values
+            and its matrices, about 40 bytes for each pair of inputs of an output.
         folder: where these files are, and those of the layers that are finished: a reconstruction
             of the same simulation on the same data that was killed goes on behind them, with the
             same result. They are removed at the end. None: nothing is kept of one that is killed.

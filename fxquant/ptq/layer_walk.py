@@ -43,7 +43,9 @@ class DataOptions:
         samples: samples of the data that are used; None: all.
         columns: positions of a layer's output that are looked at, over all samples.
         held_out: one of so many samples is held out to judge by.
-        max_memory: bytes of values that are held in memory; the rest lies in files.
+        max_memory: bytes of the values between layers together with what a layer is computed and
+            solved with; values beyond that lie in files. The least is one batch of a layer's values
+            and its matrices, about 40 bytes for each pair of inputs of an output.
         folder: where these files are.
         seed: of every choice.
         threads: of torch; 1 gives the same result on every machine; None: as they are.
@@ -158,7 +160,9 @@ class LayerWise:
                 walk.compute(node, exact)
                 cost.float_seconds += time.process_time() - start
                 if node in self.layers:
-                    result = visit(Visit(self.layers[node], walk, sim, exact))
+                    layer = self.layers[node]
+                    with walk.store.reserving(layer.working_bytes(given.columns)):
+                        result = visit(Visit(layer, walk, sim, exact))
                     if result is not None:
                         found.append(result)
         cost.samples = sum(walk.samples)

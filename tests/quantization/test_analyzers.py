@@ -189,7 +189,9 @@ def test_relative_ranges_serve_the_many_rows_beside_a_strong_one() -> None:
         q = Q.affine.QuantizeDequantize((), 8)
         q.set_range(low, high)
         error = (q(x) - x).square()
-        inside = (x >= q.get_min()) & (x <= q.get_max())
+        grid = q.get_encodings()
+        assert grid is not None
+        inside = (x >= grid.min) & (x <= grid.max)
         rows = torch.where(inside, error, 3 * error).mean(-1) / x.square().mean(-1)
         return float(rows[:, [0, *range(2, 50)]].mean())
 

@@ -38,6 +38,10 @@ __all__ = ["Environment", "FloatEnvironment", "Progress", "Walk", "taking_batch"
 
 Progress = Callable[[int, int], None]
 
+# memory that a node is computed with, in sizes of its operands: themselves, where they lay in
+# files, on their grid, the result and its own, and what operators and quantizers keep meanwhile
+_AROUND = 6
+
 
 class FloatEnvironment(Environment):
     """The graph without quantizers, with the float values of parameters that techniques changed.
@@ -151,6 +155,7 @@ class Walk:
                     self.compute(node, environment)
                 for past in self._last.get(node, ()):
                     self._drop(past)
+                self.store.return_freed()
                 if self._progress is not None:
                     self._progress(done + 1, len(self._nodes))
 
@@ -184,9 +189,10 @@ class Walk:
             # a graph that writes must not write into the user's data
             return fresh_inputs(value) if self._writes else value
         given = self.operands(node, environment, batch)
-        return (
-            given[0][0] if node.op == "output" else self.computed(node, environment, batch, given)
-        )
+        if node.op == "output":
+            return given[0][0]
+        with self.store.reserving(_AROUND * sum(t.nbytes for t in tensors(given))):
+            return self.computed(node, environment, batch, given)
 
     def computed(
         self, node: fx.Node, environment: Environment, batch: int,
