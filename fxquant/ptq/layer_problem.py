@@ -58,12 +58,13 @@ class LayerProblem:
         self.grid, self.places = layer.grid()
         # nothing but integers is fitted to the data where the float weight is the target
         share = _damping(data, solver.damping) if float_target else solver.damping
-        second = damp(data.seen.second(centred=self.moved), share)
-        self.moments = second.float()
-        self.inverse = inverse_of(second)
+        second = data.seen.second(centred=self.moved)
+        damped = damp(second, share)
+        self.moments = damped.float()
+        self.inverse = inverse_of(damped)
         target = layer.float_weight()[:, :, data.live]
         if float_target:
-            fitted = data.seen.target(target, self.inverse, centred=self.moved)
+            fitted = data.seen.target(target, self.inverse, centred=self.moved, second=second)
             target = target + self._shrinkage(target, fitted) * (fitted - target)
         self.target = target.float()
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _CONSTANT = 2.0**-20
 # samples whose products are formed at once; sums of so many float32 products are good to 1e-6
 _PIECE = 4096
+# columns whose products with those behind them are formed at once
+_BLOCK = 192
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Moments:
             return None
         (x, mean_x, dx), (y, mean_y, dy) = _centred(x), _centred(y)
         count = x.shape[1]
-        xx, yx = (torch.bmm(a.mT, x).double() for a in (x, y))
+        xx, yx = _gram(x).double(), torch.bmm(y.mT, x).double()
         yy = _sum(y.square()).double()
         return cls(
             count, mean_x, mean_y, _add_outer(xx, dx, dx, -count), _add_outer(yx, dy, dx, -count),
@@ -84,7 +86,10 @@ class Moments:
             return _add_outer(found, self.mean_x, self.mean_x)
         # rounding alone may be indefinite
         variance = torch.diagonal(found, dim1=1, dim2=2)
-        varies = (variance > (_CONSTANT * self.mean_x).square()).double()
+        varies = variance > (_CONSTANT * self.mean_x).square()
+        if bool(varies.all()):
+            return found
+        varies = varies.double()
         return found * varies[:, :, None] * varies[:, None, :]
 
     def cross(self, *, centred: bool) -> Tensor:
@@ -92,7 +97,9 @@ class Moments:
         found = self.yx / self.count
         return found if centred else _add_outer(found, self.mean_y, self.mean_x)
 
-    def target(self, weight: Tensor, inverse: Tensor, *, centred: bool) -> Tensor:
+    def target(
+        self, weight: Tensor, inverse: Tensor, *, centred: bool, second: Tensor | None = None
+    ) -> Tensor:
         """The weight that makes the wanted outputs of these inputs best, before any rounding.
 
         The least-squares solution `E[y x^T] E[x x^T]^-1`, drawn towards the given weight where the
@@ -102,11 +109,13 @@ class Moments:
             weight: the layer's weight, `[G, O, D]`.
             inverse: inverse of the damped second moments, `(H + a I)^-1`, `[G, D, D]`.
             centred: whether the layer has a bias, which takes the means in.
+            second: what `second` returned, if it is known.
 
         Source: the normal equations behind Frantar and Alistarh 2022, "Optimal Brain Compression",
         arXiv:2208.11580, section 4, with the outputs of the float model as what is wanted.
         """
-        second, wanted = self.second(centred=centred), self.cross(centred=centred)
+        second = self.second(centred=centred) if second is None else second
+        wanted = self.cross(centred=centred)
         # a difference of numbers that are nearly equal, but for what is to be made up for
         missing = wanted - torch.bmm(weight, second)
         return weight + torch.bmm(missing.float(), inverse.float())
@@ -148,6 +157,20 @@ def merge(first: Moments | None, second: Moments | None) -> Moments | None:
 def _add_outer(to: Tensor, a: Tensor, b: Tensor, share: float = 1.0) -> Tensor:
     """Add outer products in place: `[G, M, N], [G, M], [G, N] -> [G, M, N]`."""
     return to.baddbmm_(a[:, :, None], b[:, None, :], alpha=share)
+
+
+def _gram(x: Tensor) -> Tensor:
+    """Products of all pairs of columns, each pair computed once: `[G, N, D] -> [G, D, D]`."""
+    width = x.shape[2]
+    if width <= _BLOCK:
+        return torch.bmm(x.mT, x)
+    found = x.new_empty(len(x), width, width)
+    for first in range(0, width, _BLOCK):
+        last = min(first + _BLOCK, width)
+        part = torch.bmm(x[:, :, first:last].mT, x[:, :, first:])
+        found[:, first:last, first:] = part
+        found[:, last:, first:last] = part[:, :, last - first :].mT
+    return found
 
 
 def _centred(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -91,6 +91,16 @@ def test_the_bias_is_the_mean_error_of_the_samples() -> None:
     torch.testing.assert_close(moments.bias(weight), left.mean(1), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("width", [192, 193, 500])  # one block of columns, two and three
+def test_products_of_many_columns_are_formed_in_blocks(width: int) -> None:
+    x = torch.randn(2, 60, width) + 3
+    moments = Moments.of(x, x[:, :, :5])
+    assert moments is not None
+    left = x.double() - x.double().mean(1, keepdim=True)
+    torch.testing.assert_close(moments.xx, left.mT @ left, rtol=1e-4, atol=1e-4)
+    assert torch.equal(moments.xx[:, -1, :5], moments.xx[:, :5, -1])
+
+
 def test_the_target_is_the_least_squares_solution() -> None:
     x = torch.randn(1, 500, 6)
     noisy = x + 0.3 * torch.randn(1, 500, 6)

@@ -159,11 +159,14 @@ def _descended(
 ) -> Solution:
     """Coordinate descent in turns with the scale, from the better of two starts in every range."""
     plain = grid.nearest(target)
-    losses = [grid.by_rows(quadratic(grid.weight(k) - target, moments)) for k in (integers, plain)]
-    worse = losses[0] > losses[1]
-    integers = torch.where(worse[grid.rows][:, :, None], plain, integers)
+    errors = [grid.weight(k) - target for k in (integers, plain)]
+    slopes = [torch.bmm(error, moments) for error in errors]
+    pairs = zip(slopes, errors, strict=True)
+    losses = [grid.by_rows((slope * error).sum(-1)) for slope, error in pairs]
+    worse = (losses[0] > losses[1])[grid.rows][:, :, None]
+    integers, slope = (torch.where(worse, b, a) for a, b in ((integers, plain), slopes))
     pulled = torch.bmm(target, moments)
-    integers, slope = descend(integers, target, moments, grid)
+    integers, slope = descend(integers, target, moments, grid, slope=slope)
     for _ in range(given.refits):
         grid, slope = refit(integers, slope, pulled, moments, grid)
         again, slope = descend(integers, target, moments, grid, slope=slope)
