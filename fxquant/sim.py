@@ -21,6 +21,7 @@ from fxquant.graph.pass_infra import state_of
 from fxquant.graph.rewriter import label
 from fxquant.inspection.summary import quantizer_table, summary
 from fxquant.nn import QuantizationMixin
+from fxquant.nn.training_state import require_stored_weights
 from fxquant.passes import simulation_pipeline
 from fxquant.precision.requests import PrecisionChange, set_precision
 from fxquant.prepare import call_arguments, is_prepared, prepare_model
@@ -338,7 +339,12 @@ class QuantizationSimModel(ExportMethods):
         editing.set_blocks(self.model, arg, block_size, make)
 
     def fold_param_quantizers(self) -> None:
-        """Give the parameters the values of their grids; what is computed stays the same."""
+        """Give the parameters the values of their grids; what is computed stays the same.
+
+        Raises:
+            TrainingError: FXQ802, training has not ended: live batch norms or adapters.
+        """
+        require_stored_weights(self.model)
         for module in self.qmodules():
             module.fold_param_quantizers()
 

@@ -117,6 +117,7 @@ class PlaceQuantizers(Pass):
         quantizer = quantizer_for(
             self.target, "entry" if grid.entry else "activation", self.scheme,
             bitwidth=grid.bitwidth, symmetric=grid.symmetric, signed=grid.signed,
+            by_token=grid.by_token,
         )  # fmt: skip
         for end, value in zip(("min", "max"), grid.fixed or (None, None), strict=True):
             if value is not None:

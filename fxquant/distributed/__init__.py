@@ -1,7 +1,9 @@
-"""Several processes, now or one after the other: calibration over ranks and over shards of data."""
+"""Several processes, now or one after the other: calibration, reconstruction and training."""
 
 from fxquant.distributed.batch_norms import average_batch_norms
+from fxquant.distributed.failures import fail_together
 from fxquant.distributed.over_ranks import compute_encodings
+from fxquant.distributed.reconstruction import reconstruct
 from fxquant.distributed.sharded_training import fully_shard, gather
 from fxquant.distributed.shards import MergedShards, merge_statistics, save_statistics
 
@@ -9,8 +11,10 @@ __all__ = [
     "MergedShards",
     "average_batch_norms",
     "compute_encodings",
+    "fail_together",
     "fully_shard",
     "gather",
     "merge_statistics",
+    "reconstruct",
     "save_statistics",
 ]

@@ -8,7 +8,6 @@ number of quantizers, not on the data.
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load, save
@@ -17,7 +16,6 @@ from fxquant.calibrate import NOT_GIVEN
 from fxquant.distributed.exchange import Ranks
 from fxquant.distributed.identity import calibration_identity
 from fxquant.distributed.statistics_of import Merging, collected, require_mergeable
-from fxquant.errors import TrainingError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -27,8 +25,6 @@ if TYPE_CHECKING:
 
     from fxquant.calibrate import Progress
     from fxquant.sim import QuantizationSimModel
-
-log = logging.getLogger("fxquant")
 
 
 def compute_encodings(
@@ -63,31 +59,16 @@ def compute_encodings(
         CalibrationError: the data of this rank are empty or wrong; the other ranks are told.
     """
     ranks = Ranks(group, timeout)
-    told = False
 
     def merge(model: fx.GraphModule) -> None:
-        nonlocal told
-        identity = calibration_identity(sim)
-        told = True
-        ranks.agree(identity)
+        ranks.agree(calibration_identity(sim))
         merging = Merging(model)
         for part in ranks.from_each(save(collected(model))):
             merging.take(load(part))
         merging.give()
 
-    try:
+    with ranks.telling():
         if ranks.size > 1:
             require_mergeable(sim.model)
         several = merge if ranks.size > 1 else None
         sim.compute_encodings(data, args, progress=progress, threads=threads, merge=several)
-    except Exception as error:
-        if ranks.size > 1 and not told:
-            _tell(ranks, error)
-        raise
-
-
-def _tell(ranks: Ranks, error: Exception) -> None:
-    try:
-        ranks.tell(error)
-    except TrainingError as lost:  # the error of this rank is the one to raise
-        log.warning("the other ranks could not be told: %s", lost.what)

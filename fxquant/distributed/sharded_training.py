@@ -70,13 +70,17 @@ def gather(model: nn.Module, into: nn.Module) -> None:
         into: the model of a simulation that was made in the same way, for export and checkpoints.
 
     Raises:
-        TrainingError: FXQ815, the two are no simulations of one model.
+        TrainingError: FXQ815, the two are no simulations of one model; FXQ810 another rank failed,
+            FXQ811 one did not answer.
     """
     from torch.distributed.fsdp import FSDPModule  # only here, as above
 
     sharded = [m for m in model.modules() if isinstance(m, FSDPModule)]
-    for part in sharded:
-        part.unshard()
+    ranks = Ranks()
+    ranks.agree({"sharded parts": str(len(sharded))})
+    with ranks.answered():
+        for part in sharded:
+            part.unshard()
     for module in model.modules():
         follow_parameters(module)  # which waits for whole weights
     ours, theirs = (dict((*m.named_parameters(), *m.named_buffers())) for m in (model, into))

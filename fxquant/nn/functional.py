@@ -11,6 +11,7 @@ that differs by a typing slip is the one nobody notices.
 from __future__ import annotations
 
 import functools
+import inspect
 import operator
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -46,6 +47,20 @@ class Functional(nn.Module):
             # sums over a gradient round by the order of its memory
             result.register_hook(functools.partial(_laid_out, result.size(), result.stride()))
         return result
+
+
+def arity_of(module: nn.Module, cls: type[nn.Module]) -> int:
+    """Number of tensor arguments: what the function says, or the arguments without a default.
+
+    Args:
+        module: the module.
+        cls: the class that its `forward` is of.
+    """
+    if isinstance(module, Functional):
+        return module.arity
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(cls.forward).parameters.values()
+    return max(1, sum(p.kind in kinds and p.default is p.empty for p in parameters) - 1)
 
 
 def _laid_out(size: Sequence[int], stride: Sequence[int], gradient: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ bases; a list by hand forgets one. `QuantizedConv2d` is an `nn.Conv2d`.
 
 from __future__ import annotations
 
-import inspect
 import types
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
@@ -22,9 +21,10 @@ from torch import Tensor, nn
 from fxquant.errors import QuantizationError
 from fxquant.nn import calibration, custom_kernels
 from fxquant.nn.containers import QuantizerDict, QuantizerList, Removed, Walk, remove
-from fxquant.nn.functional import Functional
+from fxquant.nn.functional import arity_of
 from fxquant.nn.live_norm import live_norm_of
 from fxquant.nn.low_rank import adapts
+from fxquant.nn.training_state import require_stored_weights, store_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -73,7 +73,7 @@ class QuantizationMixin(nn.Module):
         for name, parameter in self._parameters.items():
             if parameter is not None:
                 self.param_quantizers[name] = None
-        self.input_quantizers = QuantizerList([None] * _arity(self))  # type: ignore[list-item]
+        self.input_quantizers = QuantizerList([None] * arity_of(self, self.float_class))  # type: ignore[list-item]
         self.output_quantizers = QuantizerList([None])  # type: ignore[list-item]
         self._quantized: dict[str, _Kept] = {}
 
@@ -96,7 +96,10 @@ class QuantizationMixin(nn.Module):
         return quantized
 
     def get_original_module(self) -> nn.Module:
-        """The module without quantizers; it shares parameters, buffers, submodules and hooks."""
+        """The module without quantizers; it shares parameters, buffers, submodules and hooks.
+
+        A live batch norm is folded in, and an adapter merged; these weights are its own.
+        """
         cls = type(self).float_class
         module = cls.__new__(cls)
         for name, value in self.__dict__.items():
@@ -104,6 +107,7 @@ class QuantizationMixin(nn.Module):
                 module.__dict__[name] = value.copy() if name in _REGISTRIES else value
         for name in ("input_quantizers", "output_quantizers", "param_quantizers"):
             del module._modules[name]
+        store_weights(module)
         return module
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -165,7 +169,11 @@ class QuantizationMixin(nn.Module):
         """Give the parameters the values of their grids, and keep the ranges as they are.
 
         Nothing changes in what the module computes; rounding is no longer undone by training.
+
+        Raises:
+            TrainingError: FXQ802, there is a live batch norm or an adapter.
         """
+        require_stored_weights(self)
         with torch.no_grad():
             for name, value in self._quantized_parameters().items():
                 parameter = calibration.weight_of(self, name)
@@ -388,13 +396,3 @@ def _blank(cls: type[nn.Module]) -> QuantizationMixin:
 
 def _learns(quantizer: nn.Module) -> bool:
     return any(p is not None and p.requires_grad for p in quantizer._parameters.values())
-
-
-def _arity(module: nn.Module) -> int:
-    """Number of tensor arguments: what the function says, or the arguments without a default."""
-    if isinstance(module, Functional):
-        return module.arity
-    signature = inspect.signature(type(module).float_class.forward)  # type: ignore[attr-defined]
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    wanted = [p for p in signature.parameters.values() if p.kind in kinds and p.default is p.empty]
-    return max(1, len(wanted) - 1)

@@ -52,8 +52,13 @@ def numbered_operands(node: fx.Node) -> Iterator[tuple[int, fx.Node]]:
     index = 0
     for operand in given:
         yield index, operand
-        spec = operand.meta.get("spec")
-        index += len(spec or ()) if is_sequence(spec) else int(hasattr(spec, "dtype"))
+        index += holds_tensors(operand)
+
+
+def holds_tensors(node: fx.Node) -> int:
+    """How many tensors the recorded value of a node is."""
+    spec = node.meta.get("spec")
+    return len(spec or ()) if is_sequence(spec) else int(hasattr(spec, "dtype"))
 
 
 def moves_values(node: fx.Node, root: fx.GraphModule) -> fx.Node | None:

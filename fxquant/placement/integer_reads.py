@@ -45,6 +45,14 @@ class IntegerReads:
         """Direct users that are integer kernels, or move the value to one."""
         return [user for user in node.users if self._integer(user, lambda _: False)]
 
+    def integer_kernels(self, node: fx.Node) -> set[fx.Node]:
+        """What computes on the integers of a value, also through operators that move it."""
+        found: set[fx.Node] = set()
+        for user in self.integer_users(node):
+            ends = user in self.kernels or user in self.ends
+            found |= {user} if ends else self.integer_kernels(user)
+        return found
+
     def float_users(self, node: fx.Node) -> list[fx.Node]:
         """Direct users that read the real values, and do not move them to an integer kernel."""
         integer = self.integer_users(node)

@@ -22,6 +22,7 @@ class PlannedQuantizer:
     symmetric: bool
     fixed: tuple[float | None, float | None] | None = None  # None: an end that is calibrated
     entry: bool = False  # its values enter the quantized part here
+    by_token: bool = False  # what an error is of its token counts, see `Sqnr.relative`
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ from fxquant.placement.plan import Plan, PlannedQuantizer, WeightPlan
 from fxquant.placement.regions import find_regions
 from fxquant.placement.rule_effects import check_effects
 from fxquant.placement.shared_weights import shared_channels
+from fxquant.placement.token_grids import choose_by_token
 
 if TYPE_CHECKING:
     from fxquant.config import QuantConfig
@@ -116,6 +117,7 @@ class _Planner:
         self._ask_rules()
         self._group()
         self._split()
+        choose_by_token(self.gm, self.plan, self.reads)
         self._weights()
         check_effects(self.gm, self.settings, self.plan)
         return self.plan
@@ -134,8 +136,7 @@ class _Planner:
             self._need(operand, second=second, consumer=node)
         if rule.output == "required":
             owner = self.kernel_ends.get(node, node)
-            slot = (owner, 0)
-            self.needs.setdefault(slot, _Need()).others += 1
+            self.needs.setdefault((owner, 0), _Need()).others += 1
             self._note(owner, f"its output has a grid: {row.name} writes integers")
             if owner is not node:
                 self._note(node, f"its output is float: the kernel takes in {owner.name}")
@@ -155,10 +156,8 @@ class _Planner:
     def _need(self, operand: fx.Node, *, second: bool, consumer: fx.Node) -> None:
         slot = self._origin(operand)
         need = self.needs.setdefault(slot, _Need())
-        if second:
-            need.seconds += 1
-        else:
-            need.others += 1
+        need.seconds += second
+        need.others += not second
         self._note(slot[0], f"its output has a grid: {consumer.name} reads it in integers")
 
     def _ask_ends(self) -> None:

@@ -20,7 +20,12 @@ from fxquant import ops
 from fxquant.nn import QuantizationMixin
 from fxquant.nn.calibration import weight_of
 from fxquant.nn.containers import QuantizerDict, QuantizerList
-from fxquant.placement.dataflow import operands, resolve_grids
+from fxquant.placement.dataflow import (
+    holds_tensors,
+    numbered_operands,
+    operands,
+    resolve_grids,
+)
 from fxquant.placement.shift_constraints import written_grid
 from fxquant.quantization import QuantizerBase
 from fxquant.quantization.affine import AffineQuantizer, BiasQuantizeDequantize
@@ -101,7 +106,8 @@ class Sites:
         reads: node -> sites of the values that it reads.
         writes: node -> sites of its own values.
         weights: node -> sites of its parameters.
-        operands: node -> position of an operand and its site.
+        operands: node -> position among the tensors that it reads, as in the quantizers of its
+            module's inputs, and site.
     """
 
     reads: dict[fx.Node, list[Site]] = field(default_factory=dict)
@@ -205,15 +211,15 @@ def _all_in_place(found: Sites) -> Iterator[None]:
 
 
 def _read(gm: fx.GraphModule, node: fx.Node, grids: Any) -> Iterator[tuple[int, Any]]:
-    """Quantizers of the values that a node reads, with the position of each operand."""
-    given: list[fx.Node] = []
-    fx.node.map_arg((node.args, node.kwargs), given.append)
+    """Quantizers of the values that a node reads, with the position of each among its tensors."""
     module = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
     own = getattr(module, "input_quantizers", ())
-    for index, operand in enumerate(given):
-        quantizer = own[index] if index < len(own) else None
-        found = (quantizer,) if quantizer is not None else grids.get(operand, ())
-        yield from ((index, one) for one in found)
+    for first, operand in numbered_operands(node):
+        if not holds_tensors(operand):
+            continue  # a size takes no position: the next one is that of another operand
+        for index, quantizer in enumerate(grids.get(operand, ()), first):
+            read = own[index] if index < len(own) else None
+            yield index, quantizer if read is None else read
 
 
 def _unique(sites: Iterator[Site]) -> list[Site]:

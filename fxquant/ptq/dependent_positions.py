@@ -50,7 +50,7 @@ def dependent_positions(walk: Walk, layers: Iterable[Layer], seed: int) -> Posit
         if not chosen or all(t.is_floating_point() for t in tensors(inputs)):
             continue
         with quantization_off(walk.gm):
-            weights = gradients.of(inputs, batch)
+            weights = gradients.of(inputs, walk.parts.batches_before + batch)
         for node, gradient in weights.items():
             product = chosen[node].product
             every = torch.arange(product.positions(gradient), device=gradient.device)

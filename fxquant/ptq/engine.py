@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from fxquant.ptq.layers import Layer
+    from fxquant.ptq.walking.parts_of_data import WholeData
     from fxquant.ptq.walking.walk import Progress
     from fxquant.sim import QuantizationSimModel
 
@@ -50,7 +51,9 @@ class ReconstructionOptions:
             quantized inputs.
         correct_bias: change biases too.
         tables: choose the steps of tables whose rows are looked up, too.
-        max_memory: bytes of values that are held in memory; the rest lies in files.
+        max_memory: bytes of the values between layers together with what a layer is computed and
+            solved with; values beyond that lie in files. The least is one batch of a layer's values
+            and its matrices, about 40 bytes for each pair of inputs of an output.
         folder: where these files are, and those of the layers that are finished: a reconstruction
             of the same simulation on the same data that was killed goes on behind them, with the
             same result. They are removed at the end. None: nothing is kept of one that is killed.
@@ -93,6 +96,7 @@ def reconstruct(
     *,
     progress: Progress | None = None,
     on_event: OnEvent | None = None,
+    parts: WholeData | None = None,
 ) -> ReconstructionReport:
     """Choose the integers, scales and biases of a calibrated simulation, in place.
 
@@ -106,6 +110,7 @@ def reconstruct(
         progress: called after each node with (nodes done, nodes in all).
         on_event: called with "reconstruct.progress" after each node, and with "reconstruct.layer"
             and its errors after each layer; see `fxquant.tracking`.
+        parts: of which the data are one, see `fxquant.distributed.reconstruct`; None: they are all.
 
     Returns:
         What was done, layer by layer.
@@ -133,11 +138,12 @@ def reconstruct(
     """
     require_simulation(sim, "reconstruct")
     work = _Reconstruction(sim.model, options or ReconstructionOptions(), on_event)
-    return work.run(data, counted(on_event, "reconstruct", progress))
+    return work.run(data, counted(on_event, "reconstruct", progress), parts)
 
 
 class _Reconstruction:
     finished: FinishedLayers  # known once the walk has its data
+    parts: WholeData
 
     def __init__(
         self, gm: fx.GraphModule, options: ReconstructionOptions, on_event: OnEvent | None = None
@@ -152,28 +158,35 @@ class _Reconstruction:
         self.layers.cost = self.report
         self.tables: list[LayerReport] = []
 
-    def run(self, data: Any, progress: Progress | None) -> ReconstructionReport:
-        layers = self.layers.run(data, self._visit, progress, self._begin)
+    def run(
+        self, data: Any, progress: Progress | None, parts: WholeData | None = None
+    ) -> ReconstructionReport:
+        layers = self.layers.run(data, self._visit, progress, self._begin, parts)
         self.report.layers = [*self.tables, *layers]
         self.finished.clear()
         return self.report
 
     def _begin(self, walk: Walk) -> None:
-        given = self.options
+        given, self.parts = self.options, walk.parts
         self.finished = FinishedLayers(given.folder, walk, given.of_the_result())
         for table in tables_of(self.layers.gm) if given.tables else ():
-            self.tables.append(self._once(table, partial(fit_steps, table)))
+            self.tables.append(self._once(table, partial(self._table, table)))
             del self.report.skipped[table.path]
 
     def _visit(self, visit: Visit) -> LayerReport:
         return self._once(visit.layer, lambda: self._layer(visit))
 
-    def _once(self, layer: Layer, find: Callable[[], LayerReport]) -> LayerReport:
+    def _table(self, table: Layer) -> LayerReport | None:
+        return fit_steps(table) if self.parts.decides else None
+
+    def _once(self, layer: Layer, find: Callable[[], LayerReport | None]) -> LayerReport:
         """What is found for a layer, or was before the run was killed."""
         found = self.finished.restored(layer)
-        if found is None:
+        if self.parts.unknown(found):
             found = find()
-            self.finished.keep(layer, found)
+            if found is not None:
+                self.finished.keep(layer, found)
+        found = self.parts.settled(layer, found)
         told: dict[str, Value | None] = {
             name: getattr(found, name)
             for name in ("path", "changed", "error_before", "error_after", "seconds")
@@ -181,10 +194,12 @@ class _Reconstruction:
         emit(self.on_event, "reconstruct.layer", told)
         return found
 
-    def _layer(self, visit: Visit) -> LayerReport:
+    def _layer(self, visit: Visit) -> LayerReport | None:
         begin, given, layer = time.process_time(), self.options, visit.layer
         sampling = Sampling(given.columns, given.held_out, given.seed)
         data = layer_data(layer, visit.walk, visit.sim, visit.float, sampling)
+        if not self.parts.decides:
+            return None
         problem = LayerProblem(
             layer, data, given.solver,
             float_target=given.float_target, correct_bias=given.correct_bias,

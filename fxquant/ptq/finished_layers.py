@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -52,7 +53,9 @@ class FinishedLayers:
         self._home: Path | None = None
         self._numbers: dict[str, int] = {}
         if folder is not None:
-            self._home = as_path(folder) / f"reconstruction-{_hash_of_run(walk, options)}"
+            run = _hash_of_run(walk, options)
+            if walk.parts.decides:
+                self._home = as_path(folder) / f"reconstruction-{run}"
 
     def restored(self, layer: Layer) -> LayerReport | None:
         """Give a layer what was found for it before; None if it is not finished."""
@@ -105,4 +108,6 @@ def _hash_of_run(walk: Walk, options: Mapping[str, Any]) -> str:
     for value in walk.given():
         for _, leaf in leaves(value):
             found.update((tensor_digest(leaf) if isinstance(leaf, Tensor) else repr(leaf)).encode())
-    return found.hexdigest()
+    own = torch.frombuffer(bytearray(found.digest()), dtype=torch.uint8)
+    every = [part["run"].numpy().tobytes() for part in walk.parts.from_each("run", {"run": own})]
+    return hashlib.blake2b(b"".join(every), digest_size=8).hexdigest()

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch import fx
 
     from fxquant.graph.selectors import Selector
+    from fxquant.ptq.walking.parts_of_data import WholeData
     from fxquant.ptq.walking.walk import Progress
 
 T = TypeVar("T")
@@ -42,7 +43,9 @@ class DataOptions:
         samples: samples of the data that are used; None: all.
         columns: positions of a layer's output that are looked at, over all samples.
         held_out: one of so many samples is held out to judge by.
-        max_memory: bytes of values that are held in memory; the rest lies in files.
+        max_memory: bytes of the values between layers together with what a layer is computed and
+            solved with; values beyond that lie in files. The least is one batch of a layer's values
+            and its matrices, about 40 bytes for each pair of inputs of an output.
         folder: where these files are.
         seed: of every choice.
         threads: of torch; 1 gives the same result on every machine; None: as they are.
@@ -131,6 +134,7 @@ class LayerWise:
         visit: Callable[[Visit], T | None],
         progress: Progress | None = None,
         begin: Callable[[Walk], object] = lambda _: None,
+        parts: WholeData | None = None,
     ) -> list[T]:
         """Visit every layer; what a visit returns is collected.
 
@@ -139,6 +143,7 @@ class LayerWise:
             visit: called with each layer.
             progress: as for `Walk`.
             begin: called with the walk before its first node.
+            parts: of which the data are one, as for `Walk`.
         """
         given, cost, found = self.options, self.cost, list[T]()
         started = time.process_time()
@@ -146,7 +151,7 @@ class LayerWise:
         with using_threads(given.threads), evaluating(self.gm), torch.no_grad():
             walk = Walk(
                 self.gm, data, (exact, sim), samples=given.samples,
-                max_memory=given.max_memory, folder=given.folder, progress=progress,
+                max_memory=given.max_memory, folder=given.folder, progress=progress, parts=parts,
             )  # fmt: skip
             begin(walk)
             walk.counting = dependent_positions(walk, self.layers.values(), given.seed)
@@ -155,7 +160,9 @@ class LayerWise:
                 walk.compute(node, exact)
                 cost.float_seconds += time.process_time() - start
                 if node in self.layers:
-                    result = visit(Visit(self.layers[node], walk, sim, exact))
+                    layer = self.layers[node]
+                    with walk.store.reserving(layer.working_bytes(given.columns)):
+                        result = visit(Visit(layer, walk, sim, exact))
                     if result is not None:
                         found.append(result)
         cost.samples = sum(walk.samples)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _BIAS_STEPS = 2.0**30
 # a quantizer that keeps its step to the last bits, as against one that changes it to another
 _SAME_STEP = 1e-5
+# rows that are in memory together, see `sampling`, and how often
+_GATHERED, _COPIES = 4096, 6
 _NO_PRODUCT = "it does not multiply its input with its weight once"
 _TABLE = "its rows are looked up: nearest integers are best"
 # prefix of the range among the names of a layer's state
@@ -57,6 +59,18 @@ class Layer:
     def has_bias(self) -> bool:
         """Whether there is a bias that can take in the mean error."""
         return getattr(self.module, "bias", None) is not None
+
+    def working_bytes(self, columns: int) -> int:
+        """About what a technique holds that looks at so many positions of the layer.
+
+        Rows of inputs and outputs in float32, as they are gathered, joined, centred and judged by,
+        and the matrices of a solver: two of second moments in float64 and one merged into them,
+        their factor and inverse.
+        """
+        shape = torch.empty(self.module.weight.shape, device="meta")
+        groups, outputs, inputs = self.product.matrix(shape).shape
+        rows = _COPIES * 4 * min(columns, _GATHERED) * groups * (inputs + outputs)
+        return int(rows + 8 * groups * inputs * (5 * inputs + 3 * outputs))
 
     def input(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """What the weight is multiplied with, given the arguments of the module."""

@@ -9,12 +9,16 @@ number of samples.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from fxquant.errors import ShapeMismatchError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 # an input that varies by less, as a share of its mean, is constant but for float32's rounding
 _CONSTANT = 2.0**-20
@@ -62,6 +66,16 @@ class Moments:
             count, mean_x, mean_y, _add_outer(xx, dx, dx, -count), _add_outer(yx, dy, dx, -count),
             yy.sub_(dy.square(), alpha=count),
         )  # fmt: skip
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it by name, to be sent or written."""
+        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "count"}
+        return {"count": torch.tensor(self.count), **named}
+
+    @classmethod
+    def from_tensors(cls, named: Mapping[str, Tensor]) -> Moments:
+        """What `tensors` gave."""
+        return cls(int(named["count"]), **{n: t for n, t in named.items() if n != "count"})
 
     def second(self, *, centred: bool) -> Tensor:
         """Second moments of the inputs, about their means or about zero: `[G, D, D]`."""

@@ -15,6 +15,7 @@ from fxquant.quantization.tensor import plain
 
 if TYPE_CHECKING:
     from fxquant.ptq.layers import Layer
+    from fxquant.ptq.walking.parts_of_data import WholeData
     from fxquant.ptq.walking.walk import Environment, Walk
 
 # rows that are gathered before their products are formed
@@ -103,12 +104,15 @@ def layer_data(
         x = layer.input(*walk.operands(layer.node, source, batch))
         return x, plain(walk.value(layer.node, wanted, batch))
 
-    total, before = sum(walk.samples), 0
+    parts = walk.parts
+    total, before = parts.samples, parts.samples_before
     # batches may differ in size, and a larger image reaches more of a kernel
     reached = [
         layer.product.reached(*values(b)) for b in range(len(walk) if layer.product.dims else 1)
     ]
-    live = torch.nonzero(torch.stack(reached).any(0))[:, 0]
+    own = {"reached": torch.stack(reached).any(0)}
+    every = [part["reached"] for part in parts.from_each(f"columns of {layer.path}", own)]
+    live = torch.nonzero(torch.stack(every).any(0))[:, 0]
     collected = _Collector(layer, live, keep=rows)
     for batch, samples in enumerate(walk.samples):
         x, y = values(batch)
@@ -116,7 +120,8 @@ def layer_data(
         among = walk.counting.get((layer.node, batch))
         count = positions if among is None else len(among)
         most = -(-sampling.positions(layer) * samples // total)
-        chosen = _chosen(count, most, (sampling.seed, hash_of(layer.path), batch), x.device)
+        seeds = sampling.seed, hash_of(layer.path), parts.batches_before + batch
+        chosen = _chosen(count, most, seeds, x.device)
         chosen = chosen if among is None else among[chosen]
         # samples are held out, not positions: neighbours in an image are much alike
         sample = before + torch.div(chosen * samples, max(positions, 1), rounding_mode="floor")
@@ -125,7 +130,7 @@ def layer_data(
         held = sample % sampling.held_out == sampling.held_out - 1
         collected.add(x, y, chosen[~held], chosen[held])
         before += samples
-    return collected.finish()
+    return collected.finish(parts)
 
 
 @dataclass
@@ -158,22 +163,45 @@ class _Collector:
             self.kept += self.rows if self.keep else ()
             self.rows.clear()
 
-    def finish(self) -> LayerData:
-        """What was collected; with nothing held out it is judged by all."""
+    def finish(self, parts: WholeData) -> LayerData:
+        """What all parts collected; with nothing held out it is judged by all."""
         node, path = self.layer.node, self.layer.path
-        held = _joined(self.held)
-        if not held[0].shape[1] and self.rows:
-            held = _joined(self.rows)
-        if self.moments is None and not any(c.shape[1] for c, _ in self.rows):
-            self.rows = [held]
+        self._without_holding_out(parts)
         self._flush()
+        own = dict(zip(("held_x", "held_y"), _joined(self.held), strict=True))
+        if self.moments is not None:
+            own |= self.moments.tensors()
+        if self.kept:
+            own |= dict(zip(("rows_x", "rows_y"), _joined(self.kept), strict=True))
+        self.moments = None
+        self.held.clear()
+        self.kept.clear()
+        for part in parts.from_each(f"moments of {path}", own):
+            found = {name: tensor.to(self.live.device) for name, tensor in part.items()}
+            self.held.append((found.pop("held_x"), found.pop("held_y")))
+            if "rows_x" in found:
+                self.kept.append((found.pop("rows_x"), found.pop("rows_y")))
+            if found:
+                self.moments = merge(self.moments, Moments.from_tensors(found))
         if self.moments is None:
             what = f"{path} has no output to look at"
             raise CalibrationError("FXQ447", what, at=node, fix="give data that reaches the layer")
         if not all(bool(t.isfinite().all()) for t in (self.moments.yy, self.moments.xx)):
             what = f"input or output of {path} holds NaN or infinity"
             raise CalibrationError("FXQ446", what, at=node, fix="clean the data")
-        return LayerData(self.live, self.moments, held, _joined(self.kept) if self.kept else None)
+        rows = _joined(self.kept) if self.kept else None
+        return LayerData(self.live, self.moments, _joined(self.held), rows)
+
+    def _without_holding_out(self, parts: WholeData) -> None:
+        """Where all parts together hold out nothing, or everything, rows serve as both."""
+        own = [sum(x.shape[1] for x, _ in rows) for rows in (self.rows, self.held)]
+        own[0] += 0 if self.moments is None else self.moments.count
+        every = [p["rows"] for p in parts.from_each("rows", {"rows": torch.tensor(own)})]
+        seen, held = torch.stack(every).sum(0).tolist()
+        if not held and self.rows:
+            self.held = list(self.rows)
+        if not seen:
+            self.rows = list(self.held)
 
 
 def _joined(rows: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

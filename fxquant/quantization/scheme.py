@@ -42,6 +42,7 @@ class QuantScheme(Enum):
     Attributes:
         min_max: the whole range; "tf" and `post_training_tf` are other names of it.
         post_training_tf_enhanced: best signal-to-noise ratio, clipping counts three times; "sqnr".
+            For tokens that linear layers alone read in integers: best mean ratio of a token.
         post_training_percentile: leaves out a share of the values, see `set_percentile_value`.
         mse: smallest squared error, clipping counts like rounding.
         entropy: smallest Kullback-Leibler divergence; "kl". Of activations: weights of a

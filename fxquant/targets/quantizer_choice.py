@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from fxquant.quantization import QuantScheme, affine
 from fxquant.quantization.affine.pof2 import PowerOfTwo, PowerOfTwoQuantizeDequantize
 from fxquant.quantization.affine.pof2_rounding import OF_ONNX, RoundingQuantizeDequantize
+from fxquant.quantization.analyzers import Sqnr
 
 if TYPE_CHECKING:
     from fxquant.quantization.analyzers import EncodingAnalyzer
@@ -23,15 +24,21 @@ _AS_THEY_ARE = (
 )
 # a channel of a weight has too few values for a distribution, and all of them at once
 _OF_ACTIVATIONS = (QuantScheme.entropy, QuantScheme.moving_average)
-_ENHANCED = (
+_BY_RATIO = (
     QuantScheme.post_training_tf_enhanced,
-    QuantScheme.mse,
     QuantScheme.training_range_learning_with_tf_enhanced_init,
 )
+_ENHANCED = (*_BY_RATIO, QuantScheme.mse)
 
 
 def quantizer_for(
-    target: Target, role: Role, scheme: QuantScheme, *, bitwidth: int, **grid: Any
+    target: Target,
+    role: Role,
+    scheme: QuantScheme,
+    *,
+    bitwidth: int,
+    by_token: bool = False,
+    **grid: Any,
 ) -> affine.QuantizeDequantize:
     """A quantizer without a range.
 
@@ -41,10 +48,15 @@ def quantizer_for(
         scheme: how its range is chosen; with powers of two "tf_enhanced" and "mse" are the
             search of positions, "min_max" the position that clips nothing.
         bitwidth: bits.
+        by_token: what an error is of its token counts, where the scheme searches for the best
+            signal-to-noise ratio.
         grid: further arguments of `QuantizeDequantize`: `shape`, `signed`, `symmetric`.
     """
     grid["bitwidth"] = bitwidth
-    grid["encoding_analyzer"] = _analyzer(target, role, scheme, bitwidth)
+    analyzer = _analyzer(target, role, scheme, bitwidth)
+    if by_token and scheme in _BY_RATIO and isinstance(analyzer, Sqnr):
+        analyzer = dataclasses.replace(analyzer, relative=True)
+    grid["encoding_analyzer"] = analyzer
     rounding = _rounding(target, role)
     made: affine.QuantizeDequantize
     if target.powers_of_two:

@@ -3,7 +3,8 @@
 ``nn.Module.__call__`` (leaf modules and scopes), autograd functions (see ``autograd_functions``)
 and scripted functions (one call each, or gradient and code would be lost), ``torch.vmap``
 (tensors inside it cannot be known) and, because ``len`` and ``range`` insist on bare integers,
-these two. Caches of functions are emptied, too: a tensor of an earlier run would be a constant of
+these two. So is the attribute `training` of modules, to know whether a recording followed it.
+Caches of functions are emptied, too: a tensor of an earlier run would be a constant of
 this one's graph. Other threads keep their behaviour; a lock lets one recording run at a time.
 """
 
@@ -58,6 +59,10 @@ def watching(recorder: Recorder) -> Iterator[None]:
             # compiled modules run their plain code, which can be recorded
             undo.enter_context(torch.compiler.set_stance("force_eager"))
         yield
+
+
+def _set_training(module: nn.Module, training: bool) -> None:
+    vars(module)["training"] = training
 
 
 @contextmanager
@@ -122,6 +127,7 @@ class _Watch:
         applied = Applied(self.recorder, self.thread)
         return [
             (nn.Module, "__call__", self._module_call(nn.Module.__call__)),
+            (nn.Module, "training", property(self._training, _set_training)),
             (FunctionMeta, "__getattribute__", lambda kind, name: applied.look_up(kind, name)),
             (CheckpointFunction, "apply", classmethod(self._checkpoint(CheckpointFunction.apply))),
             (script, "__call__", self._scripted(vars(script)["__call__"])),
@@ -136,6 +142,14 @@ class _Watch:
         """Whether a call is not this recording's to see."""
         recorder = self.recorder
         return recorder.quiet > 0 or recorder.closed or threading.get_ident() != self.thread
+
+    def _training(self, module: nn.Module) -> bool:
+        """The flag of a module; the recorder is told that the model's own code asked for it."""
+        if "training" not in vars(module):
+            raise AttributeError("training")  # noqa: EM101 -- a scripted module goes on to look
+        if not self.off:
+            self.recorder.asked_for_training = True
+        return bool(vars(module)["training"])
 
     def _module_call(self, before: Callable[..., Any]) -> Callable[..., Any]:
         recorder = self.recorder

@@ -62,6 +62,8 @@ class Recording:
         constants: tensors that came from outside of torch's sight.
         dropped: paths of outputs that hold no tensor and no plain value, and are None in the graph.
         seen: what the model itself computed in the run that was recorded.
+        asked_for_training: whether the model's code read a training flag, beside what the modules
+            do that are recorded as one call.
     """
 
     graph_module: RecordedModule
@@ -69,6 +71,7 @@ class Recording:
     constants: tuple[Constant, ...] = ()
     dropped: tuple[str, ...] = ()
     seen: Seen | None = None
+    asked_for_training: bool = True
 
 
 def record(
@@ -115,6 +118,7 @@ def record(
         tuple(recorder.writer.constants),
         run.dropped,
         run.seen,
+        recorder.asked_for_training,
     )
 
 

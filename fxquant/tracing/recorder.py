@@ -66,6 +66,7 @@ class Recorder(TorchFunctionMode):
         self.leaves = leaves
         self.reads = DataDependentReads()
         self.closed = False
+        self.asked_for_training = False  # whether code of the model read a training flag
         self._cast = _casting()
         self.quiet = 0
         self.grad = torch.is_grad_enabled()

@@ -381,3 +381,37 @@ def test_a_second_output_of_a_module_gets_its_own_grid() -> None:
         fc: float int8 x 2 channels
         """,
     )
+
+
+def test_ranges_are_chosen_by_token_where_only_linear_layers_read_floats() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.norm = nn.Conv2d(3, 8, 4, 4), nn.LayerNorm(8)
+            self.q, self.k, self.act = nn.Linear(8, 8), nn.Linear(8, 8), nn.GELU()
+            self.up, self.down, self.mix = nn.Linear(8, 16), nn.Linear(16, 8), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.embed(x).flatten(2).transpose(1, 2)
+            y = self.norm(x)
+            x = x + self.q(y) @ self.k(y).transpose(1, 2) @ y
+            x = x + self.down(self.act(self.up(self.norm(x))))
+            return self.mix(F.silu(x).transpose(1, 2))  # type: ignore[no-any-return]
+
+    sim = QuantizationSimModel(Block().eval(), torch.randn(2, 3, 8, 8))
+    found = {
+        name.removesuffix(".output_quantizers.0"): q.encoding_analyzer.relative
+        for name, q in sim.model.named_modules()
+        if "output_quantizers." in name
+    }
+    assert found == {
+        "x_stub": False,  # of images
+        "embed": False,  # written by an integer kernel
+        "norm": False,  # a product reads it, too
+        "q": False,
+        "k": False,
+        "matmul": False,
+        "norm_1": True,
+        "act": True,
+        "silu": False,  # its rows are not what the layer reads
+    }

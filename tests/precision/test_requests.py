@@ -14,6 +14,7 @@ import fxquant
 from fxquant import QuantizationSimModel
 from fxquant.errors import ConfigError, FxQuantError, SelectorError
 from fxquant.fingerprint import CALIBRATED, changed_since
+from fxquant.precision.sites import find_sites
 from fxquant.ptq.snapshot import restore, snapshot
 from fxquant.quantization import affine
 from tests.helpers.modules import Branches, quantized
@@ -329,3 +330,26 @@ def test_regions_have_grids_inside_only() -> None:
     assert sim.set_precision("conv2d", param=4).changed == {"2.weight": ("8 bits", "4 bits")}
     with pytest.raises(SelectorError, match="FXQ265"):
         sim.set_precision("0", param=4)
+
+
+def test_what_is_read_is_numbered_as_the_quantizers_of_inputs_are() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x)
+            y = torch.where(y > 0, x.shape[0], y)  # the size takes no quantizer
+            return self.last(y)  # type: ignore[no-any-return]
+
+    x = torch.randn(2, 3, 8, 8)
+    sim = QuantizationSimModel(Net().eval(), x)
+    sim.compute_encodings([x])
+    module = quantized(sim, "where")
+    node = next(n for n in sim.model.graph.nodes if n.target == "where")
+    assert [(i, s.name) for i, s in find_sites(sim.model).operands[node]] == [(1, "first")]
+    module.input_quantizers[1] = own = affine.QuantizeDequantize((), 4)
+    own.set_range(-1.0, 1.0)
+    sites = find_sites(sim.model)
+    assert [(i, s.quantizer) for i, s in sites.operands[node]] == [(1, own)]

@@ -62,6 +62,10 @@ def test_adapters_train_and_are_merged(scheme: str, tmp_path: Any) -> None:
     trained = outputs(sim, x)
     with qat.quantization_off(sim.model):
         floating = outputs(sim, x)
+    for part in (sim, sim.model.get_submodule("0")):
+        with pytest.raises(TrainingError, match=r"FXQ802.*adapter"):
+            part.fold_param_quantizers()  # type: ignore[operator]
+    assert torch.equal(sim.get_original_model()(x), floating)
     qat.merge_adapters(sim)
     assert torch.equal(outputs(sim, x), trained)
     assert not torch.equal(trained, before)

@@ -119,6 +119,20 @@ def test_the_folded_network_computes_the_same_bits(tmp_path: Path) -> None:
     assert sim.export(tmp_path, "net", X)
 
 
+def test_a_layer_without_quantizers_has_its_norm_folded_in() -> None:
+    sim = simulated(settled())
+    sim.model.train()
+    sim.model(X)
+    sim.model.eval()
+    with torch.no_grad(), quantization_off(sim.model):
+        want = sim.model(X)
+        assert torch.equal(sim.get_original_model()(X), want)
+        count = len(norms(sim))
+        sim.exclude_layers_from_quantization(["c1"])
+        assert len(norms(sim)) == count - 1
+        assert torch.equal(sim.model(X), want)
+
+
 def test_modes_change_no_momentum_and_no_eps() -> None:
     sim = simulated(settled())
     before = [(m.norm.momentum, m.norm.eps) for m in norms(sim)]

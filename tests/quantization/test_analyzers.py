@@ -153,6 +153,54 @@ def _per_channel(analyzer: EncodingAnalyzer) -> EncodingAnalyzer:
     return analyzer
 
 
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**31), st.integers(2, 6))
+def test_relative_counts_merge_exactly_in_any_order(seed: int, count: int) -> None:
+    def relative(batches: list[Tensor]) -> Histogram:
+        histogram = Histogram(Layout(), 64, relative=True)
+        for x in batches:
+            histogram.update(x, *Layout().extremes(x))
+        return histogram
+
+    batches = batches_of(seed, count, 2, 3, 8)
+    whole = relative(batches)
+    assert equal(whole, relative(random.Random(seed).sample(batches, count)))
+    merged = Histogram(Layout(), 64, relative=True)
+    merged.load(relative(batches[: count // 2]).state())
+    merged.merge(relative(batches[count // 2 :]))
+    assert equal(whole, merged)
+
+
+@torch.no_grad()
+def test_relative_ranges_serve_the_many_rows_beside_a_strong_one() -> None:
+    x = torch.randn(4, 50, 32)
+    x[:, 0] *= 40.0
+    x[:, 1] = 0.0  # a row without values has no say
+    chosen = {}
+    for relative in (False, True):
+        q = Q.affine.QuantizeDequantize((), 8, encoding_analyzer=Sqnr(relative=relative))
+        with q.compute_encodings():
+            for part in x:
+                q(part)
+        chosen[relative] = (q.min.item(), q.max.item())
+
+    def loss(low: float, high: float) -> float:
+        """What clipped values count three times for, relative to their rows."""
+        q = Q.affine.QuantizeDequantize((), 8)
+        q.set_range(low, high)
+        error = (q(x) - x).square()
+        grid = q.get_encodings()
+        assert grid is not None
+        inside = (x >= grid.min) & (x <= grid.max)
+        rows = torch.where(inside, error, 3 * error).mean(-1) / x.square().mean(-1)
+        return float(rows[:, [0, *range(2, 50)]].mean())
+
+    shares = torch.arange(1, 25) / 24
+    best = min(loss(float(x.min() * a), float(x.max() * b)) for a in shares for b in shares)
+    assert loss(*chosen[True]) < 1.05 * best  # a bin is a third of a step wide
+    assert loss(*chosen[False]) > 2 * best
+
+
 @pytest.mark.parametrize("share", [50.0, 90.0, 99.0, 99.9, 100.0])
 def test_percentiles_are_those_of_numpy_up_to_a_bin(share: float) -> None:
     x = torch.randn(20000).exp() - 1.0

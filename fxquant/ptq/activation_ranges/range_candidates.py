@@ -85,7 +85,8 @@ class Observed:
         self._keys: list[tuple[object, ...]] = []
         for rule in rules:
             found = rule.analyzer.start(quantizer._layout)
-            key = (type(found), getattr(found, "bins", None), getattr(found, "share", None))
+            traits = (getattr(found, name, None) for name in ("bins", "share", "relative"))
+            key = (type(found), *traits)
             self._statistics.setdefault(key, found)
             self._keys.append(key)
 

@@ -2,13 +2,17 @@
 
 Memory is counted by storage: views of one tensor count once. What is written out is the oldest
 value that is larger than a page; it is read again when it is asked for, and forgotten after its
-last use like the others.
+last use like the others. What is computed from the values needs memory too: whoever computes says
+how much, and values make room for it.
 """
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import math
+import sys
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -20,9 +24,13 @@ from fxquant.graph.pytree import map_leaves, tensors
 from fxquant.quantization.tensor import DequantizedTensor, adopt, plain
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Iterator
 
 _SMALLEST = 4096  # bytes; below that a file costs more than it frees
+# of the limit: what may be freed before it is given back
+_SHARE = 1 / 16
+# of glibc; elsewhere memory goes back by itself, or not at all
+_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 
 
 class _Written:
@@ -37,14 +45,20 @@ class _Written:
         path.write_bytes(numbers.view(torch.uint8).numpy().data)
 
     def read(self) -> Tensor:
-        count = math.prod(self.shape)
-        flat = torch.from_file(str(self.path), shared=False, size=count, dtype=self.dtype)
-        value = flat.clone().reshape(self.shape).to(self.device)
+        flat = torch.empty(math.prod(self.shape), dtype=self.dtype)
+        with self.path.open("rb") as file:  # not mapped: the mapped pages would count as well
+            file.readinto(flat.view(torch.uint8).numpy().data)
+        value = flat.reshape(self.shape).to(self.device)
         return value if self.kind is None else adopt(value, self.encoding, self.kind)
 
 
 class ValueStore:
     """Values by key; tensors beyond `max_memory` bytes lie in a temporary folder.
+
+    Args:
+        max_memory: bytes of the values, together with what is reserved for computing; None: no
+            limit.
+        folder: where the temporary folder is made.
 
     Attributes:
         peak: most bytes that were held in memory.
@@ -56,7 +70,7 @@ class ValueStore:
         self.peak = self.written = 0
         self._values: dict[Hashable, Any] = {}
         self._bytes: dict[int, list[int]] = {}  # storage -> [bytes, uses]
-        self._held = 0
+        self._held = self._reserved = self._freed = 0
         self._numbers = itertools.count()
         self._home = folder
         self._folder: TemporaryDirectory[str] | None = None
@@ -84,9 +98,35 @@ class ValueStore:
         self.drop(key)
         self._values[key] = value
         self._count(value, 1)
-        if self.max_memory is not None and self._held > self.max_memory:
-            self._spill(self.max_memory)
+        self._make_room()
         self.peak = max(self.peak, self._held)
+
+    @contextmanager
+    def reserving(self, count: int) -> Iterator[None]:
+        """Let values leave room for so many bytes that are computed with meanwhile."""
+        self._reserved += count
+        self._make_room()
+        try:
+            yield
+        finally:
+            self._reserved -= count
+
+    def return_freed(self) -> None:
+        """Give memory that values have left back to the system, where it is limited.
+
+        The C library keeps what is freed, in pieces between what is not; of values that come and
+        go it keeps more than the values are.
+        """
+        self._freed = 0
+        if self.max_memory is not None and _trim is not None:
+            _trim(0)
+
+    def _make_room(self) -> None:
+        if self.max_memory is None:
+            return
+        self._spill(max(0, self.max_memory - self._reserved))
+        if self._freed > _SHARE * self.max_memory:
+            self.return_freed()
 
     def get(self, key: Hashable) -> Any:
         """The value; one that lies in files is read for this use only."""
@@ -129,4 +169,5 @@ class ValueStore:
         if self._folder is None:
             self._folder = TemporaryDirectory(prefix="fxquant-", dir=self._home)
         self.written += leaf.nbytes
+        self._freed += leaf.nbytes
         return _Written(leaf, Path(self._folder.name) / f"{next(self._numbers)}.bin")

@@ -27,6 +27,7 @@ from fxquant.graph.node_walk import Environment, last_uses
 from fxquant.graph.pytree import fresh_inputs, samples_of, tensors
 from fxquant.nn import QuantizationMixin
 from fxquant.ptq.walking.originals import float_module
+from fxquant.ptq.walking.parts_of_data import WholeData
 from fxquant.ptq.walking.value_store import ValueStore
 from fxquant.tracing.signature import MissingInputError, input_name, mismatch, placeholder_values
 
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
 __all__ = ["Environment", "FloatEnvironment", "Progress", "Walk", "taking_batch"]
 
 Progress = Callable[[int, int], None]
+
+# memory that a node is computed with, in sizes of its operands: themselves, where they lay in
+# files, on their grid, the result and its own, and what operators and quantizers keep meanwhile
+_AROUND = 6
 
 
 class FloatEnvironment(Environment):
@@ -83,11 +88,13 @@ class Walk:
         folder: where values beyond that are written; the system's temporary folder by default.
         progress: called after each node with (nodes done, nodes in all).
         first: number of the first batch, for errors.
+        parts: of which these data are one; None: they are all.
 
     Attributes:
         samples: number of samples of each batch.
         store: the values.
         counting: positions of layers that count, see `dependent_positions`; missing where all do.
+        parts: which part of all data these are.
 
     Raises:
         CalibrationError: FXQ442 there are no data, FXQ443 `data` is no iterable of batches, FXQ444
@@ -105,6 +112,7 @@ class Walk:
         folder: str | Path | None = None,
         progress: Progress | None = None,
         first: int = 0,
+        parts: WholeData | None = None,
     ) -> None:
         self.gm, self.environments = gm, tuple(environments)
         self.store = ValueStore(max_memory, folder)
@@ -117,6 +125,8 @@ class Walk:
         self._last = last_uses(self._nodes)
         self._writes = any(ops.is_inplace(n) for n in self._nodes)
         self._collect(data, samples)
+        self.parts = parts or WholeData()
+        self.parts.begin(self.samples)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -145,6 +155,7 @@ class Walk:
                     self.compute(node, environment)
                 for past in self._last.get(node, ()):
                     self._drop(past)
+                self.store.return_freed()
                 if self._progress is not None:
                     self._progress(done + 1, len(self._nodes))
 
@@ -178,9 +189,10 @@ class Walk:
             # a graph that writes must not write into the user's data
             return fresh_inputs(value) if self._writes else value
         given = self.operands(node, environment, batch)
-        return (
-            given[0][0] if node.op == "output" else self.computed(node, environment, batch, given)
-        )
+        if node.op == "output":
+            return given[0][0]
+        with self.store.reserving(_AROUND * sum(t.nbytes for t in tensors(given))):
+            return self.computed(node, environment, batch, given)
 
     def computed(
         self, node: fx.Node, environment: Environment, batch: int,

@@ -27,22 +27,31 @@ _CHUNK = 1 << 20  # elements that are turned into bin numbers at a time
 _TABLE = 1 << 18  # counts that are written at a time: they stay in the cache
 # powers of two at which scaling stays exact in float32
 _SMALLEST, _LARGEST = -110, 120
+# of an element of a row with a mean square of one, and of one of the faintest rows
+_UNIT, _MOST = 2.0**16, 2.0**30
 
 
 class Histogram:
     """One histogram for every range, `bins` bins each; the span always includes zero.
 
+    Args:
+        layout: how the ranges are spread over a tensor.
+        bins: bins of each range.
+        relative: count an element with the inverse of the mean square of its row, the last axis of
+            the tensor: an error then counts by what it is of its row. For one range only.
+
     Attributes:
-        counts: int64 `[R, bins]`.
+        counts: int64 `[R, bins]`; relative ones are in fixed point, so that they add exactly.
         first: number of the first bin, in multiples of the width, int64 `[R]`.
         exponent: the width of a bin is `2 ** exponent`, int64 `[R]`.
         low: smallest value seen, `[R]`.
         high: largest value seen, `[R]`.
     """
 
-    def __init__(self, layout: Layout, bins: int) -> None:
+    def __init__(self, layout: Layout, bins: int, *, relative: bool = False) -> None:
         self.layout = layout
         self.bins = bins
+        self.relative = relative and layout.single
         rows = math.prod(layout.shape)
         self.counts = torch.zeros(rows, bins, dtype=torch.int64)
         self.first = torch.zeros(rows, dtype=torch.int64)
@@ -96,6 +105,9 @@ class Histogram:
             for name in ("counts", "first", "exponent", "low", "high"):
                 setattr(self, name, getattr(self, name).to(x.device))
         self.grow(low.reshape(-1).double(), high.reshape(-1).double())
+        if self.relative:
+            self._count_relative(x.reshape(-1, x.shape[-1] if x.dim() else 1))
+            return
         rows = self.layout.rows(x)
         height = max(1, _TABLE // self.bins)
         width = max(1, _CHUNK // min(height, rows.shape[0]))
@@ -129,7 +141,7 @@ class Histogram:
         others = {name: value for name, value in state.items() if name not in counts}
         require_state(counts, {"counts": (rows, self.bins)}, (torch.int64,))
         require_state(others, {"extremes": (2, rows)}, (torch.float64,))
-        found = Histogram(self.layout, self.bins)
+        found = Histogram(self.layout, self.bins, relative=self.relative)
         if state:
             if len(state) < 2 or bool((state["counts"] < 0).any()):
                 msg = "a histogram has counts and extremes, and no count is negative"
@@ -156,6 +168,16 @@ class Histogram:
             self.first, self.exponent = first, exponent
         self.empty = False
 
+    def _count_relative(self, x: Tensor) -> None:
+        """Count rows by the inverse of their mean square: `[n, C]`."""
+        scale, first = torch.exp2(-self.exponent.to(x.dtype)), self.first.to(x.dtype)
+        for rows in x.split(max(1, _CHUNK // x.shape[1])):
+            numbers = torch.mul(rows, scale).floor_().sub_(first).to(torch.int32)
+            weights = _weights(rows).unsqueeze(1).expand_as(rows).reshape(-1)
+            # whole numbers below 2 ** 53 in all: floating point adds them exactly
+            found = torch.bincount(numbers.reshape(-1), weights, minlength=self.counts.numel())
+            self.counts += found.long()
+
     def _count(self, rows: Tensor, part: slice) -> None:
         scale = torch.exp2(-self.exponent[part].to(rows.dtype))
         first, counts = self.first[part].to(rows.dtype), self.counts[part]
@@ -167,6 +189,15 @@ class Histogram:
             numbers += starts.unsqueeze(1) * self.bins
         found = torch.bincount(numbers.reshape(-1), minlength=counts.numel())
         counts += found.reshape(counts.shape)
+
+
+def _weights(rows: Tensor) -> Tensor:
+    """Whole numbers in inverse proportion to mean squares, none for rows of zeros: `[n, C] -> [n]`.
+
+    Mean squares from `2 ** -14` to `2 ** 16` are told apart; what lies outside counts as the end.
+    """
+    energy = rows.double().square().mean(1)
+    return torch.where(energy > 0, (_UNIT / energy).round_().clamp_(1.0, _MOST), 0.0)
 
 
 def _bins_for(low: Tensor, high: Tensor, bins: int) -> tuple[Tensor, Tensor]:

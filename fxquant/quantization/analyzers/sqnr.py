@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from fxquant.quantization.analyzers.min_max import Statistics
+    from fxquant.quantization.layout import Layout
     from fxquant.quantization.range_to_qparams import IntegerRange
 
 _AT_ONCE = 1 << 16  # elements of a table at a time: it stays in the cache
@@ -38,11 +39,19 @@ class Sqnr(OverHistogram):
         candidates: ranges tried when one end moves (symmetric grids, or values of one sign).
         pairs: ends tried on each side when both move.
         gamma: weight of the error of clipped values.
+        relative: errors count by what they are of their row, the last axis of a tensor, if there is
+            one range: for values that are normalized row by row behind the layers that read them.
     """
 
     candidates: int = 100
     pairs: int = 24
     gamma: float = 3.0
+    relative: bool = False
+
+    def start(self, layout: Layout) -> Histogram:
+        """Statistics of nothing."""
+        bins = self.bins if layout.single else self.channel_bins
+        return Histogram(layout, bins, relative=self.relative)
 
     def range(self, statistics: Statistics, grid: IntegerRange) -> tuple[Tensor, Tensor] | None:
         """The best candidate for every range, the widest of equals."""
