@@ -170,7 +170,7 @@ class ExportMethods(EncodingsMethods):
             The file.
 
         Raises:
-            ConfigError: FXQ542 to FXQ545 or FXQ750 the path cannot be used, FXQ791 to FXQ794 what
+            ConfigError: FXQ542 to FXQ545 or FXQ750 the path cannot be used, FXQ791 to FXQ795 what
                 was handed in cannot be read, FXQ296 `samples` is no number.
             CalibrationError: FXQ441 to FXQ445, the data do not fit the model or hold NaN.
 

@@ -126,7 +126,8 @@ def profile(
         threads: threads within an operator.
 
     Raises:
-        ConfigError: FXQ760 there is no data, or it is NaN; FXQ583 or FXQ584 it cannot be used.
+        ConfigError: FXQ760 there is no data, or it is NaN; FXQ583 or FXQ584 it cannot be used;
+            FXQ762 `reference` is the file of another network.
         ExportError: the file cannot be read, or onnxruntime cannot run it.
 
     Example:
@@ -177,7 +178,28 @@ def _of_file(
     integer = {r.name for r in coverage(path, model=model) if r.integer}
     owners = Owners(model.graph)
     errors = tensor_errors(path, model, truth or stripped, feeds)
+    if truth is not None:
+        _require_same_network(model, errors)
     return _merged(owners, (times, plain), errors, integer, threads)
+
+
+def _require_same_network(model: ir.Model, errors: Mapping[str, TensorError]) -> None:
+    """Refuse a float file that lacks most of the quantized tensors.
+
+    Raises:
+        ConfigError: FXQ762.
+    """
+    inputs = set(model.graph.inputs)
+    quantized = [
+        n.outputs[0].name
+        for n in model.graph
+        if n.op_type == "QuantizeLinear" and n.inputs[0] not in inputs
+    ]
+    found = sum(name in errors for name in quantized)
+    if 2 * found < len(quantized):
+        what = "the float file is of another network, or names its values otherwise"
+        what = f"{what}: it has {found} of {len(quantized)} quantized tensors"
+        raise ConfigError("FXQ762", what, fix="give the float file that was quantized, or none")
 
 
 def _merged(

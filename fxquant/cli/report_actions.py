@@ -40,7 +40,8 @@ def report(
         file = sim.report(
             options["out"], real, samples=options["samples"], evaluation=scores,
             export=options["export"], profile=options["profile"],
-            mixed_precision=options["mixed_precision"], recipe=options["recipe"],
+            mixed_precision=options["mixed_precision"], analyzer=options["analyzer"],
+            audit=options["audit"], recipe=options["recipe"],
             title=factory.rpartition(":")[2], progress=lambda done, _: advance(done),
         )  # fmt: skip
     return str(file)

@@ -175,8 +175,22 @@ def diff_artifacts(first: str | Path, second: str | Path) -> ArtifactDiff:
         )
     return ArtifactDiff(
         tuple(changes), len(names), _estimate(a.grids, b.grids), _operators(a, b),
-        _recipes(a, b), tuple(dict.fromkeys((*a.notes, *b.notes))),
+        _recipes(a, b), tuple(dict.fromkeys((*a.notes, *b.notes, *_other_names(a, b)))),
     )  # fmt: skip
+
+
+def _other_names(a: Contents, b: Contents) -> tuple[str, ...]:
+    """Says so where artifacts call their tensors by other names."""
+    # weights have the same names in both
+    ours, theirs = ({n for n in c.grids if c.kinds.get(n) == "activation"} for c in (a, b))
+    common, fewer = len(ours & theirs), min(len(ours), len(theirs))
+    if 2 * common >= fewer:
+        return ()
+    return (
+        f"only {common} of {fewer} activations have the same name in both: they are of two "
+        "networks, or one has the names of modules, as what `fxquant merge` writes, and the other "
+        "those of ONNX values, as an export; compare two of one kind",
+    )
 
 
 # --- grids and integers --------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from fxquant.quantization.ranges import range_of
 from fxquant.quantization.tensor import plain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 # what a bias may use of an int32; the rest is left to the products (see `affine/bias.py`)
 _BIAS_STEPS = 2.0**30
@@ -255,17 +255,31 @@ def _obstacle(product: Product | None, quantizer: nn.Module, users: int) -> str:
 
 
 def _users(gm: fx.GraphModule) -> tuple[dict[int, int], dict[int, int]]:
-    """How many modules use a weight and a quantizer of parameters, by their ids."""
+    """How many modules compute with a weight and a quantizer of parameters, by their ids.
+
+    A weight that functions were called with is also where the network registered it, which is no
+    use; where the graph itself reads it there, it is.
+    """
     weights: dict[int, int] = {}
     quantizers: dict[int, int] = {}
+    for value in tensors_read(gm):
+        weights[id(value)] = weights.get(id(value), 0) + 1
     for module in gm.modules():
-        for value in (*module._parameters.values(), *module._buffers.values()):
-            if value is not None:
-                weights[id(value)] = weights.get(id(value), 0) + 1
         if isinstance(module, QuantizationMixin):
             for _, quantizer in module.param_quantizers.active():
                 quantizers[id(quantizer)] = quantizers.get(id(quantizer), 0) + 1
     return weights, quantizers
+
+
+def tensors_read(gm: fx.GraphModule) -> Iterator[Any]:
+    """Parameters and buffers that the nodes of a graph compute with, one after the other."""
+    for node in gm.graph.nodes:
+        if node.op == "get_attr":
+            path, _, name = str(node.target).rpartition(".")
+            yield getattr(gm.get_submodule(path), name, None)
+        elif node.op == "call_module":
+            for module in gm.get_submodule(str(node.target)).modules():
+                yield from (*module._parameters.values(), *module._buffers.values())
 
 
 def _ranges(

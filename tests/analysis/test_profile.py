@@ -153,6 +153,15 @@ def test_another_float_file_can_be_the_truth(
     assert _row(found, "conv").error.sqnr < _row(profile(*files, rounds=1), "conv").error.sqnr
 
 
+def test_the_float_file_of_another_network_is_refused(
+    files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    other = prepare_model(nn.Conv2d(3, 4, 1), torch.randn(1, 3, 16, 16))
+    write_model(lower(other, ((torch.randn(1, 3, 16, 16),), {})), tmp_path / "float.onnx")
+    with pytest.raises(ConfigError, match="FXQ762"):
+        profile(*files, reference=tmp_path / "float.onnx", rounds=1)
+
+
 def test_the_command_prints_the_slowest_rows_or_json(files: tuple[Path, Path]) -> None:
     path, data = map(str, files)
     args = ["profile", path, "--data", data, "--rounds", "1", "-q"]

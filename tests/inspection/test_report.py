@@ -293,6 +293,17 @@ def test_mistakes_are_told(tmp_path: Path, arguments: dict[str, Any], code: str)
     assert not list(tmp_path.iterdir())
 
 
+def test_results_of_another_network_are_refused(tmp_path: Path) -> None:
+    x = torch.randn(2, 3, 12, 12)
+    other = QuantizationSimModel(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), x)
+    other.compute_encodings([x])
+    sim = simulated(calibrated=False)
+    row = {"node": "0", "seconds": 1.0}
+    for handed in ({"export": other.export(tmp_path / "o", "net")}, {"profile": {"rows": [row]}}):
+        with pytest.raises(ConfigError, match="FXQ795"):
+            sim.report(tmp_path / "r.html", **handed)
+
+
 def test_files_and_data_that_do_not_fit(tmp_path: Path) -> None:
     sim = simulated()
     (tmp_path / "list.json").write_text("[1]")
@@ -348,6 +359,13 @@ def test_the_command_writes_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyP
     data = data_of(Path("r.html"))
     assert data["samples"] == 8
     assert [r["name"] for r in data["overview"]["evaluation"]] == ["float", "simulation"]
+    Path("audit.json").write_text(audit_calibration(simulated(), batches()[:1]).to_json())
+    Path("layers.json").write_text('{"enabled": {"stem": 0.5}}')
+    given = ("--audit", "audit.json", "--analyzer", "layers.json")
+    assert run("--input-shape", "1,3,8,8", *given)[0] == 0
+    data = data_of(Path("r.html"))
+    assert data["analyzer"]["enabled"] == {"stem": 0.5}
+    assert "Calibration data: too few samples" in Path("r.html").read_text(encoding="utf-8")
     code, error = run("--input-shape", "1,3,8,8", "--labels", "y")
     assert (code, error["code"]) == (2, "FXQ737")
 

@@ -210,6 +210,27 @@ def test_a_weight_that_is_used_twice_is_left_alone() -> None:
     assert report.skipped == dict.fromkeys("ab", "its weight is used in several places")
 
 
+def test_weights_that_functions_are_called_with_are_layers_like_others() -> None:
+    """They are registered twice, by the network and by the module that the function became."""
+
+    class Functional(nn.Module):
+        def __init__(self, *, again: bool) -> None:
+            super().__init__()
+            self.again = again
+            self.kernel = nn.Parameter(torch.randn(8, 8) / 3)
+            self.register_buffer("basis", torch.randn(8, 8) / 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.linear(torch.relu(F.linear(x, self.kernel)), self.basis)  # type: ignore[arg-type]
+            return x * self.kernel.sum() if self.again else x
+
+    batches = data(8)
+    report = reconstruct(simulation(Functional(again=False), batches), batches)
+    assert [y.changed for y in report.layers] == ["weight", "weight"]
+    report = reconstruct(simulation(Functional(again=True), batches), batches)
+    assert report.skipped == {"linear": "its weight is used in several places"}
+
+
 def test_weights_that_are_no_matrix_product_of_the_input_are_listed() -> None:
     class Rows(nn.Module):
         def __init__(self) -> None:

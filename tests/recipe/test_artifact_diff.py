@@ -202,3 +202,14 @@ def test_what_cannot_be_read_has_exit_code_2(tmp_path: Path, wrong: str) -> None
     with pytest.raises(ConfigError, match="FXQ773"):
         diff_artifacts(good, tmp_path / wrong)
     assert call(tmp_path / wrong, good).exit_code == 2
+
+
+def test_names_of_modules_and_of_values_are_told_apart(tmp_path: Path) -> None:
+    x = torch.randn(4, 16)
+    sim = QuantizationSimModel(net(), x)
+    sim.compute_encodings([x])
+    modules = sim.save_encodings_to_json(tmp_path, "modules")
+    sim.export(tmp_path, "net", x, prove=False)
+    found = diff_artifacts(modules, tmp_path / "net.encodings")
+    assert "the names of modules" in str(found)
+    assert not diff_artifacts(tmp_path / "net.onnx", tmp_path / "net.encodings").notes

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 @click.option("--export", metavar="FILE", help="PREFIX.report.json of an export, or its folder.")
 @click.option("--profile", metavar="FILE", help="What `fxquant profile --json` printed.")
 @click.option("--mixed-precision", metavar="FILE", help="JSON of a search for mixed precision.")
+@click.option("--analyzer", metavar="FILE", help="JSON of a QuantAnalyzer's result.")
+@click.option("--audit", metavar="FILE", help="JSON of an audit of calibration data.")
 @click.option("--recipe", metavar="FILE", help="What a run decided: PREFIX.recipe.yaml.")
 @model_options
 @sim_options

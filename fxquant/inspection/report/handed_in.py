@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,35 @@ def export_report(given: Any) -> dict[str, Any] | None:
             raise ConfigError("FXQ792", what, fix="give the path of one of them")
         given = files[0]
     return plain_result(given, "export report", "proven")
+
+
+def require_same_network(
+    given: dict[str, Any] | None, what: str, names: Iterable[str], known: Iterable[str]
+) -> None:
+    """Refuse a result whose names are mostly not those of the network.
+
+    Args:
+        given: the result; None: there is none.
+        what: what messages call it.
+        names: what it speaks of.
+        known: names of the network; what begins with one and a dot belongs to it.
+
+    Raises:
+        ConfigError: FXQ795.
+    """
+    here, told = set(known), list(dict.fromkeys(names))
+    if given is None or not told:
+        return
+    strange = [n for n in told if not here.intersection(_prefixes(n))]
+    if 2 * len(strange) > len(told):
+        missing = f"{len(strange)} of {len(told)} names in it are not here"
+        said = f"the {what} is of another network: {missing}, such as {strange[0][:100]!r}"
+        raise ConfigError("FXQ795", said, fix=f"give the {what} of this network")
+
+
+def _prefixes(name: str) -> Iterator[str]:
+    parts = name.split(".")
+    return (".".join(parts[:end]) for end in range(1, len(parts) + 1))
 
 
 def _finite(value: Any) -> Any:

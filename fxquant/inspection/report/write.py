@@ -44,11 +44,33 @@ def write_report(
         "recipe": handed_in.plain_result(recipe, "recipe"),
         "before": _parameters(before),
     }
+    _require_same_network(sim, given)
     measured: dict[str, Any] = {"statistics": {}, "errors": {}, "samples": 0}
     if data is not None:
         measured = _measured(sim, data, samples, max_memory, progress)
     page = html(page_data(sim, title=title or file.stem, **given, **measured))
     return write_text(file, page, error=ConfigError)
+
+
+def _require_same_network(sim: QuantizationSimModel, given: Mapping[str, Any]) -> None:
+    """Refuse results of another network.
+
+    Raises:
+        ConfigError: FXQ795.
+    """
+    nodes = list(sim.model.graph.nodes)
+    known = {n.name for n in nodes} | {str(n.target) for n in nodes}
+    for key, what, rows in (
+        ("exported", "export report", "tensors"),
+        ("profile", "profile", "rows"),
+    ):
+        found = given[key]
+        listed = (found or {}).get(rows)
+        entries = listed if isinstance(listed, list) else []
+        names = [str(r["node"]) for r in entries if isinstance(r, dict) and "node" in r]
+        # what a profile has in parentheses was put in by the runtime
+        names = [name for name in names if "(" not in name]
+        handed_in.require_same_network(found, what, names, known)
 
 
 def _measured(

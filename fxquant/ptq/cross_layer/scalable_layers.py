@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxquant import ops
+from fxquant.ptq.layers import tensors_read
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -84,13 +85,7 @@ class ScalableLayer:
 
 def unshared(gm: fx.GraphModule, names: Mapping[fx.Node, str]) -> set[fx.Node]:
     """The nodes, among those of `names`, whose weights are parameters that nothing else uses."""
-    uses: Counter[int] = Counter()
-    for node in gm.graph.nodes:
-        if node.op == "call_module":
-            uses.update(id(p) for p in gm.get_submodule(str(node.target)).parameters())
-        elif node.op == "get_attr":
-            owner, _, name = str(node.target).rpartition(".")
-            uses[id(getattr(gm.get_submodule(owner), name, None))] += 1
+    uses = Counter(id(value) for value in tensors_read(gm))
     return {n for n in names if _is_own(gm.get_submodule(str(n.target)), uses)}
 
 

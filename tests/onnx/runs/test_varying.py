@@ -59,7 +59,9 @@ def test_the_batch_of_a_recurrent_state_is_its_second_axis(batch: int) -> None:
         return torch.stack(cell(x, (state[0], state[1])))
 
     varying, specs = decided(step, torch.randn(batch, 4), torch.randn(2, batch, 3))
-    assert (varying.batch, varying.followers, varying.axes) == (batch, {0, 1}, {1: 1})
+    assert varying.batch == batch
+    assert varying.followers == {0, 1}
+    assert varying.axes == {1: 1}
     assert specs["x"].shape == (Dim(1, 0), 4)
     assert specs["state"].shape == specs["stack"].shape == (2, Dim(1, 0), 3)
 
