@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxquant.prepare import SpecialisationWarning, prepare_model
+from fxquant.tracing.record import record
 from fxquant.validate import validate_model
 
 
@@ -207,3 +208,31 @@ def test_training_that_needs_more_rows_is_seen_on_all() -> None:
     for kind in (Mixing, Refusing):
         with pytest.warns(SpecialisationWarning, match="while it trains"):
             prepare_model(kind().eval(), torch.randn(5, 4))
+
+
+def _attend(module: nn.Module, x: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(x, x, x, dropout_p=0.5 if module.training else 0.0)
+
+
+@pytest.mark.parametrize("asks", [False, True])
+def test_training_is_recorded_only_where_code_asked_for_the_flag(
+    asks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Net(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return _attend(self, x) if asks else F.scaled_dot_product_attention(x, x, x)
+
+    modes = list[bool]()
+
+    def recorded(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        modes.append(model.training)
+        return record(model, *args, **kwargs)
+
+    monkeypatch.setattr("fxquant.prepare.record", recorded)
+    x = torch.randn(2, 6, 8)
+    prepared = prepare_model(Net().eval(), x)
+    assert modes == ([False, True] if asks else [False])
+    assert torch.equal(prepared(x), prepared(x))
+    prepared.train()
+    assert torch.equal(prepared(x), prepared(x)) is not asks
+    assert "training" not in vars(nn.Module)  # what was put there for the recording is gone
