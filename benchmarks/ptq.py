@@ -1,8 +1,9 @@
 """What reconstruction gains over rounding to nearest on the digits networks, and what it costs.
 
-The ceiling is what quantized activations leave with float weights. Beside the engine stands a plain
-AdaRound: `--adaround` runs it over whole networks, `benchmarks.ptq_layers` layer by layer. Networks
-whose channels differ by orders of magnitude are for cross-layer equalization (CLE).
+The ceiling is what quantized activations leave with float weights. "ranges" says that
+`choose_activation_ranges` came before the engine. Beside it stands a plain AdaRound: `--adaround`
+runs it over whole networks, `benchmarks.ptq_layers` layer by layer. Networks whose channels differ
+by orders of magnitude are for cross-layer equalization (CLE).
 
 Run: python -m benchmarks.ptq [--json FILE] [--folder FOLDER] [--adaround ITERATIONS] [NETWORK ...]
 """
@@ -25,12 +26,19 @@ from fxquant.models.training import digits, trained
 from fxquant.nn import QuantizationMixin
 from fxquant.nn.modes import quantization_off
 from fxquant.onnx.ort.cpu import this_cpu
-from fxquant.ptq import ReconstructionOptions, SolverOptions, reconstruct
+from fxquant.ptq import (
+    ReconstructionOptions,
+    SolverOptions,
+    choose_activation_ranges,
+    reconstruct,
+)
 from fxquant.ptq.solving.gradient_rounding import AdaroundOptions
 
 DEFAULT = ("resnet18", "mobilenet_v2", "vit")
 #: bits of weights, bits of activations, one grid a channel
 CASES = ((4, 8, True), (4, 8, False), (3, 8, True), (2, 8, True), (4, 4, True), (8, 8, True))
+#: a case whose activations' ranges are chosen by what the outputs lose, too
+RANGES_CASE = (4, 4, True)
 #: a network whose channels are rescaled, and the cases for it: bits of weights, CLE
 RESCALED = "mobilenet_v2"
 RESCALED_CASES = ((8, False), (8, True), (4, False), (4, True))
@@ -128,7 +136,7 @@ def ceiling(sim: QuantizationSimModel, batches: list[Tensor]) -> Tensor:
 
 def measure(
     name: str, model: nn.Module, exact: Tensor, data: Data, case: tuple[int, int, bool],
-    iterations: int = 0,
+    iterations: int = 0, *, ranges: bool = False,
 ) -> Row:  # fmt: skip
     """Nearest rounding, the engine and, if iterations are given, AdaRound.
 
@@ -139,6 +147,7 @@ def measure(
         data: the images.
         case: bits of weights, bits of activations, one grid a channel.
         iterations: those of AdaRound.
+        ranges: choose the ranges of activations before the engine; its costs are counted.
     """
 
     def judged(sim: QuantizationSimModel) -> tuple[float, float]:
@@ -146,19 +155,23 @@ def measure(
         return float((found.argmax(1) == data.labels).float().mean()), decibels(exact, found)
 
     sim = simulate(model, data, case)
-    nearest, best = judged(sim), decibels(exact, ceiling(sim, data.test))
+    nearest, seconds = judged(sim), 0.0
+    if ranges:
+        seconds = choose_activation_ranges(sim, data.calibration).seconds
+    best = decibels(exact, ceiling(sim, data.test))
     peak, report = peak_bytes(lambda: reconstruct(sim, data.calibration))
+    report.seconds += seconds
     ratios = [r.loss_after / r.loss_before for r in report.layers if r.loss_before > 0]
     other: dict[str, Any] = {}
     if iterations:
         plain = simulate(model, data, case)
         solver = SolverOptions("adaround", search_scale=False, adaround=AdaroundOptions(iterations))
         options = ReconstructionOptions(solver, float_target=False)
-        seconds, _ = cpu_seconds(lambda: reconstruct(plain, data.calibration, options))
-        other = {"adaround_seconds": seconds, "adaround_db": judged(plain)[1]}
+        longer, _ = cpu_seconds(lambda: reconstruct(plain, data.calibration, options))
+        other = {"adaround_seconds": longer, "adaround_db": judged(plain)[1]}
     weight, activation, per_channel = case
     return Row(
-        name, f"W{weight}A{activation} {'pc' if per_channel else 'pt'}",
+        name, f"W{weight}A{activation} {'pc' if per_channel else 'pt'}{', ranges' * ranges}",
         float((exact.argmax(1) == data.labels).float().mean()), *nearest, *judged(sim), best,
         max(ratios), report.forward_equivalents(), report.seconds,
         None if peak is None else peak / 2**20, **other,
@@ -195,7 +208,8 @@ def rows_of(name: str, folder: str, iterations: int) -> list[Row]:
     """All cases of one network."""
     model, data = trained(name, RECIPES[name], folder), data_of(name)
     exact = logits(model, data.test)
-    return [measure(name, model, exact, data, case, iterations) for case in CASES]
+    rows = [measure(name, model, exact, data, case, iterations) for case in CASES]
+    return [*rows, measure(name, model, exact, data, RANGES_CASE, ranges=True)]
 
 
 def rescaled_rows(folder: str) -> list[Row]:
