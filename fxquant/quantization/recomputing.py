@@ -81,7 +81,7 @@ class Result:
 
     def note(self, y: Tensor) -> None:
         """Remember the tensor as it is now."""
-        if self.compute is not None:
+        if self.compute is not None and y.numel():
             self.address, self.version = y.untyped_storage().data_ptr(), y._version
             setattr(y, _NAME, self)
 
@@ -149,7 +149,7 @@ def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, An
         return func(*args, **kwargs)
     with saved_tensors_hooks(functools.partial(_pack, given), _unpack):
         out = func(*args, **kwargs)
-    if given[0][0] is args[0]:
+    if args and given[0][0] is args[0]:
         _carry(out, *given[0], functools.partial(_call, func, args[1:], kwargs))
     given.clear()  # what was saved holds on to its hooks
     return out
@@ -168,7 +168,7 @@ def _carry(out: Any, source: Tensor, result: Result, move: functools.partial[Ten
         return
     elif result.holds(out):
         setattr(out, _NAME, result)
-    elif move.args[0] in _COPIES and result.holds(source):
+    elif move.args[0] in _COPIES:
         moved = Result()
         moved.compute_from(_View.at(source, result).unpack, move)
         moved.note(out)
@@ -185,7 +185,8 @@ def _results(value: Any) -> list[tuple[Tensor, Result]]:
     if isinstance(value, tuple | list):
         return [found for part in value for found in _results(part)]
     found = getattr(value, _NAME, None) if isinstance(value, Tensor) else None
-    return [] if found is None else [(value, found)]
+    # as long as an argument lies there, nothing else can
+    return [] if found is None or not found.holds(value) else [(value, found)]
 
 
 def _pack(given: list[tuple[Tensor, Result]], saved: Tensor) -> Kept | _View:

@@ -165,6 +165,16 @@ def test_what_is_saved_is_computed_again() -> None:
     assert torch.equal(node._saved_self, y)
 
 
+@pytest.mark.parametrize("elements", [0, 6])
+def test_arguments_may_be_named_and_empty(elements: int) -> None:
+    q = affine.QuantizeDequantize((), 8)
+    q.set_range(-1.0, 1.0)
+    w = torch.randn(5, 4, requires_grad=True)
+    y = q(torch.zeros(elements, 4, requires_grad=True) + 0.3)
+    F.linear(input=y, weight=w).sum().backward()
+    torch.testing.assert_close(w.grad, y.detach().sum(0).expand(5, 4))
+
+
 def test_a_result_that_is_written_to_is_kept_as_it_is() -> None:
     q = affine.QuantizeDequantize((), 8)
     q.set_range(-1.0, 1.0)
