@@ -64,8 +64,17 @@ class Clipped:
         return torch.from_numpy(flat).as_strided(self.size, self.stride)
 
 
-def outside_of(x: Tensor, low: float, high: float) -> tuple[Clipped, Tensor | None]:
+#: how to read what is kept where nothing was clipped
+NOTHING = Clipped(torch.Size(), None)
+
+
+def outside_of(x: Tensor, low: float | None, high: float | None) -> tuple[Clipped, Tensor | None]:
     """Elements from `low` downward and from `high` upward, of a tensor on the CPU.
+
+    Args:
+        x: the tensor.
+        low: the lower edge; None where no element lies there.
+        high: the upper edge; None where no element lies there.
 
     Returns:
         How to read what is kept, and what is kept; see `Clipped.gradient`.
@@ -79,8 +88,10 @@ def outside_of(x: Tensor, low: float, high: float) -> tuple[Clipped, Tensor | No
     bits = np.empty((flat.size + 7) // 8, np.uint8)
     for start in range(0, flat.size, _PIECE):
         part = flat[start : start + _PIECE]
-        below, above = np.packbits(part <= low), np.packbits(part >= high)
-        np.bitwise_or(below, above, out=bits[start // 8 : start // 8 + below.size])
+        out = bits[start // 8 : (start + part.size + 7) // 8]
+        out[:] = 0 if low is None else np.packbits(part <= low)
+        if high is not None:
+            np.bitwise_or(out, np.packbits(part >= high), out=out)
     kept = torch.from_numpy(bits) if bits.any() else None
     return Clipped(x.size(), x.stride()), kept
 

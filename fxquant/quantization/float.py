@@ -16,9 +16,9 @@ from torch.autograd.function import once_differentiable
 from fxquant.errors import QuantizationError
 from fxquant.quantization.analyzers import MinMaxStatistics
 from fxquant.quantization.encodings import FloatEncoding
-from fxquant.quantization.kernels import hardtanh_backward
 from fxquant.quantization.layout import Layout
 from fxquant.quantization.quantizer_base import QuantizerBase, float32
+from fxquant.quantization.surrogate import hardtanh_backward
 from fxquant.quantization.tensor import DequantizedTensor, attach
 
 if TYPE_CHECKING:

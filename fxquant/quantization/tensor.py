@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fxquant.errors import QuantizationError
+from fxquant.quantization import recomputing
 from fxquant.quantization.encodings import AffineEncoding, Encoding
 from fxquant.quantization.view_tracking import follow
 
@@ -88,7 +89,7 @@ class EncodedTensor(torch.Tensor):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         with _plain():
-            out = func(*args, **(kwargs or {}))
+            out = recomputing.run(func, args, kwargs or {})
         if func in _KEEP:
             return _carried(out, args[0], moved=False)
         if func in _MOVE:
@@ -167,6 +168,7 @@ def attach(x: Tensor, encoding: Encoding | None, kind: type[_T]) -> _T:
     out = x.as_subclass(kind)
     out._encoding = encoding
     out._written = _version(x)
+    recomputing.hand_over(x, out)
     return out
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 
-from fxquant.quantization import affine, kernels, pieces, traced
+from fxquant.quantization import affine, kernels, pieces, surrogate, traced
 from fxquant.quantization.range_to_qparams import Factors, IntegerRange
 from tests.quantization import runtime
 
@@ -386,10 +386,10 @@ def test_second_sums_are_skipped_for_symmetric_grids() -> None:
 def test_the_first_clipped_value_of_steps_that_are_no_numbers() -> None:
     """Nothing is divided by a step of zero or infinity; a range not known yet clips nothing."""
     for kind in (np.float32, np.float64):
-        assert kernels._beyond(3.0, 0.0, kind) == 0.0
-        assert kernels._beyond(0.0, np.inf, kind) == np.inf
-        assert kernels._beyond(3.0, np.inf, kind) == np.inf
-        assert np.isnan(kernels._beyond(3.0, np.nan, kind))
+        assert surrogate._beyond(3.0, 0.0, kind) == 0.0
+        assert surrogate._beyond(0.0, np.inf, kind) == np.inf
+        assert surrogate._beyond(3.0, np.inf, kind) == np.inf
+        assert np.isnan(surrogate._beyond(3.0, np.nan, kind))
         # half a step beyond the last one is a tie, which goes to the even of both
-        assert kernels._beyond(3.0, 2.0, kind) == 7.0
-        assert kernels._beyond(4.0, 2.0, kind) == np.nextafter(kind(9.0), kind(10.0))
+        assert surrogate._beyond(3.0, 2.0, kind) == 7.0
+        assert surrogate._beyond(4.0, 2.0, kind) == np.nextafter(kind(9.0), kind(10.0))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fxquant.quantization import kernels, traced
-from fxquant.quantization.affine.following import Following
+from fxquant.quantization.affine.following import Following, Measured
 from fxquant.quantization.affine.gradient_scale import gradient_scale, with_gradient_scale
 from fxquant.quantization.affine.gridded import Gridded
 from fxquant.quantization.affine.known import Known
@@ -92,6 +92,7 @@ class AffineQuantizer(Gridded):
         self.follows = False
         self.gradient_scale: Counted | None = None
         self._following = Following()
+        self._measured: Measured | None = None
         for name in ("min", "max"):
             unknown = torch.full(self._layout.shape, torch.nan, dtype=torch.float32)
             self.register_parameter(name, nn.Parameter(unknown))
@@ -160,7 +161,10 @@ class AffineQuantizer(Gridded):
                 following.advance_traced(ends, self._extremes_with_zero(x))
         elif self.is_initialized():
             with torch.inference_mode(False), torch.no_grad():
-                following.advance(ends, self._extremes_with_zero(x))
+                extremes = self._extremes_with_zero(x)
+                following.advance(ends, extremes)
+            if begin and self.block_size is None:
+                self._measured = Measured(x, extremes)
 
     def _extremes_with_zero(self, x: Tensor) -> tuple[Tensor, Tensor]:
         low, high = self._layout.extremes(float32(x.detach()).float())
@@ -266,7 +270,7 @@ class AffineQuantizer(Gridded):
         )
 
     def _forget(self) -> None:
-        self._known = None
+        self._known = self._measured = None
 
     # using it ------------------------------------------------------------------------------------
 
@@ -341,7 +345,10 @@ class AffineQuantizer(Gridded):
 
     def _step(self, x: Tensor, known: Known, params: kernels.Affine) -> Tensor:
         if self._differentiable(x, known):
-            return kernels.apply(x, known.low, known.high, params, self._learning(x, known))
+            measured, self._measured = self._measured, None  # of the moment before
+            extremes = None if measured is None else measured.extremes_of(x)
+            learning = self._learning(x, known)
+            return kernels.apply(x, known.low, known.high, params, learning, extremes)
         return kernels.quantize_dequantize(x, params)
 
     def _learning(self, x: Tensor, known: Known) -> kernels.Lazy:

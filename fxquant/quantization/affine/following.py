@@ -17,6 +17,7 @@ first step as for the next, there is a state before anything is measured: number
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 
 import torch
@@ -74,6 +75,23 @@ class Followed:
             )
         )
         return Followed((low, high), extremes, self.margins, self.whole, self.symmetric)
+
+
+class Measured:
+    """Extremes of a parameter, for as long as it is as it was.
+
+    Args:
+        x: the parameter.
+        extremes: of its elements and zero, `[S]` each.
+    """
+
+    def __init__(self, x: Tensor, extremes: Ends) -> None:
+        self._x, self._version, self._extremes = weakref.ref(x), x._version, extremes
+
+    def extremes_of(self, x: Tensor) -> Ends | None:
+        """The extremes, if it is this parameter."""
+        same = self._x() is x and self._version == x._version
+        return self._extremes if same else None
 
 
 class Following:

@@ -152,15 +152,16 @@ class _Rounded(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, low: Tensor, high: Tensor, p: Any, lazy: Any, mode: Any
     ) -> Any:
-        y = kernels.dequantize(_integers(x, p, mode), p)
-        ctx.affine, ctx.factors = p, lazy
-        ranges = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
-        ctx.save_for_backward(*((x, y) if ranges else (x,)))
-        return y
+        def compute(x: Tensor) -> Tensor:
+            return kernels.dequantize(_integers(x, p, mode), p)
+
+        again = kernels.Again(compute, lambda x: _Rounded.apply(x, low, high, p, lazy, mode))  # type: ignore[no-untyped-call]
+        kernels.keep_for_backward(ctx, x, p, lazy, again, kernels.Found())
+        return compute(x)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
-        return (*kernels._QuantizeDequantize.backward(ctx, g), None)
+        return *kernels.gradients(ctx, g), None, None, None
 
 
 def _integers(x: Tensor, p: kernels.Affine, mode: RoundMode) -> Tensor:
