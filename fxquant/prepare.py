@@ -213,7 +213,10 @@ def _see_training(
     through = scopes(gm)
     askers = frozenset(p for p in through if asks_for_training(type(model.get_submodule(p))))
     failed: list[Specialisation] = []
-    if not askers and not (recording.asked_for_training and may_follow(gm)):
+    if not askers and not may_follow(gm):
+        return failed
+    if not askers and not recording.asked_for_training:
+        mark_modes(gm, gm)  # flags are what they were given, in training as well
         return failed
     if not recording.specialisations and _trains_alike(gm, model, inputs, leaves, askers):
         return failed

@@ -21,6 +21,7 @@ from fxquant.passes.move_scales import MoveScales
 from fxquant.passes.pad_packed_sequences import PadPackedSequences
 from fxquant.passes.place_quantizers import PlaceQuantizers
 from fxquant.passes.remove_writes import RemoveWrites
+from fxquant.passes.separate_sums import SeparateSums
 from fxquant.passes.stable_sorts import StableSorts
 from fxquant.passes.unique_modules import UniqueModules
 
@@ -49,9 +50,12 @@ def simulation_pipeline(config: QuantConfig, target: Target, scheme: QuantScheme
     # a kernel that writes floats multiplies its sums by a number in any case
     product = target.operators.get("matmul")
     moving = (MoveScales(),) if product is not None and product.output == "optional" else ()
+    apart = (
+        (DecomposeAttention(), SeparateSums()) if product is not None else (DecomposeAttention(),)
+    )
     placing = PlaceQuantizers(config=config, target=target, scheme=scheme)
     return Pipeline(
-        (DecomposeAttention(), *moving, FoldParametrizations(), StableSorts(), *folding, placing),
+        (*apart, *moving, FoldParametrizations(), StableSorts(), *folding, placing),
         given=PREPARED,
     )
 
@@ -75,6 +79,7 @@ __all__ = [
     "PadPackedSequences",
     "PlaceQuantizers",
     "RemoveWrites",
+    "SeparateSums",
     "StableSorts",
     "UniqueModules",
     "simulation_pipeline",

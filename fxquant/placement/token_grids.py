@@ -44,7 +44,7 @@ def choose_by_token(gm: fx.GraphModule, plan: Plan, reads: IntegerReads) -> None
 
     def reads_tokens(kernel: fx.Node, features: int) -> bool:
         row = ops.row_of(kernel, gm)
-        if row is None or row.name != "linear":
+        if row is None or row.sizes is not ops.Sizes.LINEAR:
             return False
         spec = ops.arguments(kernel, gm)["input"].meta.get("spec")
         return bool(spec is not None and spec.shape[-1] == features)

@@ -242,7 +242,31 @@ def _keep(walk: _Walk, node: ir.Node) -> Bound:
 def _add(walk: _Walk, node: ir.Node) -> Bound:
     found = walk.inputs(node)
     peak = sum(b.peak for b in found)
-    return _join(found, peak, sum(b.error for b in found) + 2 * UNIT * peak)
+    rounded = _rounded_bias(node)
+    return _join(found, peak, sum(b.error for b in found) + 2 * UNIT * peak + rounded)
+
+
+def _rounded_bias(add: ir.Node) -> float:
+    """How far onnxruntime moves a floating-point bias that it joins with an integer product.
+
+    The bias becomes an int32 on the grid of the product's sums, so it moves by half a step of it.
+    """
+    products = [p for v in add.inputs if v is not None and (p := v.producer()) is not None]
+    if all(constant(v) is None for v in add.inputs) or len(products) != 1:
+        return 0.0
+    (product,) = products
+    if product.op_type != "MatMul":
+        return 0.0
+    sources = [v.producer() if v is not None else None for v in product.inputs]
+    step = 0.5
+    for source in sources:
+        scale = (
+            constant(source.inputs[1]) if source and source.op_type == "DequantizeLinear" else None
+        )
+        if scale is None:
+            return 0.0
+        step *= float(np.max(scale))
+    return step
 
 
 def _multiply(walk: _Walk, node: ir.Node) -> Bound:

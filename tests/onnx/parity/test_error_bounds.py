@@ -48,6 +48,23 @@ def test_values_that_only_move_have_no_noise_but_that_of_the_division() -> None:
     assert tolerance_of(g, y, "pool_q").tie == pytest.approx(2 * UNIT * 255)
 
 
+@pytest.mark.parametrize("constant", [True, False])
+def test_a_float_bias_may_be_rounded_to_the_grid_of_the_sums(constant: bool) -> None:
+    """onnxruntime joins it with the product in front; what is computed stays what it is."""
+    g = Graph(x=("batch", 8), b=(8,))
+    x = g.quantized("in", g["x"], 0.02, 128)
+    weight = g.op(
+        "DequantizeLinear", "weight", g.constant("w", np.ones((8, 8), np.int8)),
+        g.constant("w_scale", np.float32(0.05)), g.constant("w_zero", np.int8(0)),
+    )  # fmt: skip
+    bias = g.constant("bias", np.zeros(8, np.float32)) if constant else g["b"]
+    total = g.op("Add", "add", g.op("MatMul", "product", x, weight), bias)
+    found = tolerances(g.model(g.quantized("add", total, 0.5, 128)), ["add_q"], {"x": 3.0, "b": 0})
+    sums = 2 * (2 * UNIT * 128 * 0.02 * 8 * 0.05) / 0.5 + 2 * UNIT * 255
+    rounded = 0.5 * 0.02 * 0.05 / 0.5 if constant else 0.0
+    assert found["add_q"].tie == pytest.approx(sums + rounded, rel=1e-5)
+
+
 @pytest.mark.parametrize(("mode", "positions"), [("nearest", 0), ("linear", 6 * 2 * 40 * 2.5)])
 def test_a_resize_is_as_exact_as_the_positions_it_computes(mode: str, positions: float) -> None:
     g = Graph(x=("batch", 8, 40, 40))
