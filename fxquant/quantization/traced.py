@@ -20,10 +20,14 @@ for _name in ("quantize", "quantize_dequantize"):
     _library.define(_name + _ARGUMENTS)
 
 
+# A program that was exported is run, not trained: its quantizers have no gradient, where rounding
+# would give one of zero.
+@torch.no_grad()
 def _run(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
     return kernels.quantize_dequantize(x, kernels.affine(scale, zero_point, qmin, qmax))
 
 
+@torch.no_grad()
 def _run_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
     return kernels.quantize(x, kernels.affine(scale, zero_point, qmin, qmax))
 
