@@ -14,12 +14,15 @@ from torch import Tensor, fx, nn
 
 from fxquant import nn as qnn
 from fxquant.errors import CalibrationError, FxQuantError
-from fxquant.nn.modes import evaluating
+from fxquant.nn.modes import evaluating, quantization_off
+from fxquant.quantization.affine import AffineQuantizer
 from fxquant.tracing.signature import mismatch
 
 log = logging.getLogger("fxquant")
 
 NOT_GIVEN: Any = object()
+# bits of a weight up to which activations are observed with the float weight
+_COARSE = 2
 Progress = Callable[[int, "int | None"], None]
 
 
@@ -65,7 +68,7 @@ def calibrate(
     try:
         with (
             using_threads(threads), counter.watch(model), evaluating(model), torch.no_grad(),
-            qnn.compute_encodings(model),
+            qnn.compute_encodings(model), quantization_off(_coarse_weights(model)),
         ):  # fmt: skip
             run()
             counter.check()
@@ -84,6 +87,19 @@ def calibrate(
         found = mismatch(model, *counter.running, error)
         what = f"the model does not take calibration batch {counter.seen - 1}: {found.what}"
         raise CalibrationError("FXQ435", what, at=found.at, fix=found.fix) from error
+
+
+def _coarse_weights(model: fx.GraphModule) -> nn.ModuleList:
+    """Quantizers of weights whose nearest integers say little of what activations will be.
+
+    With so few bits a network works only once its weights are reconstructed or trained, and what it
+    computes then is near to what it computes in floating point.
+    """
+    modules = [m for m in model.modules() if isinstance(m, qnn.QuantizationMixin)]
+    quantizers = [q for m in modules for _, q in m.param_quantizers.active()]
+    return nn.ModuleList(
+        q for q in quantizers if isinstance(q, AffineQuantizer) and q.bitwidth <= _COARSE
+    )
 
 
 def _mention_ranks(merges: bool) -> None:

@@ -126,6 +126,9 @@ class QuantizationSimModel(ExportMethods):
     ) -> None:
         """Calibrate: run data through the model and set every range.
 
+        Activations are observed with the rounded weights, but with the float ones where weights
+        have two bits or fewer.
+
         Args:
             forward_pass_callback: `callback(model, args)`, or an iterable of batches.
             forward_pass_callback_args: second argument of the callback.
