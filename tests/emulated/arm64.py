@@ -49,10 +49,11 @@ def _unpack(folder: Path, host: Path, root: Path) -> None:
     lines = [f"deb [signed-by={_KEYS}] {site} {_SUITE}{more} main\n" for more in ("", "-backports")]
     (folder / "apt/sources.list").write_text("".join(lines), encoding="utf-8")
     apt = folder / "apt"
+    (apt / "status").touch()  # nothing is installed; some versions of apt do not read /dev/null
     options = {
         "Dir::State": apt / "state", "Dir::Cache": apt / "cache",
         "Dir::Etc::SourceList": apt / "sources.list", "Dir::Etc::SourceParts": "/dev/null",
-        "Dir::State::status": "/dev/null", "APT::Sandbox::User": "root",
+        "Dir::State::status": apt / "status", "APT::Sandbox::User": "root",
         "APT::Architectures": "amd64,arm64",
     }  # fmt: skip
     given = [part for key, value in options.items() for part in ("-o", f"{key}={value}")]
