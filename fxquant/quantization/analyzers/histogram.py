@@ -239,4 +239,7 @@ class OverHistogram:
 
     def start(self, layout: Layout) -> Histogram:
         """Statistics of nothing."""
-        return Histogram(layout, self.bins if layout.single else self.channel_bins)
+        return Histogram(layout, self._bins_of(layout))
+
+    def _bins_of(self, layout: Layout) -> int:
+        return self.bins if layout.single else self.channel_bins

@@ -50,8 +50,7 @@ class Sqnr(OverHistogram):
 
     def start(self, layout: Layout) -> Histogram:
         """Statistics of nothing."""
-        bins = self.bins if layout.single else self.channel_bins
-        return Histogram(layout, bins, relative=self.relative)
+        return Histogram(layout, self._bins_of(layout), relative=self.relative)
 
     def range(self, statistics: Statistics, grid: IntegerRange) -> tuple[Tensor, Tensor] | None:
         """The best candidate for every range, the widest of equals."""
