@@ -186,7 +186,9 @@ class _Collector:
         if self.moments is None:
             what = f"{path} has no output to look at"
             raise CalibrationError("FXQ447", what, at=node, fix="give data that reaches the layer")
-        if not all(bool(t.isfinite().all()) for t in (self.moments.yy, self.moments.xx)):
+        # no product of two columns is larger than the larger of their squares
+        squares = self.moments.yy, torch.diagonal(self.moments.xx, dim1=1, dim2=2)
+        if not all(bool(t.isfinite().all()) for t in squares):
             what = f"input or output of {path} holds NaN or infinity"
             raise CalibrationError("FXQ446", what, at=node, fix="clean the data")
         rows = _joined(self.kept) if self.kept else None
