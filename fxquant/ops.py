@@ -27,7 +27,7 @@ from torch import Tensor, fx, nn
 
 from fxquant.errors import ConfigError
 from fxquant.nn import functional as fn
-from fxquant.nn.dense import Dense, adopt
+from fxquant.nn.dense import Dense, adopt, layer_of
 
 
 class Grid(enum.Enum):
@@ -205,7 +205,7 @@ class Op:
         fixed: (low, high) of a FIXED grid.
         when: refines `grid` by the arguments (`interpolate` moves values only when nearest).
         absorbs: names of activations that an integer kernel takes in.
-        weight_axis: output-channel axis of `weight`, as `module` stores it: see `weight_axis`.
+        weight_axis: output-channel axis of `weight`, as `module` stores it: see `weight_axes`.
         weight_use: what it does with `weight`.
         memory: whose memory the result may be.
         effect: what it does besides its result.
@@ -325,9 +325,7 @@ def _linear(a: dict[str, Any]) -> nn.Module | None:
     w = a["weight"]
     if not isinstance(w, Tensor) or w.dim() != 2 or not _held(a["bias"]):
         return None
-    with torch.device("meta"):
-        module = nn.Linear(w.shape[1], w.shape[0], bias=a["bias"] is not None)
-    return adopt(module, weight=w, bias=a["bias"])
+    return layer_of(w, a["bias"], outputs=(0,))
 
 
 def _embedding(a: dict[str, Any]) -> nn.Module | None:
@@ -2160,12 +2158,20 @@ def row_for_module(module: nn.Module) -> Op | None:
     return TABLE.of_class(type(module))
 
 
-def weight_axis(module: nn.Module) -> int | None:
-    """Axis of the output channels of a module's weight; None if its row names none."""
+def weight_axes(module: nn.Module) -> tuple[int, ...]:
+    """Axes of a module's weight along which every place is an output channel; none if unknown.
+
+    A weight that is several matrices has none: integer kernels take one step for all of them.
+    """
     if isinstance(module, Dense):
-        return module.weight.dim() - 1
+        return () if module.batch else module.outputs
     row = row_for_module(module)
-    return None if row is None else row.weight_axis
+    return () if row is None or row.weight_axis is None else (row.weight_axis,)
+
+
+def weight_axis(module: nn.Module) -> int:
+    """Axis of the output channels of a weight that has one; the first one where it has several."""
+    return next(iter(weight_axes(module)), 0)
 
 
 def row_of(node: fx.Node, root: nn.Module) -> Op | None:

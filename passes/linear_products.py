@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxquant.graph.alias_analysis import written
 from fxquant.graph.meta import TensorSpec
 from fxquant.graph.pass_infra import Fact, Pass
 from fxquant.nn import functional as fn
-from fxquant.nn.dense import Dense, adopt
+from fxquant.nn.dense import Dense, adopt, layer_of
 from fxquant.placement.dataflow import is_float_spec
+from fxquant.placement.product_weights import erase_unread, obstacle, written_tensors
 from fxquant.placement.regions import find_regions
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class LinearProducts(Pass):
 
     def run(self, rw: Rewriter) -> None:
         """Look at every product, then at what is added to its result."""
-        regions, changing = find_regions(rw.gm), _written(rw)
+        regions, changing = find_regions(rw.gm), written_tensors(rw)
         for node in rw.nodes:
             product = _product(rw, node)
             if product is None:
@@ -59,11 +59,11 @@ class LinearProducts(Pass):
 
 @dataclass(frozen=True)
 class _Weight:
-    """A tensor of two axes as a product reads it.
+    """A stored tensor as a product reads it.
 
     Attributes:
         tensor: as it is stored.
-        turned: whether it is read with its axes the other way round.
+        turned: whether it is read with its last two axes the other way round.
     """
 
     tensor: Tensor
@@ -81,30 +81,31 @@ class _Product:
 
 
 def _product(rw: Rewriter, node: fx.Node) -> _Product | None:
-    """How a node multiplies a value with a stored weight of two axes, or None."""
+    """How a node multiplies a value with a stored weight, or None."""
     row, module = rw.op(node), rw.module(node)
     if row is None or not isinstance(module, fn.Functional) or not is_float_spec(_spec(node)):
         return None
     given = rw.arguments(node)
-    if row.name == "matmul":
-        right, left = _weight(rw, given["other"]), _weight(rw, given["input"])
+    if row.name in ("matmul", "bmm"):
+        first, second = (given[name] for name in row.inputs)
+        right, left = _weight(rw, second), _weight(rw, first)
         if right is not None:
-            return _Product(given["input"], right)
-        return None if left is None else _Product(given["other"], left, left=True)
+            return _Product(first, right)
+        return None if left is None else _Product(second, left, left=True)
     if row.name == "addmm" and given["beta"] == given["alpha"] == 1:
         right = _weight(rw, given["mat2"])
         if right is not None and rw.constant(given["input"]) is not None:
             return _Product(given["mat1"], right, given["input"])
     if row.name == "linear":
         found = _weight(rw, given["weight"])
-        if found is not None:
+        if found is not None and found.tensor.dim() == 2:
             turned = replace(found, turned=not found.turned)
             return _Product(given["input"], turned, given["bias"])
     return None
 
 
 def _weight(rw: Rewriter, operand: Any) -> _Weight | None:
-    """The stored tensor of two axes that an operand is, perhaps transposed, or None."""
+    """The stored tensor that an operand is, perhaps transposed, or None."""
     moves: list[fx.Node] = []
     while isinstance(operand, fx.Node) and operand.op == "call_module":
         row = rw.op(operand)
@@ -114,15 +115,16 @@ def _weight(rw: Rewriter, operand: Any) -> _Weight | None:
             moves.insert(0, operand)
         operand = rw.arguments(operand)[row.inputs[0]]
     tensor = rw.constant(operand)
-    if tensor is None or tensor.dim() != 2 or not tensor.is_floating_point():
+    if tensor is None or tensor.dim() == 0 or not tensor.is_floating_point():
         return None
     start = found = torch.empty(tensor.shape, device="meta")
     for move in moves:
         found = _moved(rw, move, found)
-    if found.dim() != 2:
-        return None
-    turned = (found.shape, found.stride()) != (start.shape, start.stride())
-    return _Weight(tensor, turned)
+    for turned in (False, True)[: tensor.dim()]:
+        wanted = start.mT if turned else start
+        if (found.shape, found.stride()) == (wanted.shape, wanted.stride()):
+            return _Weight(tensor, turned)
+    return None
 
 
 def _moved(rw: Rewriter, move: fx.Node, value: Tensor) -> Tensor:
@@ -137,15 +139,14 @@ def _objection(
     node: fx.Node, product: _Product, regions: Regions | None, changing: set[int]
 ) -> str:
     """Why a product is not written as a linear layer, or nothing."""
-    tensor, spec, given = product.weight.tensor, _spec(node), _spec(product.x)
-    if regions is not None and not regions.holds(node):
-        return "it lies outside of the quantized regions"
-    if id(tensor) in changing:
-        return "the network writes into what it multiplies with"
-    if not is_float_spec(given) or not spec.dtype == given.dtype == tensor.dtype:
-        return "its operands are of several types"
-    if product.left and len(given.shape) < 2:
-        return "a vector on the right of a weight is no row of a linear layer's input"
+    rank = product.weight.tensor.dim()
+    reason = obstacle(node, product.x, product.weight.tensor, regions, changing)
+    if reason:
+        return reason
+    if len(_spec(product.x).shape) < 2 and (product.left or rank != 2):
+        return "a vector is no row of a linear layer's input here"
+    if product.left and rank != 2:
+        return "what it has on the left is no matrix"
     return ""
 
 
@@ -156,30 +157,40 @@ def _become_linear(rw: Rewriter, node: fx.Node, product: _Product) -> None:
     if product.bias is not None and not held:
         rw.skip(node, "what it adds is no vector that is stored")
         return
-    # a weight on the left is read as `x.T @ weight.T`
-    weight, turned = product.weight.tensor, product.weight.turned != product.left
-    module = adopt(_linear(weight), bias=bias) if turned else Dense(weight, bias)
-    rw.set_module(str(node.target), module.train(_module(rw, node).training))
-    x = product.x
+    made = _layer(product, bias)
+    rw.set_module(str(node.target), made.train(_module(rw, node).training))
+    x, spec = product.x, _spec(node)
     if product.left:
-        spec, given = _turned(_spec(node)), _turned(_spec(x))
+        given = _turned(_spec(x))
         x = rw.new_module(fn.Transpose(), x, -2, -1, like=node, name="columns", spec=given)
-        users = list(node.users)
-        with rw.after(node):
-            back = rw.new_module(fn.Transpose(), node, -2, -1, like=node, name="rows")
-        rw.redirect(node, back, users)
-        node.meta["spec"] = spec
+        _pass_on(rw, node, fn.Transpose(), -2, -1, name="rows")
+        node.meta["spec"] = _turned(spec)
+    elif product.weight.tensor.dim() == 1:
+        _pass_on(rw, node, fn.Squeeze(), -1, name="column")
+        node.meta["spec"] = spec._replace(shape=(*spec.shape, 1))
     rw.call_anew(node, x, kwargs={})
     rw.explain(node, "it multiplies with a stored weight, so it is a linear layer")
     for operand in operands:
-        _erase_unread(rw, operand)
+        erase_unread(rw, operand)
 
 
-def _linear(weight: Tensor) -> nn.Linear:
-    """A linear layer with this weight `[out, in]`."""
-    with torch.device("meta"):
-        module = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-    return adopt(module, weight=weight)
+def _pass_on(rw: Rewriter, node: fx.Node, module: nn.Module, *args: Any, name: str) -> None:
+    """Let what reads a value read what a module makes of it."""
+    users = list(node.users)
+    with rw.after(node):
+        made = rw.new_module(module, node, *args, like=node, name=name)
+    rw.redirect(node, made, users)
+
+
+def _layer(product: _Product, bias: Tensor | None) -> nn.Module:
+    weight, rank = product.weight.tensor, product.weight.tensor.dim()
+    if rank == 1:
+        return layer_of(weight, outputs=())
+    # a weight on the left is read as `x.T @ weight.T`
+    output = rank - 2 if product.weight.turned != product.left else rank - 1
+    several = any(size != 1 for size in weight.shape[:-2])
+    batch = range(rank - 2) if several else ()
+    return layer_of(weight, bias, outputs=(output,), batch=batch)
 
 
 def _join_bias(rw: Rewriter, node: fx.Node, regions: Regions | None) -> None:
@@ -203,33 +214,19 @@ def _join_bias(rw: Rewriter, node: fx.Node, regions: Regions | None) -> None:
         rw.skip(user, f"{node.name} has a bias already")
     elif regions is not None and not (regions.holds(node) and regions.holds(user)):
         rw.skip(user, "it lies outside of the quantized regions")
+    elif isinstance(module, Dense) and module.batch:
+        rw.skip(user, f"the weight of {node.name} is several matrices")
     elif module._forward_hooks:
         rw.skip(user, f"a hook reads the result of {node.name}")
     else:
         rw.edit(lambda: adopt(module, bias=bias))
         rw.replace(user, node, _JOINED)
-        _erase_unread(rw, added)
+        erase_unread(rw, added)
 
 
 def _is_bias(tensor: Tensor, spec: TensorSpec) -> bool:
     """Whether a tensor is one number for each channel of a value."""
     return tuple(tensor.shape) == spec.shape[-1:] and tensor.dtype == spec.dtype
-
-
-def _written(rw: Rewriter) -> set[int]:
-    """Ids of the stored tensors that the network writes into."""
-    targets = (written(node, rw.gm) for node in rw.nodes)
-    return {id(rw.constant(node)) for node in targets if node is not None}
-
-
-def _erase_unread(rw: Rewriter, node: fx.Node) -> None:
-    """Erase a stored tensor, and how it was transposed, that nothing reads any more."""
-    while not node.users and (node.op == "get_attr" or node.op == "call_module"):
-        above = node.all_input_nodes
-        rw.erase(node)
-        if not above:
-            return
-        node = above[0]
 
 
 def _module(rw: Rewriter, node: fx.Node) -> nn.Module:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxquant import ops
+from fxquant.nn.dense import Dense
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,8 +34,7 @@ class Product:
         module: the layer.
         groups: independent products.
         dims: spatial axes; 0 for a linear layer.
-        transposed: whether its weight is stored with the inputs first: that of a transposed
-            convolution, or `[in, out]`.
+        transposed: whether it is a transposed convolution.
     """
 
     module: Any
@@ -44,8 +44,10 @@ class Product:
 
     def matrix(self, weight: Tensor) -> Tensor:
         """The weight, or a tensor of its shape, as a matrix: `[...] -> [G, O, D]`."""
+        if isinstance(self.module, Dense):
+            return self.module.matrix(weight).mT[None]
         if not self.dims:
-            return (weight.mT if self.transposed else weight)[None]
+            return weight[None]
         first, second, *kernel = weight.shape
         if not self.transposed:
             return weight.reshape(self.groups, first // self.groups, second * math.prod(kernel))
@@ -54,8 +56,8 @@ class Product:
 
     def weight(self, matrix: Tensor, shape: Sequence[int]) -> Tensor:
         """The way back: `[G, O, D] -> shape`."""
-        if not self.dims:
-            return matrix[0].mT if self.transposed else matrix[0]
+        if isinstance(self.module, Dense):
+            return self.module.stored(matrix[0].mT)
         if not self.transposed:
             return matrix.reshape(tuple(shape))
         first, second, *kernel = shape
@@ -101,7 +103,7 @@ class Product:
         Of a transposed convolution, one column in as many as it has strides meets an input.
         """
         kernel = math.prod(self.module.weight.shape[2:]) if self.dims else 1
-        share = math.prod(self.module.stride) if self.dims and self.transposed else 1
+        share = math.prod(self.module.stride) if self.transposed else 1
         return (means / share).repeat_interleave(kernel).reshape(self.groups, -1)
 
     def reached(self, x: Tensor, y: Tensor) -> Tensor:
@@ -185,7 +187,8 @@ def product_of(module: nn.Module) -> Product | None:
     if row is None or not isinstance(getattr(module, "weight", None), Tensor):
         return None
     if row.name == "linear":
-        return Product(module, 1, 0, ops.weight_axis(module) == 1)
+        several = isinstance(module, Dense) and module.batch
+        return None if several else Product(module, 1, 0, False)
     if row.name in _CONVOLUTIONS:
         dims, transposed = _CONVOLUTIONS[row.name]
         return Product(module, int(getattr(module, "groups", 1)), dims, transposed)

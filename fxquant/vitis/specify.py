@@ -237,10 +237,10 @@ class _Work:
         if kind != "weights" or rule.per_channel is None:
             return old.shape
         module = self.modules[node]
-        axis, weight = ops.weight_axis(module), getattr(module, "weight", None)
+        axes, weight = ops.weight_axes(module), getattr(module, "weight", None)
         if not rule.per_channel or weight is None:
             return ()
-        return tuple(n if i == axis else 1 for i, n in enumerate(weight.shape))
+        return tuple(n if i in axes else 1 for i, n in enumerate(weight.shape))
 
     def _check_offer(
         self, kind: Kind, bits: int, symmetric: bool, powers: bool, node: fx.Node

@@ -291,7 +291,11 @@ REASONS = {
     ),
     "a vector on the right": (
         lambda: Layer(lambda m, x: m.turned @ x[0]),
-        "a vector on the right of a weight is no row of a linear layer's input",
+        "a vector is no row of a linear layer's input here",
+    ),
+    "a vector on the left": (
+        lambda: Layer(lambda m, x: m.bias @ x.reshape(-1, OUT, 2)),
+        "what it has on the left is no matrix",
     ),
 }  # fmt: skip
 

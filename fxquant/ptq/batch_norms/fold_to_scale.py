@@ -81,7 +81,7 @@ def _fold(rw: Rewriter, node: fx.Node, layer: fx.Node, channels: Tensor) -> str:
     norm, module = rw.module(node), rw.module(layer)
     if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or module is None:
         return "its statistics are computed at run time"
-    axis = ops.weight_axis(module) or 0
+    axis = ops.weight_axis(module)
     quantizer = None
     if isinstance(module, QuantizationMixin):
         quantizer = module.param_quantizers._modules.get("weight")

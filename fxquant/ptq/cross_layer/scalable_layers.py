@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxquant import ops
+from fxquant.nn.dense import Dense
 from fxquant.ptq.layers import tensors_read
 
 if TYPE_CHECKING:
@@ -107,5 +108,7 @@ def layer_row(node: fx.Node, gm: fx.GraphModule) -> str | None:
     if row is None or row.name not in WEIGHTED | NORMS:
         return None
     if module._forward_hooks or module._forward_pre_hooks:
+        return None
+    if isinstance(module, Dense) and module.weight.dim() != 2:
         return None
     return row.name

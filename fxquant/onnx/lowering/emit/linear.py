@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fxquant import ops
 from fxquant.nn import QuantizationMixin
+from fxquant.nn.dense import Dense
 from fxquant.onnx.lowering.context import Call, UnsupportedError
 from fxquant.onnx.lowering.emitters import emits
-from fxquant.onnx.lowering.stored_weights import PLAIN, TRANSPOSED
+from fxquant.onnx.lowering.stored_weights import PLAIN, TRANSPOSED, Arrangement
 from fxquant.onnx.runs.observed import Dim
 from fxquant.quantization.affine import AffineQuantizer, BiasQuantizeDequantize
 
@@ -20,29 +20,33 @@ if TYPE_CHECKING:
 
 @emits("linear")
 def _linear(c: Call) -> ir.Value | LoweredValue:
-    x, rank = c.tensor(), c.spec().rank
-    if c.spec("weight").rank != 2:
+    x, rank, module = c.tensor(), c.spec().rank, c.module
+    if not isinstance(module, Dense) and c.spec("weight").rank != 2:
         msg = "the weight has no two dimensions"
         raise UnsupportedError(msg)
-    if rank == 2:
+    several = isinstance(module, Dense) and bool(module.batch)
+    if rank == 2 and not several:
         return _gemm(c, x)
-    if _is_integer(c):
+    if not several and _is_integer(c):
         return _on_rows(c)
     # stored transposed: onnxruntime has an integer kernel for a product, not for one with Transpose
-    weight = c.parameter("weight", PLAIN if _reads_columns(c) else TRANSPOSED)
-    y = c.builder.main(c.op("MatMul", x, weight))
+    form = _form(module) if isinstance(module, Dense) else TRANSPOSED
+    y = c.builder.main(c.op("MatMul", x, c.parameter("weight", form)))
     bias = c.parameter("bias")
     return y if bias is None else c.op("Add", y, bias)
 
 
-def _reads_columns(c: Call) -> bool:
-    """Whether the weight is stored as `[in, out]`."""
-    return c.module is not None and ops.weight_axis(c.module) == 1
+def _form(module: Dense) -> Arrangement:
+    """The weight as `[..., in, out]`."""
+    if module.order == (0, 1):
+        return PLAIN
+    return Arrangement(module.order, matrix=(len(module.batch), len(module.inputs)))
 
 
 def _gemm(c: Call, x: ir.Value) -> ir.Value:
-    weight, bias = c.parameter("weight"), c.parameter("bias")
-    return c.op("Gemm", x, weight, bias, transB=0 if _reads_columns(c) else 1)
+    if isinstance(c.module, Dense):
+        return c.op("Gemm", x, c.parameter("weight", _form(c.module)), c.parameter("bias"))
+    return c.op("Gemm", x, c.parameter("weight"), c.parameter("bias"), transB=1)
 
 
 def _is_integer(c: Call) -> bool:
