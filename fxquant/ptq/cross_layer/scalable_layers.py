@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxquant import ops
-from fxquant.ptq.layers import tensors_read
+from fxquant.ptq.layer_search import tensors_read
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -229,7 +229,7 @@ def _correct_again(visit: Visit, given: SeqMseParams) -> None:
     data = layer_data(layer, visit.walk, visit.sim, visit.float, sampling)
     weight = plain(layer.quantizer.transform(layer.module.weight.detach()))
     columns = layer.product.matrix(weight).double()[:, :, data.live]
-    set_bias(layer, data.seen.bias(columns).reshape(-1))
+    set_bias(layer, data.seen.bias(columns))
 
 
 @dataclass(frozen=True)
