@@ -251,8 +251,8 @@ def add_bias(
         integer: whether biases are quantized.
     """
     module: Any = gm.get_submodule(str(node.target))
-    row, weight = ops.row_for_module(module), module.weight
-    groups = int(getattr(module, "groups", 1)) if row is not None and row.weight_axis == 1 else 1
+    weight = module.weight
+    groups = int(getattr(module, "groups", 1)) if weight_axis(module) == 1 else 1
     count = weight.shape[weight_axis(module)] * groups
     rw = Rewriter(gm, "add_bias")
     rw.set_parameter(module, "bias", weight.new_zeros(count), weight.requires_grad)
@@ -363,8 +363,7 @@ def grouping(
 
 def weight_axis(module: nn.Module) -> int:
     """Axis of the output channels of a module's weight."""
-    row = ops.row_for_module(module)
-    return row.weight_axis if row is not None and row.weight_axis is not None else 0
+    return ops.weight_axis(module) or 0
 
 
 def explain(gm: fx.GraphModule, paths: Iterable[str], reason: str) -> None:

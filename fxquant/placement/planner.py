@@ -364,7 +364,8 @@ class _Planner:
         if setting.key and setting.value and not rule.per_channel:
             what = f"{setting.key}: {row.name} takes one grid for its weight on {self.target.name}"
             raise ConfigError("FXQ226", what, at=node, fix="take the key out")
-        axis = row.weight_axis if setting.value and rule.per_channel else None
+        module = self.gm.get_submodule(str(node.target))
+        axis = ops.weight_axis(module) if setting.value and rule.per_channel else None
         shape = () if axis is None else tuple(
             n if i == axis else 1 for i, n in enumerate(weight.shape)
         )  # fmt: skip

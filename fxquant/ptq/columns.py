@@ -33,7 +33,8 @@ class Product:
         module: the layer.
         groups: independent products.
         dims: spatial axes; 0 for a linear layer.
-        transposed: whether it is a transposed convolution.
+        transposed: whether its weight is stored with the inputs first: that of a transposed
+            convolution, or `[in, out]`.
     """
 
     module: Any
@@ -44,7 +45,7 @@ class Product:
     def matrix(self, weight: Tensor) -> Tensor:
         """The weight, or a tensor of its shape, as a matrix: `[...] -> [G, O, D]`."""
         if not self.dims:
-            return weight[None]
+            return (weight.mT if self.transposed else weight)[None]
         first, second, *kernel = weight.shape
         if not self.transposed:
             return weight.reshape(self.groups, first // self.groups, second * math.prod(kernel))
@@ -53,6 +54,8 @@ class Product:
 
     def weight(self, matrix: Tensor, shape: Sequence[int]) -> Tensor:
         """The way back: `[G, O, D] -> shape`."""
+        if not self.dims:
+            return matrix[0].mT if self.transposed else matrix[0]
         if not self.transposed:
             return matrix.reshape(tuple(shape))
         first, second, *kernel = shape
@@ -98,7 +101,7 @@ class Product:
         Of a transposed convolution, one column in as many as it has strides meets an input.
         """
         kernel = math.prod(self.module.weight.shape[2:]) if self.dims else 1
-        share = math.prod(self.module.stride) if self.transposed else 1
+        share = math.prod(self.module.stride) if self.dims and self.transposed else 1
         return (means / share).repeat_interleave(kernel).reshape(self.groups, -1)
 
     def reached(self, x: Tensor, y: Tensor) -> Tensor:
@@ -182,7 +185,7 @@ def product_of(module: nn.Module) -> Product | None:
     if row is None or not isinstance(getattr(module, "weight", None), Tensor):
         return None
     if row.name == "linear":
-        return Product(module, 1, 0, False)
+        return Product(module, 1, 0, ops.weight_axis(module) == 1)
     if row.name in _CONVOLUTIONS:
         dims, transposed = _CONVOLUTIONS[row.name]
         return Product(module, int(getattr(module, "groups", 1)), dims, transposed)

@@ -57,7 +57,7 @@ class ScalableLayer:
     def grouped(self, weight: Tensor) -> Tensor:
         """A view of a weight as `[G, O / G, I / G, K]`."""
         groups = self.groups
-        if self.row.startswith("conv_transpose"):
+        if ops.weight_axis(self.module) == 1:
             return weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1).transpose(
                 1, 2
             )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fxquant import ops
 from fxquant.nn import QuantizationMixin
 from fxquant.onnx.lowering.context import Call, UnsupportedError
 from fxquant.onnx.lowering.emitters import emits
-from fxquant.onnx.lowering.stored_weights import TRANSPOSED
+from fxquant.onnx.lowering.stored_weights import PLAIN, TRANSPOSED
 from fxquant.onnx.runs.observed import Dim
 from fxquant.quantization.affine import AffineQuantizer, BiasQuantizeDequantize
 
@@ -24,13 +25,24 @@ def _linear(c: Call) -> ir.Value | LoweredValue:
         msg = "the weight has no two dimensions"
         raise UnsupportedError(msg)
     if rank == 2:
-        return c.op("Gemm", x, c.parameter("weight"), c.parameter("bias"), transB=1)
+        return _gemm(c, x)
     if _is_integer(c):
         return _on_rows(c)
     # stored transposed: onnxruntime has an integer kernel for a product, not for one with Transpose
-    y = c.builder.main(c.op("MatMul", x, c.parameter("weight", TRANSPOSED)))
+    weight = c.parameter("weight", PLAIN if _reads_columns(c) else TRANSPOSED)
+    y = c.builder.main(c.op("MatMul", x, weight))
     bias = c.parameter("bias")
     return y if bias is None else c.op("Add", y, bias)
+
+
+def _reads_columns(c: Call) -> bool:
+    """Whether the weight is stored as `[in, out]`."""
+    return c.module is not None and ops.weight_axis(c.module) == 1
+
+
+def _gemm(c: Call, x: ir.Value) -> ir.Value:
+    weight, bias = c.parameter("weight"), c.parameter("bias")
+    return c.op("Gemm", x, weight, bias, transB=0 if _reads_columns(c) else 1)
 
 
 def _is_integer(c: Call) -> bool:
@@ -53,7 +65,7 @@ def _on_rows(c: Call) -> ir.Value | LoweredValue:
     with a dynamic batch the sum would stay in floating point. On rows it is one integer Gemm.
     """
     rows = c.held("input").on_rows(c.builder).value(c.builder)
-    gemm = c.op("Gemm", rows, c.parameter("weight"), c.parameter("bias"), transB=1)
+    gemm = _gemm(c, rows)
     y = c.around.reshaped_output(c, c.builder.main(gemm))
     return c.reshape(gemm, c.out.shape, c.held("input")) if y is None else y
 
