@@ -18,8 +18,8 @@ from torch import fx
 from fxquant.errors import ConfigError
 from fxquant.ptq.finished_layers import FinishedLayers
 from fxquant.ptq.layer_problem import LayerProblem
+from fxquant.ptq.layer_search import tables_of
 from fxquant.ptq.layer_walk import DataOptions, LayerWise, Visit
-from fxquant.ptq.layers import tables_of
 from fxquant.ptq.reconstruction_report import LayerReport, ReconstructionReport
 from fxquant.ptq.sampling import Sampling, layer_data
 from fxquant.ptq.solving.solver import SolverOptions

@@ -18,7 +18,7 @@ from fxquant.editing import quantized_modules
 from fxquant.errors import ConfigError
 from fxquant.nn.modes import evaluating
 from fxquant.ptq.dependent_positions import dependent_positions
-from fxquant.ptq.layers import Layer, layers_of
+from fxquant.ptq.layer_search import layers_of
 from fxquant.ptq.walking.walk import Environment, FloatEnvironment, Walk
 from fxquant.ptq.walking.walk_cost import Cost
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch import fx
 
     from fxquant.graph.selectors import Selector
+    from fxquant.ptq.layers import Layer
     from fxquant.ptq.walking.parts_of_data import WholeData
     from fxquant.ptq.walking.walk import Progress
 
@@ -119,13 +120,18 @@ class LayerWise:
         gm: fx.GraphModule,
         options: DataOptions | None,
         excluded: Iterable[Selector] | Selector | None = None,
+        *,
+        tied: bool = True,
     ) -> LayerWise:
-        """The layers of a graph without those that selectors name."""
-        layers, skipped = layers_of(gm)
+        """The layers of a graph without those that selectors name; see `layers_of`."""
+        layers, skipped = layers_of(gm, tied=tied)
         if excluded:
             named = quantized_modules(gm, excluded)
-            skipped |= {n.path: "it is excluded" for n in layers.values() if n.path in named}
-            layers = {k: v for k, v in layers.items() if v.path not in named}
+            for node, layer in list(layers.items()):
+                if not named.keys().isdisjoint(layer.paths):
+                    skipped |= dict.fromkeys(layer.paths, "its weight is that of an excluded layer")
+                    skipped |= {p: "it is excluded" for p in layer.paths if p in named}
+                    del layers[node]
         return cls(gm, options or DataOptions(), layers, skipped)
 
     def run(
@@ -154,7 +160,8 @@ class LayerWise:
                 max_memory=given.max_memory, folder=given.folder, progress=progress, parts=parts,
             )  # fmt: skip
             begin(walk)
-            walk.counting = dependent_positions(walk, self.layers.values(), given.seed)
+            uses = [use for layer in self.layers.values() for use in layer.uses]
+            walk.counting = dependent_positions(walk, uses, given.seed)
             for node in walk.nodes():
                 start = time.process_time()
                 walk.compute(node, exact)
@@ -165,6 +172,8 @@ class LayerWise:
                         result = visit(Visit(layer, walk, sim, exact))
                     if result is not None:
                         found.append(result)
+                    for path in layer.paths:
+                        exact.renew(path)
         cost.samples = sum(walk.samples)
         cost.seconds = time.process_time() - started
         cost.peak_bytes, cost.written_bytes = walk.store.peak, walk.store.written

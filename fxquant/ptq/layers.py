@@ -6,22 +6,24 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor
 
-from fxquant.nn import QuantizationMixin
-from fxquant.nn.calibration import weight_of
-from fxquant.nn.training_state import require_ended
-from fxquant.ptq.columns import Product, is_table, product_of
 from fxquant.ptq.solving.grids import WeightGrid
 from fxquant.ptq.solving.solver import Solution
 from fxquant.ptq.walking.originals import changing, float_value
-from fxquant.quantization.affine import AffineQuantizer, BiasQuantizeDequantize
+from fxquant.quantization.affine import BiasQuantizeDequantize
 from fxquant.quantization.affine.pof2 import PowerOfTwoQuantizeDequantize
 from fxquant.quantization.ranges import range_of
 from fxquant.quantization.tensor import plain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
+    from contextlib import AbstractContextManager
+
+    from torch import fx
+
+    from fxquant.ptq.columns import Product
+    from fxquant.quantization.affine import AffineQuantizer
 
 # what a bias may use of an int32; the rest is left to the products (see `affine/bias.py`)
 _BIAS_STEPS = 2.0**30
@@ -29,8 +31,6 @@ _BIAS_STEPS = 2.0**30
 _SAME_STEP = 1e-5
 # rows that are in memory together, see `sampling`, and how often
 _GATHERED, _COPIES = 4096, 6
-_NO_PRODUCT = "it does not multiply its input with its weight once"
-_TABLE = "its rows are looked up: nearest integers are best"
 # prefix of the range among the names of a layer's state
 _RANGE = "range."
 
@@ -56,9 +56,33 @@ class Layer:
     frozen: bool
 
     @property
+    def uses(self) -> tuple[Layer, ...]:
+        """The layers that compute with the weight, in the order of the graph."""
+        return (self,)
+
+    @property
+    def by_bias(self) -> list[list[Layer]]:
+        """The same, those with the same bias together."""
+        return [[self]]
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Paths of all modules that have the weight."""
+        return (self.path,)
+
+    @property
     def has_bias(self) -> bool:
         """Whether there is a bias that can take in the mean error."""
         return getattr(self.module, "bias", None) is not None
+
+    def changing(self) -> AbstractContextManager[None]:
+        """Keep the float values of what is changed inside."""
+        return changing(self.module, "weight", "bias")
+
+    def set_bias(self, bias: Tensor) -> None:
+        """Store what `bias` returns."""
+        if self.has_bias:
+            self.module.bias.copy_(bias.reshape(self.module.bias.shape))
 
     def working_bytes(self, columns: int) -> int:
         """About what a technique holds that looks at so many positions of the layer.
@@ -114,9 +138,9 @@ class Layer:
             frozen=self.frozen,
             power_of_two=isinstance(quantizer, PowerOfTwoQuantizeDequantize),
         )  # fmt: skip
-        return replace(found, least=self._least(found)), places
+        return replace(found, least=self.least_steps(found)), places
 
-    def _least(self, grid: WeightGrid) -> Tensor | None:
+    def least_steps(self, grid: WeightGrid) -> Tensor | None:
         """The smallest steps with which the bias fits into int32, `[R, B]`."""
         quantizer = self.module.param_quantizers._modules.get("bias")
         if not isinstance(quantizer, BiasQuantizeDequantize):
@@ -152,7 +176,7 @@ class Layer:
                 as small integers times one scale are not.
         """
         quantizer, kept = self.quantizer, found.grid
-        with torch.no_grad(), changing(self.module, "weight", "bias"):
+        with torch.no_grad(), self.changing():
             actual = self._set_scale(found.grid, places)
             if bool(((actual - kept.scale).abs() > _SAME_STEP * kept.scale).any()):
                 found = again(replace(kept.with_scale(actual), frozen=True))
@@ -161,7 +185,7 @@ class Layer:
             shape = self.module.weight.shape
             self.module.weight.copy_(self.product.weight(weight, shape))
             if self.has_bias:
-                self.module.bias.copy_(bias(weight).reshape(self.module.bias.shape))
+                self.set_bias(bias(weight))
         quantizer.allow_overwrite(False)
 
     def freeze(self, grid: WeightGrid, places: Tensor) -> WeightGrid:
@@ -176,17 +200,17 @@ class Layer:
         ranges = self.quantizer.state_dict().items()
         found = {f"{_RANGE}{name}": value for name, value in ranges}
         found["weight"] = self.module.weight
-        return found | ({"bias": self.module.bias} if self.has_bias else {})
+        return found | ({"bias": self.bias()} if self.has_bias else {})
 
     def set_state(self, state: Mapping[str, Tensor]) -> None:
         """Give the module what `state` returned after `write`, and freeze its range."""
         start = len(_RANGE)
         ranges = {n[start:]: t for n, t in state.items() if n.startswith(_RANGE)}
         self.quantizer.load_state_dict(ranges)
-        with torch.no_grad(), changing(self.module, "weight", "bias"):
+        with torch.no_grad(), self.changing():
             self.module.weight.copy_(state["weight"])
             if self.has_bias:
-                self.module.bias.copy_(state["bias"])
+                self.set_bias(state["bias"])
         self.quantizer.allow_overwrite(False)
 
     def _set_scale(self, grid: WeightGrid, places: Tensor) -> Tensor:
@@ -203,83 +227,6 @@ class Layer:
             )
         after = quantizer.get_scale()
         return grid.scale if after is None else after.detach().double().reshape(-1)[places]
-
-
-def layers_of(gm: fx.GraphModule) -> tuple[dict[fx.Node, Layer], dict[str, str]]:
-    """Layers in the order of the graph, and why other quantized weights are left as they are."""
-    found, skipped = _weights(gm)
-    tables = {node for node, layer in found.items() if is_table(layer.module)}
-    skipped |= {layer.path: _TABLE for node, layer in found.items() if node in tables}
-    return {node: layer for node, layer in found.items() if node not in tables}, skipped
-
-
-def tables_of(gm: fx.GraphModule) -> list[Layer]:
-    """Tables whose rows are looked up and whose steps may be chosen."""
-    return [y for y in _weights(gm)[0].values() if is_table(y.module) and not y.frozen]
-
-
-def _weights(gm: fx.GraphModule) -> tuple[dict[fx.Node, Layer], dict[str, str]]:
-    require_ended(gm)
-    weights, quantizers = _users(gm)
-    found: dict[fx.Node, Layer] = {}
-    skipped: dict[str, str] = {}
-    for node in gm.graph.nodes:
-        module = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if not isinstance(module, QuantizationMixin):
-            continue
-        quantizer = module.param_quantizers._modules.get("weight")
-        weight = weight_of(module, "weight")
-        if quantizer is None or weight is None:
-            if any(name.startswith("weight") for name, _ in module.param_quantizers.active()):
-                skipped[str(node.target)] = _NO_PRODUCT
-            continue
-        product = Product(module, 1, 0, False) if is_table(module) else product_of(module)
-        reason = _obstacle(product, quantizer, weights[id(weight)])
-        if product is None or not isinstance(quantizer, AffineQuantizer) or reason:
-            skipped[str(node.target)] = reason
-            continue
-        frozen = bool(quantizer._held) or not quantizer.overwritable
-        frozen = frozen or quantizers[id(quantizer)] > 1
-        found[node] = Layer(node, str(node.target), module, product, quantizer, frozen)
-    return found, skipped
-
-
-def _obstacle(product: Product | None, quantizer: nn.Module, users: int) -> str:
-    if product is None:
-        return _NO_PRODUCT
-    if not isinstance(quantizer, AffineQuantizer):
-        return "its weight does not lie on a grid of integers"
-    if users > 1:
-        return "its weight is used in several places"
-    return ""
-
-
-def _users(gm: fx.GraphModule) -> tuple[dict[int, int], dict[int, int]]:
-    """How many modules compute with a weight and a quantizer of parameters, by their ids.
-
-    A weight that functions were called with is also where the network registered it, which is no
-    use; where the graph itself reads it there, it is.
-    """
-    weights: dict[int, int] = {}
-    quantizers: dict[int, int] = {}
-    for value in tensors_read(gm):
-        weights[id(value)] = weights.get(id(value), 0) + 1
-    for module in gm.modules():
-        if isinstance(module, QuantizationMixin):
-            for _, quantizer in module.param_quantizers.active():
-                quantizers[id(quantizer)] = quantizers.get(id(quantizer), 0) + 1
-    return weights, quantizers
-
-
-def tensors_read(gm: fx.GraphModule) -> Iterator[Any]:
-    """Parameters and buffers that the nodes of a graph compute with, one after the other."""
-    for node in gm.graph.nodes:
-        if node.op == "get_attr":
-            path, _, name = str(node.target).rpartition(".")
-            yield getattr(gm.get_submodule(path), name, None)
-        elif node.op == "call_module":
-            for module in gm.get_submodule(str(node.target)).modules():
-                yield from (*module._parameters.values(), *module._buffers.values())
 
 
 def _ranges(

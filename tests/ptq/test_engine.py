@@ -15,7 +15,7 @@ from fxquant.errors import CalibrationError, ConfigError, QuantizationError, Unc
 from fxquant.nn import QuantizationMixin
 from fxquant.ptq.engine import ReconstructionOptions, reconstruct
 from fxquant.ptq.layer_problem import LayerProblem
-from fxquant.ptq.layers import layers_of
+from fxquant.ptq.layer_search import layers_of
 from fxquant.ptq.moments import Moments
 from fxquant.ptq.sampling import LayerData
 from fxquant.ptq.snapshot import restore, snapshot
@@ -191,23 +191,6 @@ def test_powers_of_two_stay_powers_of_two() -> None:
         scale = module.param_quantizers._modules.get("weight")
         if isinstance(scale, affine.AffineQuantizer):
             assert bool((torch.frexp(scale.min).mantissa.abs() == 0.5).all())
-
-
-def test_a_weight_that_is_used_twice_is_left_alone() -> None:
-    class Tied(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
-            self.b.weight = self.a.weight
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.b(F.relu(self.a(x)))  # type: ignore[no-any-return]
-
-    batches = data(8)
-    sim = simulation(Tied(), batches)
-    report = reconstruct(sim, batches)
-    assert report.layers == []
-    assert report.skipped == dict.fromkeys("ab", "its weight is used in several places")
 
 
 def test_weights_that_functions_are_called_with_are_layers_like_others() -> None:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, fx
 
 from fxquant.graph.pytree import fresh_inputs, tensors
+from fxquant.ptq.real_gains import is_real_gain
 from fxquant.ptq.walking.walk import FloatEnvironment
 from fxquant.quantization.tensor import plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-# standard errors that a gain must exceed
-_ERRORS = 1
 _T = TypeVar("_T")
 _Changed = TypeVar("_Changed", contravariant=True)
 
@@ -98,7 +96,7 @@ def kept_parts(
         for change in part:
             put(change, made=True)
         errors = check.errors()
-        if _is_gain(best, errors):
+        if is_real_gain(best, errors):
             best = errors
             kept += part
             continue
@@ -107,12 +105,3 @@ def kept_parts(
         half = len(part) // 2
         parts += [p for p in (part[:half], part[half:]) if half]
     return kept, float(before.sum()), float(best.sum())
-
-
-def _is_gain(before: Tensor, after: Tensor) -> bool:
-    """Whether errors fell by more than chance explains: `[N], [N]`."""
-    if len(before) != len(after):  # another number of rows has a value
-        return bool(after.sum() < before.sum())
-    gains = before - after
-    chance = gains.std() * math.sqrt(len(gains)) if len(gains) > 1 else 0.0
-    return bool(gains.sum() > 0) and bool(gains.sum() > _ERRORS * chance)

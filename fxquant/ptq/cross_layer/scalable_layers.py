@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from fxquant import ops
 from fxquant.nn.dense import Dense
-from fxquant.ptq.layers import tensors_read
+from fxquant.ptq.layer_search import tensors_read
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

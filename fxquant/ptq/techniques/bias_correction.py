@@ -154,7 +154,7 @@ def correct_bias(
     _check(method, data)
     given = options or DataOptions(samples=_SAMPLES)
     given = given if num_batches is None else replace(given, samples=None)
-    walk = LayerWise.of(sim.model, given, modules_to_exclude)
+    walk = LayerWise.of(sim.model, given, modules_to_exclude, tied=False)
     report = BiasReport(skipped=walk.skipped, cost=walk.cost)
     with undone_on_error(sim):
         correction = _Correction(sim, walk, method, add_biases, report)
