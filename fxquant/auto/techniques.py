@@ -143,10 +143,9 @@ def _equalize(model: fx.GraphModule, case: Case) -> str:
 
 
 def _smooth(model: fx.GraphModule, case: Case) -> str:
-    asked, usual = case.config.per_channel, case.runtime.weight.per_channel
     given: dict[str, Any] = {
         "output_bw": case.bits[0], "param_bw": case.bits[1], "target": case.runtime,
-        "per_channel": usual if asked is None else asked, "seed": case.seed,
+        "config": case.config, "quant_scheme": case.scheme, "seed": case.seed,
     }  # fmt: skip
     report = smooth_model(model, case.data, **given | case.options.get("smooth", {}))
     changed = sum(group.changed for group in report.groups)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from fxquant.sim import QuantizationSimModel
 
 Symmetry = Literal["asym", "symfp", "symqt"]
+# positions of a sample that say something new
+_POSITIONS = 32
 _SYMMETRIES: tuple[Symmetry, ...] = get_args(Symmetry)
 
 
@@ -128,7 +130,8 @@ def apply_seq_mse(
     Of `num_candidates` equal shares of the range that clips nothing, and the range as it is, the
     best for each output channel (or tensor, or block) is taken. Layers before are quantized with
     what was chosen for them. Weights stay as they are, and so do biases, but for those that were
-    corrected, which are corrected again. Any bit width has its ranges chosen.
+    corrected, which are corrected again. Any bit width has its ranges chosen. Where the data are
+    few for the inputs of a layer the weight's own error counts beside that of the outputs.
 
     Args:
         sim: a calibrated simulation; it is changed in place.
@@ -214,9 +217,12 @@ def _output_error(visit: Visit, weight: Tensor, blocks: Tensor, given: SeqMsePar
     if given.inp_symmetry == "asym":
         exact = layer_data(visit.layer, visit.walk, visit.float, visit.float, sampling).held[0]
     live = own.live
+    # positions of one sample are much alike
+    rows = min(own.held[0].shape[1], _POSITIONS * sum(visit.walk.samples))
     error = OutputError(
-        own.held[0], weight[:, :, live].float(), exact, _dense(blocks[live]), given.loss_fn
-    )
+        own.held[0], weight[:, :, live].float(), exact, _dense(blocks[live]), given.loss_fn,
+        len(live) / rows,
+    )  # fmt: skip
     return _LiveError(error, live, int(blocks.max()) + 1, torch.unique(blocks[live]))
 
 
