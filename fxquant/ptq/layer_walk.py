@@ -110,7 +110,7 @@ class LayerWise:
 
     gm: fx.GraphModule
     options: DataOptions
-    layers: dict[fx.Node, Layer] = field(default_factory=dict)
+    layers: list[Layer] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     cost: Cost = field(default_factory=Cost)
 
@@ -127,11 +127,12 @@ class LayerWise:
         layers, skipped = layers_of(gm, tied=tied)
         if excluded:
             named = quantized_modules(gm, excluded)
-            for node, layer in list(layers.items()):
-                if not named.keys().isdisjoint(layer.paths):
-                    skipped |= dict.fromkeys(layer.paths, "its weight is that of an excluded layer")
-                    skipped |= {p: "it is excluded" for p in layer.paths if p in named}
-                    del layers[node]
+            for layer in list(layers):
+                modules = layer.modules
+                if not named.keys().isdisjoint(modules.values()):
+                    skipped |= dict.fromkeys(modules, "its weight is that of an excluded layer")
+                    skipped |= {p: "it is excluded" for p, m in modules.items() if m in named}
+                    layers.remove(layer)
         return cls(gm, options or DataOptions(), layers, skipped)
 
     def run(
@@ -160,19 +161,20 @@ class LayerWise:
                 max_memory=given.max_memory, folder=given.folder, progress=progress, parts=parts,
             )  # fmt: skip
             begin(walk)
-            uses = [use for layer in self.layers.values() for use in layer.uses]
+            uses = [use for layer in self.layers for use in layer.uses]
             walk.counting = dependent_positions(walk, uses, given.seed)
             for node in walk.nodes():
                 start = time.process_time()
                 walk.compute(node, exact)
                 cost.float_seconds += time.process_time() - start
-                if node in self.layers:
-                    layer = self.layers[node]
+                for layer in self.layers:
+                    if layer.first is not node:
+                        continue
                     with walk.store.reserving(layer.working_bytes(given.columns)):
                         result = visit(Visit(layer, walk, sim, exact))
                     if result is not None:
                         found.append(result)
-                    for path in layer.paths:
+                    for path in layer.modules.values():
                         exact.renew(path)
         cost.samples = sum(walk.samples)
         cost.seconds = time.process_time() - started

@@ -281,7 +281,7 @@ def test_no_step_is_made_towards_a_fit_that_held_out_data_do_not_confirm() -> No
     """The wanted outputs are those of the weight, and another weight was fitted to other data."""
     layer, x = nn.Linear(12, 3), torch.randn(1, 200, 12)
     sim = simulation(nn.Sequential(layer), [x[0]], 8)
-    found = next(iter(layers_of(sim.model)[0].values()))
+    found = layers_of(sim.model)[0][0]
     own, other = layer.weight.detach()[None], torch.randn(1, 3, 12)
     for fitted, targeted in ((other, own), (own, own)):
         rows = torch.bmm(x, fitted.mT)
