@@ -124,7 +124,7 @@ class _Uses:
             return _OTHER_USES
         if len({tuple(id(q) for _, q in layer.pieces) for layer in same}) > 1:
             return "its weight lies on several grids"
-        if len({(p.groups, p.transposed) for p in (layer.product for layer in same)}) > 1:
+        if len({layer.product.layout for layer in same}) > 1:
             return "other layers multiply with its weight in another way"
         biases = Counter(id(bias) for layer in same for bias in layer.biases)
         if any(self.tensors[key] > count for key, count in biases.items()):

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from fxquant.ptq.columns import Product
 from fxquant.ptq.layers import Example, Layer
-from fxquant.ptq.recurrent_steps import (
+from fxquant.ptq.walking.originals import float_value
+from fxquant.ptq.walking.recurrent_steps import (
     Direction,
     directions_of,
     has_gates_apart,
@@ -24,7 +25,6 @@ from fxquant.ptq.recurrent_steps import (
     sums,
     unprojected,
 )
-from fxquant.ptq.walking.originals import float_value
 from fxquant.quantization.affine import AffineQuantizer
 from fxquant.quantization.affine.pof2 import PowerOfTwoQuantizeDequantize
 from fxquant.quantization.tensor import plain
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from torch import fx
 
     from fxquant.ptq.layers import Piece
-    from fxquant.ptq.recurrent_steps import Reads, Values
     from fxquant.ptq.walking.ahead import Given, Operands
+    from fxquant.ptq.walking.recurrent_steps import Reads, Values
 
 # weights by what they are multiplied with
 _KINDS = {"x": "weight_ih", "h": "weight_hh", "projected": "weight_hr"}
