@@ -59,9 +59,9 @@ def quantize_recurrent_weights(
     Example:
         >>> from fxquant import QuantizationSimModel
         >>> x = torch.randn(4, 6, 3)
-        >>> sim = QuantizationSimModel(nn.LSTM(3, 5), x, "min_max", default_param_bw=4)
+        >>> sim = QuantizationSimModel(nn.Sequential(nn.LSTM(3, 5)), x, default_param_bw=4)
         >>> quantize_recurrent_weights(sim)
-        ('weight_ih_l0', 'weight_hh_l0')
+        ('0.weight_ih_l0', '0.weight_hh_l0')
     """
     require_simulation(sim, "quantize_recurrent_weights")
     bits = bitwidth or sim.config.weight_bitwidth or sim.target.weight.bitwidth
