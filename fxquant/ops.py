@@ -328,6 +328,14 @@ def _linear(a: dict[str, Any]) -> nn.Module | None:
     return layer_of(w, a["bias"], outputs=(0,))
 
 
+def _channels(module: nn.Module) -> dict[str, Any]:
+    """Channels of a layer whose weight does not tell them by its shape."""
+    if not isinstance(module, Dense):
+        return {}
+    *_, inner, out = module.size
+    return {"in_channels": inner, "out_channels": out}
+
+
 def _embedding(a: dict[str, Any]) -> nn.Module | None:
     w = a["weight"]
     if not isinstance(w, Tensor) or a["max_norm"] is not None:
@@ -627,6 +635,7 @@ def _weighted() -> tuple[Op, ...]:
             classes=(Dense,),
             dynamic=fn.DynamicLinear,
             build=_linear,
+            read=_channels,
             absorbs=_ACTIVATIONS,
             weight_axis=0,
             samples=(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import string
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from fxquant.graph.rewriter import Rewriter
+
+_DOTS = "..."
 
 
 @dataclass(frozen=True)
@@ -145,19 +148,20 @@ def _labels(
     equation: Any, operands: Sequence[Any]
 ) -> tuple[tuple[str, ...], str, dict[str, int]] | None:
     """Labels of the operands and the result, `...` as letters, and sizes; None of odd ones."""
-    if not isinstance(equation, str) or not all(isinstance(x, fx.Node) for x in operands):
+    shapes = _shapes(operands)
+    if not isinstance(equation, str) or shapes is None:
         return None
     left, arrow, out = equation.replace(" ", "").partition("->")
     texts = left.split(",")
-    shapes = [getattr(x.meta.get("spec"), "shape", None) for x in operands]
-    if not arrow or len(texts) != len(operands) or None in shapes:
+    if not arrow or len(texts) != len(shapes):
         return None
-    unused = [c for c in string.ascii_letters if c not in equation]
-    dots = [len(s) - len(t) + 3 for t, s in zip(texts, shapes, strict=True) if "..." in t]
-    several = "".join(unused[: max(dots, default=0)])
+    pairs = list(zip(texts, shapes, strict=True))
+    # axes that `...` stands for, which are counted from the right
+    hidden = [len(shape) - len(text) + len(_DOTS) if _DOTS in text else 0 for text, shape in pairs]
+    letters = [c for c in string.ascii_letters if c not in equation][: max(hidden)]
     labels = tuple(
-        t.replace("...", several[len(several) - (len(s) - len(t) + 3) :] if "..." in t else "")
-        for t, s in zip(texts, shapes, strict=True)
+        text.replace(_DOTS, "".join(letters[len(letters) - count :]))
+        for text, count in zip(texts, hidden, strict=True)
     )
     sizes: dict[str, int] = {}
     for text, shape in zip(labels, shapes, strict=True):
@@ -166,7 +170,18 @@ def _labels(
         for label, size in zip(text, shape, strict=True):
             if sizes.setdefault(label, size) != size:
                 return None  # one of them is repeated
-    return labels, out.replace("...", several), sizes
+    return labels, out.replace(_DOTS, "".join(letters)), sizes
+
+
+def _shapes(operands: Sequence[Any]) -> list[tuple[int, ...]] | None:
+    """Recorded shapes of tensors; None if one is not known."""
+    found: list[tuple[int, ...]] = []
+    for operand in operands:
+        spec = operand.meta.get("spec") if isinstance(operand, fx.Node) else None
+        if not isinstance(spec, TensorSpec):
+            return None
+        found.append(spec.shape)
+    return found
 
 
 def _take_out(rw: Rewriter, node: fx.Node, sum_: _Sum) -> bool:
@@ -236,7 +251,4 @@ def _spec(node: fx.Node, labels: Iterable[str], sizes: dict[str, int]) -> Tensor
 
 
 def _count(labels: str, sizes: dict[str, int]) -> int:
-    count = 1
-    for label in labels:
-        count *= sizes[label]
-    return count
+    return math.prod(sizes[label] for label in labels)

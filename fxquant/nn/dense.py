@@ -28,6 +28,11 @@ class Dense(nn.Module):
         outputs: axes of the weight that are outputs; default: the last one.
         batch: axes along which it is several matrices.
 
+    Attributes:
+        inputs: the axes that are neither.
+        order: the axes in the order in which they are a matrix.
+        size: its shape, `[batches ..., in, out]`.
+
     Example:
         >>> Dense(torch.ones(3, 2), torch.tensor([0.0, 1.0]))(torch.ones(1, 3))
         tensor([[3., 4.]])
@@ -48,23 +53,15 @@ class Dense(nn.Module):
         adopt(self, weight=weight, bias=bias)
         self.batch = tuple(batch)
         self.outputs = (weight.dim() - 1,) if outputs is None else tuple(outputs)
-        self.inputs = tuple(
-            i for i in range(weight.dim()) if i not in self.outputs and i not in self.batch
-        )
-
-    @property
-    def order(self) -> tuple[int, ...]:
-        """The axes of the weight in the order in which they are a matrix."""
-        return (*self.batch, *self.inputs, *self.outputs)
-
-    def matrix_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """Shape of the matrix of a weight, or of ranges that lie on it: `[..., in, out]`."""
-        sides = (math.prod(shape[i] for i in axes) for axes in (self.inputs, self.outputs))
-        return (*(shape[i] for i in self.batch), *sides)
+        taken = self.outputs + self.batch
+        self.inputs = tuple(i for i in range(weight.dim()) if i not in taken)
+        self.order = self.batch + self.inputs + self.outputs
+        sides = (math.prod(weight.shape[i] for i in axes) for axes in (self.inputs, self.outputs))
+        self.size = (*(weight.shape[i] for i in self.batch), *sides)
 
     def matrix(self, weight: Tensor) -> Tensor:
         """A tensor of the weight's shape as a matrix: `[...] -> [..., in, out]`."""
-        return weight.permute(self.order).reshape(self.matrix_shape(weight.shape))
+        return weight.permute(self.order).reshape(self.size)
 
     def stored(self, matrix: Tensor) -> Tensor:
         """The way back: `[..., in, out]` as the weight is stored."""
@@ -82,7 +79,7 @@ class Dense(nn.Module):
 
     def extra_repr(self) -> str:
         """Sizes, as `torch.nn.Linear` shows them."""
-        *batch, inner, out = self.matrix_shape(self.weight.shape)
+        *batch, inner, out = self.size
         several = f"batch={tuple(batch)}, " if batch else ""
         return f"{several}in_features={inner}, out_features={out}, bias={self.bias is not None}"
 

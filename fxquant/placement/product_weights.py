@@ -30,7 +30,7 @@ def obstacle(
         return "it lies outside of the quantized regions"
     if id(weight) in changing:
         return "the network writes into what it multiplies with"
-    specs = [n.meta.get("spec") for n in (node, x)]
+    specs: list[Any] = [n.meta.get("spec") for n in (node, x)]
     if not all(is_float_spec(s) and s.dtype == weight.dtype for s in specs):
         return "its operands are of several types"
     return ""

@@ -55,15 +55,22 @@ def require_float(model: nn.Module) -> None:
 
 @torch.no_grad()
 def write_back(gm: fx.GraphModule, model: nn.Module) -> None:
-    """Give a model the parameters of its prepared copy, by name; also biases that are new."""
+    """Give a model the parameters of its prepared copy, by name; also biases that are new.
+
+    What a layer of the copy shares with its network, a bias that functions add, is nothing new.
+    """
     if gm is model:
         return
     own = dict(model.named_parameters(remove_duplicate=False))
     modules = dict(model.named_modules(remove_duplicate=False))
-    for name, found in gm.named_parameters(remove_duplicate=False):
+    given = dict(gm.named_parameters(remove_duplicate=False))
+    known = {id(found) for name, found in given.items() if name in own}
+    for name, found in given.items():
         owner, _, last = name.rpartition(".")
         if name in own:
             own[name].copy_(found)
+        elif id(found) in known:
+            continue
         elif owner in modules and last in modules[owner]._parameters:
             fresh = nn.Parameter(found.detach().clone(), found.requires_grad)
             modules[owner].register_parameter(last, fresh)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import torch
@@ -125,7 +125,7 @@ def test_a_sum_is_a_layer_with_a_step_for_each_output(equation: str, tmp_path: P
         assert float((torch.from_numpy(shipped) - y).abs().max()) <= bound
 
 
-@pytest.mark.parametrize("bits", [8, 4, 3])
+@pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize(
     "case",
     [
@@ -167,8 +167,8 @@ class Matrix(nn.Module):
         self.layer.weight = nn.Parameter(matrix.clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.layer(x)
-        return y.unflatten(-1, (3, 8))
+        y: Any = self.layer(x)
+        return cast("Tensor", y.unflatten(-1, (3, 8)))
 
 
 @pytest.mark.parametrize("technique", [reconstruct, correct_bias])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
+import onnx
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxquant import QuantizationSimModel, load_checkpoint, save_checkpoint
+from fxquant import QuantizationSimModel, equalize_model, load_checkpoint, save_checkpoint
 from fxquant.nn.dense import Dense
 from fxquant.passes import LinearProducts
 from fxquant.ptq import apply_gptq, apply_seq_mse, correct_bias, reconstruct
@@ -170,8 +171,11 @@ def weight_quantizers(sim: QuantizationSimModel) -> list[Any]:
     return [q for q in found if q is not None]
 
 
-@pytest.mark.parametrize("name", SPELLINGS)
-@pytest.mark.parametrize("shape", [(64,), (8, 8)], ids=["rows", "batch"])
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [(name, (64,)) for name in SPELLINGS]
+    + [(name, (8, 8)) for name in ("matmul", "addmm", "linear", "weight on the left")],
+)
 def test_each_spelling_is_the_linear_layer(
     name: str, shape: tuple[int, ...], tmp_path: Path
 ) -> None:
@@ -214,6 +218,7 @@ class Two(nn.Module):
         super().__init__()
         first, second = values(INNER, 32, seed=1) / 4, values(32, OUT, seed=2) / 4
         self.functions = functions
+        self.call: Any = F.gelu
         self.first, self.second = nn.Parameter(first), nn.Parameter(second)
         self.bias = nn.Parameter(values(32, seed=3) / 4)
         self.a, self.b = nn.Linear(INNER, 32), nn.Linear(32, OUT, bias=False)
@@ -225,8 +230,9 @@ class Two(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.functions:
-            return F.gelu(torch.addmm(self.bias, x, self.first)) @ self.second
-        return cast("Tensor", self.b(F.gelu(self.a(x))))
+            inner = self.call(torch.addmm(self.bias, x, self.first))
+            return cast("Tensor", inner @ self.second)
+        return cast("Tensor", self.b(self.call(self.a(x))))
 
 
 @pytest.mark.parametrize("technique", TECHNIQUES)
@@ -341,3 +347,53 @@ def test_a_checkpoint_comes_back(tmp_path: Path) -> None:
     again: Any = other.model
     assert torch.equal(plain(again(X)), plain(model(X)))
     assert again.addmm.weight is again.first
+
+
+class Added(nn.Module):
+    """A module without a bias, and a parameter that the network adds to what it computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.out = nn.Linear(INNER, 32, bias=False), nn.Linear(32, OUT)
+        self.layer.weight = nn.Parameter(values(32, INNER) * torch.logspace(-1, 1, 32)[:, None])
+        self.bias = nn.Parameter(values(32, seed=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast("Tensor", self.out((self.layer(x) + self.bias).relu()))
+
+
+@pytest.mark.parametrize("net", [Added, lambda: Two(functions=True)], ids=["sum", "functions"])
+def test_equalization_scales_the_parameters_of_the_network(net: Callable[[], nn.Module]) -> None:
+    """It goes on through the network's own parameters; a bias that it adds is not added twice."""
+    model: Any = net().eval()
+    if isinstance(model, Two):  # a GELU is not homogeneous
+        model.call = F.relu
+        model.first.data *= torch.logspace(-1, 1, 32)
+    before, names = model(X).detach(), set(model.state_dict())
+    weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+    assert equalize_model(model, dummy_input=X).changed
+    assert set(model.state_dict()) == names
+    assert not torch.equal(model.bias, weights["bias"])
+    assert torch.allclose(model(X), before, rtol=0, atol=1e-5 * float(before.abs().max()))
+
+
+def test_a_head_that_is_the_table_is_stored_once(tmp_path: Path) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.layer = nn.Embedding(20, INNER), nn.Linear(INNER, INNER)
+
+        def forward(self, i: Tensor) -> Tensor:
+            y: Tensor = self.layer(self.table(i)).relu()
+            return y @ self.table.weight.t()
+
+    torch.manual_seed(0)
+    tokens = torch.randint(0, 20, (16, 5))
+    sim = simulated(Tied(), tokens, 8)
+    table, head = sim.model.get_submodule("table"), sim.model.get_submodule("matmul")
+    assert head.weight is table.weight
+    assert head.param_quantizers["weight"] is table.param_quantizers["weight"]  # type: ignore[index]
+    assert sim.export(tmp_path, "net", tokens).proven
+    stored = onnx.load(tmp_path / "net.onnx").graph.initializer
+    assert [tuple(t.dims) for t in stored].count((20, INNER)) == 1
+    assert (INNER, 20) not in {tuple(t.dims) for t in stored}
