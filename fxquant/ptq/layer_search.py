@@ -11,7 +11,7 @@ from fxquant.nn.calibration import weight_of
 from fxquant.nn.training_state import require_ended
 from fxquant.ptq.columns import Product, is_table, product_of
 from fxquant.ptq.layers import Layer
-from fxquant.ptq.recurrent_layers import is_recurrent, recurrent_layers
+from fxquant.ptq.recurrent_layers import is_recurrent, other_weights, recurrent_layers
 from fxquant.ptq.tied_layers import TiedLayer
 from fxquant.quantization.affine import AffineQuantizer
 
@@ -74,14 +74,14 @@ def _candidates(gm: fx.GraphModule) -> tuple[list[Layer], dict[str, str]]:
     skipped: dict[str, str] = {}
     for node in gm.graph.nodes:
         module = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if not isinstance(module, QuantizationMixin):
-            continue
-        if is_recurrent(module):
+        if module is not None and is_recurrent(module):
             layers = list(recurrent_layers(node, module))
-            names = {name for layer in layers for name, _ in layer.pieces}
-            if any(n not in names for n, _ in module.param_quantizers.active() if "weight" in n):
-                skipped[str(node.target)] = _NO_INTEGERS
             found += layers
+            others = other_weights(module, layers)
+            if others:
+                skipped[str(node.target)] = others
+            continue
+        if not isinstance(module, QuantizationMixin):
             continue
         quantizer = module.param_quantizers._modules.get("weight")
         if quantizer is None or weight_of(module, "weight") is None:
@@ -124,7 +124,7 @@ class _Uses:
             return _OTHER_USES
         if len({tuple(id(q) for _, q in layer.pieces) for layer in same}) > 1:
             return "its weight lies on several grids"
-        if len({(p.groups, p.transposed) for p in (layer.product for layer in same)}) > 1:
+        if len({layer.product.layout for layer in same}) > 1:
             return "other layers multiply with its weight in another way"
         biases = Counter(id(bias) for layer in same for bias in layer.biases)
         if any(self.tensors[key] > count for key, count in biases.items()):

@@ -163,13 +163,14 @@ class LayerWise:
             begin(walk)
             uses = [use for layer in self.layers for use in layer.uses]
             walk.counting = dependent_positions(walk, uses, given.seed)
+            at_node: dict[fx.Node, list[Layer]] = {}
+            for layer in self.layers:
+                at_node.setdefault(layer.first, []).append(layer)
             for node in walk.nodes():
                 start = time.process_time()
                 walk.compute(node, exact)
                 cost.float_seconds += time.process_time() - start
-                for layer in self.layers:
-                    if layer.first is not node:
-                        continue
+                for layer in at_node.get(node, ()):
                     with walk.store.reserving(layer.working_bytes(given.columns)):
                         result = visit(Visit(layer, walk, sim, exact))
                     if result is not None:

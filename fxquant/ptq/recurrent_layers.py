@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from fxquant.nn import QuantizationMixin
 from fxquant.ptq.columns import Product
 from fxquant.ptq.layers import Example, Layer
-from fxquant.ptq.recurrent_steps import (
+from fxquant.ptq.walking.originals import float_value
+from fxquant.ptq.walking.recurrent_steps import (
     Direction,
     directions_of,
     has_gates_apart,
@@ -24,19 +26,19 @@ from fxquant.ptq.recurrent_steps import (
     sums,
     unprojected,
 )
-from fxquant.ptq.walking.originals import float_value
 from fxquant.quantization.affine import AffineQuantizer
 from fxquant.quantization.affine.pof2 import PowerOfTwoQuantizeDequantize
 from fxquant.quantization.tensor import plain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from torch import fx
 
     from fxquant.ptq.layers import Piece
-    from fxquant.ptq.recurrent_steps import Reads, Values
     from fxquant.ptq.walking.ahead import Given, Operands
+    from fxquant.ptq.walking.recurrent_steps import Reads, Values
+    from fxquant.quantization import QuantizerBase
 
 # weights by what they are multiplied with
 _KINDS = {"x": "weight_ih", "h": "weight_hh", "projected": "weight_hr"}
@@ -50,7 +52,7 @@ def is_recurrent(module: nn.Module) -> bool:
 
 def recurrent_layers(node: fx.Node, module: Any) -> Iterator[RecurrentLayer]:
     """The layers of a recurrent module, in the order in which they are computed."""
-    quantizers = dict(module.param_quantizers.active())
+    quantizers = _quantizers_of(module)
     for direction in directions_of(module):
         found = {
             role: (name, quantizer)
@@ -67,6 +69,22 @@ def recurrent_layers(node: fx.Node, module: Any) -> Iterator[RecurrentLayer]:
                 node, path, module, Product(module, 1, 0, False), quantizer, _is_frozen(quantizer),
                 pieces_of=pieces, roles=roles, direction=direction,
             )  # fmt: skip
+
+
+def other_weights(module: nn.Module, layers: Sequence[RecurrentLayer]) -> str:
+    """Why weights of a recurrent module are none of its layers; "" if all of them are."""
+    known = {name for layer in layers for name, _ in layer.pieces}
+    names = {name for name in module._parameters if name.startswith("weight")} - known
+    if not names:
+        return ""
+    if names <= _quantizers_of(module).keys():
+        return f"{', '.join(sorted(names))}: on no grid of integers"
+    return f"{', '.join(sorted(names))}: in floating point, see quantize_recurrent_weights"
+
+
+def _quantizers_of(module: Any) -> dict[str, QuantizerBase]:
+    found = isinstance(module, QuantizationMixin)
+    return dict(module.param_quantizers.active()) if found else {}
 
 
 def _together(module: nn.Module, found: dict[str, Piece]) -> list[tuple[str, ...]]:

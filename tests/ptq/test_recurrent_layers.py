@@ -20,9 +20,9 @@ from fxquant.ptq import (
     reconstruct,
 )
 from fxquant.ptq.layer_search import layers_of
-from fxquant.ptq.recurrent_steps import directions_of, reads_of, sums, unprojected
 from fxquant.ptq.solving.refinement import RefinementOptions
 from fxquant.ptq.walking.originals import float_module
+from fxquant.ptq.walking.recurrent_steps import directions_of, reads_of, sums, unprojected
 from tests.helpers.techniques import sqnr
 
 if TYPE_CHECKING:
