@@ -28,7 +28,7 @@ from fxquant.ptq.activation_ranges.gradients import Slots, add_costs
 from fxquant.ptq.activation_ranges.outputs import OutputCheck, kept_parts
 from fxquant.ptq.activation_ranges.range_candidates import CANDIDATES, Observed, rules_of
 from fxquant.ptq.activation_ranges.range_report import ActivationRangesReport, RangeReport
-from fxquant.ptq.activation_ranges.range_trials import ChosenGrid
+from fxquant.ptq.activation_ranges.range_trials import ChosenGrid, obstacle
 from fxquant.ptq.walking.given_simulation import require_simulation
 from fxquant.ptq.walking.value_store import ValueStore
 from fxquant.ptq.walking.walk import Environment, Walk
@@ -153,7 +153,7 @@ class _Choosing:
             if not isinstance(module, QuantizationMixin):
                 continue
             for index, quantizer in module.output_quantizers.active():
-                name, reason = names[id(quantizer)], _obstacle(quantizer)
+                name, reason = names[id(quantizer)], obstacle(quantizer)
                 if reason or not isinstance(quantizer, AffineQuantizer):
                     skipped[name] = reason
                     continue
@@ -269,13 +269,3 @@ def _weight_ranges(gm: fx.GraphModule) -> list[tuple[Tensor, Tensor]]:
 
 def _numbers(ends: Ends) -> tuple[float, float]:
     return float(ends[0]), float(ends[1])
-
-
-def _obstacle(quantizer: Any) -> str:
-    if not isinstance(quantizer, AffineQuantizer):
-        return "it is no grid of integers"
-    if not quantizer._single:
-        return "it has several ranges"
-    if not quantizer.overwritable or quantizer._held == {"min", "max"}:
-        return "it is frozen"
-    return ""

@@ -72,9 +72,10 @@ class Sqnr(OverHistogram):
     def _candidates(self, low: Tensor, high: Tensor, grid: IntegerRange) -> _Candidates:
         if grid.symmetric or not bool(((low < 0) & (high > 0)).any()):
             share = _shares(self.candidates, low)
-            return _Candidates(share, share, True)
+            return _Candidates(share, share, ordered=True)
         share = _shares(self.pairs, low)
-        return _Candidates(*torch.cartesian_prod(share, share).unbind(1), False)
+        below, above = torch.cartesian_prod(share, share).unbind(1)
+        return _Candidates(below, above, ordered=False)
 
     def _search(self, tried: _Ends, bins: Occupied, grid: IntegerRange) -> Tensor:
         """The candidate with the smallest error: `[R]` ends, bins `[R, W]` -> `[R]`."""

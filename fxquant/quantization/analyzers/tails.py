@@ -69,4 +69,5 @@ class _Tail:
         beyond = self.outermost - end
         found = torch.searchsorted(self.depth, beyond - clipped)
         none, first, second = (s.gather(1, found) for s in self.sums)
-        return none.mul_(beyond).sub_(first, alpha=2.0).mul_(beyond).add_(second)
+        total: Tensor = none.mul_(beyond).sub_(first, alpha=2.0).mul_(beyond).add_(second)
+        return total
