@@ -1,7 +1,8 @@
 """Grids for the weights of recurrent modules.
 
 No kernel of a target computes them on integers, so a simulation leaves them in floating point. On
-grids they are stored as integers, and dequantized where they are read: the file gets smaller.
+grids those of whole modules are stored as integers and dequantized where they are read: the file
+gets smaller. A cell is written by torch's exporter, with numbers that lie on the grid.
 """
 
 from __future__ import annotations
