@@ -42,6 +42,12 @@ class Product:
     dims: int
     transposed: bool
 
+    @property
+    def layout(self) -> tuple[Any, ...]:
+        """What layers with one weight have in common if it is the same matrix for them."""
+        order = self.module.order if isinstance(self.module, Dense) else ()
+        return self.groups, self.transposed, order
+
     def matrix(self, weight: Tensor) -> Tensor:
         """The weight, or a tensor of its shape, as a matrix: `[...] -> [G, O, D]`."""
         if isinstance(self.module, Dense):

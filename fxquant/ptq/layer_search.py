@@ -11,24 +11,24 @@ from fxquant.nn.calibration import weight_of
 from fxquant.nn.training_state import require_ended
 from fxquant.ptq.columns import Product, is_table, product_of
 from fxquant.ptq.layers import Layer
+from fxquant.ptq.recurrent_layers import is_recurrent, other_weights, recurrent_layers
 from fxquant.ptq.tied_layers import TiedLayer
 from fxquant.quantization.affine import AffineQuantizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from torch import fx, nn
+    from torch import fx
 
 _NO_PRODUCT = "it does not multiply its input with its weight once"
 _TABLE = "its rows are looked up: nearest integers are best"
 _OTHER_USES = "its weight is used in several places"
+_NO_INTEGERS = "its weight does not lie on a grid of integers"
 _TIED = "its weight is that of {}, with whose integers it computes"
 
 
-def layers_of(
-    gm: fx.GraphModule, *, tied: bool = True
-) -> tuple[dict[fx.Node, Layer], dict[str, str]]:
-    """Layers in the order of the graph, and why other quantized weights are left as they are.
+def layers_of(gm: fx.GraphModule, *, tied: bool = True) -> tuple[list[Layer], dict[str, str]]:
+    """Layers in the order in which they are decided, and why other weights are left as they are.
 
     Args:
         gm: the graph of a simulation.
@@ -36,35 +36,36 @@ def layers_of(
             is by itself, as what is to be changed is its bias.
     """
     found, skipped = _searched(gm, tied=tied)
-    tables = {node for node, layer in found.items() if is_table(layer.module)}
-    skipped |= {layer.path: _TABLE for node, layer in found.items() if node in tables}
-    return {node: layer for node, layer in found.items() if node not in tables}, skipped
+    skipped |= {layer.path: _TABLE for layer in found if is_table(layer.module)}
+    return [layer for layer in found if not is_table(layer.module)], skipped
 
 
 def tables_of(gm: fx.GraphModule) -> list[Layer]:
     """Tables whose rows are looked up and whose steps may be chosen."""
-    found = _searched(gm, tied=True)[0].values()
+    found, _ = _searched(gm, tied=True)
     return [layer for layer in found if is_table(layer.module) and not layer.frozen]
 
 
-def _searched(gm: fx.GraphModule, *, tied: bool) -> tuple[dict[fx.Node, Layer], dict[str, str]]:
+def _searched(gm: fx.GraphModule, *, tied: bool) -> tuple[list[Layer], dict[str, str]]:
     require_ended(gm)
     candidates, skipped = _candidates(gm)
     uses = _Uses.of(gm)
-    groups: dict[int, list[Layer]] = {}
+    groups: dict[tuple[int, ...], list[Layer]] = {}
     for number, layer in enumerate(candidates):
-        groups.setdefault(id(layer.module.weight) if tied else number, []).append(layer)
-    found: dict[fx.Node, Layer] = {}
-    for same in groups.values():
+        key = tuple(map(id, layer.parameters)) if tied else (number,)
+        groups.setdefault(key, []).append(layer)
+    found: list[Layer] = []
+    for same in groups.values():  # in the order of the first of each
         reason = uses.obstacle(same, tied=tied)
+        if not tied and is_recurrent(same[0].module):
+            reason = "what it puts out is no sum that a bias could correct"
         if reason:
             skipped |= {layer.path: reason for layer in same}
             continue
         made = uses.together(same)
-        found[same[0].node] = made
+        found.append(made)
         skipped |= {path: _TIED.format(made.path) for path in made.paths if path != made.path}
-    order = {node: index for index, node in enumerate(gm.graph.nodes)}
-    return {node: found[node] for node in sorted(found, key=order.__getitem__)}, skipped
+    return found, skipped
 
 
 def _candidates(gm: fx.GraphModule) -> tuple[list[Layer], dict[str, str]]:
@@ -73,6 +74,13 @@ def _candidates(gm: fx.GraphModule) -> tuple[list[Layer], dict[str, str]]:
     skipped: dict[str, str] = {}
     for node in gm.graph.nodes:
         module = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if module is not None and is_recurrent(module):
+            layers = list(recurrent_layers(node, module))
+            found += layers
+            others = other_weights(module, layers)
+            if others:
+                skipped[str(node.target)] = others
+            continue
         if not isinstance(module, QuantizationMixin):
             continue
         quantizer = module.param_quantizers._modules.get("weight")
@@ -84,7 +92,7 @@ def _candidates(gm: fx.GraphModule) -> tuple[list[Layer], dict[str, str]]:
         if product is None:
             skipped[str(node.target)] = _NO_PRODUCT
         elif not isinstance(quantizer, AffineQuantizer):
-            skipped[str(node.target)] = "its weight does not lie on a grid of integers"
+            skipped[str(node.target)] = _NO_INTEGERS
         else:
             frozen = bool(quantizer._held) or not quantizer.overwritable
             found.append(Layer(node, str(node.target), module, product, quantizer, frozen))
@@ -112,13 +120,13 @@ class _Uses:
 
     def obstacle(self, same: Sequence[Layer], *, tied: bool) -> str:
         """Why layers that are all with one weight are left as they are; "" if they are not."""
-        if tied and self.tensors[id(same[0].module.weight)] > len(same):
+        if tied and any(self.tensors[id(p)] > len(same) for p in same[0].parameters):
             return _OTHER_USES
-        if len({id(layer.quantizer) for layer in same}) > 1:
+        if len({tuple(id(q) for _, q in layer.pieces) for layer in same}) > 1:
             return "its weight lies on several grids"
-        if len({(p.groups, p.transposed) for p in (layer.product for layer in same)}) > 1:
+        if len({layer.product.layout for layer in same}) > 1:
             return "other layers multiply with its weight in another way"
-        biases = Counter(id(b) for b in map(_bias_of, same) if b is not None)
+        biases = Counter(id(bias) for layer in same for bias in layer.biases)
         if any(self.tensors[key] > count for key, count in biases.items()):
             return "its bias is used in several places"
         return ""
@@ -128,17 +136,13 @@ class _Uses:
         layers = [layer for layer in same if not is_table(layer.module)] or same
         tables = [layer for layer in same if layer not in layers]
         first = layers[0]
-        frozen = first.frozen or self.quantizers[id(first.quantizer)] > len(same)
+        frozen = first.frozen or any(self.quantizers[id(q)] > len(same) for _, q in first.pieces)
         if len(same) == 1:
             return replace(first, frozen=frozen)
         return TiedLayer(
             first.node, first.path, first.module, first.product, first.quantizer, frozen,
             tuple(layers), tuple(tables),
         )  # fmt: skip
-
-
-def _bias_of(layer: Layer) -> nn.Parameter | None:
-    return getattr(layer.module, "bias", None)
 
 
 def tensors_read(gm: fx.GraphModule) -> Iterator[Any]:

@@ -23,7 +23,7 @@ from fxquant.ptq.walking.walk import Environment, FloatEnvironment, Walk
 from fxquant.ptq.walking.walk_cost import Cost
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from torch import fx
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from fxquant.ptq.walking.walk import Progress
 
 T = TypeVar("T")
+#: node, walk, environment of the simulation, environment of the float model
+Settle = Callable[["fx.Node", Walk, Environment, FloatEnvironment], object]
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ class LayerWise:
 
     gm: fx.GraphModule
     options: DataOptions
-    layers: dict[fx.Node, Layer] = field(default_factory=dict)
+    layers: list[Layer] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     cost: Cost = field(default_factory=Cost)
 
@@ -127,11 +129,12 @@ class LayerWise:
         layers, skipped = layers_of(gm, tied=tied)
         if excluded:
             named = quantized_modules(gm, excluded)
-            for node, layer in list(layers.items()):
-                if not named.keys().isdisjoint(layer.paths):
-                    skipped |= dict.fromkeys(layer.paths, "its weight is that of an excluded layer")
-                    skipped |= {p: "it is excluded" for p in layer.paths if p in named}
-                    del layers[node]
+            for layer in list(layers):
+                modules = layer.modules
+                if not named.keys().isdisjoint(modules.values()):
+                    skipped |= dict.fromkeys(modules, "its weight is that of an excluded layer")
+                    skipped |= {p: "it is excluded" for p, m in modules.items() if m in named}
+                    layers.remove(layer)
         return cls(gm, options or DataOptions(), layers, skipped)
 
     def run(
@@ -141,6 +144,9 @@ class LayerWise:
         progress: Progress | None = None,
         begin: Callable[[Walk], object] = lambda _: None,
         parts: WholeData | None = None,
+        *,
+        settle: Settle = lambda *_: None,
+        beside: Sequence[Environment] = (),
     ) -> list[T]:
         """Visit every layer; what a visit returns is collected.
 
@@ -150,30 +156,38 @@ class LayerWise:
             progress: as for `Walk`.
             begin: called with the walk before its first node.
             parts: of which the data are one, as for `Walk`.
+            settle: called with each node before the simulation computes it, behind the visit of its
+                layer if it is one.
+            beside: further environments; they compute a node before its layer is visited.
         """
         given, cost, found = self.options, self.cost, list[T]()
         started = time.process_time()
         exact, sim = FloatEnvironment(self.gm, "float"), Environment(self.gm, "simulation")
         with using_threads(given.threads), evaluating(self.gm), torch.no_grad():
             walk = Walk(
-                self.gm, data, (exact, sim), samples=given.samples,
+                self.gm, data, (exact, sim, *beside), samples=given.samples,
                 max_memory=given.max_memory, folder=given.folder, progress=progress, parts=parts,
             )  # fmt: skip
             begin(walk)
-            uses = [use for layer in self.layers.values() for use in layer.uses]
+            uses = [use for layer in self.layers for use in layer.uses]
             walk.counting = dependent_positions(walk, uses, given.seed)
+            at_node: dict[fx.Node, list[Layer]] = {}
+            for layer in self.layers:
+                at_node.setdefault(layer.first, []).append(layer)
             for node in walk.nodes():
                 start = time.process_time()
                 walk.compute(node, exact)
                 cost.float_seconds += time.process_time() - start
-                if node in self.layers:
-                    layer = self.layers[node]
+                for environment in beside:
+                    walk.compute(node, environment)
+                for layer in at_node.get(node, ()):
                     with walk.store.reserving(layer.working_bytes(given.columns)):
                         result = visit(Visit(layer, walk, sim, exact))
                     if result is not None:
                         found.append(result)
-                    for path in layer.paths:
+                    for path in layer.modules.values():
                         exact.renew(path)
+                settle(node, walk, sim, exact)
         cost.samples = sum(walk.samples)
         cost.seconds = time.process_time() - started
         cost.peak_bytes, cost.written_bytes = walk.store.peak, walk.store.written

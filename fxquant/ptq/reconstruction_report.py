@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from fxquant.ptq.activation_ranges.range_report import RangeReport
 from fxquant.ptq.walking.walk_cost import Cost, layer_lines
 
 
@@ -45,10 +46,12 @@ class ReconstructionReport(Cost):
     Attributes:
         layers: in the order of the graph.
         skipped: why other quantized weights are as they were, by path.
+        ranges: grids of activations whose ranges were looked at, in the order of the graph.
     """
 
     layers: list[LayerReport] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
+    ranges: list[RangeReport] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data."""
@@ -65,6 +68,9 @@ class ReconstructionReport(Cost):
             for r in self.layers
         ]  # fmt: skip
         lines = layer_lines(heads, rows, self.skipped)
+        if self.ranges:
+            changed = sum(r.changed for r in self.ranges)
+            lines.append(f"{changed} of {len(self.ranges)} ranges of activations were chosen anew")
         return "\n".join([*lines, super().__str__()])
 
 

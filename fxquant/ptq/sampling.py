@@ -105,8 +105,7 @@ class Sampling:
 
     def positions(self, layer: Layer) -> int:
         """Positions of a layer: some for every number that is fitted to them."""
-        weight: Tensor = layer.module.weight
-        inputs = weight[0].numel()
+        inputs = layer.shape[2]
         return min(self.columns, max(_LEAST, _EACH * inputs))
 
 
@@ -141,11 +140,12 @@ def layer_data(
     ahead = Ahead(walk, list(uses), source, wanted)
     total, before = parts.samples, parts.samples_before
     for batch, samples in enumerate(walk.samples):
-        for node, operands, value in ahead.visits(batch):
-            use = uses[node]
-            x, y = use.input(*operands), plain(value)
+        for given in ahead.visits(batch):
+            use = uses[given.node]
+            example = use.example(given)
+            x, y = example.x, example.y
             positions = use.product.positions(y)
-            among = walk.counting.get((node, batch))
+            among = walk.counting.get((given.node, batch), example.among)
             count = positions if among is None else len(among)
             most = -(-sampling.positions(use) * samples // (total * len(uses)))
             seeds = sampling.seed, hash_of(use.path), parts.batches_before + batch
@@ -167,10 +167,10 @@ def _live_columns(layer: Layer, walk: Walk, source: Environment, wanted: Environ
 
     Batches may differ in size, and a larger image reaches more of a kernel.
     """
-    if isinstance(layer, TiedLayer):
-        return torch.arange(layer.weight().shape[-1], device=layer.module.weight.device)
+    if isinstance(layer, TiedLayer) or not layer.product.dims:
+        return torch.arange(layer.weight().shape[-1], device=layer.weight().device)
     reached = []
-    for batch in range(len(walk) if layer.product.dims else 1):
+    for batch in range(len(walk)):
         x = layer.input(*walk.operands(layer.node, source, batch))
         reached.append(layer.product.reached(x, plain(walk.value(layer.node, wanted, batch))))
     own = {"reached": torch.stack(reached).any(0)}

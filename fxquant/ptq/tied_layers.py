@@ -22,8 +22,9 @@ from fxquant.ptq.walking.originals import changing
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from torch import Tensor
+    from torch import Tensor, fx, nn
 
+    from fxquant.ptq.layers import Piece
     from fxquant.ptq.solving.grids import WeightGrid
 
 
@@ -43,27 +44,48 @@ class TiedLayer(Layer):
     tables: tuple[Layer, ...] = ()
 
     @property
+    def first(self) -> fx.Node:
+        """The first node that computes with the weight."""
+        order = {node: index for index, node in enumerate(self.node.graph.nodes)}
+        return min((u.node for u in (*self.layers, *self.tables)), key=order.__getitem__)
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """The parameters that the weight is made of, side by side, with their quantizers."""
+        return self.layers[0].pieces
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """Names of the parameters that `write` changes."""
+        return self.layers[0].changed
+
+    @property
     def uses(self) -> tuple[Layer, ...]:
         """The layers that compute with the weight, in the order of the graph."""
         return self.layers
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """Paths of all modules that have the weight."""
+        """Paths of all layers and tables."""
         return tuple(layer.path for layer in (*self.layers, *self.tables))
 
     @property
-    def has_bias(self) -> bool:
-        """Whether a layer has one."""
-        return any(layer.has_bias for layer in self.layers)
+    def modules(self) -> dict[str, str]:
+        """Path of each -> path of its module."""
+        return {layer.path: str(layer.node.target) for layer in (*self.layers, *self.tables)}
 
     @property
     def by_bias(self) -> list[list[Layer]]:
         """The same, those with the same bias together, in the order of `bias`."""
-        found: dict[int, list[Layer]] = {}
+        found: dict[tuple[int, ...], list[Layer]] = {}
         for layer in self.layers:
-            found.setdefault(id(getattr(layer.module, "bias", None)), []).append(layer)
+            found.setdefault(tuple(map(id, layer.biases)), []).append(layer)
         return list(found.values())
+
+    @property
+    def biases(self) -> tuple[nn.Parameter, ...]:
+        """All of them."""
+        return tuple({id(b): b for layer in self.layers for b in layer.biases}.values())
 
     def bias(self) -> Tensor:
         """The biases as they are stored, float64 `[B, G, O]`."""
@@ -81,7 +103,7 @@ class TiedLayer(Layer):
     def changing(self) -> AbstractContextManager[None]:
         """Keep the float values of what is changed inside."""
         modules: list[Any] = [layer.module for layer in (*self.layers, *self.tables)]
-        return changing(modules[0], "weight", "bias", also=modules[1:])
+        return changing(modules[0], *self.changed, also=modules[1:])
 
     def least_steps(self, grid: WeightGrid) -> Tensor | None:
         """The smallest steps with which all biases fit into int32, `[R, B]`."""

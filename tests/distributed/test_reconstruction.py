@@ -48,7 +48,7 @@ def batch(number: int) -> tuple[Tensor, Tensor]:
 def simulation(seed: int = 0) -> QuantizationSimModel:
     """Calibrated on the same data everywhere."""
     torch.manual_seed(seed)
-    sim = QuantizationSimModel(Net().eval(), batch(0), "min_max", 8, 3)
+    sim = QuantizationSimModel(Net().eval(), batch(0), "min_max", 4, 3)
     sim.compute_encodings([batch(n) for n in range(COUNT)])
     return sim
 

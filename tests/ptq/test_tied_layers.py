@@ -151,10 +151,10 @@ def test_running_ahead_leaves_the_walk_and_the_simulation_as_they_are() -> None:
                 assert list(walk.store._values) == keys
             if node in ends:
                 later[node] = walk.operands(node, exact, 1)[0][0], walk.value(node, exact, 1)
-    assert [node for node, _, _ in seen] == ends
-    for node, ((given,), _), value in seen:
-        assert torch.equal(given, later[node][0])
-        assert torch.equal(value, later[node][1])
+    assert [given.node for given in seen] == ends
+    for given in seen:
+        assert torch.equal(given.operands[0][0], later[given.node][0])
+        assert torch.equal(given.value, later[given.node][1])
     assert all(q.enabled for m in sim.qmodules() for _, q in m.param_quantizers.active())
 
 

@@ -20,7 +20,8 @@ class RangeReport:
         before: ends of the range as it was.
         after: ends of the range as it is.
         cost_before: what the range as it was costs at the model's outputs, on the batches held out,
-            by gradients; only ratios mean something.
+            by gradients, or its squared error on samples held out, where it was chosen along a
+            reconstruction; only ratios mean something.
         cost_after: the same of the range as it is.
     """
 

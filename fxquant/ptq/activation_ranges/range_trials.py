@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from fxquant.quantization.affine import AffineQuantizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from fxquant.ptq.activation_ranges.range_candidates import Observed
-    from fxquant.quantization.affine import AffineQuantizer
 
 Ends = tuple[Tensor, Tensor]
 
@@ -113,3 +114,14 @@ class ChosenGrid:
         if scale is None or offset is None:
             raise self.quantizer._uncalibrated()
         return scale.item(), offset.item()
+
+
+def obstacle(quantizer: Any) -> str:
+    """Why the range of an activation's quantizer is not chosen; an empty text if it may be."""
+    if not isinstance(quantizer, AffineQuantizer):
+        return "it is no grid of integers"
+    if not quantizer._single:
+        return "it has several ranges"
+    if not quantizer.overwritable or quantizer._held == {"min", "max"}:
+        return "it is frozen"
+    return ""

@@ -292,7 +292,7 @@ def _rounded(
     gm: fx.GraphModule, params: AdaroundParameters, progress: Progress | None
 ) -> AdaroundReport:
     walk = LayerWise.of(gm, params.data)
-    few = any(layer.quantizer.bitwidth < _FEW_BITS for layer in walk.layers.values())
+    few = any(layer.quantizer.bitwidth < _FEW_BITS for layer in walk.layers)
     default = _ITERATIONS_OF_FEW_BITS if few else _ITERATIONS
     options = AdaroundOptions(
         iterations=params.default_num_iterations or default,

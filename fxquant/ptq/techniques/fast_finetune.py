@@ -185,7 +185,7 @@ def fast_finetune(
     judged = held or fitted
     with undone_on_error(sim) as start:
         before = output_errors(sim.model, judged, given.data)
-        free = {n.path for n in LayerWise.of(sim.model, None).layers.values() if not n.frozen}
+        free = {n.path for n in LayerWise.of(sim.model, None).layers if not n.frozen}
         engine = reconstruct(sim, fitted, _engine_options(given.data))
         by_engine, middle = output_errors(sim.model, judged, given.data), snapshot(sim)
         walk = LayerWise.of(sim.model, replace(given.data, samples=None), modules_to_exclude)

@@ -16,7 +16,6 @@ from fxquant.ptq.solving.candidates import LOSSES, LossFn, OutputError, best_of
 from fxquant.ptq.techniques.layerwise import batches, set_bias, undone_on_error
 from fxquant.ptq.walking.given_simulation import require_simulation
 from fxquant.ptq.walking.walk_cost import Cost, layer_lines
-from fxquant.quantization.tensor import plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -169,10 +168,8 @@ def apply_seq_mse(
     given = _merged(params or SeqMseParams(), num_candidates, forward_fn)
     options = given.data if given.num_batches is None else _all_samples(given.data)
     walk = LayerWise.of(sim.model, options, modules_to_exclude)
-    for node, layer in list(walk.layers.items()):
-        if layer.frozen:
-            walk.skipped[layer.path] = "its range is frozen"
-            del walk.layers[node]
+    walk.skipped |= {x.path: "its range is frozen" for x in walk.layers if x.frozen}
+    walk.layers = [layer for layer in walk.layers if not layer.frozen]
     with undone_on_error(sim):
         data = batches(sim.model, data_loader, given.num_batches, given.forward_fn)
         layers = walk.run(data, lambda visit: _choose(visit, given), progress)
@@ -233,8 +230,7 @@ def _correct_again(visit: Visit, given: SeqMseParams) -> None:
     """Correct a bias that was corrected before: it made up for the error of the ranges before."""
     layer, sampling = visit.layer, Sampling(given.data.columns, 1, given.data.seed)
     data = layer_data(layer, visit.walk, visit.sim, visit.float, sampling)
-    weight = plain(layer.quantizer.transform(layer.module.weight.detach()))
-    columns = layer.product.matrix(weight).double()[:, :, data.live]
+    columns = layer.quantized_weight()[:, :, data.live]
     set_bias(layer, data.seen.bias(columns))
 
 

@@ -11,6 +11,7 @@ in the end is worse for it: on networks with shared blocks by 1 to 4 dB.
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import fx
@@ -26,6 +27,25 @@ if TYPE_CHECKING:
     from fxquant.ptq.walking.walk import Environment, Walk
 
 Operands = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Given:
+    """A node in two environments.
+
+    Attributes:
+        node: the node.
+        operands: positional and keyword arguments in the one.
+        wanted_operands: those in the other.
+        value: its value there.
+        exact: whether the two are one.
+    """
+
+    node: fx.Node
+    operands: Operands
+    wanted_operands: Operands
+    value: Any
+    exact: bool
 
 
 class Ahead:
@@ -64,7 +84,7 @@ class Ahead:
                 open_ends += node.all_input_nodes
         return found
 
-    def visits(self, batch: int) -> Iterator[tuple[fx.Node, Operands, Any]]:
+    def visits(self, batch: int) -> Iterator[Given]:
         """Each node with its operands in the one environment and its value in the other."""
         here: set[tuple[str, fx.Node, int]] = set()
         try:
@@ -76,8 +96,13 @@ class Ahead:
                         here.add(key)
                         self.walk.store.put(key, value)
                 if node in self._ends:
-                    operands = self._operands(node, self.source, batch)
-                    yield node, operands, self._value(node, self.wanted, batch)
+                    yield Given(
+                        node,
+                        self._operands(node, self.source, batch),
+                        self._operands(node, self.wanted, batch),
+                        self._value(node, self.wanted, batch),
+                        self.source is self.wanted,
+                    )
                 for past in self._last.get(node, ()):
                     for environment, _ in self._missing_in:
                         self.walk.store.drop(self._key(environment, past, batch))

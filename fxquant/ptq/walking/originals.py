@@ -48,6 +48,9 @@ def float_module(module: QuantizationMixin) -> nn.Module:
         if plain._parameters.get(name) is not None:  # a bias that was added may be gone again
             found = float_value(module, name)
             plain._parameters[name] = nn.Parameter(found, requires_grad=False)
+    names = vars(plain).get("_flat_weights_names")
+    if names is not None:  # recurrent modules keep their weights in a list beside the names
+        vars(plain)["_flat_weights"] = [plain._parameters.get(name) for name in names]
     return plain
 
 

@@ -248,8 +248,7 @@ def batch_walks(
     Raises:
         CalibrationError: as for `Walk`.
     """
-    names = [input_name(n) for n in gm.graph.nodes if n.op == "placeholder"]
-    batches = [dict(zip(names, v, strict=True)) for v, _ in bound_batches(gm, data, samples)]
+    batches = list(named_batches(gm, data, samples))
     nodes = len(gm.graph.nodes)
 
     def tell(done: int, _: int) -> None:
@@ -323,6 +322,13 @@ def bound_batches(
             break
     if not batches:
         raise _no_data()
+
+
+def named_batches(gm: fx.GraphModule, data: Any, most: int | None) -> Iterator[dict[str, Any]]:
+    """What `bound_batches` gives, as batches of keyword inputs."""
+    names = [input_name(n) for n in gm.graph.nodes if n.op == "placeholder"]
+    for values, _ in bound_batches(gm, data, most):
+        yield dict(zip(names, values, strict=True))
 
 
 def first_batch(data: Any) -> tuple[Any, Any]:

@@ -43,7 +43,15 @@ def resize(quantizer: AffineQuantizer, bitwidth: int) -> bool:
         return True
     if seen is None or isinstance(seen[0], PositionCounts):
         return False
-    if not all(map(torch.equal, (quantizer.min, quantizer.max), seen[1:])):
+    if not is_as_calibrated(quantizer):
         return False
     quantizer._choose(seen[0])
     return True
+
+
+def is_as_calibrated(quantizer: AffineQuantizer) -> bool:
+    """Whether the range still is the one that the last calibration gave."""
+    if quantizer._seen is None:
+        return False
+    now, then = (quantizer.min, quantizer.max), quantizer._seen[1:]
+    return all(torch.equal(a, b.to(a.device)) for a, b in zip(now, then, strict=True))

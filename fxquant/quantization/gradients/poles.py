@@ -154,7 +154,8 @@ def _bounded(
     step = _step_of(x)
     x = x if type(x) is Tensor else x.as_subclass(Tensor)
     met = [(x == pole.at, pole) for pole in argument.poles(args, kwargs)]
-    if not torch.compiler.is_compiling():  # a compiler does not look at values
+    # a compiler does not look at values, and on an accelerator looking is a wait
+    if not torch.compiler.is_compiling() and x.is_cpu:
         met = [(mask, pole) for mask, pole in met if bool(mask.any())]
     if not met:
         return None
