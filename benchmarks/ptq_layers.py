@@ -81,7 +81,7 @@ def rows_of(name: str, folder: str, count: int, inputs: int, iterations: int) ->
     options = ReconstructionOptions()
     plain = SolverOptions("adaround", search_scale=False, adaround=AdaroundOptions(iterations))
     walk = LayerWise.of(sim.model, None)
-    every = [n for n, y in walk.layers.items() if not inputs or _inputs(y) <= inputs]
+    every = [y.node for y in walk.layers if not inputs or _inputs(y) <= inputs]
     chosen = set(every[:: max(-(-len(every) // count), 1)] if count else every)
 
     def visit(visit: Visit) -> Row | None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from fxquant.inspection.audit.calibration_audit import audit_calibration
     from fxquant.mixed_precision.choose import choose_mixed_precision
     from fxquant.ops import Op, register_op
+    from fxquant.precision.recurrent_weights import quantize_recurrent_weights
     from fxquant.precision.requests import set_precision
     from fxquant.prepare import prepare_model
     from fxquant.ptq.batch_norms.bn_fold import fold_all_batch_norms
@@ -73,6 +74,7 @@ else:
         "load_checkpoint": "checkpoint",
         "prepare_model": "prepare",
         "quantize": "auto.one_call",
+        "quantize_recurrent_weights": "precision.recurrent_weights",
         "reestimate_bn_stats": "ptq.batch_norms.bn_reestimation",
         "register_op": "ops",
         "save_checkpoint": "checkpoint",
@@ -127,6 +129,7 @@ __all__ = [
     "prepare_model",
     "quantization",
     "quantize",
+    "quantize_recurrent_weights",
     "reestimate_bn_stats",
     "register_op",
     "save_checkpoint",

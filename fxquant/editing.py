@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +24,7 @@ from fxquant.graph.rewriter import Rewriter
 from fxquant.graph.selectors import select_in, several
 from fxquant.nn import QuantizationMixin
 from fxquant.nn.calibration import weight_of
+from fxquant.nn.dense import Dense
 from fxquant.placement.dataflow import resolve_grids
 from fxquant.quantization import QuantizerBase, affine
 from fxquant.quantization.affine import AffineQuantizer
@@ -251,9 +253,9 @@ def add_bias(
         integer: whether biases are quantized.
     """
     module: Any = gm.get_submodule(str(node.target))
-    row, weight = ops.row_for_module(module), module.weight
-    groups = int(getattr(module, "groups", 1)) if row is not None and row.weight_axis == 1 else 1
-    count = weight.shape[weight_axis(module)] * groups
+    weight, axes = module.weight, ops.weight_axes(module)
+    groups = int(getattr(module, "groups", 1)) if axes == (1,) else 1
+    count = math.prod(weight.shape[axis] for axis in axes) * groups
     rw = Rewriter(gm, "add_bias")
     rw.set_parameter(module, "bias", weight.new_zeros(count), weight.requires_grad)
     home = module.param_quantizers
@@ -336,9 +338,12 @@ def _blocks(path: str, module: nn.Module, size: int | Sequence[int]) -> tuple[in
     shape = tuple(_tensor(module, "weight").shape)
     _require_sizes(size)
     if isinstance(size, int):
-        blocks = [-1] * len(shape)
-        outputs = weight_axis(module)
-        blocks[outputs], blocks[1 - outputs] = 1, size
+        if isinstance(module, Dense):
+            blocks, cut = [1] * len(shape), module.inputs[-1]
+        else:
+            blocks, cut = [-1] * len(shape), 1 - ops.weight_axis(module)
+            blocks[1 - cut] = 1
+        blocks[cut] = size
     else:
         blocks = list(size)
     fits = len(blocks) == len(shape) and all(
@@ -359,12 +364,6 @@ def grouping(
     # blocks of one are channels: every output channel is a group of its own
     cut = max(range(len(shape)), key=lambda i: (blocks[i] != 1, shape[i]))
     return tuple(size if i == cut else 1 for i in range(len(shape)))
-
-
-def weight_axis(module: nn.Module) -> int:
-    """Axis of the output channels of a module's weight."""
-    row = ops.row_for_module(module)
-    return row.weight_axis if row is not None and row.weight_axis is not None else 0
 
 
 def explain(gm: fx.GraphModule, paths: Iterable[str], reason: str) -> None:

@@ -185,6 +185,7 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         plain = value.detach().as_subclass(Tensor).cpu()
         storage = plain.untyped_storage().data_ptr()
         whole = plain.untyped_storage().nbytes() == plain.numel() * plain.element_size()
-        result[name] = plain.contiguous() if whole and storage not in seen else plain.clone()
+        own = whole and storage not in seen
+        result[name] = (plain if own else plain.clone()).contiguous()
         seen.add(storage)
     return result

@@ -27,6 +27,7 @@ from torch import Tensor, fx, nn
 
 from fxquant.errors import ConfigError
 from fxquant.nn import functional as fn
+from fxquant.nn.dense import Dense, adopt, layer_of
 
 
 class Grid(enum.Enum):
@@ -204,7 +205,7 @@ class Op:
         fixed: (low, high) of a FIXED grid.
         when: refines `grid` by the arguments (`interpolate` moves values only when nearest).
         absorbs: names of activations that an integer kernel takes in.
-        weight_axis: output-channel axis of `weight`.
+        weight_axis: output-channel axis of `weight`, as `module` stores it: see `weight_axes`.
         weight_use: what it does with `weight`.
         memory: whose memory the result may be.
         effect: what it does besides its result.
@@ -286,22 +287,6 @@ def _parameter(arg: ast.arg, default: ast.expr | None, kind: Any) -> inspect.Par
 # --- builders: a torch.nn module from the arguments of its function ------------------------------
 
 
-def _adopt(module: nn.Module, name: str, tensor: Tensor | None) -> None:
-    """Give `module` this very tensor: a parameter stays shared, another tensor becomes a buffer."""
-    module._parameters.pop(name, None)
-    module._buffers.pop(name, None)
-    if tensor is None or isinstance(tensor, nn.Parameter):
-        module.register_parameter(name, tensor)
-    else:
-        module.register_buffer(name, tensor, persistent=False)
-
-
-def _with(module: nn.Module, **tensors: Tensor | None) -> nn.Module:
-    for name, tensor in tensors.items():
-        _adopt(module, name, tensor)
-    return module
-
-
 def _held(*values: Any) -> bool:
     """Whether all are tensors or None, so that a module can hold them."""
     return all(v is None or isinstance(v, Tensor) for v in values)
@@ -331,7 +316,7 @@ def _conv(
                 bias=a["bias"] is not None,
                 **extra,
             )
-        return _with(module, weight=w, bias=a["bias"])
+        return adopt(module, weight=w, bias=a["bias"])
 
     return build
 
@@ -340,9 +325,15 @@ def _linear(a: dict[str, Any]) -> nn.Module | None:
     w = a["weight"]
     if not isinstance(w, Tensor) or w.dim() != 2 or not _held(a["bias"]):
         return None
-    with torch.device("meta"):
-        module = nn.Linear(w.shape[1], w.shape[0], bias=a["bias"] is not None)
-    return _with(module, weight=w, bias=a["bias"])
+    return layer_of(w, a["bias"], outputs=(0,))
+
+
+def _channels(module: nn.Module) -> dict[str, Any]:
+    """Channels of a layer whose weight does not tell them by its shape."""
+    if not isinstance(module, Dense):
+        return {}
+    *_, inner, out = module.size
+    return {"in_channels": inner, "out_channels": out}
 
 
 def _embedding(a: dict[str, Any]) -> nn.Module | None:
@@ -357,7 +348,7 @@ def _embedding(a: dict[str, Any]) -> nn.Module | None:
             scale_grad_by_freq=a["scale_grad_by_freq"],
             sparse=a["sparse"],
         )
-    return _with(module, weight=w)
+    return adopt(module, weight=w)
 
 
 def _embedding_bag(a: dict[str, Any]) -> nn.Module | None:
@@ -367,7 +358,7 @@ def _embedding_bag(a: dict[str, Any]) -> nn.Module | None:
     names = ("scale_grad_by_freq", "mode", "sparse", "include_last_offset", "padding_idx")
     with torch.device("meta"):
         module = nn.EmbeddingBag(*w.shape, **{name: a[name] for name in names})
-    return _with(module, weight=w)
+    return adopt(module, weight=w)
 
 
 def _prelu(a: dict[str, Any]) -> nn.Module | None:
@@ -376,21 +367,21 @@ def _prelu(a: dict[str, Any]) -> nn.Module | None:
         return None
     with torch.device("meta"):
         module = nn.PReLU(w.numel())
-    return _with(module, weight=w)
+    return adopt(module, weight=w)
 
 
 def _layer_norm(a: dict[str, Any]) -> nn.Module | None:
     if not _held(a["weight"], a["bias"]) or not _static(a["normalized_shape"]):
         return None
     module = nn.LayerNorm(a["normalized_shape"], a["eps"], elementwise_affine=False)
-    return _with(module, weight=a["weight"], bias=a["bias"])
+    return adopt(module, weight=a["weight"], bias=a["bias"])
 
 
 def _rms_norm(a: dict[str, Any]) -> nn.Module | None:
     if not _held(a["weight"]) or not _static(a["normalized_shape"]):
         return None
     module = nn.RMSNorm(a["normalized_shape"], a["eps"], elementwise_affine=False)
-    return _with(module, weight=a["weight"])
+    return adopt(module, weight=a["weight"])
 
 
 def _dropout(cls: type[nn.Module]) -> Callable[[dict[str, Any]], nn.Module | None]:
@@ -408,7 +399,7 @@ def _group_norm(a: dict[str, Any]) -> nn.Module | None:
     if not isinstance(w, Tensor) or not isinstance(a["bias"], Tensor):
         return None
     module = nn.GroupNorm(a["num_groups"], w.numel(), a["eps"], affine=False)
-    return _with(module, weight=w, bias=a["bias"])
+    return adopt(module, weight=w, bias=a["bias"])
 
 
 def _static(value: Any) -> bool:
@@ -641,8 +632,10 @@ def _weighted() -> tuple[Op, ...]:
             "linear",
             "input, weight, bias=None",
             nn.Linear,
+            classes=(Dense,),
             dynamic=fn.DynamicLinear,
             build=_linear,
+            read=_channels,
             absorbs=_ACTIVATIONS,
             weight_axis=0,
             samples=(
@@ -823,7 +816,7 @@ def _made_batch_norm(a: dict[str, Any], kind: type[_AnyBatchNorm]) -> nn.Module 
     module.num_batches_tracked = torch.tensor(0)
     for name in ("running_mean", "running_var"):
         module._buffers[name] = tensors[name]
-    return _with(module, weight=tensors["weight"], bias=tensors["bias"])
+    return adopt(module, weight=tensors["weight"], bias=tensors["bias"])
 
 
 class _AnyBatchNorm(nn.BatchNorm2d):
@@ -2172,6 +2165,22 @@ def register_op(row: Op) -> None:
 def row_for_module(module: nn.Module) -> Op | None:
     """The row of a module, by its class; quantized classes answer as the class they extend."""
     return TABLE.of_class(type(module))
+
+
+def weight_axes(module: nn.Module) -> tuple[int, ...]:
+    """Axes of a module's weight along which every place is an output channel; none if unknown.
+
+    A weight that is several matrices has none: integer kernels take one step for all of them.
+    """
+    if isinstance(module, Dense):
+        return () if module.batch else module.outputs
+    row = row_for_module(module)
+    return () if row is None or row.weight_axis is None else (row.weight_axis,)
+
+
+def weight_axis(module: nn.Module) -> int:
+    """Axis of the output channels of a weight that has one; the first one where it has several."""
+    return next(iter(weight_axes(module)), 0)
 
 
 def row_of(node: fx.Node, root: nn.Module) -> Op | None:

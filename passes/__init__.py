@@ -17,6 +17,8 @@ from fxquant.passes.fold_parametrizations import FoldParametrizations
 from fxquant.passes.functionals_to_modules import FunctionalsToModules
 from fxquant.passes.insert_stubs import InsertStubs
 from fxquant.passes.keep_training_modules import KeepTrainingModules
+from fxquant.passes.linear_einsums import LinearEinsums
+from fxquant.passes.linear_products import LinearProducts
 from fxquant.passes.move_scales import MoveScales
 from fxquant.passes.pad_packed_sequences import PadPackedSequences
 from fxquant.passes.place_quantizers import PlaceQuantizers
@@ -50,9 +52,11 @@ def simulation_pipeline(config: QuantConfig, target: Target, scheme: QuantScheme
     # a kernel that writes floats multiplies its sums by a number in any case
     product = target.operators.get("matmul")
     moving = (MoveScales(),) if product is not None and product.output == "optional" else ()
-    apart = (
-        (DecomposeAttention(), SeparateSums()) if product is not None else (DecomposeAttention(),)
-    )
+    # twice: a product keeps its name unless it has to be taken out of a sum first
+    linear = (LinearProducts(),) if "linear" in target.operators else ()
+    sums = (SeparateSums(), *linear) if product is not None else ()
+    einsums = (LinearEinsums(),) if linear else ()
+    apart = (DecomposeAttention(), *einsums, *linear, *sums)
     placing = PlaceQuantizers(config=config, target=target, scheme=scheme)
     return Pipeline(
         (*apart, *moving, FoldParametrizations(), StableSorts(), *folding, placing),
@@ -75,6 +79,8 @@ __all__ = [
     "FunctionalsToModules",
     "InsertStubs",
     "KeepTrainingModules",
+    "LinearEinsums",
+    "LinearProducts",
     "MoveScales",
     "PadPackedSequences",
     "PlaceQuantizers",

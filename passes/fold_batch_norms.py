@@ -15,6 +15,7 @@ from fxquant.graph.moved_channels import channel_pairs, mapped, moved_from, move
 from fxquant.graph.pass_infra import Fact, Pass
 from fxquant.graph.pass_log import Gone
 from fxquant.graph.rewriter import producer
+from fxquant.nn.dense import Dense
 from fxquant.nn.folded_norm import keep_norm
 from fxquant.nn.live_norm import LIVE_NORM, LiveNorm
 from fxquant.nn.norm_folding import folded, folded_behind, norm_as_affine
@@ -229,6 +230,8 @@ def _layer_objection(
     weighted = rw.module(layer)
     if weighted is None or not isinstance(getattr(weighted, "weight", None), nn.Parameter):
         return f"the weight of {layer.target} is computed at run time"
+    if isinstance(weighted, Dense) and weighted.weight.dim() != 2:
+        return f"the weight of {layer.target} is no matrix"
     if _is_tied(rw, layer, weighted):
         return f"{layer.target} shares its weight with another module"
     return "a hook sits between the two" if any(vars(weighted)[h] for h in hooks) else ""
@@ -276,10 +279,9 @@ def _is_tied(rw: Rewriter, layer: fx.Node, module: nn.Module) -> bool:
 @torch.no_grad()
 def _fold(rw: Rewriter, node: fx.Node, layer: fx.Node, channels: Tensor) -> None:
     norm, weighted = rw.module(node, nn.modules.batchnorm._BatchNorm), rw.module(layer)
-    row = rw.op(layer)
-    if norm is None or weighted is None or row is None:
+    if norm is None or weighted is None:
         return
-    _give(rw, layer, weighted, folded(weighted, norm, row.weight_axis or 0, channels))
+    _give(rw, layer, weighted, folded(weighted, norm, ops.weight_axis(weighted), channels))
     rw.edit(keep_norm, weighted, norm)
     rw.explain(layer, f"batch norm {node.target} was folded into its weight and bias")
     drop_norm(rw, node)
@@ -289,10 +291,11 @@ def _fold(rw: Rewriter, node: fx.Node, layer: fx.Node, channels: Tensor) -> None
 def _fold_behind(rw: Rewriter, node: fx.Node, layers: list[_Place]) -> None:
     norm = rw.module(node, nn.modules.batchnorm._BatchNorm)
     for layer, channels in layers:
-        weighted, row = rw.module(layer), rw.op(layer)
-        if norm is None or weighted is None or row is None:
+        weighted = rw.module(layer)
+        if norm is None or weighted is None:
             return
-        _give(rw, layer, weighted, folded_behind(weighted, norm, row.weight_axis or 0, channels))
+        axis = ops.weight_axis(weighted)
+        _give(rw, layer, weighted, folded_behind(weighted, norm, axis, channels))
         rw.explain(layer, f"batch norm {node.target} before it was folded into its weight and bias")
     drop_norm(rw, node)
     rw.gone[str(node.target)] = Gone(FOLDED, ", ".join(str(layer.target) for layer, _ in layers))
@@ -314,12 +317,11 @@ def drop_norm(rw: Rewriter, node: fx.Node) -> None:
 
 def _keep_alive(rw: Rewriter, node: fx.Node, layer: fx.Node) -> None:
     norm, weighted = rw.module(node, nn.modules.batchnorm._BatchNorm), rw.module(layer)
-    row = rw.op(layer)
-    if norm is None or weighted is None or row is None:
+    if norm is None or weighted is None:
         return
     if weighted._parameters.get("bias") is None:
         zeros = torch.zeros_like(norm.running_mean)  # type: ignore[arg-type]
         rw.set_parameter(weighted, "bias", zeros, grad=False)
-    rw.edit(weighted.add_module, LIVE_NORM, LiveNorm(norm, row.weight_axis or 0))
+    rw.edit(weighted.add_module, LIVE_NORM, LiveNorm(norm, ops.weight_axis(weighted)))
     rw.explain(layer, f"batch norm {node.target} is folded into it with every call")
     drop_norm(rw, node)

@@ -22,12 +22,12 @@ _OPERANDS = {"addmm": ("mat1", "mat2"), "baddbmm": ("batch1", "batch2")}
 class SeparateSums(Pass):
     """Take `addmm` and `baddbmm` apart, so that their products are computed in integers.
 
-    Before: `addmm(bias, x, weight)`.
-    After:  `add(matmul(x, weight), bias)`.
+    Before: `addmm(y, a, b)`.
+    After:  `add(matmul(a, b), y)`.
 
-    Why: runtimes have integer kernels for products of two tensors and for sums, and none for both
-    with a weight that is not transposed. The sum is rounded once more, so it is done for the
-    simulation only, like taking attention apart.
+    Why: runtimes have integer kernels for products of two tensors and for sums, and none for both.
+    The sum is rounded once more, so it is done for the simulation only, like taking attention
+    apart. What adds a bias to a product with a weight is a linear layer: see `LinearProducts`.
     """
 
     needs = frozenset({Fact.MODULES_ONLY})

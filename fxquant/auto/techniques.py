@@ -133,7 +133,8 @@ class Technique:
 
 
 def _equalize(model: fx.GraphModule, case: Case) -> str:
-    report = equalize_model(model, **case.options.get("equalize", {}))
+    # what it gains is measured here, and needs no estimate
+    report = equalize_model(model, **{"per_channel": False} | case.options.get("equalize", {}))
     spaces = [s for s in report.spaces if s.scaled]
     if not report.changed:
         what = "no channels between layers can be scaled, or none differ"
@@ -143,10 +144,9 @@ def _equalize(model: fx.GraphModule, case: Case) -> str:
 
 
 def _smooth(model: fx.GraphModule, case: Case) -> str:
-    asked, usual = case.config.per_channel, case.runtime.weight.per_channel
     given: dict[str, Any] = {
         "output_bw": case.bits[0], "param_bw": case.bits[1], "target": case.runtime,
-        "per_channel": usual if asked is None else asked, "seed": case.seed,
+        "config": case.config, "quant_scheme": case.scheme, "seed": case.seed,
     }  # fmt: skip
     report = smooth_model(model, case.data, **given | case.options.get("smooth", {}))
     changed = sum(group.changed for group in report.groups)

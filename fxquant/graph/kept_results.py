@@ -30,8 +30,8 @@ class Place(NamedTuple):
 def places_of(model: nn.Module, tensors: Iterable[Tensor]) -> list[Place]:
     """Where the modules of a model keep these tensors, apart from parameters and buffers."""
     wanted = {id(t) for t in tensors}
-    found = []
-    for path, module in model.named_modules():
+    found: list[Place] = []
+    for path, module in model.named_modules() if wanted else ():
         for name, value in vars(module).items():
             if name in _OWN:
                 continue

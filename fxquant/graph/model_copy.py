@@ -2,12 +2,14 @@
 
 ``copy.deepcopy`` refuses tensors with a gradient history, locks, open files and generators, and it
 does not copy functions: a hook that closes over its model would, on the copy, still change the
-original. `deep_copy` fills the memo of ``copy.deepcopy`` for these before it runs.
+original. `deep_copy` fills the memo of ``copy.deepcopy`` for these before it runs. And it copies
+modules and their dictionaries as ``copy.deepcopy`` does, without its dozen calls for each.
 """
 
 from __future__ import annotations
 
 import copy
+import copyreg
 import functools
 import types
 import weakref
@@ -20,6 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from fxquant.graph.python_state import per_class
+
 # what copy.deepcopy hands on, or copies without anybody's help
 _ATOMIC = (
     int, float, complex, str, bytes, bytearray, range, type, type(None), type(Ellipsis),
@@ -27,6 +31,8 @@ _ATOMIC = (
     torch.memory_format, torch.Size, fx.Graph, fx.Node,
 )  # fmt: skip
 _KINDS = frozenset(_ATOMIC)
+# the methods by which a class changes how it is copied; of `__setstate__` any will do
+_COPYING = ("__reduce__", "__reduce_ex__", "__getstate__", "__new__")
 
 
 def deep_copy(value: Any, *, share: Iterable[Any] = ()) -> Any:
@@ -42,9 +48,57 @@ def deep_copy(value: Any, *, share: Iterable[Any] = ()) -> Any:
     """
     memo = {id(part): part for part in share}
     finish = prepare_memo([value], memo)
-    copied = copy.deepcopy(value, memo)
+    copied = _copied(value, memo)
     finish()
     return copied
+
+
+def _copied(value: Any, memo: dict[int, Any]) -> Any:
+    """As ``copy.deepcopy(value, memo)``, of what a model consists of in a quarter of the time."""
+    kind = type(value)
+    if kind in _KINDS:
+        return value
+    known = memo.get(id(value))
+    if known is not None:
+        return known
+    made: Any
+    if kind is dict or kind is OrderedDict:
+        if kind is OrderedDict and vars(value):
+            return copy.deepcopy(value, memo)
+        made = memo[id(value)] = kind()
+        _copy_items(value, made, memo)
+        return made
+    if kind in (tuple, set) and all(type(part) in _KINDS for part in value):
+        if kind is tuple:
+            return value
+        made = memo[id(value)] = set(value)
+        return made
+    if _is_plain_module(kind):
+        made = memo[id(value)] = object.__new__(kind)
+        state: dict[Any, Any] = {}
+        _copy_items(value.__getstate__(), state, memo)
+        made.__setstate__(state)
+        return made
+    return copy.deepcopy(value, memo)
+
+
+def _copy_items(given: dict[Any, Any], made: dict[Any, Any], memo: dict[int, Any]) -> None:
+    for key, part in given.items():
+        copied = part if type(part) in _KINDS else _copied(part, memo)
+        made[key if type(key) in _KINDS else _copied(key, memo)] = copied
+
+
+@per_class
+def _is_plain_module(kind: type) -> bool:
+    """Whether objects of a class are modules that are copied by their dictionary alone."""
+    return (
+        issubclass(kind, nn.Module)
+        and not hasattr(kind, "__deepcopy__")
+        and all(getattr(kind, name) is getattr(nn.Module, name) for name in _COPYING)
+        and not any(hasattr(kind, name) for name in ("__getnewargs__", "__getnewargs_ex__"))
+        and not any("__slots__" in vars(base) for base in kind.__mro__)
+        and kind not in copyreg.dispatch_table
+    )
 
 
 def prepare_memo(roots: Iterable[Any], memo: dict[int, Any]) -> Callable[[], None]:
@@ -68,23 +122,22 @@ class _Plan:
 
     def visit(self, value: Any) -> None:
         """Walk everything that a deep copy would reach."""
-        waiting = [value]
+        waiting, seen = [value], self.seen
         while waiting:
             part = waiting.pop()
-            if type(part) in _KINDS or id(part) in self.seen or isinstance(part, _ATOMIC):
+            if type(part) in _KINDS or id(part) in seen or isinstance(part, _ATOMIC):
                 continue
-            self.seen[id(part)] = part
+            seen[id(part)] = part
             if id(part) not in self.memo:
-                waiting += self._parts(part)
+                waiting += [p for p in self._parts(part) if type(p) not in _KINDS]
 
     def _parts(self, part: Any) -> Iterable[Any]:
         """The direct parts of an object; what needs help is noted."""
-        if type(part) is OrderedDict and not part:
-            # a module has a dozen for its hooks, and copy.deepcopy calls for each a dozen functions
-            self.memo[id(part)] = OrderedDict()
-        elif isinstance(part, Tensor):
+        if _is_plain_module(type(part)):
+            return self._of_module(part)
+        if isinstance(part, Tensor):
             return self._of_tensor(part)
-        elif isinstance(part, types.FunctionType):
+        if isinstance(part, types.FunctionType):
             self.functions.append(part)
         elif isinstance(part, weakref.ref):
             self.references.append(part)
@@ -101,6 +154,17 @@ class _Plan:
         else:
             return self._of_object(part)
         return ()
+
+    def _of_module(self, module: Any) -> list[Any]:
+        """Its attributes without the empty dictionaries: a module has a dozen for its hooks."""
+        found = []
+        for part in module.__getstate__().values():
+            if type(part) is not OrderedDict or part:
+                found.append(part)
+            elif id(part) not in self.seen:
+                self.seen[id(part)] = part
+                self.memo.setdefault(id(part), OrderedDict())
+        return found
 
     def _of_tensor(self, tensor: Tensor) -> Iterable[Any]:
         if tensor.grad_fn is None:
@@ -125,6 +189,8 @@ class _Plan:
 
     def prepare(self) -> None:
         """Put functions and references that lead to parts of the model into the memo."""
+        if not self.functions and not self.references:
+            return
         owned = {key for key, part in self.seen.items() if not isinstance(part, _PASSING)}
         while self.functions:
             function = self.functions.pop()

@@ -6,7 +6,11 @@ compares a graph with its model has to know whether a run of the model changed a
 
 from __future__ import annotations
 
+import functools
 import types
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,7 +23,29 @@ _FIXED = (
     torch.dtype, torch.device, torch.layout, torch.memory_format,
 )  # fmt: skip
 _KINDS = frozenset((*_VALUES, *_FIXED))
+_COLLECTIONS = frozenset((dict, list, tuple, set, frozenset, OrderedDict))
 _COMMON = ("__reduce__", "__reduce_ex__")
+
+
+def per_class(question: Callable[[type], bool]) -> Callable[[type], bool]:
+    """Ask only once of each class, as long as it is there: graph modules have each one of its own.
+
+    Example:
+        >>> asked = []
+        >>> named = per_class(lambda kind: asked.append(kind) is None)
+        >>> named(int), named(int), len(asked)
+        (True, True, 1)
+    """
+    known: weakref.WeakKeyDictionary[type, bool] = weakref.WeakKeyDictionary()
+
+    @functools.wraps(question)
+    def answer(kind: type) -> bool:
+        found = known.get(kind)
+        if found is None:
+            found = known[kind] = question(kind)
+        return found
+
+    return answer
 
 
 def state_of_python(root: Any) -> list[Any] | None:
@@ -32,19 +58,21 @@ def state_of_python(root: Any) -> list[Any] | None:
         The parts in the order of a walk; None where one of them may hide a state, as a generator
         of random numbers does.
     """
-    found: list[Any] = []
+    found: list[Any] = [root]
     seen: set[int] = set()
     waiting = [root]
     while waiting:
         part = waiting.pop()
-        found.append(part)
         if type(part) in _KINDS or id(part) in seen or isinstance(part, _FIXED):
             continue
         seen.add(id(part))
         inside = _inside(part)
         if inside is None:
             return None
-        waiting += inside
+        found += inside
+        waiting += [
+            p for p in inside if (p if type(p) in _COLLECTIONS else type(p) not in _KINDS)
+        ]  # in what is empty there is nothing, and most dictionaries of a module are
     return found
 
 
@@ -64,10 +92,16 @@ def _attributes(part: Any, kind: type) -> list[Any] | None:
     """The attributes of an object; None if it has, or may have, more than these."""
     if isinstance(part, dict | list | tuple | set | frozenset):
         return list(getattr(part, "__dict__", {}).values())
-    slots = any(getattr(base, "__slots__", ()) for base in kind.__mro__)
-    if slots or any(getattr(kind, n) is not getattr(object, n) for n in _COMMON):
+    if not _is_open(kind):
         return None
     return list(vars(part).values()) if hasattr(part, "__dict__") else None
+
+
+@per_class
+def _is_open(kind: type) -> bool:
+    """Whether objects of a class have their attributes as all of their state."""
+    slots = any(getattr(base, "__slots__", ()) for base in kind.__mro__)
+    return not slots and all(getattr(kind, n) is getattr(object, n) for n in _COMMON)
 
 
 def unchanged(before: list[Any] | None, after: list[Any] | None) -> bool:

@@ -8,6 +8,7 @@ classes, ``state_dict`` keys and their order stay as the user wrote them, also a
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -21,6 +22,8 @@ from fxquant.graph.python_code import PathCodeGen
 
 _HOLDERS = ("_parameters", "_buffers", "_modules")
 _CONTAINERS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+_BARE = frozenset((bool, int, float, str, type(None)))
+_COLLECTIONS = frozenset((list, tuple, dict, OrderedDict, set))
 
 
 class _Yielding:
@@ -199,8 +202,17 @@ def restore(copied: nn.Module, model: nn.Module, before: list[tuple[str, Tensor]
     seen: set[int] = set()
     for module in copied.modules():
         for name, value in list(vars(module).items()):
-            if name not in _CONTAINERS:
+            if not holds_nothing(value) and name not in _CONTAINERS:
                 vars(module)[name] = _without_history(value, seen)
+
+
+def holds_nothing(value: Any) -> bool:
+    """Whether a value holds no tensor, by a look at its class: most attributes of modules do not.
+
+    >>> holds_nothing({}), holds_nothing([0])
+    (True, False)
+    """
+    return not value if type(value) in _COLLECTIONS else type(value) in _BARE
 
 
 def _without_history(value: Any, seen: set[int]) -> Any:
@@ -254,7 +266,7 @@ def state_kept(
             (vars(m), name, value, value.detach().clone())
             for m in module.modules()
             for name, value in vars(m).items()
-            if isinstance(value, Tensor)
+            if not holds_nothing(value) and isinstance(value, Tensor)
         ]
         state += attributes
         try:

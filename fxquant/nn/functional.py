@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fxquant.quantization.gradients import poles
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
@@ -29,12 +31,14 @@ class Functional(nn.Module):
     Attributes:
         function: what is called; a class attribute.
         arity: number of tensor arguments a quantized counterpart has input quantizers for.
+        simulated: whether arguments may have been rounded, as those of a quantized counterpart.
         onto_view: it stands for a write into a view, whose gradient PyTorch lays out as the view.
         in_training: keyword arguments that are others while training, such as `training=True`.
     """
 
     function: ClassVar[Callable[..., Any]]
     arity: ClassVar[int] = 1
+    simulated: ClassVar[bool] = False
     onto_view: bool = False
     in_training: Mapping[str, Any] | None = None
 
@@ -42,7 +46,8 @@ class Functional(nn.Module):
         """Call the function."""
         if self.training and self.in_training:
             kwargs = {**kwargs, **self.in_training}
-        result = type(self).function(*args, **kwargs)
+        call = type(self).function
+        result = poles.run(call, args, kwargs) if self.simulated else call(*args, **kwargs)
         if self.onto_view and result.requires_grad:
             # sums over a gradient round by the order of its memory
             result.register_hook(functools.partial(_laid_out, result.size(), result.stride()))
@@ -172,6 +177,8 @@ def _divide(input: Any, other: Any, *, rounding_mode: str | None = None) -> Any:
         return input / other
     return torch.div(input, other, rounding_mode=rounding_mode)
 
+
+poles.register(_divide, like=torch.div)
 
 # arithmetic of two tensors, or of a tensor and a number
 Add = _functional("Add", torch.add, 2)

@@ -8,6 +8,7 @@ from torch import nn
 
 from fxquant.errors import nearest
 from fxquant.nn import functional, stubs
+from fxquant.nn.dense import Dense
 from fxquant.nn.mixin import PREFIX, QuantizationMixin, quantized_class
 
 
@@ -26,6 +27,7 @@ def by_name(name: str) -> type[QuantizationMixin]:
     if name.startswith(PREFIX):
         found = functional.CLASSES.get(wanted)
         found = found or getattr(stubs, wanted, None) or getattr(nn, wanted, None)
+        found = Dense if wanted == Dense.__name__ else found
     if not _is_module_class(found):
         raise AttributeError(_unknown(name))
     return quantized_class(found)

@@ -55,6 +55,7 @@ class QuantizationMixin(nn.Module):
     """
 
     float_class: ClassVar[type[nn.Module]] = nn.Module
+    simulated: ClassVar[bool] = True
     default_kernel: ClassVar[Kernel | None] = None
     # where float values of changed parameters are kept (see `fxquant.ptq.walking.originals`)
     FLOAT_VALUES: ClassVar[str] = "_float_values"

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from fxquant.quantization.gradients import poles
+
 
 class Opaque(nn.Module):
     """A function that has no row, as a module: it stays in floating point.
@@ -23,7 +25,7 @@ class Opaque(nn.Module):
         """Call the function."""
         if isinstance(self.function, str):
             return getattr(args[0], self.function)(*args[1:], **kwargs)
-        return self.function(*args, **kwargs)
+        return poles.run(self.function, args, kwargs)
 
     def extra_repr(self) -> str:
         """The function's name."""

@@ -14,6 +14,8 @@ from fxquant.errors import ExportError, UncalibratedError
 from fxquant.quantization import AffineEncoding
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from fxquant.quantization import QuantizerBase
@@ -111,8 +113,9 @@ def encoding_of(quantizer: QuantizerBase) -> AffineEncoding:
 
 
 def integer_grid(
-    quantizer: QuantizerBase, shape: tuple[Any, ...], opset: int, *, least_bits: int = 4
-) -> QuantParams:
+    quantizer: QuantizerBase, shape: tuple[Any, ...], opset: int, *, least_bits: int = 4,
+    matrix: Callable[[NDArray[Any]], NDArray[Any]] | None = None,
+) -> QuantParams:  # fmt: skip
     """The grid of a tensor of this shape.
 
     Args:
@@ -120,6 +123,7 @@ def integer_grid(
         shape: shape of the tensor it quantizes; dynamic sizes may be anything.
         opset: decides which integer types exist.
         least_bits: narrowest type that may be chosen.
+        matrix: makes of a tensor of this rank the matrix `[..., in, out]` as which it is stored.
 
     Raises:
         ExportError: FXQ504 or FXQ505, ONNX cannot say it in this opset.
@@ -131,7 +135,13 @@ def integer_grid(
     axis, block = None, None
     if encoding.block_size is not None:
         axis, block, scale, zero = _blocks(encoding, shape, scale, zero, quantizer.where)
+        if matrix is not None:  # blocks cut inputs, which are the last axis but one
+            scale, zero = matrix(scale), matrix(zero)
+            axis = scale.ndim - 2
     elif scale.size > 1:
+        if matrix is not None:
+            scale, zero = matrix(scale), matrix(zero)
+            shape = shape[: scale.ndim]
         axis = _channel_axis(scale.shape, len(shape), quantizer.where)
         scale, zero = scale.reshape(-1), zero.reshape(-1)
     else:

@@ -364,15 +364,14 @@ class _Planner:
         if setting.key and setting.value and not rule.per_channel:
             what = f"{setting.key}: {row.name} takes one grid for its weight on {self.target.name}"
             raise ConfigError("FXQ226", what, at=node, fix="take the key out")
-        axis = row.weight_axis if setting.value and rule.per_channel else None
-        shape = () if axis is None else tuple(
-            n if i == axis else 1 for i, n in enumerate(weight.shape)
-        )  # fmt: skip
+        several = ops.weight_axes(self.gm.get_submodule(str(node.target)))
+        axes = several if setting.value and rule.per_channel else ()
+        shape = tuple(n if i in axes else 1 for i, n in enumerate(weight.shape)) if axes else ()
         symmetric = config.weight_symmetric
         symmetric = grid.symmetric if symmetric is None else symmetric
         own_bias = self.target.bias.scale == "own"
         bias_input = self._bias_input(node)
-        kind = "per tensor" if axis is None else f"per channel on axis {axis}"
+        kind = f"per channel on axis {', '.join(map(str, axes))}" if axes else "per tensor"
         self._note(node, f"its weight has a grid {kind}")
         bitwidth = config.weight_bitwidth or grid.bitwidth
         return WeightPlan(

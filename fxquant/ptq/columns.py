@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxquant import ops
+from fxquant.nn.dense import Dense
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,8 +42,16 @@ class Product:
     dims: int
     transposed: bool
 
+    @property
+    def layout(self) -> tuple[Any, ...]:
+        """What layers with one weight have in common if it is the same matrix for them."""
+        order = self.module.order if isinstance(self.module, Dense) else ()
+        return self.groups, self.transposed, order
+
     def matrix(self, weight: Tensor) -> Tensor:
         """The weight, or a tensor of its shape, as a matrix: `[...] -> [G, O, D]`."""
+        if isinstance(self.module, Dense):
+            return self.module.matrix(weight).mT[None]
         if not self.dims:
             return weight[None]
         first, second, *kernel = weight.shape
@@ -53,6 +62,8 @@ class Product:
 
     def weight(self, matrix: Tensor, shape: Sequence[int]) -> Tensor:
         """The way back: `[G, O, D] -> shape`."""
+        if isinstance(self.module, Dense):
+            return self.module.stored(matrix[0].mT)
         if not self.transposed:
             return matrix.reshape(tuple(shape))
         first, second, *kernel = shape
@@ -182,7 +193,8 @@ def product_of(module: nn.Module) -> Product | None:
     if row is None or not isinstance(getattr(module, "weight", None), Tensor):
         return None
     if row.name == "linear":
-        return Product(module, 1, 0, False)
+        several = isinstance(module, Dense) and module.batch
+        return None if several else Product(module, 1, 0, False)
     if row.name in _CONVOLUTIONS:
         dims, transposed = _CONVOLUTIONS[row.name]
         return Product(module, int(getattr(module, "groups", 1)), dims, transposed)

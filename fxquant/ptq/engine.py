@@ -20,8 +20,8 @@ from fxquant.nn.calibration import fit_biases
 from fxquant.ptq.activation_ranges.walked_ranges import WalkedRanges
 from fxquant.ptq.finished_layers import FinishedLayers
 from fxquant.ptq.layer_problem import LayerProblem
+from fxquant.ptq.layer_search import tables_of
 from fxquant.ptq.layer_walk import DataOptions, LayerWise, Visit
-from fxquant.ptq.layers import tables_of
 from fxquant.ptq.reconstruction_report import LayerReport, ReconstructionReport
 from fxquant.ptq.sampling import Sampling, layer_data
 from fxquant.ptq.snapshot import restore, snapshot

@@ -89,7 +89,7 @@ class FinishedLayers:
 
     def _path(self, layer: Layer) -> Path | None:
         # numbers, as paths of modules may be too long or too much alike for names of files
-        number = self._numbers.setdefault(layer.node.name, len(self._numbers))
+        number = self._numbers.setdefault(layer.path, len(self._numbers))
         return None if self._home is None else self._home / f"{number}.safetensors"
 
 

@@ -9,6 +9,7 @@ from torch import fx, nn
 
 from fxquant.errors import ConfigError
 from fxquant.nn import QuantizationMixin
+from fxquant.passes import LinearEinsums, LinearProducts
 from fxquant.prepare import is_prepared, prepare_model
 from fxquant.ptq.batch_norms.bn_fold import FoldedBatchNorms, example_inputs, fold_all_batch_norms
 
@@ -21,17 +22,23 @@ def folded_graph(
 ) -> tuple[fx.GraphModule, FoldedBatchNorms]:
     """The prepared graph of a float model, batch norms folded; the model itself if it is prepared.
 
-    With it comes what was folded.
+    Products with a parameter are linear layers in it. With it comes what was folded.
 
     Raises:
         ConfigError: FXQ292, the model is a simulation.
     """
     require_float(model)
     if is_prepared(model) and isinstance(model, fx.GraphModule):
-        return model, fold_all_batch_norms(model)
+        return _with_layers(model), fold_all_batch_norms(model)
     given = example_inputs(model, input_shapes) if dummy_input is None else dummy_input
     folded = fold_all_batch_norms(model, dummy_input=given)
-    return prepare_model(model, given), folded
+    return _with_layers(prepare_model(model, given)), folded
+
+
+def _with_layers(gm: fx.GraphModule) -> fx.GraphModule:
+    for step in (LinearEinsums(), LinearProducts()):
+        step(gm)
+    return gm
 
 
 def require_float(model: nn.Module) -> None:
@@ -48,15 +55,22 @@ def require_float(model: nn.Module) -> None:
 
 @torch.no_grad()
 def write_back(gm: fx.GraphModule, model: nn.Module) -> None:
-    """Give a model the parameters of its prepared copy, by name; also biases that are new."""
+    """Give a model the parameters of its prepared copy, by name; also biases that are new.
+
+    What a layer of the copy shares with its network, a bias that functions add, is nothing new.
+    """
     if gm is model:
         return
     own = dict(model.named_parameters(remove_duplicate=False))
     modules = dict(model.named_modules(remove_duplicate=False))
-    for name, found in gm.named_parameters(remove_duplicate=False):
+    given = dict(gm.named_parameters(remove_duplicate=False))
+    known = {id(found) for name, found in given.items() if name in own}
+    for name, found in given.items():
         owner, _, last = name.rpartition(".")
         if name in own:
             own[name].copy_(found)
+        elif id(found) in known:
+            continue
         elif owner in modules and last in modules[owner]._parameters:
             fresh = nn.Parameter(found.detach().clone(), found.requires_grad)
             modules[owner].register_parameter(last, fresh)

@@ -78,7 +78,7 @@ class LayerProblem:
         """
         x, wanted = self.data.held
         outputs = [
-            torch.baddbmm(self.bias(w)[:, None].to(x.dtype), x, w.to(x.dtype).mT)
+            torch.baddbmm(self.data.by_rows(self.bias(w)).to(x.dtype), x, w.to(x.dtype).mT)
             for w in (weight, fitted)
         ]
         step = outputs[1] - outputs[0]

@@ -18,7 +18,7 @@ from fxquant.editing import quantized_modules
 from fxquant.errors import ConfigError
 from fxquant.nn.modes import evaluating
 from fxquant.ptq.dependent_positions import dependent_positions
-from fxquant.ptq.layers import Layer, layers_of
+from fxquant.ptq.layer_search import layers_of
 from fxquant.ptq.walking.walk import Environment, FloatEnvironment, Walk
 from fxquant.ptq.walking.walk_cost import Cost
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch import fx
 
     from fxquant.graph.selectors import Selector
+    from fxquant.ptq.layers import Layer
     from fxquant.ptq.walking.parts_of_data import WholeData
     from fxquant.ptq.walking.walk import Progress
 
@@ -111,7 +112,7 @@ class LayerWise:
 
     gm: fx.GraphModule
     options: DataOptions
-    layers: dict[fx.Node, Layer] = field(default_factory=dict)
+    layers: list[Layer] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     cost: Cost = field(default_factory=Cost)
 
@@ -121,13 +122,19 @@ class LayerWise:
         gm: fx.GraphModule,
         options: DataOptions | None,
         excluded: Iterable[Selector] | Selector | None = None,
+        *,
+        tied: bool = True,
     ) -> LayerWise:
-        """The layers of a graph without those that selectors name."""
-        layers, skipped = layers_of(gm)
+        """The layers of a graph without those that selectors name; see `layers_of`."""
+        layers, skipped = layers_of(gm, tied=tied)
         if excluded:
             named = quantized_modules(gm, excluded)
-            skipped |= {n.path: "it is excluded" for n in layers.values() if n.path in named}
-            layers = {k: v for k, v in layers.items() if v.path not in named}
+            for layer in list(layers):
+                modules = layer.modules
+                if not named.keys().isdisjoint(modules.values()):
+                    skipped |= dict.fromkeys(modules, "its weight is that of an excluded layer")
+                    skipped |= {p: "it is excluded" for p, m in modules.items() if m in named}
+                    layers.remove(layer)
         return cls(gm, options or DataOptions(), layers, skipped)
 
     def run(
@@ -162,19 +169,24 @@ class LayerWise:
                 max_memory=given.max_memory, folder=given.folder, progress=progress, parts=parts,
             )  # fmt: skip
             begin(walk)
-            walk.counting = dependent_positions(walk, self.layers.values(), given.seed)
+            uses = [use for layer in self.layers for use in layer.uses]
+            walk.counting = dependent_positions(walk, uses, given.seed)
+            at_node: dict[fx.Node, list[Layer]] = {}
+            for layer in self.layers:
+                at_node.setdefault(layer.first, []).append(layer)
             for node in walk.nodes():
                 start = time.process_time()
                 walk.compute(node, exact)
                 cost.float_seconds += time.process_time() - start
                 for environment in beside:
                     walk.compute(node, environment)
-                if node in self.layers:
-                    layer = self.layers[node]
+                for layer in at_node.get(node, ()):
                     with walk.store.reserving(layer.working_bytes(given.columns)):
                         result = visit(Visit(layer, walk, sim, exact))
                     if result is not None:
                         found.append(result)
+                    for path in layer.modules.values():
+                        exact.renew(path)
                 settle(node, walk, sim, exact)
         cost.samples = sum(walk.samples)
         cost.seconds = time.process_time() - started

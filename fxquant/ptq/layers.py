@@ -6,22 +6,27 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor
 
-from fxquant.nn import QuantizationMixin
-from fxquant.nn.calibration import weight_of
-from fxquant.nn.training_state import require_ended
-from fxquant.ptq.columns import Product, is_table, product_of
-from fxquant.ptq.solving.grids import WeightGrid
+from fxquant.ptq.solving.grids import WeightGrid, beside
 from fxquant.ptq.solving.solver import Solution
 from fxquant.ptq.walking.originals import changing, float_value
-from fxquant.quantization.affine import AffineQuantizer, BiasQuantizeDequantize
+from fxquant.quantization.affine import BiasQuantizeDequantize
 from fxquant.quantization.affine.pof2 import PowerOfTwoQuantizeDequantize
 from fxquant.quantization.ranges import range_of
 from fxquant.quantization.tensor import plain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractContextManager
+
+    from torch import fx, nn
+
+    from fxquant.ptq.columns import Product
+    from fxquant.ptq.walking.ahead import Given
+    from fxquant.quantization.affine import AffineQuantizer
+
+    Piece = tuple[str, AffineQuantizer]
 
 # what a bias may use of an int32; the rest is left to the products (see `affine/bias.py`)
 _BIAS_STEPS = 2.0**30
@@ -29,10 +34,23 @@ _BIAS_STEPS = 2.0**30
 _SAME_STEP = 1e-5
 # rows that are in memory together, see `sampling`, and how often
 _GATHERED, _COPIES = 4096, 6
-_NO_PRODUCT = "it does not multiply its input with its weight once"
-_TABLE = "its rows are looked up: nearest integers are best"
-# prefix of the range among the names of a layer's state
-_RANGE = "range."
+# between the name of a parameter and what its quantizer keeps, in a layer's state
+_RANGE = ".range."
+
+
+@dataclass(frozen=True)
+class Example:
+    """What a weight is multiplied with, and what is wanted of it.
+
+    Attributes:
+        x: inputs, as `Product` takes them.
+        y: wanted outputs.
+        among: positions that count; None: all.
+    """
+
+    x: Tensor
+    y: Tensor
+    among: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -56,9 +74,59 @@ class Layer:
     frozen: bool
 
     @property
+    def first(self) -> fx.Node:
+        """The node before which the layer is decided."""
+        return self.node
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """The parameters that the weight is made of, side by side, with their quantizers."""
+        return (("weight", self.quantizer),)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The parameters of the pieces."""
+        return [getattr(self.module, name) for name, _ in self.pieces]
+
+    @property
+    def uses(self) -> tuple[Layer, ...]:
+        """The layers that compute with the weight, in the order of the graph."""
+        return (self,)
+
+    @property
+    def by_bias(self) -> list[list[Layer]]:
+        """The same, those with the same bias together."""
+        return [[self]]
+
+    @property
+    def modules(self) -> dict[str, str]:
+        """Path of each layer with the weight -> path of its module."""
+        return {self.path: str(self.node.target)}
+
+    @property
+    def biases(self) -> tuple[nn.Parameter, ...]:
+        """The parameters that the bias is the sum of."""
+        own = getattr(self.module, "bias", None)
+        return () if own is None else (own,)
+
+    @property
     def has_bias(self) -> bool:
         """Whether there is a bias that can take in the mean error."""
-        return getattr(self.module, "bias", None) is not None
+        return bool(self.biases)
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """Names of the parameters that `write` changes."""
+        return "weight", "bias"
+
+    def changing(self) -> AbstractContextManager[None]:
+        """Keep the float values of what is changed inside."""
+        return changing(self.module, *self.changed)
+
+    def set_bias(self, bias: Tensor) -> None:
+        """Store what `bias` returns."""
+        if self.has_bias:
+            self.module.bias.copy_(bias.reshape(self.module.bias.shape))
 
     def working_bytes(self, columns: int) -> int:
         """About what a technique holds that looks at so many positions of the layer.
@@ -67,10 +135,16 @@ class Layer:
         and the matrices of a solver: two of second moments in float64 and one merged into them,
         their factor and inverse.
         """
-        shape = torch.empty(self.module.weight.shape, device="meta")
-        groups, outputs, inputs = self.product.matrix(shape).shape
+        groups, outputs, inputs = self.shape
         rows = _COPIES * 4 * min(columns, _GATHERED) * groups * (inputs + outputs)
         return int(rows + 8 * groups * inputs * (5 * inputs + 3 * outputs))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Groups, outputs and inputs of the weight."""
+        metas = [torch.empty(p.shape, device="meta") for p in self.parameters]
+        groups, outputs, inputs = self._beside(metas).shape
+        return groups, outputs, inputs
 
     def input(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """What the weight is multiplied with, given the arguments of the module."""
@@ -78,13 +152,26 @@ class Layer:
         own = self.module.input_quantizers._modules.get("0")
         return plain(value if own is None else own(value))
 
+    def example(self, given: Given) -> Example:
+        """What the weight is multiplied with, and what is wanted of it."""
+        return Example(self.input(*given.operands), plain(given.value))
+
+    def _beside(self, values: Sequence[Tensor]) -> Tensor:
+        """Values of the parameters as one matrix, `[G, O, D]`."""
+        return torch.cat([self.product.matrix(value) for value in values], -1)
+
     def weight(self) -> Tensor:
         """The weight as it is stored, float64 `[G, O, D]`."""
-        return self.product.matrix(self.module.weight.detach()).double()
+        return self._beside([p.detach() for p in self.parameters]).double()
+
+    def quantized_weight(self) -> Tensor:
+        """The weight as it is computed with, float64 `[G, O, D]`."""
+        stored = [(getattr(self.module, name).detach(), q) for name, q in self.pieces]
+        return self._beside([plain(q.transform(value)) for value, q in stored]).double()
 
     def float_weight(self) -> Tensor:
         """The weight before any technique changed it, float64 `[G, O, D]`."""
-        return self.product.matrix(float_value(self.module, "weight")).double()
+        return self._beside([float_value(self.module, n) for n, _ in self.pieces]).double()
 
     def float_bias(self) -> Tensor:
         """The bias before any technique changed it or zeros, float64 `[G, O]`."""
@@ -94,29 +181,32 @@ class Layer:
 
     def bias(self) -> Tensor:
         """The bias as it is stored or zeros, float64 `[G, O]`."""
-        weight = self.module.weight
         if not self.has_bias:
-            shape = self.product.matrix(weight.detach()).shape[:2]
-            return torch.zeros(shape, dtype=torch.float64, device=weight.device)
+            return self.weight().new_zeros(self.shape[:2])
         found: Tensor = self.module.bias.detach().double()
         return found.reshape(self.product.groups, -1)
 
     def grid(self) -> tuple[WeightGrid, Tensor]:
-        """The grid, and for every range `[R, B]` its place among the quantizer's."""
-        quantizer, weight = self.quantizer, self.module.weight.detach()
+        """The grid, and for every range `[R, B]` its place among its quantizer's."""
+        grids, places = zip(*(self._grid_of(*piece) for piece in self.pieces), strict=True)
+        found = beside(grids)
+        return replace(found, least=self.least_steps(found)), torch.cat(places, 1)
+
+    def _grid_of(self, name: str, quantizer: AffineQuantizer) -> tuple[WeightGrid, Tensor]:
         scale, offset = quantizer.get_scale(), quantizer.get_offset()
         if scale is None or offset is None:
             raise quantizer._uncalibrated()
-        rows, blocks, places = _ranges(quantizer, weight, self.product.matrix)
+        value = getattr(self.module, name).detach()
+        rows, blocks, places = _ranges(quantizer, value, self.product.matrix)
         steps, zeros = (t.detach().double().reshape(-1)[places] for t in (scale, -offset))
         found = WeightGrid(
             steps, quantizer.qmin - zeros, quantizer.qmax - zeros, rows, blocks,
             frozen=self.frozen,
             power_of_two=isinstance(quantizer, PowerOfTwoQuantizeDequantize),
         )  # fmt: skip
-        return replace(found, least=self._least(found)), places
+        return found, places
 
-    def _least(self, grid: WeightGrid) -> Tensor | None:
+    def least_steps(self, grid: WeightGrid) -> Tensor | None:
         """The smallest steps with which the bias fits into int32, `[R, B]`."""
         quantizer = self.module.param_quantizers._modules.get("bias")
         if not isinstance(quantizer, BiasQuantizeDequantize):
@@ -151,135 +241,77 @@ class Layer:
             again: solves for a grid whose steps are the quantizer's own, where these are not free,
                 as small integers times one scale are not.
         """
-        quantizer, kept = self.quantizer, found.grid
-        with torch.no_grad(), changing(self.module, "weight", "bias"):
+        kept = found.grid
+        with torch.no_grad(), self.changing():
             actual = self._set_scale(found.grid, places)
             if bool(((actual - kept.scale).abs() > _SAME_STEP * kept.scale).any()):
                 found = again(replace(kept.with_scale(actual), frozen=True))
             exact = found.grid.with_scale(actual)
             weight = exact.weight(found.integers)
-            shape = self.module.weight.shape
-            self.module.weight.copy_(self.product.weight(weight, shape))
+            for parameter, part in zip(self.parameters, self._apart(weight), strict=True):
+                parameter.copy_(self.product.weight(part, parameter.shape))
             if self.has_bias:
-                self.module.bias.copy_(bias(weight).reshape(self.module.bias.shape))
-        quantizer.allow_overwrite(False)
+                self.set_bias(bias(weight))
+        self._freeze()
+
+    def _apart(self, matrix: Tensor) -> Sequence[Tensor]:
+        """The parts of a matrix `[G, O, D]` that are those of the parameters."""
+        widths = [
+            self.product.matrix(torch.empty(p.shape, device="meta")).shape[-1]
+            for p in self.parameters
+        ]
+        parts: Sequence[Tensor] = matrix.split(widths, -1)
+        return parts
+
+    def _freeze(self) -> None:
+        for _, quantizer in self.pieces:
+            quantizer.allow_overwrite(False)
 
     def freeze(self, grid: WeightGrid, places: Tensor) -> WeightGrid:
         """Set the range of the weight and freeze it; the grid with the steps as they then are."""
         with torch.no_grad():
             actual = self._set_scale(grid, places)
-        self.quantizer.allow_overwrite(False)
+        self._freeze()
         return grid.with_scale(actual)
 
     def state(self) -> dict[str, Tensor]:
         """What `write` changes, by name."""
-        ranges = self.quantizer.state_dict().items()
-        found = {f"{_RANGE}{name}": value for name, value in ranges}
-        found["weight"] = self.module.weight
-        return found | ({"bias": self.module.bias} if self.has_bias else {})
+        found: dict[str, Tensor] = {"bias": self.bias()} if self.has_bias else {}
+        for name, quantizer in self.pieces:
+            found[name] = getattr(self.module, name)
+            found |= {f"{name}{_RANGE}{key}": v for key, v in quantizer.state_dict().items()}
+        return found
 
     def set_state(self, state: Mapping[str, Tensor]) -> None:
         """Give the module what `state` returned after `write`, and freeze its range."""
-        start = len(_RANGE)
-        ranges = {n[start:]: t for n, t in state.items() if n.startswith(_RANGE)}
-        self.quantizer.load_state_dict(ranges)
-        with torch.no_grad(), changing(self.module, "weight", "bias"):
-            self.module.weight.copy_(state["weight"])
+        with torch.no_grad(), self.changing():
+            for name, quantizer in self.pieces:
+                start = f"{name}{_RANGE}"
+                ranges = {n.removeprefix(start): t for n, t in state.items() if n.startswith(start)}
+                quantizer.load_state_dict(ranges)
+                getattr(self.module, name).copy_(state[name])
             if self.has_bias:
-                self.module.bias.copy_(state["bias"])
-        self.quantizer.allow_overwrite(False)
+                self.set_bias(state["bias"])
+        self._freeze()
 
     def _set_scale(self, grid: WeightGrid, places: Tensor) -> Tensor:
-        """Set the quantizer's range; its steps as they then are, float64 `[R, B]`."""
-        quantizer = self.quantizer
+        """Set the ranges of the quantizers; the steps as they then are, float64 `[R, B]`."""
+        widths = [self._grid_of(*piece)[1].shape[1] for piece in self.pieces]
+        parts = zip(self.pieces, grid.scale.split(widths, 1), places.split(widths, 1), strict=True)
+        return torch.cat([self._set_steps(q, steps, where) for (_, q), steps, where in parts], 1)
+
+    def _set_steps(self, quantizer: AffineQuantizer, steps: Tensor, places: Tensor) -> Tensor:
         if not self.frozen:
             before, offset = quantizer.get_scale(), quantizer.get_offset()
             if before is None or offset is None:
                 raise quantizer._uncalibrated()
             scale = before.detach().clone().reshape(-1)
-            scale[places.reshape(-1)] = grid.scale.reshape(-1).to(scale.dtype)
+            scale[places.reshape(-1)] = steps.reshape(-1).to(scale.dtype)
             quantizer.set_range(
                 *range_of(quantizer.grid, scale.reshape(quantizer.shape), -offset.detach())
             )
         after = quantizer.get_scale()
-        return grid.scale if after is None else after.detach().double().reshape(-1)[places]
-
-
-def layers_of(gm: fx.GraphModule) -> tuple[dict[fx.Node, Layer], dict[str, str]]:
-    """Layers in the order of the graph, and why other quantized weights are left as they are."""
-    found, skipped = _weights(gm)
-    tables = {node for node, layer in found.items() if is_table(layer.module)}
-    skipped |= {layer.path: _TABLE for node, layer in found.items() if node in tables}
-    return {node: layer for node, layer in found.items() if node not in tables}, skipped
-
-
-def tables_of(gm: fx.GraphModule) -> list[Layer]:
-    """Tables whose rows are looked up and whose steps may be chosen."""
-    return [y for y in _weights(gm)[0].values() if is_table(y.module) and not y.frozen]
-
-
-def _weights(gm: fx.GraphModule) -> tuple[dict[fx.Node, Layer], dict[str, str]]:
-    require_ended(gm)
-    weights, quantizers = _users(gm)
-    found: dict[fx.Node, Layer] = {}
-    skipped: dict[str, str] = {}
-    for node in gm.graph.nodes:
-        module = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if not isinstance(module, QuantizationMixin):
-            continue
-        quantizer = module.param_quantizers._modules.get("weight")
-        weight = weight_of(module, "weight")
-        if quantizer is None or weight is None:
-            if any(name.startswith("weight") for name, _ in module.param_quantizers.active()):
-                skipped[str(node.target)] = _NO_PRODUCT
-            continue
-        product = Product(module, 1, 0, False) if is_table(module) else product_of(module)
-        reason = _obstacle(product, quantizer, weights[id(weight)])
-        if product is None or not isinstance(quantizer, AffineQuantizer) or reason:
-            skipped[str(node.target)] = reason
-            continue
-        frozen = bool(quantizer._held) or not quantizer.overwritable
-        frozen = frozen or quantizers[id(quantizer)] > 1
-        found[node] = Layer(node, str(node.target), module, product, quantizer, frozen)
-    return found, skipped
-
-
-def _obstacle(product: Product | None, quantizer: nn.Module, users: int) -> str:
-    if product is None:
-        return _NO_PRODUCT
-    if not isinstance(quantizer, AffineQuantizer):
-        return "its weight does not lie on a grid of integers"
-    if users > 1:
-        return "its weight is used in several places"
-    return ""
-
-
-def _users(gm: fx.GraphModule) -> tuple[dict[int, int], dict[int, int]]:
-    """How many modules compute with a weight and a quantizer of parameters, by their ids.
-
-    A weight that functions were called with is also where the network registered it, which is no
-    use; where the graph itself reads it there, it is.
-    """
-    weights: dict[int, int] = {}
-    quantizers: dict[int, int] = {}
-    for value in tensors_read(gm):
-        weights[id(value)] = weights.get(id(value), 0) + 1
-    for module in gm.modules():
-        if isinstance(module, QuantizationMixin):
-            for _, quantizer in module.param_quantizers.active():
-                quantizers[id(quantizer)] = quantizers.get(id(quantizer), 0) + 1
-    return weights, quantizers
-
-
-def tensors_read(gm: fx.GraphModule) -> Iterator[Any]:
-    """Parameters and buffers that the nodes of a graph compute with, one after the other."""
-    for node in gm.graph.nodes:
-        if node.op == "get_attr":
-            path, _, name = str(node.target).rpartition(".")
-            yield getattr(gm.get_submodule(path), name, None)
-        elif node.op == "call_module":
-            for module in gm.get_submodule(str(node.target)).modules():
-                yield from (*module._parameters.values(), *module._buffers.values())
+        return steps if after is None else after.detach().double().reshape(-1)[places]
 
 
 def _ranges(

@@ -9,7 +9,7 @@ number of samples.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from fxquant.errors import ShapeMismatchError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 # an input that varies by less, as a share of its mean, is constant but for float32's rounding
 _CONSTANT = 2.0**-20
@@ -28,8 +28,43 @@ _PIECE = 4096
 _BLOCK = 192
 
 
+class FittedWeight:
+    """What moments of any kind say of a layer's weight."""
+
+    def second(self, *, centred: bool) -> Tensor:
+        """Second moments of the inputs, about their means or about zero: `[G, D, D]`."""
+        raise NotImplementedError
+
+    def cross(self, *, centred: bool) -> Tensor:
+        """Second moments of wanted outputs and inputs: `[G, O, D]`."""
+        raise NotImplementedError
+
+    def target(
+        self, weight: Tensor, inverse: Tensor, *, centred: bool, second: Tensor | None = None
+    ) -> Tensor:
+        """The weight that makes the wanted outputs of these inputs best, before any rounding.
+
+        The least-squares solution `E[y x^T] E[x x^T]^-1`, drawn towards the given weight where the
+        data say little: `W + (E[y x^T] - W H) (H + a I)^-1`.
+
+        Args:
+            weight: the layer's weight, `[G, O, D]`.
+            inverse: inverse of the damped second moments, `(H + a I)^-1`, `[G, D, D]`.
+            centred: whether the layer has a bias, which takes the means in.
+            second: what `second` returned, if it is known.
+
+        Source: the normal equations behind Frantar and Alistarh 2022, "Optimal Brain Compression",
+        arXiv:2208.11580, section 4, with the outputs of the float model as what is wanted.
+        """
+        second = self.second(centred=centred) if second is None else second
+        wanted = self.cross(centred=centred)
+        # a difference of numbers that are nearly equal, but for what is to be made up for
+        missing = wanted - torch.bmm(weight, second)
+        return weight + torch.bmm(missing.float(), inverse.float())
+
+
 @dataclass(frozen=True)
-class Moments:
+class Moments(FittedWeight):
     """Statistics of a layer's inputs `x` and of the outputs `y` that are wanted.
 
     Attributes:
@@ -97,29 +132,6 @@ class Moments:
         found = self.yx / self.count
         return found if centred else _add_outer(found, self.mean_y, self.mean_x)
 
-    def target(
-        self, weight: Tensor, inverse: Tensor, *, centred: bool, second: Tensor | None = None
-    ) -> Tensor:
-        """The weight that makes the wanted outputs of these inputs best, before any rounding.
-
-        The least-squares solution `E[y x^T] E[x x^T]^-1`, drawn towards the given weight where the
-        data say little: `W + (E[y x^T] - W H) (H + a I)^-1`.
-
-        Args:
-            weight: the layer's weight, `[G, O, D]`.
-            inverse: inverse of the damped second moments, `(H + a I)^-1`, `[G, D, D]`.
-            centred: whether the layer has a bias, which takes the means in.
-            second: what `second` returned, if it is known.
-
-        Source: the normal equations behind Frantar and Alistarh 2022, "Optimal Brain Compression",
-        arXiv:2208.11580, section 4, with the outputs of the float model as what is wanted.
-        """
-        second = self.second(centred=centred) if second is None else second
-        wanted = self.cross(centred=centred)
-        # a difference of numbers that are nearly equal, but for what is to be made up for
-        missing = wanted - torch.bmm(weight, second)
-        return weight + torch.bmm(missing.float(), inverse.float())
-
     def bias(self, weight: Tensor) -> Tensor:
         """The bias that takes the mean error away: `[G, O, D] -> [G, O]`.
 
@@ -127,6 +139,58 @@ class Moments:
         Weight Equalization and Bias Correction", arXiv:1906.04721, appendix D.
         """
         return self.mean_y - torch.bmm(weight, self.mean_x[:, :, None])[:, :, 0]
+
+    def without_bias(self, bias: Tensor) -> Moments:
+        """Statistics of what is wanted without a bias, `[G, O]`; centred products are the same."""
+        return replace(self, mean_y=self.mean_y - bias)
+
+
+@dataclass(frozen=True)
+class TiedMoments(FittedWeight):
+    """Statistics of layers with one weight, each with the bias that it has.
+
+    The loss of the weight is the sum of theirs. One that has a bias of its own takes its own mean
+    error in.
+
+    Attributes:
+        parts: statistics of the layers, those with the same bias together.
+        biased: for each part, whether there is a bias.
+    """
+
+    parts: tuple[Moments, ...]
+    biased: tuple[bool, ...]
+
+    @property
+    def count(self) -> int:
+        """Number of samples."""
+        return sum(part.count for part in self.parts)
+
+    def second(self, *, centred: bool) -> Tensor:
+        """Second moments of the inputs, of those without a bias about zero: `[G, D, D]`."""
+        return self._mean([p.second(centred=centred and b) for p, b in self._each()])
+
+    def cross(self, *, centred: bool) -> Tensor:
+        """Second moments of wanted outputs and inputs: `[G, O, D]`."""
+        return self._mean([p.cross(centred=centred and b) for p, b in self._each()])
+
+    def bias(self, weight: Tensor) -> Tensor:
+        """The biases that take the mean errors away: `[G, O, D] -> [B, G, O]`."""
+        found = [p.bias(weight) if b else torch.zeros_like(p.mean_y) for p, b in self._each()]
+        return torch.stack(found)
+
+    def without_bias(self, bias: Tensor) -> TiedMoments:
+        """Statistics of what is wanted without biases, `[B, G, O]`."""
+        pairs = zip(self.parts, bias, strict=True)
+        return replace(self, parts=tuple(part.without_bias(own) for part, own in pairs))
+
+    def _each(self) -> Iterator[tuple[Moments, bool]]:
+        return zip(self.parts, self.biased, strict=True)
+
+    def _mean(self, values: list[Tensor]) -> Tensor:
+        found = values[0] * (self.parts[0].count / self.count)
+        for part, value in zip(self.parts[1:], values[1:], strict=True):
+            found.add_(value, alpha=part.count / self.count)
+        return found
 
 
 def merge(first: Moments | None, second: Moments | None) -> Moments | None:

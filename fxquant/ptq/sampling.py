@@ -3,17 +3,22 @@ samples held out."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from fxquant.errors import CalibrationError
-from fxquant.ptq.moments import Moments, merge
+from fxquant.ptq.moments import Moments, TiedMoments, merge
+from fxquant.ptq.tied_layers import TiedLayer
+from fxquant.ptq.walking.ahead import Ahead
 from fxquant.quantization.tensor import plain
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fxquant.ptq.columns import Product
     from fxquant.ptq.layers import Layer
     from fxquant.ptq.walking.parts_of_data import WholeData
     from fxquant.ptq.walking.walk import Environment, Walk
@@ -36,9 +41,22 @@ class LayerData:
     """
 
     live: Tensor
-    seen: Moments
+    seen: Moments | TiedMoments
     held: tuple[Tensor, Tensor]
     rows: tuple[Tensor, Tensor] | None = None
+
+    def by_rows(self, bias: Tensor, *, held: bool = True) -> Tensor:
+        """The bias of every row of `held` or `rows`: `[G, O] -> [G, 1, O]`."""
+        return bias[:, None]
+
+    def without_bias(self, bias: Tensor) -> LayerData:
+        """The same with what is wanted without the bias."""
+        x, y = self.held
+        held = x, y - self.by_rows(bias).to(y.dtype)
+        rows = self.rows
+        if rows is not None:
+            rows = rows[0], rows[1] - self.by_rows(bias, held=False).to(y.dtype)
+        return replace(self, seen=self.seen.without_bias(bias), held=held, rows=rows)
 
     def error(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """Mean squared error and mean error of every channel on the samples held out.
@@ -52,8 +70,23 @@ class LayerData:
         """
         x, y = self.held
         left = y - torch.bmm(x, weight.to(x.dtype).mT)
-        left = left.double() - bias[:, None]
+        left = left.double() - self.by_rows(bias)
         return left.square().mean(1), left.mean(1)
+
+
+@dataclass(frozen=True)
+class TiedData(LayerData):
+    """What layers with one weight are given; biases are `[B, G, O]`, see `TiedLayer`.
+
+    Attributes:
+        biases: the number of the bias of every row of `held` and of `rows`, int64 `[N]` each.
+    """
+
+    biases: tuple[Tensor, Tensor] = field(kw_only=True)
+
+    def by_rows(self, bias: Tensor, *, held: bool = True) -> Tensor:
+        """The bias of every row of `held` or `rows`: `[B, G, O] -> [G, N, O]`."""
+        return bias[self.biases[0 if held else 1]].transpose(0, 1)
 
 
 @dataclass(frozen=True)
@@ -72,8 +105,7 @@ class Sampling:
 
     def positions(self, layer: Layer) -> int:
         """Positions of a layer: some for every number that is fitted to them."""
-        weight: Tensor = layer.module.weight
-        inputs = weight[0].numel()
+        inputs = layer.shape[2]
         return min(self.columns, max(_LEAST, _EACH * inputs))
 
 
@@ -100,52 +132,83 @@ def layer_data(
         CalibrationError: FXQ446 they hold NaN or infinity, FXQ447 there are none.
     """
 
-    def values(batch: int) -> tuple[Tensor, Tensor]:
-        x = layer.input(*walk.operands(layer.node, source, batch))
-        return x, plain(walk.value(layer.node, wanted, batch))
-
-    parts = walk.parts
+    parts, live = walk.parts, _live_columns(layer, walk, source, wanted)
+    groups = layer.by_bias
+    collected = [_Collector(layer, live, rows) for _ in groups]
+    number = {use.path: i for i, group in enumerate(groups) for use in group}
+    uses = {use.node: use for use in layer.uses}
+    ahead = Ahead(walk, list(uses), source, wanted)
     total, before = parts.samples, parts.samples_before
-    # batches may differ in size, and a larger image reaches more of a kernel
-    reached = [
-        layer.product.reached(*values(b)) for b in range(len(walk) if layer.product.dims else 1)
-    ]
-    own = {"reached": torch.stack(reached).any(0)}
-    every = [part["reached"] for part in parts.from_each(f"columns of {layer.path}", own)]
-    live = torch.nonzero(torch.stack(every).any(0))[:, 0]
-    collected = _Collector(layer, live, keep=rows)
     for batch, samples in enumerate(walk.samples):
-        x, y = values(batch)
-        positions = layer.product.positions(y)
-        among = walk.counting.get((layer.node, batch))
-        count = positions if among is None else len(among)
-        most = -(-sampling.positions(layer) * samples // total)
-        seeds = sampling.seed, hash_of(layer.path), parts.batches_before + batch
-        chosen = _chosen(count, most, seeds, x.device)
-        chosen = chosen if among is None else among[chosen]
-        # samples are held out, not positions: neighbours in an image are much alike
-        sample = before + torch.div(chosen * samples, max(positions, 1), rounding_mode="floor")
-        if total < sampling.held_out:
-            sample = torch.arange(len(chosen), device=x.device)
-        held = sample % sampling.held_out == sampling.held_out - 1
-        collected.add(x, y, chosen[~held], chosen[held])
+        for given in ahead.visits(batch):
+            use = uses[given.node]
+            example = use.example(given)
+            x, y = example.x, example.y
+            positions = use.product.positions(y)
+            among = walk.counting.get((given.node, batch), example.among)
+            count = positions if among is None else len(among)
+            most = -(-sampling.positions(use) * samples // (total * len(uses)))
+            seeds = sampling.seed, hash_of(use.path), parts.batches_before + batch
+            chosen = _chosen(count, most, seeds, x.device)
+            chosen = chosen if among is None else among[chosen]
+            # samples are held out, not positions: neighbours in an image are much alike
+            sample = before + torch.div(chosen * samples, max(positions, 1), rounding_mode="floor")
+            if total < sampling.held_out:
+                sample = torch.arange(len(chosen), device=x.device)
+            held = sample % sampling.held_out == sampling.held_out - 1
+            collected[number[use.path]].add(use.product, x, y, chosen[~held], chosen[held])
         before += samples
-    return collected.finish(parts)
+    found = [collector.finish(parts) for collector in collected]
+    return _tied(layer, found) if isinstance(layer, TiedLayer) else found[0]
+
+
+def _live_columns(layer: Layer, walk: Walk, source: Environment, wanted: Environment) -> Tensor:
+    """Columns that some input reaches; of layers with one weight, all: their inputs are not here.
+
+    Batches may differ in size, and a larger image reaches more of a kernel.
+    """
+    if isinstance(layer, TiedLayer) or not layer.product.dims:
+        return torch.arange(layer.weight().shape[-1], device=layer.weight().device)
+    reached = []
+    for batch in range(len(walk)):
+        x = layer.input(*walk.operands(layer.node, source, batch))
+        reached.append(layer.product.reached(x, plain(walk.value(layer.node, wanted, batch))))
+    own = {"reached": torch.stack(reached).any(0)}
+    every = [part["reached"] for part in walk.parts.from_each(f"columns of {layer.path}", own)]
+    return torch.nonzero(torch.stack(every).any(0))[:, 0]
+
+
+def _tied(layer: TiedLayer, found: Sequence[LayerData]) -> TiedData:
+    """What layers with the same bias each are given, as what all of them are."""
+    biased = tuple(same[0].has_bias for same in layer.by_bias)
+    parts = tuple(part.seen for part in found if isinstance(part.seen, Moments))
+    kept = [part.rows for part in found if part.rows is not None]
+    held = [part.held for part in found]
+    return TiedData(
+        found[0].live, TiedMoments(parts, biased), _joined(held), _joined(kept) if kept else None,
+        biases=(_numbered(held), _numbered(kept)),
+    )  # fmt: skip
+
+
+def _numbered(rows: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """For every row the number of the part that it is of."""
+    counts = torch.tensor([x.shape[1] for x, _ in rows], dtype=torch.int64)
+    return torch.repeat_interleave(torch.arange(len(counts)), counts)
 
 
 @dataclass
 class _Collector:
     layer: Layer
     live: Tensor
-    keep: bool = False
+    keep: bool
     moments: Moments | None = None
     kept: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     rows: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     held: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
-    def add(self, x: Tensor, y: Tensor, seen: Tensor, held: Tensor) -> None:
+    def add(self, product: Product, x: Tensor, y: Tensor, seen: Tensor, held: Tensor) -> None:
         """Gather rows; products are formed when there are enough."""
-        product, count = self.layer.product, len(seen)
+        count = len(seen)
         chosen = torch.cat([seen, held])
         columns = product.inputs(x, y, chosen)
         if len(self.live) < columns.shape[-1]:
@@ -206,7 +269,7 @@ class _Collector:
             self.rows = list(self.held)
 
 
-def _joined(rows: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def _joined(rows: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return torch.cat([x for x, _ in rows], 1), torch.cat([y for _, y in rows], 1)
 
 

@@ -13,6 +13,7 @@ is learned, the gradient needs input and output, and the output is computed from
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,7 @@ from fxquant.quantization.surrogate import (
     clipped_by,
     extremes_of,
     factors_for,
+    finite,
     gradients_of_many,
     gradients_of_one,
     inside,
@@ -224,13 +226,16 @@ def gradients(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None
     factors = factors_for(x, p, ctx.factors(), ctx.extremes)
     if torch.is_grad_enabled():  # `create_graph`: every step must have a gradient itself
         dx = inside(g, x, p)
-        products = torch.mul(g, ctx.again.differentiable(x)).addcmul(dx, x, value=-1.0)
+        y = ctx.again.differentiable(x)
+        products = torch.mul(g, y).addcmul(dx, finite(x), value=-1.0)
         sums = products.sum_to_size(p.scale.shape), (g - dx).sum_to_size(p.scale.shape)
         return dx, *factors.gradients(*sums)
     y = ctx.again.plain(x) if y is None else y
     if p.numbers is None:
         dx, *totals = gradients_of_many(g, x, y, p, outside=factors.use_outside)
         return dx, *factors.gradients(*totals)
+    if ctx.extremes is not None and any(math.isinf(end.item()) for end in ctx.extremes):
+        x = finite(x)
     dx, *numbers = gradients_of_one(
         g, x, y, p, outside=factors.use_outside, unclipped=ctx.unclipped
     )
@@ -257,7 +262,7 @@ class _Quantize(torch.autograd.Function):
         if not (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):
             return dx, None, None, None, None
         # as above: d scale is products / scale and d zero -scale * outside
-        products = -(dx * x).sum_to_size(p.scale.shape)
+        products = -(dx * finite(x)).sum_to_size(p.scale.shape)
         outside = -kept.sum_to_size(p.scale.shape) / p.scale
         return dx, *factors_for(x, p, ctx.factors()).gradients(products, outside), None, None
 

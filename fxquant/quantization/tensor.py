@@ -18,6 +18,7 @@ from torch import Tensor
 from fxquant.errors import QuantizationError
 from fxquant.quantization import recomputing
 from fxquant.quantization.encodings import AffineEncoding, Encoding
+from fxquant.quantization.gradients import poles
 from fxquant.quantization.view_tracking import follow
 
 # same elements at the same places: any encoding survives
@@ -89,7 +90,7 @@ class EncodedTensor(torch.Tensor):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         with _plain():
-            out = recomputing.run(func, args, kwargs or {})
+            out = poles.run(func, args, kwargs or {}, recomputing.run)
         if func in _KEEP:
             return _carried(out, args[0], moved=False)
         if func in _MOVE:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from fxquant.quantization import kernels
+from fxquant.quantization.gradients.poles import STEP
+from fxquant.quantization.surrogate import finite
 
 _library = torch.library.Library("fxquant", "DEF")
 _ARGUMENTS = "(Tensor x, Tensor scale, Tensor zero_point, int qmin, int qmax) -> Tensor"
@@ -99,12 +101,19 @@ def snapshot(values: Tensor) -> Tensor:
     return torch.ops.fxquant.snapshot.default(values)  # type: ignore[no-any-return]
 
 
+def on_grid(x: Tensor, step: Tensor) -> Tensor:
+    """Note on a tensor that it lies on a grid of one step: a compiler knows no subclasses."""
+    if step.numel() == 1 and not torch.compiler.is_exporting():
+        setattr(x, STEP, step.detach().reshape(()))
+    return x
+
+
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
     """Integers of the grid as floats, in a form that a compiler can take apart."""
     if torch.compiler.is_exporting():
         op = torch.ops.fxquant.quantize.default
         return op(x, scale, zero_point, qmin, qmax)  # type: ignore[no-any-return]
-    return clipped(straight_through_round(x / scale) + zero_point, qmin, qmax)
+    return clipped(straight_through_round(finite(x) / scale) + zero_point, qmin, qmax)
 
 
 def quantize_dequantize(

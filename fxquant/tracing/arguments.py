@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fxquant.errors import TraceError
 from fxquant.graph.meta import Source, spec_of
+from fxquant.graph.recorded_module import holds_nothing
 from fxquant.graph.symbolic_ints import Change, Tracked
 from fxquant.tracing.provenance import Origin, Origins
 
@@ -89,6 +90,8 @@ class State:
 def plain_tensors(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for path, module in root.named_modules():
         for name, value in vars(module).items():
+            if holds_nothing(value):
+                continue
             if isinstance(value, Tensor):
                 yield f"{path}.{name}".lstrip("."), value
             elif isinstance(value, list | tuple | dict) and name not in _CONTAINERS:

@@ -27,6 +27,7 @@ from fxquant.graph.node_walk import Environment, node_values
 from fxquant.graph.python_state import state_of_python, unchanged
 from fxquant.graph.pytree import fresh_inputs, map_leaves, tensors
 from fxquant.graph.recorded_module import shadow, state_kept
+from fxquant.graph.twin_parameters import TwinParameters, parameters_kept
 from fxquant.tracing.record import record
 from fxquant.tracing.replay import (
     Replay,
@@ -39,6 +40,8 @@ from fxquant.tracing.replay import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fxquant.tracing.leaves import Leaves
     from fxquant.tracing.record import Recording
 
@@ -92,87 +95,105 @@ def prove(
         TraceError: FXQ109, a constant of the graph depends on the input.
     """
     ran = shadow(model)  # what the model keeps of its runs is not to change by a proof
-    with state_kept(ran) as known, state_kept(recording.graph_module, known=known):
-        return _prove(recording, ran, args, kwargs, leaves)
+    gm = recording.graph_module
+    with (
+        state_kept(ran, parameters=False) as known,
+        state_kept(gm, parameters=False, known=known),
+        parameters_kept(gm, ran) as twins,
+    ):
+        return _prove(recording, _Sides(gm, ran, twins, leaves), args, kwargs)
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """What is compared: a graph and its model."""
+
+    gm: fx.GraphModule
+    model: nn.Module
+    twins: TwinParameters
+    leaves: Leaves | None
+
+    def compared(self, inputs: Any) -> Replay:
+        """Run both."""
+        args, kwargs = inputs
+        return replay_equal(self.gm, self.model, args, kwargs, before=self.twins.running)
+
+    def model_alone(self, inputs: Any) -> Replay:
+        """Run the model twice."""
+        args, kwargs = inputs
+        return replay_equal(self.model, self.model, args, kwargs, before=self.twins.running)
+
+    def first_difference(self, inputs: Any) -> fx.Node | None:
+        """The first node of the graph that differs from the model."""
+        args, kwargs = inputs
+        self.twins.running(self.gm)
+        return first_difference(self.gm, self.model, args, kwargs, leaves=self.leaves)
 
 
 def _prove(
-    recording: Recording,
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    leaves: Leaves | None,
+    recording: Recording, sides: _Sides, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Proof:
-    gm = recording.graph_module
-    as_recorded = bool(replay_recorded(recording, args, kwargs))
+    as_recorded = bool(replay_recorded(recording, args, kwargs, before=sides.twins.running))
     if not as_recorded:
-        failed = _prove_dummy(gm, model, args, kwargs, leaves)
+        failed = _prove_dummy(sides, args, kwargs)
         if failed is not None:
             return failed
-    unsteady = _prove_constants(recording, model, args, kwargs, leaves)
+    unsteady = _prove_constants(recording, sides, args, kwargs)
     if unsteady is not None:
         return unsteady
     elsewhere = _elsewhere(recording, args, kwargs)
-    if elsewhere is not None and _holds_again(gm, model, elsewhere):
+    if elsewhere is not None and _holds_again(sides, elsewhere):
         return Proof(same=True)
     if as_recorded:  # then nothing but the recording has run the model on the dummy input
-        failed = _prove_dummy(gm, model, args, kwargs, leaves)
+        failed = _prove_dummy(sides, args, kwargs)
         if failed is not None:
             return failed
     decided = any(s.kind == "value" for s in recording.specialisations)
     for seed in range(_TRIES if decided else 1):
         varied = other_values(args, kwargs, seed=seed)
-        values = _compared(gm, model, varied) if _runs(model, varied) else None
+        values = sides.compared(varied) if _runs(sides, varied) else None
         if values is None:
             continue  # the model insists on certain values, such as lengths in order
         if not values:
-            at = first_difference(gm, model, *varied, leaves=leaves)
-            shape = _is_misshapen(values) and _holds(model, model, varied)
+            at = sides.first_difference(varied)
+            shape = _is_misshapen(values) and _holds(sides.model_alone, varied)
             return Proof(True, values=False, batch=False, why=values.why, at=at, misshapen=shape)
-    return _prove_batch(gm, model, other_batch(*few_rows(args, kwargs)))
+    return _prove_batch(sides, other_batch(*few_rows(args, kwargs)))
 
 
 def _prove_constants(
-    recording: Recording,
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    leaves: Leaves | None,
+    recording: Recording, sides: _Sides, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Proof | None:
     """Refuse constants that depend on the input; a proof where the model draws them by itself."""
     if all(c.attribute is not None for c in recording.constants):
         return None
     try:
-        check_constants(recording, model, *other_values(args, kwargs), leaves=leaves)
+        varied = other_values(args, kwargs)
+        check_constants(recording, sides.model, *varied, leaves=sides.leaves)
     except TraceError:
-        failed = _prove_dummy(recording.graph_module, model, args, kwargs, leaves)
+        failed = _prove_dummy(sides, args, kwargs)
         if failed is None or failed.steady:
             raise
         return failed
     return None
 
 
-def _holds_again(gm: nn.Module, model: nn.Module, inputs: Any) -> bool:
+def _holds_again(sides: _Sides, inputs: Any) -> bool:
     """Whether both agree, and go on doing so where the run left something in Python."""
-    before = state_of_python(model)
-    if not _holds(gm, model, inputs):
+    before = state_of_python(sides.model)
+    if not _holds(sides.compared, inputs):
         return False
-    return unchanged(before, state_of_python(model)) or _holds(gm, model, inputs)
+    after = state_of_python(sides.model)
+    return unchanged(before, after) or _holds(sides.compared, inputs)
 
 
-def _prove_dummy(
-    gm: fx.GraphModule,
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    leaves: Leaves | None,
-) -> Proof | None:
+def _prove_dummy(sides: _Sides, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Proof | None:
     """Where the graph differs from the model on the dummy input; None if nowhere."""
-    found = _compared(gm, model, (args, kwargs))
+    found = sides.compared((args, kwargs))
     if found:
         return None
-    at = first_difference(gm, model, args, kwargs, leaves=leaves)
-    steady = _holds(model, model, (args, kwargs))
+    at = sides.first_difference((args, kwargs))
+    steady = _holds(sides.model_alone, (args, kwargs))
     return Proof(same=False, why=found.why, at=at, steady=steady)
 
 
@@ -192,29 +213,24 @@ def _is_misshapen(found: Replay) -> bool:
     return found.why.startswith("the graph raised") or " has shape " in found.why
 
 
-def _prove_batch(gm: fx.GraphModule, model: nn.Module, other: Any) -> Proof:
+def _prove_batch(sides: _Sides, other: Any) -> Proof:
     if other is None:
         return Proof(same=True)
-    if not _holds(model, model, other):
+    if not _holds(sides.model_alone, other):
         return Proof(same=True)  # the model itself knows one batch size only
-    found = _compared(gm, model, other)
+    found = sides.compared(other)
     shape = _is_misshapen(found)
     return Proof(same=True, batch=bool(found), why=found.why, misshapen=shape)
 
 
-def _compared(gm: nn.Module, model: nn.Module, inputs: Any) -> Replay:
-    args, kwargs = inputs
-    return replay_equal(gm, model, args, kwargs, parameters_kept=True)
-
-
-def _runs(model: nn.Module, inputs: Any) -> bool:
+def _runs(sides: _Sides, inputs: Any) -> bool:
     # such as the replay says of what it runs first, and that is the model here
-    return not _compared(model, model, inputs).why.startswith("the graph raised")
+    return not sides.model_alone(inputs).why.startswith("the graph raised")
 
 
-def _holds(gm: nn.Module, model: nn.Module, inputs: Any) -> bool:
+def _holds(compared: Callable[[Any], Replay], inputs: Any) -> bool:
     try:
-        return bool(_compared(gm, model, inputs))
+        return bool(compared(inputs))
     except Exception:  # a model may refuse made-up inputs in any way
         return False
 

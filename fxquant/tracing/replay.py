@@ -19,6 +19,8 @@ from fxquant.graph.recorded_module import state_kept
 from fxquant.tracing.leaves import Leaves
 from fxquant.tracing.record import Recording, Seen, record
 
+BeforeRun = Callable[[nn.Module], None]
+
 
 @dataclass(frozen=True)
 class Replay:
@@ -37,12 +39,19 @@ def replay_equal(
     args: tuple[Any, ...],
     kwargs: dict[str, Any] | None = None,
     *,
-    parameters_kept: bool = False,
+    before: BeforeRun | None = None,
 ) -> Replay:
     """Run the recorded graph and the model on the same inputs and random numbers.
 
     All leaves of the outputs and the buffers afterwards are compared bit by bit (NaN equals NaN).
-    Neither module nor input is changed; the caller who keeps the parameters himself says so.
+    Neither module nor input is changed.
+
+    Args:
+        recorded: the graph.
+        model: the model.
+        args: inputs.
+        kwargs: keyword inputs.
+        before: called with a module before it runs, by who keeps the parameters himself.
 
     >>> from torch import nn
     >>> net = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
@@ -53,28 +62,33 @@ def replay_equal(
     graph_module = recorded.graph_module if isinstance(recorded, Recording) else recorded
 
     def run(module: nn.Module) -> Seen:
-        return _run(module, args, kwargs or {}, not parameters_kept)
+        return _run(module, args, kwargs or {}, before)
 
     return _compared(lambda: run(graph_module), lambda: run(model))
 
 
 def replay_recorded(
-    recording: Recording, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+    recording: Recording,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any] | None = None,
+    *,
+    before: BeforeRun | None = None,
 ) -> Replay:
     """Run the recorded graph and compare with what the model computed while it was recorded.
 
     A model that draws random numbers differs here, since a recording takes them as they come.
 
     Args:
-        recording: of the model; its parameters are kept by the caller.
+        recording: of the model.
         args: the inputs of the recording.
         kwargs: its keyword inputs.
+        before: see `replay_equal`.
     """
     seen = recording.seen
     if seen is None:
         return Replay(False, "what the model returned was not kept")
     graph = recording.graph_module
-    return _compared(lambda: _run(graph, args, kwargs or {}, parameters=False), lambda: seen)
+    return _compared(lambda: _run(graph, args, kwargs or {}, before), lambda: seen)
 
 
 def _compared(run: Callable[[], Seen], reference: Callable[[], Seen]) -> Replay:
@@ -92,9 +106,11 @@ def _compared(run: Callable[[], Seen], reference: Callable[[], Seen]) -> Replay:
     return Replay(True)
 
 
-def _run(model: nn.Module, args: Any, kwargs: Any, parameters: bool) -> Seen:
+def _run(model: nn.Module, args: Any, kwargs: Any, before: BeforeRun | None) -> Seen:
     """Result and buffers after a run; the module's state and the random numbers are put back."""
-    kept = state_kept(model, parameters=parameters)
+    if before is not None:
+        before(model)
+    kept = state_kept(model, parameters=before is None)
     with torch.random.fork_rng(devices=[]), torch.no_grad(), _slow_attention(), kept:
         torch.manual_seed(0)
         # around fx.GraphModule.__call__, which prints a traceback of its own

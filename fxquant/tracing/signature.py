@@ -175,9 +175,10 @@ def write_back(recorder: Recorder) -> None:
     carries a tensor from one call to the next is treated alike.
     """
     recorder.writer.meta = {**recorder.place(), "source": None}
+    holders = dict(recorder.state.root.named_modules(remove_duplicate=False))
     for name, tensor in recorder.state.before:
         owner, _, leaf = name.rpartition(".")
-        buffers: Any = recorder.state.root.get_submodule(owner)._buffers
+        buffers: Any = holders[owner]._buffers
         now = buffers.get(leaf, tensor) if isinstance(buffers, dict) else tensor
         if isinstance(now, Tensor) and now is not tensor:
             _write_copy(recorder, name, tensor, now)

@@ -236,10 +236,11 @@ class _Work:
     ) -> tuple[int, ...]:
         if kind != "weights" or rule.per_channel is None:
             return old.shape
-        row, weight = ops.row_of(node, self.gm), getattr(self.modules[node], "weight", None)
-        if not rule.per_channel or row is None or weight is None:
+        module = self.modules[node]
+        axes, weight = ops.weight_axes(module), getattr(module, "weight", None)
+        if not rule.per_channel or weight is None:
             return ()
-        return tuple(n if i == row.weight_axis else 1 for i, n in enumerate(weight.shape))
+        return tuple(n if i in axes else 1 for i, n in enumerate(weight.shape))
 
     def _check_offer(
         self, kind: Kind, bits: int, symmetric: bool, powers: bool, node: fx.Node

@@ -136,19 +136,23 @@ class Joined(nn.Module):
         return self.last(torch.cat([a, self.b(a)], 1))  # type: ignore[no-any-return]
 
 
-def test_gains_that_chance_explains_are_not_taken() -> None:
-    """Both changes lower the error by as much; one does so in all rows, the other in a few."""
-    generator = torch.Generator().manual_seed(0)
-    by_chance = torch.randn(64, generator=generator)
+def test_only_gains_that_other_data_confirm_and_that_count_are_taken() -> None:
+    """All changes lower the error of activations; one by chance, one by next to nothing, and one
+    makes the outputs worse that rounded weights give."""
+    by_chance = torch.randn(64, generator=torch.Generator().manual_seed(0))
     by_chance += 0.05 - by_chance.mean()
-    gains = {"everywhere": torch.full((64,), 0.05), "by chance": by_chance}
+    everywhere = torch.full((64,), 0.05)
+    gains = {"good": everywhere, "by chance": by_chance, "tiny": everywhere / 10, "bad": everywhere}
     made: set[str] = set()
 
     class Check:
         runs = 0
 
-        def errors(self) -> Tensor:
+        def activation_errors(self) -> Tensor:
             return torch.ones(64) - sum((gains[n] for n in made), torch.zeros(64))
+
+        def errors(self) -> Tensor:
+            return self.activation_errors() + (0.1 if "bad" in made else 0.0)
 
     def put(change: str, *, made: bool, among: set[str] = made) -> None:
         (among.add if made else among.discard)(change)
@@ -156,10 +160,21 @@ def test_gains_that_chance_explains_are_not_taken() -> None:
     for name in gains:
         made.clear()
         kept, before, after = kept_parts([name], put, Check())  # type: ignore[arg-type]
-        assert kept == (["everywhere"] if name == "everywhere" else [])
+        assert kept == (["good"] if name == "good" else [])
         assert made == set(kept)
         assert before == 64
         assert after == pytest.approx(60.8 if kept else 64)
+
+
+def test_ranges_of_many_bits_stay_beside_the_noise_of_weights() -> None:
+    """A narrower range gains nothing that can be seen, and clips what the data do not show."""
+    torch.manual_seed(0)
+    batches = data()
+    sim = sim_of(Outliers(), batches, default_output_bw=16, default_param_bw=4)
+    before = ends(sim)
+    report = choose_activation_ranges(sim, batches)
+    assert ends(sim) == before
+    assert report.sqnr_after == report.sqnr_before
 
 
 def test_values_on_one_grid_have_one_range() -> None:

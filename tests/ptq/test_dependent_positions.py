@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fxquant import QuantizationSimModel
 from fxquant.ptq import layer_walk, reconstruct
 from fxquant.ptq.dependent_positions import dependent_positions
-from fxquant.ptq.layers import layers_of
+from fxquant.ptq.layer_search import layers_of
 from fxquant.ptq.walking.walk import Environment, FloatEnvironment, Walk
 
 
@@ -58,7 +58,7 @@ def test_padding_does_not_count() -> None:
     _, sim = simulated(data)
     layers, _ = layers_of(sim.model)
     enabled = [q.enabled for q in sim.quantizers()]
-    found = dependent_positions(walked(sim, data), layers.values(), 0)
+    found = dependent_positions(walked(sim, data), layers, 0)
     assert {node.name for node, _ in found} == {"first", "second"}
     for (_, batch), positions in found.items():
         assert torch.equal(positions, torch.nonzero(data[batch].reshape(-1))[:, 0])
@@ -69,12 +69,12 @@ def test_everything_counts_where_inputs_are_floating_point_or_all_are_read() -> 
     full = batches(real=12)
     _, sim = simulated(full)
     layers, _ = layers_of(sim.model)
-    assert dependent_positions(walked(sim, full), layers.values(), 0) == {}
+    assert dependent_positions(walked(sim, full), layers, 0) == {}
     x = torch.randn(8, 5, 16)
     plain = QuantizationSimModel(nn.Sequential(nn.Linear(16, 8)).eval(), x, "min_max")
     plain.compute_encodings([x])
     layers, _ = layers_of(plain.model)
-    assert dependent_positions(walked(plain, [x]), layers.values(), 0) == {}
+    assert dependent_positions(walked(plain, [x]), layers, 0) == {}
 
 
 def test_a_reconstruction_fits_the_tokens_and_not_the_padding(
@@ -104,5 +104,5 @@ def test_everything_counts_behind_an_operator_without_a_derivative() -> None:
     sim = QuantizationSimModel(Gamma().eval(), data[0], "min_max", 8, 3)
     sim.compute_encodings(data)
     layers, _ = layers_of(sim.model)
-    assert dependent_positions(walked(sim, data), layers.values(), 0) == {}
+    assert dependent_positions(walked(sim, data), layers, 0) == {}
     assert [r.path for r in reconstruct(sim, data).layers] == ["table", "first", "second"]

@@ -85,7 +85,7 @@ def test_a_norm_takes_the_factors_of_all_that_read_it(norm: type[nn.Module]) -> 
     net = built(PreNorm, norm)
     gm = prepared(net, X)
     before = decibels(net, gm, X)
-    report = smooth_model(gm, [X])
+    report = smooth_model(gm, [X], quant_scheme="min_max")
     first = report.groups[0]
     assert first.layers == ("q", "k", "v")
     assert first.folded_into == ("norm",)
@@ -98,14 +98,14 @@ def test_a_norm_takes_the_factors_of_all_that_read_it(norm: type[nn.Module]) -> 
     for name in ("q", "k"):  # the rows of v have factors of their own
         found = getattr(gm, name).weight / getattr(net, name).weight
         torch.testing.assert_close(found, factors.expand_as(found), rtol=1e-5, atol=0)
-    assert decibels(net, gm, X) > before + 3
+    assert decibels(net, gm, X) > before + 2.5
 
 
 def test_a_multiplication_stands_where_a_sum_reads_the_norm_too() -> None:
     net = built(PostNorm)
     gm = prepared(net, X)
     before = decibels(net, gm, X)
-    report = smooth_model(gm, [X])
+    report = smooth_model(gm, [X], quant_scheme="min_max")
     assert [(g.layers, g.folded_into) for g in report.groups] == [(("up",), ()), (("down",), ())]
     assert report.groups[0].changed
     assert_dump(
@@ -248,6 +248,10 @@ def test_factors_are_equation_4_with_a_mean_of_one() -> None:
         ({"samples": 0}, "FXQ295"),
         ({"held_out": 1}, "FXQ295"),
         ({"multiply": "no"}, "FXQ236"),
+        ({"per_channel": 1}, "FXQ236"),
+        ({"param_bw": 4, "like": QuantizationSimModel(built(PreNorm), X)}, "FXQ295"),
+        ({"like": QuantizationSimModel(nn.Sequential(nn.Linear(SIZE, 2)), X)}, "FXQ295"),
+        ({"param_bw": 4, "config": {"weight_bitwidth": 8}}, "FXQ234"),
     ],
 )
 def test_wrong_options_are_refused(options: dict[str, Any], code: str) -> None:
@@ -315,3 +319,54 @@ def test_batches_of_one_image_do() -> None:
     assert [g.layers for g in reports[0].groups] == [g.layers for g in reports[1].groups]
     assert reports[0].samples == 4
     assert smooth_model(prepared(net, images[0]), images[:1]).samples == 1
+
+
+def weights_with_outliers() -> nn.Module:
+    """Single weights are far larger than the others: a search for ranges clips them."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(16, 16, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10),
+    )  # fmt: skip
+    with torch.no_grad():
+        for layer in net:
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                layer.weight.view(-1)[::97] *= 100
+    return net.eval()
+
+
+@pytest.mark.parametrize(("blocks", "gain"), [(False, 5.0), (True, 0.0)])
+def test_weights_are_judged_on_the_grids_that_the_simulation_will_have(
+    blocks: bool, gain: float
+) -> None:
+    """On ranges that clip nothing other exponents look best; here they cost 8 dB at 4 bits."""
+    net = weights_with_outliers()
+    images = [torch.randn(16, 3, 12, 12, generator=rng(20 + i)) for i in range(5)]
+    known, unseen = images[:3], torch.cat(images[3:])
+    gm = prepared(net, known[0])
+
+    def simulated() -> Any:
+        sim = QuantizationSimModel(gm, known[0], default_param_bw=4)
+        if blocks:
+            sim.set_blockwise_quantization_for_weights(["2", "4"], 4, True, 8)
+        sim.compute_encodings(known)
+        return sim
+
+    before = simulated()
+    smooth_model(gm, known, **({"like": before} if blocks else {"param_bw": 4}))
+    with torch.no_grad():
+        noise = [(s.model(unseen) - net(unseen)).square().sum() for s in (before, simulated())]
+    assert 10 * torch.log10(noise[0] / noise[1]) > gain
+
+
+def test_few_samples_change_nothing_by_chance() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)
+    ).eval()
+    gm = prepared(net, X[:2, 0])
+    report = smooth_model(gm, [X[:2, 0]])
+    assert not any(g.changed for g in report.groups)
+    x = torch.randn(64, 16, generator=rng(1))
+    with torch.no_grad():
+        assert torch.equal(gm(x), net(x))

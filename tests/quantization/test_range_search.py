@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from fxquant.quantization.analyzers import Mse, Sqnr
 from fxquant.quantization.analyzers import histogram as histograms
 from fxquant.quantization.analyzers import sqnr as search
+from fxquant.quantization.analyzers.tails import Tails
 from fxquant.quantization.layout import Layout
 from fxquant.quantization.range_to_qparams import IntegerRange
 
@@ -113,19 +114,27 @@ def test_of_equals_the_widest_is_taken(symmetric: bool) -> None:
     assert 0.9 < found[1][1].item() <= 1.0
 
 
-@pytest.mark.parametrize(("bits", "most"), [(8, 8.0), (4, 50.0)])
-def test_few_candidates_are_tried(bits: int, most: float, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("bits", "most", "pairs"), [(8, 8.0, 100), (4, 50.0, 500)])
+def test_few_candidates_are_tried(
+    bits: int, most: float, pairs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tried = []
     whole = search._Error._of
 
-    def count(self: search._Error, row: Tensor, candidate: Tensor) -> Tensor:
-        tried.append(len(row))
-        return whole(self, row, candidate)
+    def count(
+        self: search._Error, middles: Tensor, counts: Tensor | None, scale: Tensor, zero: Tensor
+    ) -> Tensor:
+        tried.append(len(scale))
+        return whole(self, middles, counts, scale, zero)
 
     monkeypatch.setattr(search._Error, "_of", count)
     seen = seen_by(Sqnr(), values("normal", 200, 300, 0))
     Sqnr().range(seen, IntegerRange.of_bits(bits, signed=True, symmetric=True))
     assert 1 <= sum(tried) / 200 <= most  # of 100
+    tried.clear()
+    seen = seen_by(Mse(), values("normal", 1, 60000, 0))
+    Mse().range(seen, IntegerRange.of_bits(bits, signed=False, symmetric=False))
+    assert 1 <= sum(tried) <= pairs  # of 1024
 
 
 @pytest.mark.parametrize("kind", ["normal", "few", "relu"])
@@ -146,22 +155,64 @@ def test_pieces_change_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_occupied_bins_are_packed_from_the_outside_in(kind: str) -> None:
+def test_occupied_bins_are_packed(kind: str) -> None:
     seen = seen_by(Sqnr(), values(kind, 7, 60, 2))
-    middles, counts = seen.occupied(slice(1, 6))
-    assert torch.equal(counts.sum(1), torch.full((5,), 60.0, dtype=torch.float64))
-    for row in range(5):
-        held = seen.counts[row + 1] > 0
-        want = list(
-            zip(
-                seen.middles[row + 1][held].tolist(),
-                seen.counts[row + 1][held].tolist(),
-                strict=True,
-            )
-        )
-        turned = [want.pop(-(i % 2)) for i in range(len(want))]
-        assert (
-            list(zip(middles[row].tolist(), counts[row].tolist(), strict=True))[: len(turned)]
-            == turned
-        )
-        assert not counts[row, len(turned) :].any()
+    packed = [seen.occupied(slice(1, 6))]
+    assert seen.counts.sum() == 7 * 60  # from here on the counts are there
+    packed.append(seen.occupied(slice(1, 6)))
+    for bins in packed:
+        assert torch.equal(bins.total, torch.full((5, 1), 60.0, dtype=torch.float64))
+        for row, size in enumerate(bins.sizes[:, 0].tolist()):
+            held = seen.counts[row + 1] > 0
+            assert bins.counts is not None
+            assert torch.equal(bins.middles[row, :size], seen.middles[row + 1][held].float())
+            assert torch.equal(bins.counts[row, :size], seen.counts[row + 1][held].double())
+            assert not bins.counts[row, size:].any()
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.integers(0, 2**31),
+    st.sampled_from(KINDS),
+    st.sampled_from([(1, 800), (5, 9)]),
+    st.sampled_from([2, 4, 8, 16, 24]),
+    st.booleans(),
+)
+def test_what_is_clipped_bounds_the_error(
+    seed: int, kind: str, size: tuple[int, int], bits: int, symmetric: bool
+) -> None:
+    grid = IntegerRange.of_bits(bits, signed=symmetric, symmetric=symmetric)
+    seen = seen_by(Sqnr(), values(kind, *size, seed))
+    ends = all_candidates(Sqnr(), seen, grid)
+    precise, _ = exhaustive(Sqnr(), seen, ends, grid)
+    scale = grid.scale(*(e.float() for e in ends))
+    zero = grid.zero_point(ends[0].float(), scale)
+    whole = seen_by(Sqnr(), values(kind, *size, seed)).elements(slice(None))
+    assert (whole is None) == (size[0] == 1)
+    if whole is not None:
+        assert bool((Tails(whole, grid, 3.0).least_error(scale, zero) <= precise).all())
+    bound = Tails(seen.occupied(slice(None)), grid, 3.0).least_error(scale, zero)
+    assert bool((bound <= precise).all())
+    if bits == 4 and kind == "normal" and symmetric:  # and is more than nothing
+        assert bool((bound[:, 50] > 0.1 * precise[:, 50]).all())
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_statistics_of_one_tensor_are_those_of_its_parts(bits: int) -> None:
+    x = values("heavy", 9, 60, 5)
+    whole, parts, merged = (Sqnr().start(Layout((9, 1))) for _ in range(3))
+    layout = Layout((9, 1))
+    whole.update(x, *layout.extremes(x))
+    for part in (x[:, :7], x[:, 7:]):
+        parts.update(part, *layout.extremes(part))
+        one = Sqnr().start(layout)
+        one.update(part, *layout.extremes(part))
+        merged.merge(one)
+    grid = IntegerRange.of_bits(bits, signed=True, symmetric=True)
+    want = Sqnr().range(whole, grid)  # before anybody asks for its counts
+    assert want is not None
+    for seen in (parts, merged, whole):
+        assert torch.equal(seen.counts, whole.counts)
+        got = Sqnr().range(seen, grid)
+        assert got is not None
+        assert all(torch.equal(g, w) for g, w in zip(got, want, strict=True))

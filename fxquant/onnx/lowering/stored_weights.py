@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ from fxquant.quantization.affine import BiasQuantizeDequantize
 from fxquant.quantization.float import FloatQuantizeDequantize
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from torch import Tensor
 
     from fxquant.quantization import QuantizerBase
@@ -33,19 +36,23 @@ class Arrangement:
         label: tells stored forms of one weight apart.
         fronts: zeros before each spatial axis of a kernel `[out, in, h, w]`, which is then stored
             as `[out, 4 · in, h / 2, w / 2]`: its 2×2 blocks in the order row, column, channel.
+        matrix: how many of the axes, in their order, are batches and how many inputs; the others
+            are outputs. It is then stored as `[batches ..., in, out]`.
     """
 
     order: tuple[int, ...] | None = None
     rows: tuple[int, ...] | None = None
     label: str = ""
     fronts: tuple[int, ...] | None = None
+    matrix: tuple[int, int] | None = None
 
     def tensor(self, x: Tensor) -> Tensor:
         """The tensor as it is stored."""
         x = x.detach()
         if self.rows is not None:
             x = x[torch.tensor(self.rows, device=x.device)]
-        return x if self.order is None else x.permute(self.order)
+        x = x if self.order is None else x.permute(self.order)
+        return x.reshape(self._sizes(x.shape))
 
     def array(self, x: NDArray[Any]) -> NDArray[Any]:
         """The integers as they are stored."""
@@ -53,7 +60,15 @@ class Arrangement:
             x = x[np.array(self.rows)]
         if self.fronts is not None:
             return self._in_blocks(x, self.fronts)
-        return x if self.order is None else np.ascontiguousarray(x.transpose(self.order))
+        x = x if self.order is None else np.ascontiguousarray(x.transpose(self.order))
+        return x.reshape(self._sizes(x.shape))
+
+    def _sizes(self, shape: Sequence[int]) -> tuple[int, ...]:
+        if self.matrix is None:
+            return tuple(shape)
+        batches, inputs = self.matrix
+        end = batches + inputs
+        return (*shape[:batches], math.prod(shape[batches:end]), math.prod(shape[end:]))
 
     def _in_blocks(self, x: NDArray[Any], fronts: tuple[int, ...]) -> NDArray[Any]:
         sizes = zip(x.shape[2:], fronts, strict=True)
@@ -67,6 +82,8 @@ class Arrangement:
         """The grid of the stored integers."""
         if self.rows is not None:
             grid = grid.rows(np.array(self.rows))
+        if self.matrix is not None:
+            return grid  # as `integer_grid` laid it out
         return grid if self.order is None else grid.permuted(self.order)
 
 
@@ -211,7 +228,8 @@ class Weights:
     def _store(
         self, tensor: Tensor, name: str, quantizer: QuantizerBase, arrangement: Arrangement
     ) -> tuple[ir.Value, QuantParamValues]:
-        grid, integers = _integers(tensor, quantizer, self.builder.opset)
+        matrix = None if arrangement.matrix is None else arrangement.array
+        grid, integers = _integers(tensor, quantizer, self.builder.opset, matrix)
         grid, label = arrangement.grid(grid), f"{name}{arrangement.label}"
         data = ir.Tensor(arrangement.array(integers), grid.dtype)
         value = self.builder.initializer(data, label)
@@ -236,11 +254,14 @@ class Weights:
 
 
 def _integers(
-    tensor: Tensor, quantizer: QuantizerBase, opset: int
+    tensor: Tensor,
+    quantizer: QuantizerBase,
+    opset: int,
+    matrix: Callable[[NDArray[Any]], NDArray[Any]] | None,
 ) -> tuple[QuantParams, NDArray[Any]]:
     if isinstance(quantizer, BiasQuantizeDequantize):
         return _bias_integers(tensor, quantizer)
-    grid = integer_grid(quantizer, tuple(tensor.shape), opset)
+    grid = integer_grid(quantizer, tuple(tensor.shape), opset, matrix=matrix)
     return grid, stored_integers(quantizer, tensor, grid)
 
 

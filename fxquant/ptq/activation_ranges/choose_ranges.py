@@ -5,7 +5,8 @@ range costs is measured without regard to other ranges, and their order does not
 share a grid have one range, which is judged by what all of them cause.
 
 What each range costs alone is an estimate. So the model's outputs on batches held out have the last
-word: changes that do not make them better are put back.
+word, which no range has seen: changes that do not make them better are put back, and so are those
+whose gain is nothing beside the noise of the weights.
 """
 
 from __future__ import annotations
@@ -179,7 +180,7 @@ class _Choosing:
                 for module in list(self.gm.modules()):
                     if isinstance(module, QuantizationMixin):
                         stack.enter_context(module._remove_activation_quantizers())
-                self._observe(walk)
+                self._observe(walk, held)
                 for batch, samples in enumerate(walk.samples):
                     for judged in {batch in held, len(walk) == 1}:
                         report.without_gradients = add_costs(
@@ -195,15 +196,16 @@ class _Choosing:
         )
         return report
 
-    def _observe(self, walk: Walk) -> None:
-        """See all values, and keep the inputs."""
+    def _observe(self, walk: Walk, held: tuple[int, ...]) -> None:
+        """See the values of the batches that are not held out, and keep all inputs."""
+        unseen = held if len(walk) > 1 else ()
         for node in walk.nodes():
             walk.compute(node, self.environment)
             for batch in range(len(walk)):
                 value = walk.value(node, self.environment, batch)
                 if node.op == "placeholder":
                     self.inputs.put((batch, node), value)
-                found = tensors(value)
+                found = tensors(value) if batch not in unseen else []
                 for index, grid in self.slots.get(node, ()):
                     if index < len(found) and found[index].is_floating_point():
                         grid.observed.update(plain(found[index]).float())

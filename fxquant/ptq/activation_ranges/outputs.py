@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from fxquant.graph.pytree import fresh_inputs, tensors
+from fxquant.nn import QuantizationMixin
+from fxquant.nn.modes import quantization_off
+from fxquant.ptq.real_gains import is_real_gain
 from fxquant.ptq.walking.walk import FloatEnvironment
 from fxquant.quantization.tensor import plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-# standard errors that a gain must exceed
-_ERRORS = 1
+# share of all noise that a change has to take away
+_WORTHWHILE = 0.02
 _T = TypeVar("_T")
 _Changed = TypeVar("_Changed", contravariant=True)
 
@@ -45,6 +47,13 @@ class OutputCheck:
         self._inputs = inputs
         environment = FloatEnvironment(gm, "float")
         self._real = [self._outputs(environment.run, values) for values in inputs]
+
+    def activation_errors(self) -> Tensor:
+        """The same with parameters in floating point: what the ranges of activations alone do."""
+        modules = [m for m in self.gm.modules() if isinstance(m, QuantizationMixin)]
+        quantizers = [q for m in modules for _, q in m.param_quantizers.active()]
+        with quantization_off(nn.ModuleList(quantizers)):
+            return self.errors()
 
     def errors(self) -> Tensor:
         """Noise of every row of the outputs as a share of their energy, `[N]`, in a fixed order.
@@ -78,41 +87,38 @@ def kept_parts(
 ) -> tuple[list[_T], float, float]:
     """Make changes that make the outputs better, all of them, or else the best parts of them.
 
-    Better is what other data would confirm: the gain is more than its standard error over the
-    rows of the outputs, as with many parts some look better by chance.
+    Better is what other data would confirm, see `is_real_gain`. That is seen with parameters in
+    floating point, as the noise of rounded ones hides what a range costs. But the gain has to be a
+    part of all noise that is worth a risk, as a narrower range clips values that the data do not
+    show, and the outputs with rounded parameters must not become worse.
 
     Args:
         changes: in the order of the graph.
         put: makes a change, or takes it back.
         check: measures the outputs.
-        runs: measurements at most, beyond the first two.
+        runs: measurements at most, beyond the first.
 
     Returns:
         The changes that were made, and the error before and after.
     """
-    before = best = check.errors()
+    before = whole = float(check.errors().sum())
+    best = check.activation_errors()
     kept: list[_T] = []
     parts = [list(changes)] if changes else []
-    while parts and check.runs <= runs + 2:
+    while parts and check.runs <= runs:
         part = parts.pop(0)
         for change in part:
             put(change, made=True)
-        errors = check.errors()
-        if _is_gain(best, errors):
-            best = errors
-            kept += part
-            continue
+        errors = check.activation_errors()
+        gain = float(best.sum() - errors.sum())
+        if gain > _WORTHWHILE * whole and is_real_gain(best, errors):
+            found = float(check.errors().sum())
+            if found <= whole:
+                best, whole = errors, found
+                kept += part
+                continue
         for change in part:
             put(change, made=False)
         half = len(part) // 2
         parts += [p for p in (part[:half], part[half:]) if half]
-    return kept, float(before.sum()), float(best.sum())
-
-
-def _is_gain(before: Tensor, after: Tensor) -> bool:
-    """Whether errors fell by more than chance explains: `[N], [N]`."""
-    if len(before) != len(after):  # another number of rows has a value
-        return bool(after.sum() < before.sum())
-    gains = before - after
-    chance = gains.std() * math.sqrt(len(gains)) if len(gains) > 1 else 0.0
-    return bool(gains.sum() > 0) and bool(gains.sum() > _ERRORS * chance)
+    return kept, before, whole

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, fx, nn
 
-from fxquant import editing
+from fxquant import editing, ops
 from fxquant.graph.rewriter import Rewriter
 from fxquant.nn import QuantizationMixin
 from fxquant.nn.norm_folding import folded, norm_as_affine, scale_channels
@@ -78,10 +78,10 @@ def fold_all_batch_norms_to_scale(sim: QuantizationSimModel) -> FoldedBatchNorms
 
 def _fold(rw: Rewriter, node: fx.Node, layer: fx.Node, channels: Tensor) -> str:
     """Fold one batch norm; why not, if it cannot be."""
-    norm, module, row = rw.module(node), rw.module(layer), rw.op(layer)
-    if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or module is None or row is None:
+    norm, module = rw.module(node), rw.module(layer)
+    if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or module is None:
         return "its statistics are computed at run time"
-    axis = row.weight_axis or 0
+    axis = ops.weight_axis(module)
     quantizer = None
     if isinstance(module, QuantizationMixin):
         quantizer = module.param_quantizers._modules.get("weight")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, fx, nn
 
+from fxquant import ops
 from fxquant.graph.moved_channels import moved_to
 from fxquant.graph.rewriter import Rewriter
 from fxquant.passes.fold_batch_norms import channel_axis, layers_behind
@@ -120,15 +121,15 @@ def _high(norm: nn.Module, scale: Tensor | None) -> Tensor:
 
 def _add(rw: Rewriter, layer: fx.Node, constants: Tensor) -> None:
     """Add to a layer's bias what its weight makes of constants, `[I]`."""
-    module, row = rw.module(layer), rw.op(layer)
-    if module is None or row is None:
+    module = rw.module(layer)
+    if module is None:
         return
     weight, bias = module.get_parameter("weight"), module._parameters.get("bias")
     groups = int(getattr(module, "groups", 1))
     grouped = (
         weight.double().reshape(groups, weight.shape[0] // groups, weight.shape[1], -1).sum(-1)
     )
-    grouped = grouped.transpose(1, 2) if row.weight_axis == 1 else grouped
+    grouped = grouped.transpose(1, 2) if ops.weight_axis(module) == 1 else grouped
     added = (grouped * constants.reshape(groups, 1, -1)).sum(-1).reshape(-1)
     if bias is None:
         rw.set_parameter(module, "bias", added.to(weight.dtype), weight.requires_grad)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxquant import ops
-from fxquant.ptq.layers import tensors_read
+from fxquant.nn.dense import Dense
+from fxquant.ptq.layer_search import tensors_read
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -57,7 +58,7 @@ class ScalableLayer:
     def grouped(self, weight: Tensor) -> Tensor:
         """A view of a weight as `[G, O / G, I / G, K]`."""
         groups = self.groups
-        if self.row.startswith("conv_transpose"):
+        if ops.weight_axis(self.module) == 1:
             return weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1).transpose(
                 1, 2
             )
@@ -107,5 +108,7 @@ def layer_row(node: fx.Node, gm: fx.GraphModule) -> str | None:
     if row is None or row.name not in WEIGHTED | NORMS:
         return None
     if module._forward_hooks or module._forward_pre_hooks:
+        return None
+    if isinstance(module, Dense) and module.weight.dim() != 2:
         return None
     return row.name

@@ -30,14 +30,17 @@ class Rows:
     Attributes:
         columns: what outputs are computed from, `[G, P, D]` by batch.
         weights: how much squared errors of the outputs count, `[G, P, O]` by batch.
+        units: which sample each position is of, or which position of the only sample it is; int64
+            `[P]` by batch.
     """
 
     columns: list[Tensor] = field(default_factory=list)
     weights: list[Tensor] = field(default_factory=list)
+    units: list[Tensor] = field(default_factory=list)
 
-    def joined(self) -> tuple[Tensor, Tensor]:
+    def joined(self) -> tuple[Tensor, Tensor, Tensor]:
         """All of them."""
-        return torch.cat(self.columns, 1), torch.cat(self.weights, 1)
+        return torch.cat(self.columns, 1), torch.cat(self.weights, 1), torch.cat(self.units)
 
     @property
     def count(self) -> int:
@@ -144,18 +147,24 @@ class Samples:
         generator = torch.Generator().manual_seed(seed % 2**63)
         order = torch.randperm(len(alive), generator=generator)[:most].sort().values
         chosen = alive[order.to(alive.device)]
+        units = self._units(chosen, positions, count)
         parts = self._parts(chosen, positions, count)
         for part, home in enumerate(self.rows[read.index]):
             own = chosen[parts == part]
+            home.units.append(units[parts == part].cpu())
             home.columns.append(product.inputs(x, y, own).float().cpu())
             home.weights.append(product.outputs(weights, own).float().cpu())
 
     def _parts(self, chosen: Tensor, positions: int, count: int) -> Tensor:
         """To which part of the data some positions of a batch belong."""
-        if self._total == 1:  # nothing but the positions of the one sample differ
-            return chosen % self.held_out
-        sample = self.count + torch.div(chosen * count, max(positions, 1), rounding_mode="floor")
-        return sample % min(self.held_out, self._total)
+        units = self._units(chosen, positions, count)
+        return units % (self.held_out if self._total == 1 else min(self.held_out, self._total))
+
+    def _units(self, chosen: Tensor, positions: int, count: int) -> Tensor:
+        """Of which sample some positions of a batch are; of a single sample they are units."""
+        if self._total == 1:
+            return chosen
+        return self.count + torch.div(chosen * count, max(positions, 1), rounding_mode="floor")
 
     def _range(self, number: int, read: Read, x: Tensor, alive: Tensor, count: int) -> None:
         """Take the channels' ranges of one batch in."""

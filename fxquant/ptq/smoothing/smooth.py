@@ -27,15 +27,20 @@ from fxquant.nn.functional import Multiply
 from fxquant.nn.modes import evaluating
 from fxquant.ptq.cross_layer.channel_spaces import ChannelSpaces
 from fxquant.ptq.float_models import folded_graph, write_back
+from fxquant.ptq.planned_grids import GridRequest
 from fxquant.ptq.smoothing.reads import Group, groups_of
 from fxquant.ptq.smoothing.samples import Samples
 from fxquant.ptq.smoothing.smoothing_report import SmoothedGroup, SmoothingReport
-from fxquant.ptq.smoothing.strength_search import Choice, Grids, choose
-from fxquant.targets import load_target
+from fxquant.ptq.smoothing.strength_search import Choice, choose
+from fxquant.quantization import QuantScheme
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import fx, nn
 
+    from fxquant.config import QuantConfig
+    from fxquant.sim import QuantizationSimModel
     from fxquant.targets import Target
 
 ALPHAS = tuple(i / 10 for i in range(11))
@@ -47,11 +52,14 @@ def smooth_model(
     *,
     alpha: float | Sequence[float] = ALPHAS,
     dummy_input: Any = None,
-    param_bw: int = 8,
-    output_bw: int = 8,
-    per_channel: bool = True,
+    param_bw: int | None = None,
+    output_bw: int | None = None,
+    per_channel: bool | None = None,
     multiply: bool = True,
     target: Target | str = "onnxruntime_x86",
+    quant_scheme: QuantScheme | str = QuantScheme.post_training_tf_enhanced,
+    config: QuantConfig | dict[str, Any] | str | Path | None = None,
+    like: QuantizationSimModel | None = None,
     samples: int = 128,
     columns: int = 1024,
     held_out: int = 4,
@@ -73,12 +81,17 @@ def smooth_model(
         alpha: exponents to try, or one exponent, 0 to 1; the paper's is 0.5.
         dummy_input: a tensor, a tuple of positional inputs or a dict of keyword inputs; not needed
             for a prepared model.
-        param_bw: bits of the weights that the simulation will have.
-        output_bw: bits of its activations.
-        per_channel: whether its weights have a grid for every output channel.
+        param_bw: bits of the weights that the simulation will have; None: the configuration's or
+            target's.
+        output_bw: bits of its activations, likewise.
+        per_channel: whether its weights have a grid for every output channel, likewise.
         multiply: put a multiplication in front of layers where nothing takes the factors in; only
             in a prepared model.
         target: the runtime; a multiplication is put only behind what it computes in floats.
+        quant_scheme: how the simulation's ranges will be found.
+        config: its configuration.
+        like: instead of all these a simulation of the same model: layers are judged on its grids,
+            also on those that were given to it by hand, such as blocks.
         samples: samples of the data that are used.
         columns: positions of a layer that are looked at, over all samples.
         held_out: in so many parts the samples are judged, each with the ranges of the others.
@@ -91,7 +104,7 @@ def smooth_model(
 
     Raises:
         ConfigError: FXQ212 no dummy input, FXQ236 a switch is no flag, FXQ292 the model is a
-            simulation, FXQ295 a number is out of its range.
+            simulation, FXQ295 a number is out of its range or `like` does not fit.
         CalibrationError: FXQ442 to FXQ445 the data are no batches or hold NaN, FXQ475 the model
             does not take a batch, FXQ476 a layer's input is not finite.
 
@@ -110,17 +123,18 @@ def smooth_model(
         >>> report.groups[0].error_after < 0.5 * report.groups[0].error_before
         True
     """
-    require_flags(per_channel=per_channel, multiply=multiply)
+    require_flags(multiply=multiply, per_channel=False if per_channel is None else per_channel)
+    request = GridRequest(target, config, quant_scheme, output_bw, param_bw, per_channel, like)
     alphas = _checked(alpha, samples=samples, columns=columns, held_out=held_out - 1)
     begin = time.process_time()
     gm, _ = folded_graph(model, None, dummy_input)
     with using_threads(threads), evaluating(gm):
         spaces = ChannelSpaces(gm)
-        groups = groups_of(spaces, gm, load_target(target), multiply=multiply and gm is model)
+        groups = groups_of(spaces, gm, request.loaded, multiply=multiply and gm is model)
         live = [g for g in groups if not g.reason]
         found = Samples(gm, live, columns=columns, held_out=held_out, seed=seed)
         found.collect(data, samples, max_memory)
-        grids = Grids(param_bw, output_bw, per_channel)
+        grids = request.of(gm)
         with torch.no_grad():
             choices = [choose(g, i, found, alphas, grids) for i, g in enumerate(live)]
             _apply(gm, spaces, list(zip(live, choices, strict=True)))
@@ -147,7 +161,7 @@ def _checked(alpha: float | Sequence[float], **numbers: int) -> list[float]:
         if type(number) is not int or number < 1:
             what = f"{name} is too small or no whole number"
             raise ConfigError("FXQ295", what, fix=f"pass a larger {name}")
-    return alphas
+    return sorted(alphas)
 
 
 def _apply(gm: fx.GraphModule, spaces: ChannelSpaces, found: list[tuple[Group, Choice]]) -> None:

@@ -7,35 +7,23 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
+from fxquant.ptq.real_gains import is_real_gain
 from fxquant.ptq.smoothing.samples import Channels
-from fxquant.ptq.solving.grids import WeightGrid
-from fxquant.quantization.range_to_qparams import IntegerRange
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from fxquant.ptq.planned_grids import PlannedGrids
     from fxquant.ptq.smoothing.reads import Group, Read
     from fxquant.ptq.smoothing.samples import Rows, Samples
+    from fxquant.quantization.affine import AffineQuantizer
 
 # a channel this much smaller than the largest one is left as it is
 _DEAD = 1e-5
-
-
-@dataclass(frozen=True)
-class Grids:
-    """The grids that layers are judged on.
-
-    Attributes:
-        weight_bits: bits of the weights, symmetric.
-        activation_bits: bits of what layers read, asymmetric.
-        per_channel: one grid for every output channel's weights.
-    """
-
-    weight_bits: int
-    activation_bits: int
-    per_channel: bool
+# what the error has to fall to at least: smaller gains of groups by themselves come to nothing
+_WORTHWHILE = 0.95
 
 
 @dataclass(frozen=True)
@@ -56,7 +44,7 @@ class Choice:
 
 
 def choose(
-    group: Group, number: int, samples: Samples, alphas: Sequence[float], grids: Grids
+    group: Group, number: int, samples: Samples, alphas: Sequence[float], grids: PlannedGrids
 ) -> Choice:
     """The factors whose exponent has the smallest error, if that is smaller than without any.
 
@@ -76,17 +64,23 @@ def choose(
 
     every = Channels.merged(list(samples.channels[number].values()))
     same = torch.equal(every.seen, every.largest)
-    tried = [
-        partial(factors, alpha=alpha, seen=seen)
-        for seen in ((False,) if same else (False, True))
-        for alpha in alphas
-    ]
-    errors = [judge.error(f) for f in tried]
-    best = min(range(len(tried)), key=errors.__getitem__)
-    before = judge.error(lambda _: ones)
-    if not errors[best] < before:
-        return Choice(ones, None, before, before)
-    return Choice(tried[best](every), alphas[best % len(alphas)], before, errors[best])
+    seens = (False,) if same else (False, True)
+    tried = {
+        (seen, i): partial(factors, alpha=alpha, seen=seen)
+        for seen in seens
+        for i, alpha in enumerate(alphas)
+    }
+    errors = {key: judge.errors(f) for key, f in tried.items() if key[1] % 2 == 0}
+    # the error is smooth in the exponent: what lies beside the best of every other one is enough
+    seen, i = min(errors, key=lambda key: float(errors[key].sum()))
+    beside = [key for key in ((seen, i - 1), (seen, i + 1)) if key in tried]
+    errors |= {key: judge.errors(tried[key]) for key in beside}
+    best = min(errors, key=lambda key: float(errors[key].sum()))
+    before = judge.errors(lambda _: ones)
+    if not is_real_gain(_WORTHWHILE * before, errors[best]):
+        return Choice(ones, None, float(before.sum()), float(before.sum()))
+    total = float(errors[best].sum())
+    return Choice(tried[best](every), alphas[best[1]], float(before.sum()), total)
 
 
 def smoothing_factors(inputs: Tensor, weights: Tensor, alpha: float) -> Tensor:
@@ -121,45 +115,114 @@ class _Judge:
     """The error of a group's outputs, weighed by what the model's output does with it.
 
     Attributes:
-        parts: positions of every layer in one part of the data, with the ranges of the others.
+        parts: positions of every layer in one part of the data, and what the other parts tell.
     """
 
     def __init__(
-        self, group: Group, channels: dict[int, Channels], samples: Samples, grids: Grids
+        self,
+        group: Group,
+        channels: dict[int, Channels],
+        samples: Samples,
+        grids: PlannedGrids,
     ) -> None:
         self.group, self.grids = group, grids
+        self.every = Channels.merged(list(channels.values())) if channels else None
         rows = [samples.rows[r.index] for r in group.reads]
         self.counts = [sum(part.count for part in of_layer) for of_layer in rows]
-        self.parts: list[tuple[Channels, list[Rows]]] = []
+        self.parts: list[_Part] = []
         for part in channels:
-            others = [c for other, c in channels.items() if other != part]
+            known = [other for other in channels if other != part]
             own = [of_layer[part] for of_layer in rows]
-            if others and any(r.count for r in own):
-                self.parts.append((Channels.merged(others), own))
+            if known and any(r.count for r in own):
+                others = [_inputs([of_layer[k] for k in known]) for of_layer in rows]
+                seen = Channels.merged([channels[k] for k in known])
+                self.parts.append(_Part(seen, own, others))
+        units = [u for part in self.parts for r in part.own for u in r.units if len(u)]
+        self.units = 1 + max((int(u.max()) for u in units), default=0)
 
-    def error(self, factors: Callable[[Channels], Tensor]) -> float:
-        """Weighed squared error a position, summed over the layers."""
-        total = 0.0
-        for channels, own in self.parts:
-            scale = factors(channels).to(channels.low)
-            ends = (channels.low / scale).min(), (channels.high / scale).max()
-            for read, rows, count in zip(self.group.reads, own, self.counts, strict=True):
-                if rows.count:
-                    total += self._layer(read, rows, scale, ends) / count
+    def errors(self, factors: Callable[[Channels], Tensor]) -> Tensor:
+        """Weighed squared error a position, summed over the layers, by sample: float64 `[S]`."""
+        total = torch.zeros(self.units, dtype=torch.float64)
+        if self.every is None:
+            return total
+        # a weight's error is no matter of the data: that of the factors of all of them stands for
+        # those of the parts, which differ a little
+        scale = factors(self.every)
+        weights = [self._weight(read, scale) for read in self.group.reads]
+        for part in self.parts:
+            scale = factors(part.channels).to(part.channels.low)
+            grids = self._grids(part, scale)
+            layers = zip(self.group.reads, weights, part.own, grids, self.counts, strict=True)
+            for read, pair, own, grid, count in layers:
+                if own.count:
+                    found, units = _layer_errors(read, pair, own, scale, grid)
+                    total.index_add_(0, units, found / count)
         return total
 
-    def _layer(self, read: Read, rows: Rows, scale: Tensor, ends: tuple[Tensor, Tensor]) -> float:
-        x, counts = rows.joined()
-        weight = read.layer.module.get_parameter("weight").detach().float().cpu()
-        weight = read.product.matrix(weight)
-        columns = read.columns(scale)
-        scaled = weight * columns[:, None, :]
-        grid = WeightGrid.uniform(scaled, self.grids.weight_bits, per_row=self.grids.per_channel)
-        rounded = grid.weight(grid.nearest(scaled))
-        steps = IntegerRange.of_bits(self.grids.activation_bits, signed=False, symmetric=False)
-        step = steps.scale(*ends)
-        zero = steps.zero_point(ends[0], step)
-        given = x / columns[:, None, :]
-        given = (torch.round(given / step) + zero).clamp(steps.qmin, steps.qmax) - zero
-        error = torch.bmm(given * step, rounded.mT) - torch.bmm(x, weight.mT)
-        return float((error.square() * counts).sum())
+    def _weight(self, read: Read, factors: Tensor) -> tuple[Tensor, Tensor]:
+        """A layer's weight, and what it is with rounding behind the factors, `[G, O, D]` both."""
+        exact = read.layer.module.get_parameter("weight").detach().float().cpu()
+        weight, columns = read.product.matrix(exact), read.columns(factors.float())[:, None, :]
+        scaled = read.product.weight(weight * columns, exact.shape)
+        rounded = self.grids.weight(read.layer.path, scaled)
+        return weight, read.product.matrix(rounded) / columns
+
+    def _grids(self, part: _Part, factors: Tensor) -> list[AffineQuantizer | None]:
+        """Of what every layer reads, with the ranges that other data give; once for one value."""
+        found: dict[fx.Node, AffineQuantizer | None] = {}
+        for read, others in zip(self.group.reads, part.others, strict=True):
+            if read.operand not in found:
+                found[read.operand] = self._calibrated(read, part.channels, others, factors)
+        return [found[read.operand] for read in self.group.reads]
+
+    def _calibrated(
+        self, read: Read, channels: Channels, others: Tensor, factors: Tensor
+    ) -> AffineQuantizer | None:
+        grid = self.grids.inputs.get(read.layer.path)
+        if grid is None or not grid.overwritable:
+            return grid
+        low, high = ((end / factors)[read.factors] for end in (channels.low, channels.high))
+        seen, ends = grid.new_statistics(), (low.amin(), high.amax())
+        x = others / read.columns(factors)[:, None, :] if others.numel() else torch.stack(ends)
+        # of one sample alone, positions may reach what others have no range of
+        wide = x.amin().minimum(ends[0]), x.amax().maximum(ends[1])
+        seen.update(x, *(end.reshape(grid.shape) for end in wide))
+        grid._choose(seen)
+        return grid
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One part of the data.
+
+    Attributes:
+        channels: ranges of the channels in the other parts.
+        own: positions of every layer in this part.
+        others: inputs of every layer in the other parts, `[G, P, D]`.
+    """
+
+    channels: Channels
+    own: list[Rows]
+    others: list[Tensor]
+
+
+def _inputs(parts: list[Rows]) -> Tensor:
+    """Inputs at the positions of several parts of the data, `[G, P, D]`."""
+    return torch.cat([x for rows in parts for x in rows.columns], 1)
+
+
+def _layer_errors(
+    read: Read,
+    weights: tuple[Tensor, Tensor],
+    rows: Rows,
+    factors: Tensor,
+    grid: AffineQuantizer | None,
+) -> tuple[Tensor, Tensor]:
+    """Weighed squared errors of positions, and the samples that these are of: `[P]` both."""
+    x, counts, units = rows.joined()
+    given, columns = x, read.columns(factors)[:, None, :]
+    if grid is not None:
+        given = grid.transform(x / columns) * columns
+    exact, rounded = weights
+    error = torch.bmm(given, rounded.mT) - torch.bmm(x, exact.mT)
+    return (error.square() * counts).double().sum((0, 2)), units

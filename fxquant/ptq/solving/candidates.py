@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,6 +35,8 @@ class OutputError:
         blocks: block of each input, int64 `[D]`.
         kind: "mse": mean square; "l1": mean absolute; "sqnr": minus the ratio of signal to noise,
             in dB.
+        ridge: how much the error of the weight counts beside that of the outputs, as if so large a
+            share of the inputs' energy were spread evenly over directions that they do not show.
     """
 
     x: Tensor
@@ -41,6 +44,7 @@ class OutputError:
     exact: Tensor | None
     blocks: Tensor
     kind: LossFn = "mse"
+    ridge: float = 0.0
 
     def __call__(self, weight: Tensor) -> Tensor:
         """The error of a weight: `[G, O, D] -> [G, O, B]`."""
@@ -56,18 +60,19 @@ class OutputError:
     def _of_block(self, weight: Tensor, block: int) -> Tensor:
         own = self.blocks == block
         x, rounded, wanted = self.x[:, :, own], weight[:, :, own], self.wanted[:, :, own]
+        unseen = self.ridge * x.square().mean((1, 2))[:, None] * (rounded - wanted).square().sum(-1)
         if self.exact is None and self.kind != "l1":
             moments = self._moments[block]
             noise = quadratic(rounded - wanted, moments)
             signal = quadratic(wanted, moments) if self.kind == "sqnr" else noise
-        elif self.exact is None:
-            return torch.bmm(x, (rounded - wanted).mT).abs().mean(1)
         else:
-            target = torch.bmm(self.exact[:, :, own], wanted.mT)
+            exact = x if self.exact is None else self.exact[:, :, own]
+            target = torch.bmm(exact, wanted.mT)
             error = torch.bmm(x, rounded.mT) - target
-            if self.kind == "l1":
-                return error.abs().mean(1)
+            if self.kind == "l1":  # as much as normal numbers of that mean square
+                return error.abs().mean(1) + (unseen * (2 / math.pi)).sqrt()
             noise, signal = error.square().mean(1), target.square().mean(1)
+        noise = noise + unseen
         if self.kind == "mse":
             return noise
         return -10 * torch.log10(signal.clamp(min=_NOTHING) / (noise + _NOTHING))

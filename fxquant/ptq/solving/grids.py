@@ -149,6 +149,19 @@ class WeightGrid:
         return replace(self, blocks=self.blocks[columns])
 
 
+def beside(grids: Sequence[WeightGrid]) -> WeightGrid:
+    """The grid of matrices that stand side by side and whose rows have ranges alike."""
+    first, *others = grids
+    for other in others:
+        ranges = (torch.cat(pair, 1) for pair in (
+            (first.scale, other.scale), (first.low, other.low), (first.high, other.high)
+        ))  # fmt: skip
+        blocks = torch.cat([first.blocks, other.blocks + first.scale.shape[1]])
+        scale, low, high = ranges
+        first = replace(first, scale=scale, low=low, high=high, blocks=blocks)
+    return first
+
+
 def quadratic(error: Tensor, moments: Tensor) -> Tensor:
     """`e H e^T` of every output channel: `[G, O, D], [G, D, D] -> [G, O]`.
 

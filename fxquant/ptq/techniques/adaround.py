@@ -26,11 +26,12 @@ from fxquant.prepare import is_prepared, prepare_model
 from fxquant.ptq.float_models import require_float
 from fxquant.ptq.layer_walk import DataOptions, LayerWise, require_number
 from fxquant.ptq.sampling import Sampling, hash_of, layer_data
-from fxquant.ptq.solving.gradient_rounding import AdaroundOptions, Rows, adaround_on_rows
+from fxquant.ptq.solving.gradient_rounding import AdaroundOptions, adaround_on_rows
 from fxquant.ptq.solving.solver import SolverOptions, damp, inverse_of, solve
 from fxquant.ptq.techniques.adaround_report import AdaroundLayer, AdaroundReport
 from fxquant.ptq.techniques.following_activation import activation_after
-from fxquant.ptq.techniques.layerwise import batches
+from fxquant.ptq.techniques.layerwise import batches, rows_of
+from fxquant.ptq.tied_layers import TiedLayer
 from fxquant.quantization import QuantScheme
 from fxquant.quantization.affine import AffineQuantizer
 from fxquant.targets import load_target
@@ -291,7 +292,7 @@ def _rounded(
     gm: fx.GraphModule, params: AdaroundParameters, progress: Progress | None
 ) -> AdaroundReport:
     walk = LayerWise.of(gm, params.data)
-    few = any(layer.quantizer.bitwidth < _FEW_BITS for layer in walk.layers.values())
+    few = any(layer.quantizer.bitwidth < _FEW_BITS for layer in walk.layers)
     default = _ITERATIONS_OF_FEW_BITS if few else _ITERATIONS
     options = AdaroundOptions(
         iterations=params.default_num_iterations or default,
@@ -311,7 +312,7 @@ def _round(
 ) -> AdaroundLayer:
     layer = visit.layer
     data = layer_data(layer, visit.walk, visit.sim, visit.float, sampling, rows=True)
-    after = activation_after(gm, layer.node)
+    after = None if isinstance(layer, TiedLayer) else activation_after(gm, layer.node)
     problem = _Problem(layer, data, after and after[1])
     nearest = problem.nearest()
     begin = time.process_time()
@@ -336,12 +337,11 @@ class _Problem:
     def __init__(self, layer: Layer, data: LayerData, activation: Any) -> None:
         self.layer, self.data = layer, data
         grid, self.places = layer.grid()
-        self.every, self.bias = layer.weight(), layer.bias()
+        self.every = layer.weight()
         self.whole = replace(grid, frozen=True)
         self.grid = self.whole.part(data.live).to(torch.float32)
         self.weight = self.every[:, :, data.live].float()
-        seen, held = data.rows or data.held, data.held
-        self.seen, self.held = (Rows(*r, self.bias.float(), activation) for r in (seen, held))
+        self.seen, self.held = rows_of(layer, data, activation)
 
     def nearest(self) -> Tensor:
         """The nearest integers."""
@@ -355,10 +355,7 @@ class _Problem:
 
     def _target(self, inverse: Tensor) -> Tensor:
         """The weight that makes the wanted outputs without the bias."""
-        seen = self.data.seen
-        unbiased = replace(
-            seen, mean_y=seen.mean_y - self.bias
-        )  # centred products do not change with it
+        unbiased = self.data.seen.without_bias(self.layer.bias())
         return unbiased.target(self.weight.double(), inverse, centred=False)
 
     def loss(self, integers: Tensor) -> float:
@@ -368,4 +365,4 @@ class _Problem:
     def write(self, integers: Tensor) -> None:
         """Give the layer these integers on its own grid."""
         found = self.layer.solution(self.whole, self.data.live, integers)
-        self.layer.write(found, self.places, lambda _: self.bias, lambda _: found)
+        self.layer.write(found, self.places, lambda _: self.layer.bias(), lambda _: found)

@@ -154,7 +154,7 @@ def correct_bias(
     _check(method, data)
     given = options or DataOptions(samples=_SAMPLES)
     given = given if num_batches is None else replace(given, samples=None)
-    walk = LayerWise.of(sim.model, given, modules_to_exclude)
+    walk = LayerWise.of(sim.model, given, modules_to_exclude, tied=False)
     report = BiasReport(skipped=walk.skipped, cost=walk.cost)
     with undone_on_error(sim):
         correction = _Correction(sim, walk, method, add_biases, report)
@@ -191,8 +191,8 @@ class _Correction:
 
     def without_data(self) -> None:
         """Correct what batch norms tell."""
-        for node, layer in self.walk.layers.items():
-            begin = time.process_time()
+        for layer in self.walk.layers:
+            begin, node = time.process_time(), layer.node
             if node not in self.means:
                 self._skip(layer, "no batch norm tells the means of its inputs, and no data are")
                 continue
@@ -239,8 +239,7 @@ class _Correction:
 
     def _expected_shift(self, node: fx.Node, layer: Layer) -> Tensor:
         """`dW E[x]`, what rounding of the weight adds to the means: `[C]`."""
-        quantized = plain(layer.quantizer.transform(layer.module.weight.detach()))
-        change = layer.product.matrix(quantized).double() - layer.float_weight()
+        change = layer.quantized_weight() - layer.float_weight()
         columns = layer.product.mean_columns(self.means[node])
         shift = torch.bmm(change, columns[:, :, None])[:, :, 0].reshape(-1)
         # what another technique has taken off the bias already

@@ -17,12 +17,12 @@ from fxquant.ptq.layer_problem import LayerProblem
 from fxquant.ptq.layer_walk import DataOptions, LayerWise, require_number
 from fxquant.ptq.sampling import Sampling, hash_of, layer_data
 from fxquant.ptq.snapshot import restore, snapshot
-from fxquant.ptq.solving.gradient_rounding import Rows
 from fxquant.ptq.solving.refinement import Refined, RefinementOptions, refine
 from fxquant.ptq.solving.solver import SolverOptions
 from fxquant.ptq.techniques.following_activation import activation_after
-from fxquant.ptq.techniques.layerwise import batches, undone_on_error
+from fxquant.ptq.techniques.layerwise import batches, rows_of, undone_on_error
 from fxquant.ptq.techniques.output_error import OutputErrors, output_errors
+from fxquant.ptq.tied_layers import TiedLayer
 from fxquant.ptq.walking.given_simulation import require_simulation
 from fxquant.ptq.walking.walk_cost import Cost, layer_lines
 from fxquant.quantization.affine import GroupedBlockQuantizeDequantize
@@ -185,7 +185,7 @@ def fast_finetune(
     judged = held or fitted
     with undone_on_error(sim) as start:
         before = output_errors(sim.model, judged, given.data)
-        free = {n.path for n in LayerWise.of(sim.model, None).layers.values() if not n.frozen}
+        free = {n.path for n in LayerWise.of(sim.model, None).layers if not n.frozen}
         engine = reconstruct(sim, fitted, _engine_options(given.data))
         by_engine, middle = output_errors(sim.model, judged, given.data), snapshot(sim)
         walk = LayerWise.of(sim.model, replace(given.data, samples=None), modules_to_exclude)
@@ -236,11 +236,12 @@ def _parted(data: Any, samples: int | None, options: DataOptions) -> tuple[Any, 
 def _refined(visit: Visit, free: set[str], given: FinetuneParams) -> FinetuneLayer:
     begin, layer, options = time.process_time(), visit.layer, given.refinement
     sampling = Sampling(given.data.columns, given.data.held_out, given.data.seed)
-    after = activation_after(visit.walk.gm, layer.node)
+    tied = isinstance(layer, TiedLayer)
+    after = None if tied else activation_after(visit.walk.gm, layer.node)
     problem = _Problem(visit, sampling, after and after[1], learn_scale=layer.path in free)
     start = problem.start()
     seed = given.data.seed * 1_000_003 + hash_of(layer.path)
-    if not layer.has_bias:
+    if tied or not layer.has_bias:
         options = replace(options, bias_rate=0.0)
     found = refine(start, problem.target, problem.seen, problem.held, options, seed=seed)
     before = float(problem.held.loss(start.grid.weight(start.integers), start.bias).mean())
@@ -267,9 +268,8 @@ class _Problem:
         self.whole = replace(grid, frozen=fixed or not learn_scale)
         self.live, self.every = data.live, layer.weight()
         self.grid = self.whole.part(data.live).to(torch.float32)
-        self.bias = layer.bias().float()
-        seen, held = data.rows or data.held, data.held
-        self.seen, self.held = (Rows(*r, self.bias, activation) for r in (seen, held))
+        self.seen, self.held = rows_of(layer, data, activation)
+        self.bias = self.held.bias
         self.target = LayerProblem(layer, data, SolverOptions()).target
 
     def start(self) -> Refined:
@@ -293,5 +293,5 @@ class _Problem:
         scale = self.whole.scale if self.whole.frozen else found.grid.scale.double()
         solution = self.layer.solution(self.whole.with_scale(scale), self.live, found.integers)
         layer = replace(self.layer, frozen=self.whole.frozen)
-        bias = found.bias.double()
+        bias = self.layer.bias() if isinstance(layer, TiedLayer) else found.bias.double()
         layer.write(solution, self.places, lambda _: bias, lambda _: solution)

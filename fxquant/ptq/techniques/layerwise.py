@@ -14,11 +14,13 @@ from fxquant.calibrate import is_iterable_of_batches
 from fxquant.errors import CalibrationError
 from fxquant.nn.calibration import fit_biases
 from fxquant.ptq.snapshot import Snapshot, restore, snapshot
-from fxquant.ptq.walking.originals import changing
+from fxquant.ptq.solving.gradient_rounding import Rows
+from fxquant.ptq.tied_layers import TiedLayer
 from fxquant.quantization.affine import AffineQuantizer
 
 if TYPE_CHECKING:
     from fxquant.ptq.layers import Layer
+    from fxquant.ptq.sampling import LayerData
     from fxquant.sim import QuantizationSimModel
 
     ForwardFn = Callable[[nn.Module, Any], Any]
@@ -87,13 +89,34 @@ def _captured(gm: nn.Module, data: Iterable[Any], forward_fn: ForwardFn) -> Iter
 
 
 def set_bias(layer: Layer, bias: Tensor) -> None:
-    """Give a layer a bias, `[C]`; a range of the bias's own follows, if it may."""
-    module = layer.module
-    with torch.no_grad(), changing(module, "bias"):
-        module.bias.copy_(bias)
-    quantizer = module.param_quantizers._modules.get("bias")
-    if isinstance(quantizer, AffineQuantizer) and quantizer.overwritable:
-        with quantizer.compute_encodings():
-            quantizer(module.bias.detach())
-    fit_biases(module)
-    module.drop_kept()
+    """Give a layer a bias, as `Layer.bias` has it; a range of the bias's own follows, if it may."""
+    with torch.no_grad(), layer.changing():
+        layer.set_bias(bias)
+    for use in layer.uses:
+        module = use.module
+        quantizer = module.param_quantizers._modules.get("bias")
+        if isinstance(quantizer, AffineQuantizer) and quantizer.overwritable:
+            with quantizer.compute_encodings():
+                quantizer(module.bias.detach())
+        fit_biases(module)
+        module.drop_kept()
+
+
+def rows_of(
+    layer: Layer, data: LayerData, activation: Callable[[Tensor], Tensor] | None
+) -> tuple[Rows, Rows]:
+    """What is learned on and judged by, behind an activation.
+
+    Layers with one weight have different biases and activations behind them: they are looked at
+    before these.
+
+    Args:
+        layer: the layer.
+        data: what it is given, with rows if they are not the same.
+        activation: what follows it.
+    """
+    bias = layer.bias()
+    if isinstance(layer, TiedLayer):
+        data, bias, activation = data.without_bias(bias), torch.zeros_like(bias[0]), None
+    seen, held = data.rows or data.held, data.held
+    return Rows(*seen, bias.float(), activation), Rows(*held, bias.float(), activation)

@@ -16,7 +16,6 @@ from fxquant.ptq.solving.candidates import LOSSES, LossFn, OutputError, best_of
 from fxquant.ptq.techniques.layerwise import batches, set_bias, undone_on_error
 from fxquant.ptq.walking.given_simulation import require_simulation
 from fxquant.ptq.walking.walk_cost import Cost, layer_lines
-from fxquant.quantization.tensor import plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,6 +27,8 @@ if TYPE_CHECKING:
     from fxquant.sim import QuantizationSimModel
 
 Symmetry = Literal["asym", "symfp", "symqt"]
+# positions of a sample that say something new
+_POSITIONS = 32
 _SYMMETRIES: tuple[Symmetry, ...] = get_args(Symmetry)
 
 
@@ -129,7 +130,8 @@ def apply_seq_mse(
     Of `num_candidates` equal shares of the range that clips nothing, and the range as it is, the
     best for each output channel (or tensor, or block) is taken. Layers before are quantized with
     what was chosen for them. Weights stay as they are, and so do biases, but for those that were
-    corrected, which are corrected again. Any bit width has its ranges chosen.
+    corrected, which are corrected again. Any bit width has its ranges chosen. Where the data are
+    few for the inputs of a layer the weight's own error counts beside that of the outputs.
 
     Args:
         sim: a calibrated simulation; it is changed in place.
@@ -166,10 +168,8 @@ def apply_seq_mse(
     given = _merged(params or SeqMseParams(), num_candidates, forward_fn)
     options = given.data if given.num_batches is None else _all_samples(given.data)
     walk = LayerWise.of(sim.model, options, modules_to_exclude)
-    for node, layer in list(walk.layers.items()):
-        if layer.frozen:
-            walk.skipped[layer.path] = "its range is frozen"
-            del walk.layers[node]
+    walk.skipped |= {x.path: "its range is frozen" for x in walk.layers if x.frozen}
+    walk.layers = [layer for layer in walk.layers if not layer.frozen]
     with undone_on_error(sim):
         data = batches(sim.model, data_loader, given.num_batches, given.forward_fn)
         layers = walk.run(data, lambda visit: _choose(visit, given), progress)
@@ -217,9 +217,12 @@ def _output_error(visit: Visit, weight: Tensor, blocks: Tensor, given: SeqMsePar
     if given.inp_symmetry == "asym":
         exact = layer_data(visit.layer, visit.walk, visit.float, visit.float, sampling).held[0]
     live = own.live
+    # positions of one sample are much alike
+    rows = min(own.held[0].shape[1], _POSITIONS * sum(visit.walk.samples))
     error = OutputError(
-        own.held[0], weight[:, :, live].float(), exact, _dense(blocks[live]), given.loss_fn
-    )
+        own.held[0], weight[:, :, live].float(), exact, _dense(blocks[live]), given.loss_fn,
+        len(live) / rows,
+    )  # fmt: skip
     return _LiveError(error, live, int(blocks.max()) + 1, torch.unique(blocks[live]))
 
 
@@ -227,9 +230,8 @@ def _correct_again(visit: Visit, given: SeqMseParams) -> None:
     """Correct a bias that was corrected before: it made up for the error of the ranges before."""
     layer, sampling = visit.layer, Sampling(given.data.columns, 1, given.data.seed)
     data = layer_data(layer, visit.walk, visit.sim, visit.float, sampling)
-    weight = plain(layer.quantizer.transform(layer.module.weight.detach()))
-    columns = layer.product.matrix(weight).double()[:, :, data.live]
-    set_bias(layer, data.seen.bias(columns).reshape(-1))
+    columns = layer.quantized_weight()[:, :, data.live]
+    set_bias(layer, data.seen.bias(columns))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from fxquant.nn.live_norm import live_norm_of
 from fxquant.quantization.digest import tensor_digest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 # module attribute: name -> (float value, digest of what a technique put in its place)
 _KEPT = QuantizationMixin.FLOAT_VALUES
@@ -48,6 +48,9 @@ def float_module(module: QuantizationMixin) -> nn.Module:
         if plain._parameters.get(name) is not None:  # a bias that was added may be gone again
             found = float_value(module, name)
             plain._parameters[name] = nn.Parameter(found, requires_grad=False)
+    names = vars(plain).get("_flat_weights_names")
+    if names is not None:  # recurrent modules keep their weights in a list beside the names
+        vars(plain)["_flat_weights"] = [plain._parameters.get(name) for name in names]
     return plain
 
 
@@ -63,8 +66,13 @@ def changed_parameters(model: nn.Module) -> list[str]:
 
 
 @contextmanager
-def changing(module: nn.Module, *names: str) -> Iterator[None]:
+def changing(module: nn.Module, *names: str, also: Iterable[nn.Module] = ()) -> Iterator[None]:
     """Keep the float values of parameters that are changed inside.
+
+    Args:
+        module: whose parameters they are.
+        names: of the parameters.
+        also: further modules that have some of them.
 
     Example:
         >>> from fxquant.nn import quantized_class
@@ -75,9 +83,17 @@ def changing(module: nn.Module, *names: str) -> Iterator[None]:
         >>> torch.equal(float_value(layer, "weight"), before)
         True
     """
-    there = [n for n in names if module._parameters.get(n) is not None]
-    before = {name: float_value(module, name).clone() for name in there}
+    there = [
+        (owner, name, parameter)
+        for owner in (module, *also)
+        for name in names
+        if (parameter := owner._parameters.get(name)) is not None
+    ]
+    # one copy of a parameter that several modules have
+    firsts = {id(parameter): (owner, name) for owner, name, parameter in reversed(there)}
+    before = {key: float_value(*first).clone() for key, first in firsts.items()}
     yield
-    kept = module.__dict__.setdefault(_KEPT, {})
-    for name, value in before.items():
-        kept[name] = value, tensor_digest(getattr(module, name).detach())
+    after = {key: tensor_digest(getattr(*first).detach()) for key, first in firsts.items()}
+    for owner, name, parameter in there:
+        kept = owner.__dict__.setdefault(_KEPT, {})
+        kept[name] = before[id(parameter)], after[id(parameter)]

@@ -66,6 +66,14 @@ class FloatEnvironment(Environment):
             and (self._paths is None or path in self._paths)
         }
 
+    def renew(self, path: str) -> None:
+        """Take the float values of a module anew: a technique has changed it before it was called.
+
+        The same parameter may belong to a module that comes later.
+        """
+        if path in self._plain:
+            self._plain[path] = float_module(self.module.get_submodule(path))  # type: ignore[arg-type]
+
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the module without its quantizers."""
         plain = self._plain.get(str(target))
@@ -93,6 +101,7 @@ class Walk:
     Attributes:
         samples: number of samples of each batch.
         store: the values.
+        writes: whether a node writes into its operands.
         counting: positions of layers that count, see `dependent_positions`; missing where all do.
         parts: which part of all data these are.
 
@@ -123,7 +132,7 @@ class Walk:
         self._nodes: list[fx.Node] = list(gm.graph.nodes)
         self._holders = [n for n in self._nodes if n.op == "placeholder"]
         self._last = last_uses(self._nodes)
-        self._writes = any(ops.is_inplace(n) for n in self._nodes)
+        self.writes = any(ops.is_inplace(n) for n in self._nodes)
         self._collect(data, samples)
         self.parts = parts or WholeData()
         self.parts.begin(self.samples)
@@ -187,12 +196,11 @@ class Walk:
         if node.op == "placeholder":
             value = self.store.get(("", node, batch))
             # a graph that writes must not write into the user's data
-            return fresh_inputs(value) if self._writes else value
+            return fresh_inputs(value) if self.writes else value
         given = self.operands(node, environment, batch)
         if node.op == "output":
             return given[0][0]
-        with self.store.reserving(_AROUND * sum(t.nbytes for t in tensors(given))):
-            return self.computed(node, environment, batch, given)
+        return self.computed(node, environment, batch, given)
 
     def computed(
         self, node: fx.Node, environment: Environment, batch: int,
@@ -203,7 +211,11 @@ class Walk:
         Raises:
             CalibrationError: FXQ441, the node does not take them.
         """
-        with taking_batch(self.gm, self._given[batch], self._first + batch, at=node):
+        around = _AROUND * sum(t.nbytes for t in tensors(operands))
+        with (
+            self.store.reserving(around),
+            taking_batch(self.gm, self._given[batch], self._first + batch, at=node),
+        ):
             return environment.compute(node, *operands)
 
     def _drop(self, node: fx.Node) -> None:

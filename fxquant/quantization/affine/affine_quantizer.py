@@ -305,7 +305,7 @@ class AffineQuantizer(Gridded):
         zero = self._traced_zero(scale, low)
         scale, zero = (traced.computed_once(v) for v in (scale, zero))
         y = self._traced_step(layout.split(float32(x)), layout.spread(scale), layout.spread(zero))
-        return y.reshape(x.shape).to(x.dtype)
+        return traced.on_grid(y.reshape(x.shape).to(x.dtype), scale)
 
     def _traced_zero(self, scale: Tensor, low: Tensor) -> Tensor:
         grid = self._grid

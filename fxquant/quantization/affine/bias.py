@@ -115,7 +115,7 @@ class BiasQuantizeDequantize(QuantizerBase):
         x = float32(x)
         if torch.compiler.is_compiling():
             return traced.quantize_dequantize(x, scale, zero, *_INT32).to(given)
-        p = kernels.affine(scale, zero, *_INT32)
+        p = kernels.affine(scale, zero, *_INT32, centred=True)
         if torch.is_grad_enabled() and x.requires_grad:
             return kernels.apply(x, scale, zero, p, _no_factors).to(given)
         return kernels.quantize_dequantize(x, p).to(given)

@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _CHUNK = 1 << 20  # elements that are turned into bin numbers at a time
 _TABLE = 1 << 18  # counts that are written at a time: they stay in the cache
+_LARGEST_NUMBER = (1 << 15) - 1  # of a bin, where numbers are kept in the place of counts
 # powers of two at which scaling stays exact in float32
 _SMALLEST, _LARGEST = -110, 120
 # of an element of a row with a mean square of one, and of one of the faintest rows
@@ -41,7 +43,6 @@ class Histogram:
             the tensor: an error then counts by what it is of its row. For one range only.
 
     Attributes:
-        counts: int64 `[R, bins]`; relative ones are in fixed point, so that they add exactly.
         first: number of the first bin, in multiples of the width, int64 `[R]`.
         exponent: the width of a bin is `2 ** exponent`, int64 `[R]`.
         low: smallest value seen, `[R]`.
@@ -53,12 +54,32 @@ class Histogram:
         self.bins = bins
         self.relative = relative and layout.single
         rows = math.prod(layout.shape)
-        self.counts = torch.zeros(rows, bins, dtype=torch.int64)
+        self._counts: Tensor | None = None
+        self._numbers: Tensor | None = None  # of the bins of the elements of one tensor, `[R, n]`
         self.first = torch.zeros(rows, dtype=torch.int64)
         self.exponent = torch.full((rows,), _SMALLEST)
         self.low = torch.zeros(rows, dtype=torch.float64)
         self.high = torch.zeros(rows, dtype=torch.float64)
         self.empty = True
+
+    @property
+    def counts(self) -> Tensor:
+        """Elements in every bin, int64 `[R, bins]`.
+
+        Relative ones are in fixed point, so that they add exactly.
+        """
+        if self._counts is None:
+            parts = self._parts() if self._numbers is not None else ()
+            shape = len(self.first), self.bins
+            counts = torch.zeros(shape, dtype=torch.int64, device=self.first.device)
+            for part in parts:
+                counts[part] = self._counted(part)
+            self._counts, self._numbers = counts, None
+        return self._counts
+
+    @counts.setter
+    def counts(self, counts: Tensor) -> None:
+        self._counts, self._numbers = counts, None
 
     @property
     def width(self) -> Tensor:
@@ -71,48 +92,49 @@ class Histogram:
         numbers = torch.arange(self.bins, device=self.first.device) + self.first.unsqueeze(1)
         return (numbers.double() + 0.5) * self.width.unsqueeze(1)
 
-    def occupied(self, part: slice) -> tuple[Tensor, Tensor]:
-        """Middles (float32) and counts (float64) of the bins that hold something: `[R, W]` twice.
-
-        Every row begins with its outermost bins, from both ends in turn, and ends with counts of
-        zero where another row has more of them.
-
-        Args:
-            part: of the rows.
-        """
-        counts, first, exponent = self.counts[part], self.first[part], self.exponent[part]
-        flat = counts.reshape(-1)
-        found = flat.nonzero().squeeze(1)
-        sizes = counts.count_nonzero(1).unsqueeze(1)
-        place = torch.arange(int(sizes.max()), device=found.device)
-        inner = torch.div(place, 2, rounding_mode="floor")
-        # even places count from the first bin, odd ones from the last one
-        turned = torch.where(place % 2 == 0, inner, sizes - 1 - inner)
-        turned += sizes.cumsum(0) - sizes
-        # `index_select` reads what indexing by a table reads, in a fifth of the time
-        bins = found.index_select(0, turned.clamp_(0, len(found) - 1).reshape(-1))
-        inside = place < sizes
-        filled = flat.index_select(0, bins).reshape(turned.shape).double().mul_(inside)
-        begins = torch.arange(len(counts), device=found.device) * self.bins - first
-        bins = bins.reshape(turned.shape).sub_(begins.unsqueeze(1)).mul_(inside)
+    def occupied(self, part: slice) -> Occupied:
+        """The bins of some rows that hold something."""
+        parts = [_Packed.of(self._counted(p)) for p in self._parts(part)]
+        most = max(int(packed.sizes.max()) for packed in parts)
+        padded = [packed.padded(most) for packed in parts]
+        numbers, counts = (torch.cat(p) if len(p) > 1 else p[0] for p in zip(*padded, strict=True))
+        sizes = torch.cat([packed.sizes for packed in parts])
         # a number of a bin and a half times a power of two: exact in float32
-        width = torch.exp2(exponent.float()).unsqueeze(1)
-        return bins.float().add_(0.5).mul_(width), filled
+        numbers.add_((self.first[part].float() + 0.5).unsqueeze(1))
+        return Occupied(numbers.mul_(self.width[part].float().unsqueeze(1)), counts, sizes)
+
+    def elements(self, part: slice) -> Occupied | None:
+        """The elements of some rows, each in a bin of its own, where that spares the counting.
+
+        So it is for one tensor with few elements for each range; None for what was counted.
+        """
+        if self._numbers is None or self._numbers.shape[1] > self.bins:
+            return None
+        numbers = self._numbers[part].float().add_((self.first[part].float() + 0.5).unsqueeze(1))
+        middles = numbers.mul_(self.width[part].float().unsqueeze(1))
+        sizes = torch.full((len(middles), 1), middles.shape[1], device=middles.device)
+        return Occupied(middles, None, sizes)
 
     def update(self, x: Tensor, low: Tensor, high: Tensor) -> None:
         """Count the elements of one tensor."""
-        if self.empty and self.counts.device != x.device:
-            for name in ("counts", "first", "exponent", "low", "high"):
+        if self.empty and self.first.device != x.device:
+            for name in ("first", "exponent", "low", "high"):
                 setattr(self, name, getattr(self, name).to(x.device))
+            self._counts = None
+        fresh = self.empty and self._counts is None
         self.grow(low.reshape(-1).double(), high.reshape(-1).double())
         if self.relative:
             self._count_relative(x.reshape(-1, x.shape[-1] if x.dim() else 1))
             return
         rows = self.layout.rows(x)
-        height = max(1, _TABLE // self.bins)
-        width = max(1, _CHUNK // min(height, rows.shape[0]))
-        for top in range(0, rows.shape[0], height):
-            part = slice(top, top + height)
+        if fresh and len(rows) > 1 and self._may_keep_numbers(rows.shape[1]):
+            numbers = torch.empty(rows.shape, dtype=torch.int16, device=x.device)
+            for part in self._parts():
+                numbers[part] = self._numbers_of(rows[part], part)
+            self._numbers = numbers
+            return
+        for part in self._parts():
+            width = max(1, _CHUNK // len(self.first[part]))
             for start in range(0, rows.shape[1], width):
                 self._count(rows[part, start : start + width], part)
 
@@ -178,17 +200,113 @@ class Histogram:
             found = torch.bincount(numbers.reshape(-1), weights, minlength=self.counts.numel())
             self.counts += found.long()
 
+    def _may_keep_numbers(self, elements: int) -> bool:
+        """Whether numbers of the bins of so many elements take no more room than counts."""
+        return elements <= 4 * self.bins and self.bins <= _LARGEST_NUMBER
+
+    def _parts(self, within: slice = slice(None)) -> list[slice]:
+        """Rows whose counts stay in the cache while they are written."""
+        height = max(1, _TABLE // self.bins)
+        begin, end, _ = within.indices(len(self.first))
+        return [slice(top, min(top + height, end)) for top in range(begin, end, height)]
+
     def _count(self, rows: Tensor, part: slice) -> None:
+        numbers = self._numbers_of(rows, part)
+        if len(rows) > 1:
+            self.counts[part] += _tallied(numbers, self.bins)
+        else:
+            found = torch.bincount(numbers.to(torch.int32).reshape(-1), minlength=self.bins)
+            self.counts[part] += found
+
+    def _counted(self, part: slice) -> Tensor:
+        """Counts of some rows: `[r, bins]`, of any type of integers."""
+        if self._numbers is None:
+            return self.counts[part]
+        return _tallied(self._numbers[part], self.bins)
+
+    def _numbers_of(self, rows: Tensor, part: slice) -> Tensor:
+        """Numbers of the bins of elements, from that of the first bin on: `[r, n]`, whole."""
         scale = torch.exp2(-self.exponent[part].to(rows.dtype))
-        first, counts = self.first[part].to(rows.dtype), self.counts[part]
-        if rows.shape[0] > 1:
+        first = self.first[part].to(rows.dtype)
+        if len(rows) > 1:
             scale, first = scale.unsqueeze(1), first.unsqueeze(1)
-        numbers = torch.mul(rows, scale).floor_().sub_(first).to(torch.int32)
-        if rows.shape[0] > 1:
-            starts = torch.arange(rows.shape[0], dtype=torch.int32, device=rows.device)
-            numbers += starts.unsqueeze(1) * self.bins
-        found = torch.bincount(numbers.reshape(-1), minlength=counts.numel())
-        counts += found.reshape(counts.shape)
+        return torch.mul(rows, scale).floor_().sub_(first)
+
+
+@dataclass(frozen=True)
+class Occupied:
+    """The bins of some rows of a histogram that hold something, smallest values first.
+
+    Attributes:
+        middles: of the bins, float32 `[R, W]`; the last one again where another row has more.
+        counts: float64 `[R, W]`; zeros there. None: one each, and the bins are in no order.
+        sizes: number of bins of every row, `[R, 1]`.
+    """
+
+    middles: Tensor
+    counts: Tensor | None
+    sizes: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """Elements of every row, float64 `[R, 1]`."""
+        return self.sizes.double() if self.counts is None else self.counts.sum(1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """The bins of rows that hold something, one row behind the other.
+
+    Attributes:
+        numbers: of the bins among those of all rows, float32 `[n]`.
+        counts: float64 `[n]`.
+        begins: number of the first bin of every row, `[r, 1]`.
+        starts: where every row begins, `[r, 1]`.
+        sizes: number of bins of every row, `[r, 1]`.
+    """
+
+    numbers: Tensor
+    counts: Tensor
+    begins: Tensor
+    starts: Tensor
+    sizes: Tensor
+
+    @classmethod
+    def of(cls, counts: Tensor) -> _Packed:
+        """Of the counts of all bins, `[r, bins]`."""
+        found = _places(counts.bool())
+        begins = torch.arange(len(counts) + 1, device=found.device) * counts.shape[1]
+        starts = torch.searchsorted(found, begins)
+        # `index_select` reads what indexing by a table reads, in a fifth of the time
+        held = counts.reshape(-1).index_select(0, found).double()
+        columns = (t.unsqueeze(1) for t in (begins[:-1], starts[:-1], starts.diff()))
+        return cls(found.float(), held, *columns)  # so few bins have numbers that are exact
+
+    def padded(self, most: int) -> tuple[Tensor, Tensor]:
+        """Numbers in the row and counts, `[r, most]`; the last bin again, with no count."""
+        place = torch.arange(most, device=self.sizes.device)
+        at = torch.minimum(place, self.sizes - 1).add_(self.starts)
+        counts = self.counts.index_select(0, at.reshape(-1)).reshape(at.shape)
+        numbers = self.numbers.index_select(0, at.reshape(-1)).reshape(at.shape)
+        counts.masked_fill_(place >= self.sizes, 0.0)
+        return numbers.sub_(self.begins), counts
+
+
+def _tallied(numbers: Tensor, bins: int) -> Tensor:
+    """How often each number occurs in a row: `[r, n]` of whole numbers -> int32 `[r, bins]`."""
+    counts = torch.zeros(len(numbers), bins, dtype=torch.int32, device=numbers.device)
+    height = max(1, _TABLE // max(bins, numbers.shape[1]))
+    ones = torch.ones(height, numbers.shape[1], dtype=torch.int32, device=numbers.device)
+    for some, part in zip(counts.split(height), numbers.split(height), strict=True):
+        some.scatter_add_(1, part.long(), ones[: len(part)])  # a third of the time of `bincount`
+    return counts
+
+
+def _places(held: Tensor) -> Tensor:
+    """Places of what is true, in the order of memory: `[...] -> [n]`."""
+    if held.is_cpu:  # a fifth of the time of `nonzero`
+        return torch.from_numpy(np.flatnonzero(held.numpy()))
+    return held.reshape(-1).nonzero().squeeze(1)
 
 
 def _weights(rows: Tensor) -> Tensor:

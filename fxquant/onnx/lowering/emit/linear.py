@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fxquant.nn import QuantizationMixin
+from fxquant.nn.dense import Dense
 from fxquant.onnx.lowering.context import Call, UnsupportedError
 from fxquant.onnx.lowering.emitters import emits
-from fxquant.onnx.lowering.stored_weights import TRANSPOSED
+from fxquant.onnx.lowering.stored_weights import PLAIN, TRANSPOSED, Arrangement
 from fxquant.onnx.runs.observed import Dim
 from fxquant.quantization.affine import AffineQuantizer, BiasQuantizeDequantize
 
@@ -19,18 +20,33 @@ if TYPE_CHECKING:
 
 @emits("linear")
 def _linear(c: Call) -> ir.Value | LoweredValue:
-    x, rank = c.tensor(), c.spec().rank
-    if c.spec("weight").rank != 2:
+    x, rank, module = c.tensor(), c.spec().rank, c.module
+    if not isinstance(module, Dense) and c.spec("weight").rank != 2:
         msg = "the weight has no two dimensions"
         raise UnsupportedError(msg)
-    if rank == 2:
-        return c.op("Gemm", x, c.parameter("weight"), c.parameter("bias"), transB=1)
-    if _is_integer(c):
+    several = isinstance(module, Dense) and bool(module.batch)
+    if rank == 2 and not several:
+        return _gemm(c, x)
+    if not several and _is_integer(c):
         return _on_rows(c)
     # stored transposed: onnxruntime has an integer kernel for a product, not for one with Transpose
-    y = c.builder.main(c.op("MatMul", x, c.parameter("weight", TRANSPOSED)))
+    form = _form(module) if isinstance(module, Dense) else TRANSPOSED
+    y = c.builder.main(c.op("MatMul", x, c.parameter("weight", form)))
     bias = c.parameter("bias")
     return y if bias is None else c.op("Add", y, bias)
+
+
+def _form(module: Dense) -> Arrangement:
+    """The weight as `[..., in, out]`."""
+    if module.order == (0, 1):
+        return PLAIN
+    return Arrangement(module.order, matrix=(len(module.batch), len(module.inputs)))
+
+
+def _gemm(c: Call, x: ir.Value) -> ir.Value:
+    if isinstance(c.module, Dense):
+        return c.op("Gemm", x, c.parameter("weight", _form(c.module)), c.parameter("bias"))
+    return c.op("Gemm", x, c.parameter("weight"), c.parameter("bias"), transB=1)
 
 
 def _is_integer(c: Call) -> bool:
@@ -53,7 +69,7 @@ def _on_rows(c: Call) -> ir.Value | LoweredValue:
     with a dynamic batch the sum would stay in floating point. On rows it is one integer Gemm.
     """
     rows = c.held("input").on_rows(c.builder).value(c.builder)
-    gemm = c.op("Gemm", rows, c.parameter("weight"), c.parameter("bias"), transB=1)
+    gemm = _gemm(c, rows)
     y = c.around.reshaped_output(c, c.builder.main(gemm))
     return c.reshape(gemm, c.out.shape, c.held("input")) if y is None else y
 
