@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from fxquant.graph.pytree import fresh_inputs, tensors
 from fxquant.nn import QuantizationMixin
 from fxquant.nn.modes import quantization_off
-from fxquant.ptq.real_gains import is_real_gain
+from fxquant.ptq.solving.real_gains import is_real_gain
 from fxquant.ptq.walking.walk import FloatEnvironment
 from fxquant.quantization.tensor import plain
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, fx
 
-from fxquant.ptq.real_gains import is_real_gain
 from fxquant.ptq.smoothing.samples import Channels
+from fxquant.ptq.solving.real_gains import is_real_gain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
