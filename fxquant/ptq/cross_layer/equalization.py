@@ -183,11 +183,11 @@ def _chosen(
     judge = DataFreeError(spaces, grids)
     while True:
         factors = _Balance(spaces, refused).run()
-        growths = [_growth(judge, space, factors) for space in spaces.spaces]
-        worst = max(range(len(growths)), key=growths.__getitem__, default=0)
-        if not growths or growths[worst] <= most:
+        growths = {n: _growth(judge, space, factors) for n, space in enumerate(spaces.spaces)}
+        found = {number: growth for number, growth in growths.items() if growth > most}
+        if not found:
             return factors, refused
-        refused[worst] = growths[worst]
+        refused |= found  # factors of the others are not what they were
 
 
 def _growth(judge: DataFreeError, space: Space, factors: Tensor) -> float:
