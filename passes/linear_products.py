@@ -48,13 +48,13 @@ class LinearProducts(Pass):
             product = _product(rw, node)
             if product is None:
                 continue
-            reason = _objection(node, product, regions, changing)
+            reason = _objection(rw, node, product, regions, changing)
             if reason:
                 rw.skip(node, reason)
             else:
                 _become_linear(rw, node, product)
         for node in rw.nodes:
-            _join_bias(rw, node, regions)
+            _join_bias(rw, node, regions, changing)
 
 
 @dataclass(frozen=True)
@@ -136,10 +136,10 @@ def _moved(rw: Rewriter, move: fx.Node, value: Tensor) -> Tensor:
 
 
 def _objection(
-    node: fx.Node, product: _Product, regions: Regions | None, changing: set[int]
+    rw: Rewriter, node: fx.Node, product: _Product, regions: Regions | None, changing: set[int]
 ) -> str:
     """Why a product is not written as a linear layer, or nothing."""
-    rank = product.weight.tensor.dim()
+    rank, bias = product.weight.tensor.dim(), rw.constant(product.bias)
     reason = obstacle(node, product.x, product.weight.tensor, regions, changing)
     if reason:
         return reason
@@ -147,17 +147,14 @@ def _objection(
         return "a vector is no row of a linear layer's input here"
     if product.left and rank != 2:
         return "what it has on the left is no matrix"
+    if product.bias is not None and not _is_bias(bias, _spec(node), changing):
+        return "what it adds is no vector that is stored"
     return ""
 
 
 def _become_linear(rw: Rewriter, node: fx.Node, product: _Product) -> None:
     operands = list(node.all_input_nodes)
-    bias = rw.constant(product.bias)
-    held = bias is not None and _is_bias(bias, _spec(node))
-    if product.bias is not None and not held:
-        rw.skip(node, "what it adds is no vector that is stored")
-        return
-    made = _layer(product, bias)
+    made = _layer(product, rw.constant(product.bias))
     rw.set_module(str(node.target), made.train(_module(rw, node).training))
     x, spec = product.x, _spec(node)
     if product.left:
@@ -193,22 +190,22 @@ def _layer(product: _Product, bias: Tensor | None) -> nn.Module:
     return layer_of(weight, bias, outputs=(output,), batch=batch)
 
 
-def _join_bias(rw: Rewriter, node: fx.Node, regions: Regions | None) -> None:
+def _join_bias(rw: Rewriter, node: fx.Node, regions: Regions | None, changing: set[int]) -> None:
     """Let a linear layer without a bias take in a vector that alone is added to its result.
 
     Before: `add(linear(x), b)`. After: `linear(x)` with the bias `b`.
     """
-    row, module = rw.op(node), rw.module(node)
-    user = next(iter(node.users), None)
+    module, user = rw.module(node), next(iter(node.users), None)
     after = None if user is None else rw.op(user)
-    if row is None or row.name != "linear" or module is None or isinstance(module, fn.Functional):
+    # of no class that extends them: its forward may do without a bias
+    if module is None or type(module) not in (nn.Linear, Dense):
         return
     if user is None or after is None or after.name != "add" or len(node.users) != 1:
         return
     given = rw.arguments(user)
     added = given["input"] if given["other"] is node else given["other"]
     bias = rw.constant(added)
-    if bias is None or not _is_bias(bias, _spec(node)) or given["alpha"] != 1:
+    if not _is_bias(bias, _spec(node), changing) or given["alpha"] != 1:
         return
     if module._parameters.get("bias") is not None or module._buffers.get("bias") is not None:
         rw.skip(user, f"{node.name} has a bias already")
@@ -224,8 +221,10 @@ def _join_bias(rw: Rewriter, node: fx.Node, regions: Regions | None) -> None:
         erase_unread(rw, added)
 
 
-def _is_bias(tensor: Tensor, spec: TensorSpec) -> bool:
-    """Whether a tensor is one number for each channel of a value."""
+def _is_bias(tensor: Tensor | None, spec: TensorSpec, changing: set[int]) -> bool:
+    """Whether a stored tensor is one number for each channel of a value."""
+    if tensor is None or id(tensor) in changing:
+        return False
     return tuple(tensor.shape) == spec.shape[-1:] and tensor.dtype == spec.dtype
 
 

@@ -1,7 +1,8 @@
 """Grids for the weights of recurrent modules.
 
 No kernel of a target computes them on integers, so a simulation leaves them in floating point. On
-grids they are stored as integers, and dequantized where they are read: the file gets smaller.
+grids those of whole modules are stored as integers and dequantized where they are read: the file
+gets smaller. A cell is written by torch's exporter, with numbers that lie on the grid.
 """
 
 from __future__ import annotations
@@ -59,9 +60,9 @@ def quantize_recurrent_weights(
     Example:
         >>> from fxquant import QuantizationSimModel
         >>> x = torch.randn(4, 6, 3)
-        >>> sim = QuantizationSimModel(nn.LSTM(3, 5), x, "min_max", default_param_bw=4)
+        >>> sim = QuantizationSimModel(nn.Sequential(nn.LSTM(3, 5)), x, default_param_bw=4)
         >>> quantize_recurrent_weights(sim)
-        ('weight_ih_l0', 'weight_hh_l0')
+        ('0.weight_ih_l0', '0.weight_hh_l0')
     """
     require_simulation(sim, "quantize_recurrent_weights")
     bits = bitwidth or sim.config.weight_bitwidth or sim.target.weight.bitwidth

@@ -115,7 +115,10 @@ def reconstruct(
     """Choose the integers, scales and biases of a calibrated simulation, in place.
 
     Weights then lie on their grids, whose ranges `compute_encodings` leaves alone from now on.
-    Frozen ranges are kept: only integers are chosen there.
+    Frozen ranges are kept: only integers are chosen there. Calibrated ranges of activations of six
+    bits or fewer are chosen anew along the way, by their squared error against the float model's
+    values; where the outputs on data held out do not gain clearly by it, all is done again with the
+    ranges as they were, and the better result is kept.
 
     Args:
         sim: the simulation; its weights are those of the float model.

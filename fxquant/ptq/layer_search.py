@@ -64,7 +64,7 @@ def _searched(gm: fx.GraphModule, *, tied: bool) -> tuple[list[Layer], dict[str,
             continue
         made = uses.together(same)
         found.append(made)
-        skipped |= {path: _TIED.format(made.path) for path in made.paths if path != made.path}
+        skipped |= {path: _TIED.format(made.path) for path in made.modules if path != made.path}
     return found, skipped
 
 

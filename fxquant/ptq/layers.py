@@ -99,11 +99,6 @@ class Layer:
         return [[self]]
 
     @property
-    def paths(self) -> tuple[str, ...]:
-        """Paths of all layers with the weight."""
-        return (self.path,)
-
-    @property
     def modules(self) -> dict[str, str]:
         """Path of each layer with the weight -> path of its module."""
         return {self.path: str(self.node.target)}

@@ -65,11 +65,6 @@ class TiedLayer(Layer):
         return self.layers
 
     @property
-    def paths(self) -> tuple[str, ...]:
-        """Paths of all layers and tables."""
-        return tuple(layer.path for layer in (*self.layers, *self.tables))
-
-    @property
     def modules(self) -> dict[str, str]:
         """Path of each -> path of its module."""
         return {layer.path: str(layer.node.target) for layer in (*self.layers, *self.tables)}

@@ -117,7 +117,7 @@ def test_a_file_of_another_size(name: str, tmp_path: Path) -> None:
         with torch.no_grad():
             ours = tensors(sim.model(*given))
         for found in Shipped(tmp_path / "net.onnx").run(given):
-            assert_close(ours, found)
+            assert_close(ours, found, choosing=name in CHOOSING)
 
 
 @pytest.mark.parametrize(
@@ -132,8 +132,12 @@ def test_torch_exports_the_simulation(name: str) -> None:
             assert torch.equal(a, b)
 
 
-def assert_close(ours: list[Tensor], theirs: list[Any]) -> None:
-    """Within a step of the widest grid or two, and nearly all of them equal."""
+def assert_close(ours: list[Tensor], theirs: list[Any], *, choosing: bool = False) -> None:
+    """Within a step of the widest grid or two, and nearly all of them equal.
+
+    Where the values are those of chosen places, a flipped tie chooses another place: these
+    few may be any.
+    """
     assert len(ours) == len(theirs)
     for tensor, found in zip(ours, theirs, strict=True):
         wanted = tensor.detach().numpy()
@@ -145,7 +149,8 @@ def assert_close(ours: list[Tensor], theirs: list[Any]) -> None:
         peak = float(np.abs(wanted).max(initial=0.0))
         apart = np.abs(wanted - found)
         # 8 bits: a step is at most the range, twice the peak, over 255
-        assert apart.max(initial=0.0) <= STEPS * 2 * peak / 255
+        far = apart > STEPS * 2 * peak / 255
+        assert far.sum() <= (0.1 * far.size if choosing else 0)
         equal = apart <= 1e-4 * peak
         images = len(equal) - int(equal.reshape(len(equal), -1).all(1).sum()) if equal.size else 0
         # a flipped tie early in one image may move all that a classifier says of it

@@ -10,7 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxquant import QuantizationSimModel, equalize_model, load_checkpoint, save_checkpoint
+from fxquant import (
+    QuantizationSimModel,
+    equalize_model,
+    load_checkpoint,
+    prepare_model,
+    save_checkpoint,
+)
 from fxquant.nn.dense import Dense
 from fxquant.passes import LinearProducts
 from fxquant.ptq import apply_gptq, apply_seq_mse, correct_bias, reconstruct
@@ -325,6 +331,27 @@ def test_a_product_that_is_read_twice_takes_no_bias() -> None:
     assert LinearProducts()(gm).modified
     assert gm.get_submodule("matmul").bias is None
     assert torch.allclose(gm(X), exact, atol=1e-5)
+
+
+def test_a_module_of_another_class_takes_no_bias() -> None:
+    """Its forward may never look at one."""
+
+    class Doubled(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return F.linear(input, self.weight) * 2
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.bias = Doubled(INNER, OUT, bias=False), nn.Parameter(values(OUT))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return cast("Tensor", self.layer(x) + self.bias)
+
+    gm = prepare_model(Net().eval(), X, modules_to_exclude=["layer"])
+    exact = gm(X)
+    assert not LinearProducts()(gm).modified
+    assert torch.equal(gm(X), exact)
 
 
 def test_a_chip_without_products_has_linear_layers() -> None:

@@ -40,7 +40,7 @@ def difference(got: Tensor, want: Tensor) -> float:
 def equalized(net: nn.Module, x: Tensor = X) -> tuple[Any, Any]:
     gm = prepare_model(net, x)
     want = net(x)
-    report = equalize_model(gm)
+    report = equalize_model(gm, per_channel=False)
     assert difference(gm(x), want) < 1e-5
     return gm, report
 
@@ -317,3 +317,49 @@ def test_a_bias_that_absorption_makes_goes_into_the_users_model_too() -> None:
     assert net[3].bias is not None
     with torch.no_grad():
         assert float((net(X) - want).norm() / want.norm()) < 5e-3
+
+
+def some_rows_larger(inputs: int) -> Any:
+    """A sixteenth of the channels is much larger than the others, and all are read alike."""
+    torch.manual_seed(0)
+    net: Any = nn.Sequential(nn.Linear(inputs, 64), nn.ReLU(), nn.Linear(64, 16)).eval()
+    with torch.no_grad():
+        net[0].weight[::16] *= 8
+    return net
+
+
+def decibels(net: nn.Module, gm: Any, bits: int) -> float:
+    rng, inputs = torch.Generator().manual_seed(1), next(net.parameters()).shape[1]
+    known, unseen = (torch.randn(256, inputs, generator=rng) for _ in range(2))
+    sim = QuantizationSimModel(gm, known, default_param_bw=bits)
+    sim.compute_encodings([known])
+    with torch.no_grad():
+        noise = (sim.model(unseen) - net(unseen)).square().sum()
+        return float(10 * torch.log10(net(unseen).square().sum() / noise))
+
+
+def test_channels_stay_where_a_grid_for_every_channel_would_lose() -> None:
+    """One grid for a tensor gains by equal ranges; here they cost 1.5 dB with one for each row."""
+    net = some_rows_larger(16)
+    x = torch.zeros(1, 16)
+    graphs = [prepare_model(net, x) for _ in range(4)]
+    sim = QuantizationSimModel(net, x, default_param_bw=4)
+    told: list[dict[str, Any]] = [{"per_channel": False}, {"param_bw": 4}, {"like": sim}]
+    reports = [equalize_model(gm, **given) for gm, given in zip(graphs[1:], told, strict=True)]
+    assert [r.spaces[0].scaled for r in reports] == [64, 0, 0]
+    assert "with a grid for every channel errors would be" in str(reports[1])
+    found = [decibels(net, gm, 4) for gm in graphs]
+    assert found[1] < found[0] - 1
+    assert found[2] == found[3] == found[0]
+
+
+def test_channels_stay_by_default_where_errors_would_grow_by_half() -> None:
+    net = some_rows_larger(1)  # rows of one weight are exact on any grid
+    gm = prepare_model(net, torch.zeros(1, 1))
+    report = equalize_model(gm)
+    assert report.spaces[0].scaled == 0
+    assert torch.equal(gm.get_parameter("2.weight"), net[2].weight)
+    with pytest.raises(ConfigError, match="FXQ295"):
+        equalize_model(gm, param_bw=4, like=QuantizationSimModel(net, torch.zeros(1, 1)))
+    with pytest.raises(ConfigError, match="FXQ236"):
+        equalize_model(gm, per_channel=1)  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
@@ -166,6 +167,14 @@ def test_a_file_with_reconstructed_recurrent_weights_is_proven(tmp_path: Path) -
     _, sim, data = simulated(nn.LSTM, batch_first=True, num_layers=2)
     reconstruct(sim, data)
     assert sim.export(tmp_path, "net", dummy_input=data[0])
+    stored = {
+        i.name: i.data_type
+        for i in onnx.load(tmp_path / "net.onnx").graph.initializer
+        if len(i.dims) > 1
+    }
+    names = {f"rnn.weight_{part}_l{layer}" for part in ("ih", "hh") for layer in (0, 1)}
+    assert names <= stored.keys()
+    assert {stored[name] for name in names} == {onnx.TensorProto.INT4}
 
 
 def test_a_frozen_weight_is_solved_by_itself() -> None:

@@ -122,7 +122,7 @@ def test_few_candidates_are_tried(
     whole = search._Error._of
 
     def count(
-        self: search._Error, middles: Tensor, counts: Tensor, scale: Tensor, zero: Tensor
+        self: search._Error, middles: Tensor, counts: Tensor | None, scale: Tensor, zero: Tensor
     ) -> Tensor:
         tried.append(len(scale))
         return whole(self, middles, counts, scale, zero)
@@ -164,6 +164,7 @@ def test_occupied_bins_are_packed(kind: str) -> None:
         assert torch.equal(bins.total, torch.full((5, 1), 60.0, dtype=torch.float64))
         for row, size in enumerate(bins.sizes[:, 0].tolist()):
             held = seen.counts[row + 1] > 0
+            assert bins.counts is not None
             assert torch.equal(bins.middles[row, :size], seen.middles[row + 1][held].float())
             assert torch.equal(bins.counts[row, :size], seen.counts[row + 1][held].double())
             assert not bins.counts[row, size:].any()
@@ -185,15 +186,19 @@ def test_what_is_clipped_bounds_the_error(
     ends = all_candidates(Sqnr(), seen, grid)
     precise, _ = exhaustive(Sqnr(), seen, ends, grid)
     scale = grid.scale(*(e.float() for e in ends))
-    bound = Tails(seen.occupied(slice(None)), grid, 3.0).least_error(
-        scale, grid.zero_point(ends[0].float(), scale)
-    )
+    zero = grid.zero_point(ends[0].float(), scale)
+    whole = seen_by(Sqnr(), values(kind, *size, seed)).elements(slice(None))
+    assert (whole is None) == (size[0] == 1)
+    if whole is not None:
+        assert bool((Tails(whole, grid, 3.0).least_error(scale, zero) <= precise).all())
+    bound = Tails(seen.occupied(slice(None)), grid, 3.0).least_error(scale, zero)
     assert bool((bound <= precise).all())
     if bits == 4 and kind == "normal" and symmetric:  # and is more than nothing
         assert bool((bound[:, 50] > 0.1 * precise[:, 50]).all())
 
 
-def test_statistics_of_one_tensor_are_those_of_its_parts() -> None:
+@pytest.mark.parametrize("bits", [4, 8])
+def test_statistics_of_one_tensor_are_those_of_its_parts(bits: int) -> None:
     x = values("heavy", 9, 60, 5)
     whole, parts, merged = (Sqnr().start(Layout((9, 1))) for _ in range(3))
     layout = Layout((9, 1))
@@ -203,7 +208,7 @@ def test_statistics_of_one_tensor_are_those_of_its_parts() -> None:
         one = Sqnr().start(layout)
         one.update(part, *layout.extremes(part))
         merged.merge(one)
-    grid = IntegerRange(-8, 7, symmetric=True)
+    grid = IntegerRange.of_bits(bits, signed=True, symmetric=True)
     want = Sqnr().range(whole, grid)  # before anybody asks for its counts
     assert want is not None
     for seen in (parts, merged, whole):

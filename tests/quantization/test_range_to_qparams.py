@@ -38,7 +38,8 @@ def test_the_grid_covers_the_range_up_to_half_a_step(
 ) -> None:
     q = affine.QuantizeDequantize((), width, symmetric)
     q.set_range(-low, high)
-    scale, low_end, high_end = q.get_scale(), q.get_min(), q.get_max()
+    with torch.no_grad():
+        scale, low_end, high_end = q.get_scale(), q.get_min(), q.get_max()
     assert scale is not None
     assert low_end is not None
     assert high_end is not None

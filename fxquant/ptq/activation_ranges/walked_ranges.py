@@ -12,6 +12,7 @@ out as well: what the data did not show, a narrower range clips.
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import torch
@@ -68,16 +69,16 @@ class WalkedRanges:
         self.reports: list[RangeReport] = []
         self._held_out, self._seed = held_out, seed
         self._names = {id(m): name for name, m in gm.named_modules()}
-        uses: dict[int, int] = {}
-        for user in gm.modules():
-            for quantizer in _activations(user):
-                uses[id(quantizer)] = uses.get(id(quantizer), 0) + 1
-        for node in gm.graph.nodes:
-            module = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
-            if not isinstance(module, QuantizationMixin) or ops.is_inplace(node):
-                continue
+        modules = {
+            node: module
+            for node in gm.graph.nodes
+            if node.op == "call_module"
+            and isinstance(module := gm.get_submodule(str(node.target)), QuantizationMixin)
+        }
+        uses = Counter(id(q) for module in modules.values() for q in _activations(module))
+        for node, module in modules.items():
             found = [q for _, q in module.output_quantizers.active()]
-            if len(found) != 1 or uses[id(found[0])] > 1:
+            if len(found) != 1 or uses[id(found[0])] > 1 or ops.is_inplace(node):
                 continue
             if isinstance(found[0], AffineQuantizer) and _free(found[0]):
                 self.grids[node] = found[0]
@@ -201,10 +202,9 @@ class _Values:
         return found.sum(1, keepdim=True).expand(-1, 2) if alone else found
 
 
-def _activations(module: nn.Module) -> Iterable[nn.Module]:
-    if isinstance(module, QuantizationMixin):
-        for place in (module.input_quantizers, module.output_quantizers):
-            yield from (quantizer for _, quantizer in place.active())
+def _activations(module: QuantizationMixin) -> Iterable[nn.Module]:
+    for place in (module.input_quantizers, module.output_quantizers):
+        yield from (quantizer for _, quantizer in place.active())
 
 
 def _free(quantizer: AffineQuantizer) -> bool:

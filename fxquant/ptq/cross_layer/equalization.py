@@ -8,17 +8,28 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx, nn
 
+from fxquant.config import QuantConfig
 from fxquant.flags import require_flags
 from fxquant.graph.rewriter import Rewriter, label
 from fxquant.ptq.cross_layer.channel_spaces import ChannelSpaces, Space
+from fxquant.ptq.cross_layer.data_free_error import DataFreeError
 from fxquant.ptq.cross_layer.high_bias import Absorbed, absorb_high_biases
 from fxquant.ptq.float_models import folded_graph, write_back
+from fxquant.ptq.planned_grids import GridRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Container, Sequence
+    from pathlib import Path
+
+    from fxquant.ptq.planned_grids import PlannedGrids
+    from fxquant.sim import QuantizationSimModel
+    from fxquant.targets import Target
 
 # factors that change ranges by less than a thousandth gain nothing on a grid of 8 bits
 _SETTLED, _SWEEPS = 1e-3, 100
+# how many times the error of layers may be where the simulation is known, and where it is guessed
+_KNOWN, _GUESSED = 0.95, 1.5
+_FEW_BITS = 4  # of weights where nothing is said of them
 # a channel this much smaller than the largest one computes nothing
 _DEAD = 1e-12
 
@@ -78,6 +89,11 @@ def equalize_model(
     *,
     replace_relu6: bool = False,
     absorb_high_bias: bool = False,
+    param_bw: int | None = None,
+    per_channel: bool | None = None,
+    target: Target | str = "onnxruntime_x86",
+    config: QuantConfig | dict[str, Any] | str | Path | None = None,
+    like: QuantizationSimModel | None = None,
 ) -> EqualizationReport:
     """Give the channels between layers equal weight ranges, in place; batch norms are folded first.
 
@@ -85,6 +101,13 @@ def equalize_model(
     that read it is multiplied by s_i. Every operator between them has to be positively homogeneous
     or move values only: ReLU, LeakyReLU, PReLU, poolings, reshapes, concatenations, additions.
     Where several layers make or read a channel, all of them are scaled or none is.
+
+    Equal ranges are what weights with one grid for a tensor need. Where every output channel of a
+    weight has its own grid, the layers that make channels gain nothing and those that read them may
+    lose, the more, the fewer bits they have. So channels are left as they are if an estimate
+    without data, that of `data_free_error.py`, says that the errors of the layers around them would
+    grow by half with weights of 4 bits; and if the simulation is described by an argument below,
+    unless it says that they fall.
 
     Args:
         model: a prepared float model, or any float model in evaluation.
@@ -96,13 +119,19 @@ def equalize_model(
         absorb_high_bias: let the layers behind a ReLU take in what nearly every value exceeds; that
             changes what the model computes for the values below, about one in 700. The batch norms
             have to be folded by this call, which reads the distribution of the values from them.
+        param_bw: bits of the weights that the simulation will have.
+        per_channel: whether every output channel of a weight will have a grid; False: ranges are
+            made equal wherever that can be done.
+        target: the target of the simulation.
+        config: its configuration.
+        like: instead of all these a simulation of the same model.
 
     Returns:
         What was scaled, what was not, and why.
 
     Raises:
         ConfigError: FXQ212 neither input shapes nor a dummy input, FXQ236 a switch is no flag,
-            FXQ292 the model is a simulation.
+            FXQ292 the model is a simulation, FXQ295 `like` does not fit.
 
     Source: Nagel et al. 2019, arXiv:1906.04721, section 4.1.3 for high biases and equation 11:
     s_i = sqrt(r1_i r2_i) / r2_i, repeated layer by layer until nothing changes; r is the largest
@@ -119,19 +148,56 @@ def equalize_model(
         Parameter containing:
         tensor([[2., 2.]], requires_grad=True)
     """
-    require_flags(replace_relu6=replace_relu6, absorb_high_bias=absorb_high_bias)
+    flags = {"replace_relu6": replace_relu6, "absorb_high_bias": absorb_high_bias}
+    require_flags(**flags, per_channel=False if per_channel is None else per_channel)
+    told = any(v is not None for v in (param_bw, per_channel, config, like))
+    request = GridRequest(
+        target, config, param_bw=param_bw if told else _FEW_BITS, per_channel=per_channel, like=like
+    )
     gm, folded = folded_graph(model, input_shapes, dummy_input)
     replaced = _replace_relu6(gm, model) if replace_relu6 else ()
     spaces = ChannelSpaces(gm)
-    factors = _Balance(spaces).run()
+    single = per_channel is False and like is None
+    grids = None if single else request.of(gm)
+    factors, refused = _chosen(spaces, grids, _KNOWN if told else _GUESSED)
     changed = spaces.apply(factors)
     absorbed: tuple[Absorbed, ...] = ()
     if absorb_high_bias:
         made = {y.path: 1 / factors[o] for y, o in zip(spaces.layers, spaces.outputs, strict=True)}
         absorbed = absorb_high_biases(gm, folded.direct, made)
     write_back(gm, model)
-    found = tuple(_told(spaces, space, factors) for space in spaces.spaces)
+    found = tuple(
+        _told(spaces, space, factors, refused.get(number, 0.0))
+        for number, space in enumerate(spaces.spaces)
+    )
     return EqualizationReport(found, tuple(changed), replaced, absorbed)
+
+
+def _chosen(
+    spaces: ChannelSpaces, grids: PlannedGrids | None, most: float
+) -> tuple[Tensor, dict[int, float]]:
+    """The factors, and by how much the error of spaces would have grown that are not scaled."""
+    refused: dict[int, float] = {}
+    if grids is None:
+        return _Balance(spaces).run(), refused
+    judge = DataFreeError(spaces, grids)
+    while True:
+        factors = _Balance(spaces, refused).run()
+        growths = [_growth(judge, space, factors) for space in spaces.spaces]
+        worst = max(range(len(growths)), key=growths.__getitem__, default=0)
+        if not growths or growths[worst] <= most:
+            return factors, refused
+        refused[worst] = growths[worst]
+
+
+def _growth(judge: DataFreeError, space: Space, factors: Tensor) -> float:
+    """How many times the error of the layers around a space is with its factors."""
+    scaled = bool((factors[space.factors] != 1).any())
+    if not scaled or not all(map(judge.is_per_channel, space.consumers)):
+        return 0.0
+    layers, without = {*space.producers, *space.consumers}, factors.clone()
+    without[space.factors] = 1.0
+    return judge.of(layers, factors) / max(judge.of(layers, without), _DEAD)
 
 
 def _replace_relu6(gm: fx.GraphModule, model: nn.Module) -> tuple[str, ...]:
@@ -150,16 +216,20 @@ def _replace_relu6(gm: fx.GraphModule, model: nn.Module) -> tuple[str, ...]:
 class _Balance:
     """Chooses factors, one group of channels after the other, until they settle."""
 
-    def __init__(self, spaces: ChannelSpaces) -> None:
+    def __init__(self, spaces: ChannelSpaces, refused: Container[int] = ()) -> None:
         self.spaces = spaces
+        self.chosen = [
+            s
+            for number, s in enumerate(spaces.spaces)
+            if len(s.factors) and number not in refused and not has_norm(spaces, s)
+        ]
         self.factors = torch.ones(spaces.count, dtype=torch.float64)
         self.sizes = [None if m.is_norm else m.magnitudes().cpu() for m in spaces.layers]
 
     def run(self) -> Tensor:
         """The factors, float64 `[count]`."""
-        chosen = [s for s in self.spaces.spaces if len(s.factors) and not has_norm(self.spaces, s)]
         for _ in range(_SWEEPS):
-            moved = [self._balance(space) for space in chosen]
+            moved = [self._balance(space) for space in self.chosen]
             if max(moved, default=0.0) < _SETTLED:
                 break
         return self.factors
@@ -194,8 +264,10 @@ def has_norm(spaces: ChannelSpaces, space: Space) -> bool:
     return any(spaces.layers[p].is_norm for p in space.producers)
 
 
-def _told(spaces: ChannelSpaces, space: Space, factors: Tensor) -> Equalized:
+def _told(spaces: ChannelSpaces, space: Space, factors: Tensor, growth: float) -> Equalized:
     reasons = space.reasons
+    if growth:
+        reasons = (*reasons, f"with a grid for every channel errors would be {growth:.2g} times")
     if len(space.factors) and has_norm(spaces, space):
         reasons = (*reasons, "a norm makes it: its scale is not a matter of two layers")
     chosen = factors[space.factors]

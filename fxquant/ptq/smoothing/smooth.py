@@ -161,7 +161,7 @@ def _checked(alpha: float | Sequence[float], **numbers: int) -> list[float]:
         if type(number) is not int or number < 1:
             what = f"{name} is too small or no whole number"
             raise ConfigError("FXQ295", what, fix=f"pass a larger {name}")
-    return alphas
+    return sorted(alphas)
 
 
 def _apply(gm: fx.GraphModule, spaces: ChannelSpaces, found: list[tuple[Group, Choice]]) -> None:

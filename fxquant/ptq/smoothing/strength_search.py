@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from fxquant.ptq.real_gains import is_real_gain
 from fxquant.ptq.smoothing.samples import Channels
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 # a channel this much smaller than the largest one is left as it is
 _DEAD = 1e-5
-# positions of a batch that a range is found over, beside the smallest and largest values
-_RANGED = 64
 # what the error has to fall to at least: smaller gains of groups by themselves come to nothing
 _WORTHWHILE = 0.95
 
@@ -66,18 +64,23 @@ def choose(
 
     every = Channels.merged(list(samples.channels[number].values()))
     same = torch.equal(every.seen, every.largest)
-    tried = [
-        partial(factors, alpha=alpha, seen=seen)
-        for seen in ((False,) if same else (False, True))
-        for alpha in alphas
-    ]
-    errors = [judge.errors(f) for f in tried]
-    totals = [float(e.sum()) for e in errors]
-    best = min(range(len(tried)), key=totals.__getitem__)
+    seens = (False,) if same else (False, True)
+    tried = {
+        (seen, i): partial(factors, alpha=alpha, seen=seen)
+        for seen in seens
+        for i, alpha in enumerate(alphas)
+    }
+    errors = {key: judge.errors(f) for key, f in tried.items() if key[1] % 2 == 0}
+    # the error is smooth in the exponent: what lies beside the best of every other one is enough
+    seen, i = min(errors, key=lambda key: float(errors[key].sum()))
+    beside = [key for key in ((seen, i - 1), (seen, i + 1)) if key in tried]
+    errors |= {key: judge.errors(tried[key]) for key in beside}
+    best = min(errors, key=lambda key: float(errors[key].sum()))
     before = judge.errors(lambda _: ones)
     if not is_real_gain(_WORTHWHILE * before, errors[best]):
         return Choice(ones, None, float(before.sum()), float(before.sum()))
-    return Choice(tried[best](every), alphas[best % len(alphas)], float(before.sum()), totals[best])
+    total = float(errors[best].sum())
+    return Choice(tried[best](every), alphas[best[1]], float(before.sum()), total)
 
 
 def smoothing_factors(inputs: Tensor, weights: Tensor, alpha: float) -> Tensor:
@@ -131,7 +134,7 @@ class _Judge:
             known = [other for other in channels if other != part]
             own = [of_layer[part] for of_layer in rows]
             if known and any(r.count for r in own):
-                others = [[of_layer[k] for k in known] for of_layer in rows]
+                others = [_inputs([of_layer[k] for k in known]) for of_layer in rows]
                 seen = Channels.merged([channels[k] for k in known])
                 self.parts.append(_Part(seen, own, others))
         units = [u for part in self.parts for r in part.own for u in r.units if len(u)]
@@ -148,10 +151,10 @@ class _Judge:
         weights = [self._weight(read, scale) for read in self.group.reads]
         for part in self.parts:
             scale = factors(part.channels).to(part.channels.low)
-            layers = zip(self.group.reads, weights, part.own, part.others, self.counts, strict=True)
-            for read, pair, own, others, count in layers:
+            grids = self._grids(part, scale)
+            layers = zip(self.group.reads, weights, part.own, grids, self.counts, strict=True)
+            for read, pair, own, grid, count in layers:
                 if own.count:
-                    grid = self._calibrated(read, part.channels, others, scale)
                     found, units = _layer_errors(read, pair, own, scale, grid)
                     total.index_add_(0, units, found / count)
         return total
@@ -164,21 +167,26 @@ class _Judge:
         rounded = self.grids.weight(read.layer.path, scaled)
         return weight, read.product.matrix(rounded) / columns
 
+    def _grids(self, part: _Part, factors: Tensor) -> list[AffineQuantizer | None]:
+        """Of what every layer reads, with the ranges that other data give; once for one value."""
+        found: dict[fx.Node, AffineQuantizer | None] = {}
+        for read, others in zip(self.group.reads, part.others, strict=True):
+            if read.operand not in found:
+                found[read.operand] = self._calibrated(read, part.channels, others, factors)
+        return [found[read.operand] for read in self.group.reads]
+
     def _calibrated(
-        self, read: Read, channels: Channels, others: Sequence[Rows], factors: Tensor
+        self, read: Read, channels: Channels, others: Tensor, factors: Tensor
     ) -> AffineQuantizer | None:
-        """The grid of what a layer reads, with the range that other data give."""
         grid = self.grids.inputs.get(read.layer.path)
         if grid is None or not grid.overwritable:
             return grid
-        columns = read.columns(factors)[:, None, :]
         low, high = ((end / factors)[read.factors] for end in (channels.low, channels.high))
         seen, ends = grid.new_statistics(), (low.amin(), high.amax())
-        found = [(x / columns)[:, :_RANGED] for rows in others for x in rows.columns if x.numel()]
-        for x in found or [torch.stack(ends)]:
-            # of one sample alone, positions may reach what others have no range of
-            wide = x.amin().minimum(ends[0]), x.amax().maximum(ends[1])
-            seen.update(x, *(end.reshape(grid.shape) for end in wide))
+        x = others / read.columns(factors)[:, None, :] if others.numel() else torch.stack(ends)
+        # of one sample alone, positions may reach what others have no range of
+        wide = x.amin().minimum(ends[0]), x.amax().maximum(ends[1])
+        seen.update(x, *(end.reshape(grid.shape) for end in wide))
         grid._choose(seen)
         return grid
 
@@ -190,12 +198,17 @@ class _Part:
     Attributes:
         channels: ranges of the channels in the other parts.
         own: positions of every layer in this part.
-        others: those in the other parts.
+        others: inputs of every layer in the other parts, `[G, P, D]`.
     """
 
     channels: Channels
     own: list[Rows]
-    others: list[list[Rows]]
+    others: list[Tensor]
+
+
+def _inputs(parts: list[Rows]) -> Tensor:
+    """Inputs at the positions of several parts of the data, `[G, P, D]`."""
+    return torch.cat([x for rows in parts for x in rows.columns], 1)
 
 
 def _layer_errors(

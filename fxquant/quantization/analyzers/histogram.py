@@ -103,6 +103,18 @@ class Histogram:
         numbers.add_((self.first[part].float() + 0.5).unsqueeze(1))
         return Occupied(numbers.mul_(self.width[part].float().unsqueeze(1)), counts, sizes)
 
+    def elements(self, part: slice) -> Occupied | None:
+        """The elements of some rows, each in a bin of its own, where that spares the counting.
+
+        So it is for one tensor with few elements for each range; None for what was counted.
+        """
+        if self._numbers is None or self._numbers.shape[1] > self.bins:
+            return None
+        numbers = self._numbers[part].float().add_((self.first[part].float() + 0.5).unsqueeze(1))
+        middles = numbers.mul_(self.width[part].float().unsqueeze(1))
+        sizes = torch.full((len(middles), 1), middles.shape[1], device=middles.device)
+        return Occupied(middles, None, sizes)
+
     def update(self, x: Tensor, low: Tensor, high: Tensor) -> None:
         """Count the elements of one tensor."""
         if self.empty and self.first.device != x.device:
@@ -227,18 +239,18 @@ class Occupied:
 
     Attributes:
         middles: of the bins, float32 `[R, W]`; the last one again where another row has more.
-        counts: float64 `[R, W]`; zeros there.
+        counts: float64 `[R, W]`; zeros there. None: one each, and the bins are in no order.
         sizes: number of bins of every row, `[R, 1]`.
     """
 
     middles: Tensor
-    counts: Tensor
+    counts: Tensor | None
     sizes: Tensor
 
     @property
     def total(self) -> Tensor:
         """Elements of every row, float64 `[R, 1]`."""
-        return self.counts.sum(1, keepdim=True)
+        return self.sizes.double() if self.counts is None else self.counts.sum(1, keepdim=True)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _AT_ONCE = 1 << 16  # elements of a table at a time: it stays in the cache
 _ROWS = 1 << 20  # bins, or candidates, of the rows that are searched together
+_MANY_STEPS = 127  # of a grid: most of what is narrower than the whole range clips too much
 _FEW = (8, 32)  # candidates of many ranges that are looked at before all are
 
 
@@ -63,7 +64,9 @@ class Sqnr(OverHistogram):
         step = max(1, _ROWS // max(len(tried.below), statistics.bins))
         for start in range(0, len(low), step):
             part = slice(start, start + step)
-            bins = statistics.occupied(part)
+            # what the outermost element loses is bound enough there
+            bins = statistics.elements(part) if grid.steps >= _MANY_STEPS else None
+            bins = bins or statistics.occupied(part)
             best[part] = self._search(tried.over(low[part], high[part]), bins, grid)
         shape = statistics.layout.shape
         chosen_low, chosen_high = low * tried.below[best], high * tried.above[best]
@@ -164,7 +167,10 @@ class _Error:
         scale, zero = scale[:, :1], zero[:, :1]
         step = max(1, _AT_ONCE // middles.shape[1])
         parts = [slice(start, start + step) for start in range(0, len(middles), step)]
-        return torch.cat([self._of(middles[p], counts[p], scale[p], zero[p]) for p in parts])
+        pieces = [counts if counts is None else counts[p] for p in parts]
+        return torch.cat(
+            [self._of(middles[p], c, scale[p], zero[p]) for p, c in zip(parts, pieces, strict=True)]
+        )
 
     def fill(self, cost: Tensor, wanted: Tensor, scale: Tensor, zero: Tensor) -> None:
         """Put the errors of the wanted candidates into a table: `[R, K]` each."""
@@ -176,14 +182,17 @@ class _Error:
             if len(self.bins.middles) > 1:
                 # `index_select` reads what indexing by a table reads, in a fifth of the time
                 middles = self.bins.middles.index_select(0, at[0])
-                counts = self.bins.counts.index_select(0, at[0])
+                if self.bins.counts is not None:
+                    counts = self.bins.counts.index_select(0, at[0])
             cost[at] = self._of(middles, counts, scale[at].unsqueeze(1), zero[at].unsqueeze(1))
 
-    def _of(self, middles: Tensor, counts: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    def _of(self, middles: Tensor, counts: Tensor | None, scale: Tensor, zero: Tensor) -> Tensor:
         """Errors of candidates: `[P or 1, W], [P or 1, W], [P, 1], [P, 1] -> [P]`."""
         squares = self._squares(middles, scale, zero)
         # in float64 the order of a sum, which depends on the CPU, decides nothing
-        if len(counts) == 1:
+        if counts is None:
+            total = squares.sum(1, dtype=torch.float64)
+        elif len(counts) == 1:
             total = squares.double() @ counts[0]
         else:
             total = torch.linalg.vecdot(squares.double(), counts)

@@ -30,14 +30,9 @@ class Tails:
 
     def __init__(self, bins: Occupied, grid: IntegerRange, gamma: float) -> None:
         self.grid = grid
-        width = bins.middles.shape[1]
-        width = width if len(bins.middles) == 1 else min(width, _OUTERMOST)
-        inward = torch.arange(width, device=bins.middles.device)
-        inside = inward < bins.sizes
-        last = (bins.sizes - 1 - inward).clamp_(min=0)
-        lower = -bins.middles[:, :width].double(), bins.counts[:, :width]
-        upper = bins.middles.gather(1, last).double(), bins.counts.gather(1, last)
-        self.lower, self.upper = (_Tail(m, c * inside, inside) for m, c in (lower, upper))
+        (lower, low_counts), (upper, high_counts), inside = _outermost(bins)
+        self.lower = _Tail(-lower.double(), low_counts * inside, inside)
+        self.upper = _Tail(upper.double(), high_counts * inside, inside)
         # A quotient in float32 is off by up to 2 ** -24 of itself, and values that are clipped by
         # more than half a step count: what this does to a squared error stays below these parts of
         # it, and grids with so many integers that nothing is left exclude no candidate.
@@ -51,6 +46,23 @@ class Tails:
         below = self.lower.error((zero - self.grid.qmin) * step, clipped)
         above = self.upper.error((self.grid.qmax - zero) * step, clipped)
         return below.add_(above).mul_(self.weight)
+
+
+def _outermost(bins: Occupied) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], Tensor]:
+    """Middles and counts of the lowest and the highest bins, outermost first, and which there are.
+
+    `[R, W]` each.
+    """
+    middles, counts = bins.middles, bins.counts
+    if counts is None:
+        one = torch.ones(len(middles), 1, dtype=torch.float64, device=middles.device)
+        ends = middles.amin(1, keepdim=True), middles.amax(1, keepdim=True)
+        return (ends[0], one), (ends[1], one), one > 0
+    width = middles.shape[1] if len(middles) == 1 else min(middles.shape[1], _OUTERMOST)
+    inward = torch.arange(width, device=middles.device)
+    last = (bins.sizes - 1 - inward).clamp_(min=0)
+    lowest = middles[:, :width], counts[:, :width]
+    return lowest, (middles.gather(1, last), counts.gather(1, last)), inward < bins.sizes
 
 
 class _Tail:
