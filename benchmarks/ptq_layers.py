@@ -31,7 +31,7 @@ from fxquant.ptq.solving.gradient_rounding import AdaroundOptions
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fxquant.ptq.layers import Layer
+    from fxquant.ptq.layers.layer import Layer
 
 #: bits of weights, bits of activations, one grid a channel
 CASE = (4, 8, True)

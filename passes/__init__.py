@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fxquant.graph.pass_infra import Fact, Pipeline
+from fxquant.nn import dense
 from fxquant.passes.align_grids import AlignGrids
 from fxquant.passes.align_shifts import AlignShifts
 from fxquant.passes.approximate import Approximate
@@ -53,7 +54,7 @@ def simulation_pipeline(config: QuantConfig, target: Target, scheme: QuantScheme
     product = target.operators.get("matmul")
     moving = (MoveScales(),) if product is not None and product.output == "optional" else ()
     # twice: a product keeps its name unless it has to be taken out of a sum first
-    linear = (LinearProducts(),) if "linear" in target.operators else ()
+    linear = (LinearProducts(),) if dense.ROW in target.operators else ()
     sums = (SeparateSums(), *linear) if product is not None else ()
     einsums = (LinearEinsums(),) if linear else ()
     apart = (DecomposeAttention(), *einsums, *linear, *sums)

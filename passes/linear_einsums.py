@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from fxquant.graph.meta import TensorSpec
 from fxquant.graph.pass_infra import Fact, Pass
+from fxquant.nn import dense
 from fxquant.nn import functional as fn
 from fxquant.nn.dense import layer_of
 from fxquant.placement.dataflow import is_float_spec
@@ -228,7 +229,7 @@ def _linear(rw: Rewriter, node: fx.Node, sum_: _Sum) -> fx.Node:
         outputs=[text.index(c) for c in sum_.outputs],
         batch=[text.index(c) for c in sum_.batch],
     )
-    made = call(layer, "linear", "")
+    made = call(layer, dense.ROW, "")
     made.meta["spec"] = _spec(node, [*sum_.places, "out"], joined)
     rw.explain(made, f"{node.name} sums over a stored weight, so it is a linear layer")
     if not sum_.outputs:

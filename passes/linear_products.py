@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from fxquant.graph.meta import TensorSpec
 from fxquant.graph.pass_infra import Fact, Pass
+from fxquant.nn import dense
 from fxquant.nn import functional as fn
 from fxquant.nn.dense import Dense, adopt, layer_of
 from fxquant.placement.dataflow import is_float_spec
@@ -96,7 +97,7 @@ def _product(rw: Rewriter, node: fx.Node) -> _Product | None:
         right = _weight(rw, given["mat2"])
         if right is not None and rw.constant(given["input"]) is not None:
             return _Product(given["mat1"], right, given["input"])
-    if row.name == "linear":
+    if row.name == dense.ROW:
         found = _weight(rw, given["weight"])
         if found is not None and found.tensor.dim() == 2:
             turned = replace(found, turned=not found.turned)
@@ -196,11 +197,10 @@ def _join_bias(rw: Rewriter, node: fx.Node, regions: Regions | None, changing: s
     Before: `add(linear(x), b)`. After: `linear(x)` with the bias `b`.
     """
     module, user = rw.module(node), next(iter(node.users), None)
-    after = None if user is None else rw.op(user)
     # of no class that extends them: its forward may do without a bias
     if module is None or type(module) not in (nn.Linear, Dense):
         return
-    if user is None or after is None or after.name != "add" or len(node.users) != 1:
+    if user is None or not isinstance(rw.module(user), fn.Add) or len(node.users) != 1:
         return
     given = rw.arguments(user)
     added = given["input"] if given["other"] is node else given["other"]

@@ -35,6 +35,7 @@ _WORDS = frozenset(
         "to",
         "detach",
         "stack",  # of boxes in a picture
+        "t",  # of a time or a tensor
     }
 )
 _MOST_FILES = 5  # `add`, which is also arithmetic on sizes, a shift rule, a key of two passes

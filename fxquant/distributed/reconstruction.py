@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.distributed import ProcessGroup
 
-    from fxquant.ptq.layers import Layer
+    from fxquant.ptq.layers.layer import Layer
     from fxquant.ptq.reconstruction_report import ReconstructionReport
     from fxquant.ptq.walking.walk import Progress
     from fxquant.sim import QuantizationSimModel

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 M = TypeVar("M", bound=nn.Module)
+ROW = "linear"  # of the operator table
 
 
 class Dense(nn.Module):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, fx
 
-    from fxquant.ptq.layers import Layer
+    from fxquant.ptq.layers.layer import Layer
     from fxquant.ptq.walking.walk import Walk
 
 # of the mean weight of a batch's positions; the outputs of a layer norm leak some rounding

@@ -20,8 +20,8 @@ from fxquant.nn.calibration import fit_biases
 from fxquant.ptq.activation_ranges.walked_ranges import WalkedRanges
 from fxquant.ptq.finished_layers import FinishedLayers
 from fxquant.ptq.layer_problem import LayerProblem
-from fxquant.ptq.layer_search import tables_of
 from fxquant.ptq.layer_walk import DataOptions, LayerWise, Visit
+from fxquant.ptq.layers.layer_search import tables_of
 from fxquant.ptq.reconstruction_report import LayerReport, ReconstructionReport
 from fxquant.ptq.sampling import Sampling, layer_data
 from fxquant.ptq.snapshot import restore, snapshot
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from fxquant.ptq.layers import Layer
+    from fxquant.ptq.layers.layer import Layer
     from fxquant.ptq.walking.parts_of_data import WholeData
     from fxquant.ptq.walking.walk import Environment, FloatEnvironment, Progress
     from fxquant.sim import QuantizationSimModel

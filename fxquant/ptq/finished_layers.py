@@ -31,7 +31,7 @@ from fxquant.quantization.digest import tensor_digest, tensors_digest
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from fxquant.ptq.layers import Layer
+    from fxquant.ptq.layers.layer import Layer
     from fxquant.ptq.walking.walk import Walk
 
 _REPORT = "fxquant.layer"

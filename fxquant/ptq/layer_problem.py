@@ -11,7 +11,7 @@ from fxquant.ptq.solving.solver import Solution, damp, inverse_of, solve
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fxquant.ptq.layers import Layer
+    from fxquant.ptq.layers.layer import Layer
     from fxquant.ptq.sampling import LayerData
     from fxquant.ptq.solving.grids import WeightGrid
     from fxquant.ptq.solving.solver import SolverOptions

@@ -18,7 +18,7 @@ from fxquant.editing import quantized_modules
 from fxquant.errors import ConfigError
 from fxquant.nn.modes import evaluating
 from fxquant.ptq.dependent_positions import dependent_positions
-from fxquant.ptq.layer_search import layers_of
+from fxquant.ptq.layers.layer_search import layers_of
 from fxquant.ptq.walking.walk import Environment, FloatEnvironment, Walk
 from fxquant.ptq.walking.walk_cost import Cost
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import fx
 
     from fxquant.graph.selectors import Selector
-    from fxquant.ptq.layers import Layer
+    from fxquant.ptq.layers.layer import Layer
     from fxquant.ptq.walking.parts_of_data import WholeData
     from fxquant.ptq.walking.walk import Progress
 

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from fxquant.errors import CalibrationError
+from fxquant.ptq.layers.tied_layers import TiedLayer
 from fxquant.ptq.moments import Moments, TiedMoments, merge
-from fxquant.ptq.tied_layers import TiedLayer
 from fxquant.ptq.walking.ahead import Ahead
 from fxquant.quantization.tensor import plain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fxquant.ptq.columns import Product
-    from fxquant.ptq.layers import Layer
+    from fxquant.ptq.layers.columns import Product
+    from fxquant.ptq.layers.layer import Layer
     from fxquant.ptq.walking.parts_of_data import WholeData
     from fxquant.ptq.walking.walk import Environment, Walk
 

@@ -18,7 +18,7 @@ from fxquant.ptq.solving.solver import Solution
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fxquant.ptq.layers import Layer
+    from fxquant.ptq.layers.layer import Layer
     from fxquant.ptq.solving.grids import WeightGrid
 
 

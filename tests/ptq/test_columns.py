@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fxquant.ptq.columns import product_of
+from fxquant.ptq.layers.columns import product_of
 from fxquant.ptq.moments import Moments, merge
 from fxquant.ptq.solving.solver import damp, inverse_of
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fxquant import QuantizationSimModel
 from fxquant.ptq import layer_walk, reconstruct
 from fxquant.ptq.dependent_positions import dependent_positions
-from fxquant.ptq.layer_search import layers_of
+from fxquant.ptq.layers.layer_search import layers_of
 from fxquant.ptq.walking.walk import Environment, FloatEnvironment, Walk
 
 

@@ -15,7 +15,7 @@ from fxquant.errors import CalibrationError, ConfigError, QuantizationError, Unc
 from fxquant.nn import QuantizationMixin
 from fxquant.ptq.engine import ReconstructionOptions, reconstruct
 from fxquant.ptq.layer_problem import LayerProblem
-from fxquant.ptq.layer_search import layers_of
+from fxquant.ptq.layers.layer_search import layers_of
 from fxquant.ptq.moments import Moments
 from fxquant.ptq.sampling import LayerData
 from fxquant.ptq.snapshot import restore, snapshot

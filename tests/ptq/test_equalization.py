@@ -359,7 +359,7 @@ def test_channels_stay_by_default_where_errors_would_grow_by_half() -> None:
     report = equalize_model(gm)
     assert report.spaces[0].scaled == 0
     assert torch.equal(gm.get_parameter("2.weight"), net[2].weight)
-    with pytest.raises(ConfigError, match="FXQ295"):
+    with pytest.raises(ConfigError, match="FXQ217"):
         equalize_model(gm, param_bw=4, like=QuantizationSimModel(net, torch.zeros(1, 1)))
     with pytest.raises(ConfigError, match="FXQ236"):
         equalize_model(gm, per_channel=1)  # type: ignore[arg-type]

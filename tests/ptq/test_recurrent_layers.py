@@ -20,7 +20,7 @@ from fxquant.ptq import (
     fast_finetune,
     reconstruct,
 )
-from fxquant.ptq.layer_search import layers_of
+from fxquant.ptq.layers.layer_search import layers_of
 from fxquant.ptq.solving.refinement import RefinementOptions
 from fxquant.ptq.walking.originals import float_module
 from fxquant.ptq.walking.recurrent_steps import directions_of, reads_of, sums, unprojected

@@ -23,7 +23,7 @@ from fxquant.inspection.operator_kernels import INTEGER, kernels_of
 from fxquant.nn.calibration import weight_of
 from fxquant.placement.dataflow import resolve_grids
 from fxquant.precision.sites import find_sites
-from fxquant.ptq.columns import product_of
+from fxquant.ptq.layers.columns import product_of
 from fxquant.quantization.affine import AffineQuantizer, BiasQuantizeDequantize
 
 if TYPE_CHECKING:

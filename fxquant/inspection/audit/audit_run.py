@@ -16,7 +16,7 @@ from fxquant.inspection.audit.audit_statistics import Channels, Input, Samples, 
 from fxquant.nn import QuantizationMixin
 from fxquant.nn.folded_norm import FoldedNorm, kept_norm, norm_statistics
 from fxquant.placement.dataflow import is_float_spec, operands, origin
-from fxquant.ptq.columns import product_of
+from fxquant.ptq.layers.columns import product_of
 from fxquant.ptq.walking.originals import float_value
 from fxquant.ptq.walking.walk import FloatEnvironment
 from fxquant.quantization.tensor import plain

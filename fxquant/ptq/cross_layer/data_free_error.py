@@ -15,7 +15,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from fxquant.ptq.cross_layer.channel_spaces import ChannelSpaces
-    from fxquant.ptq.planned_grids import PlannedGrids
+    from fxquant.ptq.float_graphs.planned_grids import PlannedGrids
 
 # a range of activations as a multiple of the root of the largest energy
 _SPAN = 5.0

@@ -14,14 +14,14 @@ from fxquant.graph.rewriter import Rewriter, label
 from fxquant.ptq.cross_layer.channel_spaces import ChannelSpaces, Space
 from fxquant.ptq.cross_layer.data_free_error import DataFreeError
 from fxquant.ptq.cross_layer.high_bias import Absorbed, absorb_high_biases
-from fxquant.ptq.float_models import folded_graph, write_back
-from fxquant.ptq.planned_grids import GridRequest
+from fxquant.ptq.float_graphs.float_models import folded_graph, write_back
+from fxquant.ptq.float_graphs.planned_grids import GridRequest
 
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence
     from pathlib import Path
 
-    from fxquant.ptq.planned_grids import PlannedGrids
+    from fxquant.ptq.float_graphs.planned_grids import PlannedGrids
     from fxquant.sim import QuantizationSimModel
     from fxquant.targets import Target
 
@@ -131,7 +131,7 @@ def equalize_model(
 
     Raises:
         ConfigError: FXQ212 neither input shapes nor a dummy input, FXQ236 a switch is no flag,
-            FXQ292 the model is a simulation, FXQ295 `like` does not fit.
+            FXQ292 the model is a simulation, FXQ217 `like` does not fit.
 
     Source: Nagel et al. 2019, arXiv:1906.04721, section 4.1.3 for high biases and equation 11:
     s_i = sqrt(r1_i r2_i) / r2_i, repeated layer by layer until nothing changes; r is the largest

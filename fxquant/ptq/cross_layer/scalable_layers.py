@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxquant import ops
+from fxquant.nn import dense
 from fxquant.nn.dense import Dense
-from fxquant.ptq.layer_search import tensors_read
+from fxquant.ptq.layers.layer_search import tensors_read
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-WEIGHTED = frozenset({"linear"}) | {
+WEIGHTED = frozenset({dense.ROW}) | {
     f"{kind}{n}d" for kind in ("conv", "conv_transpose") for n in (1, 2, 3)
 }
 NORMS = frozenset({"layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm"})

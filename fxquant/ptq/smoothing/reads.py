@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from fxquant import ops
 from fxquant.graph.rewriter import label
 from fxquant.placement.dataflow import is_float_spec, origin
-from fxquant.ptq.columns import Product, product_of
+from fxquant.ptq.layers.columns import Product, product_of
 
 if TYPE_CHECKING:
     from fxquant.ptq.cross_layer.channel_spaces import ChannelSpaces

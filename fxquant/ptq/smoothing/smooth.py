@@ -26,8 +26,8 @@ from fxquant.graph.rewriter import Rewriter
 from fxquant.nn.functional import Multiply
 from fxquant.nn.modes import evaluating
 from fxquant.ptq.cross_layer.channel_spaces import ChannelSpaces
-from fxquant.ptq.float_models import folded_graph, write_back
-from fxquant.ptq.planned_grids import GridRequest
+from fxquant.ptq.float_graphs.float_models import folded_graph, write_back
+from fxquant.ptq.float_graphs.planned_grids import GridRequest
 from fxquant.ptq.smoothing.reads import Group, groups_of
 from fxquant.ptq.smoothing.samples import Samples
 from fxquant.ptq.smoothing.smoothing_report import SmoothedGroup, SmoothingReport
@@ -104,7 +104,7 @@ def smooth_model(
 
     Raises:
         ConfigError: FXQ212 no dummy input, FXQ236 a switch is no flag, FXQ292 the model is a
-            simulation, FXQ295 a number is out of its range or `like` does not fit.
+            simulation, FXQ295 a number is out of its range, FXQ217 `like` does not fit.
         CalibrationError: FXQ442 to FXQ445 the data are no batches or hold NaN, FXQ475 the model
             does not take a batch, FXQ476 a layer's input is not finite.
 

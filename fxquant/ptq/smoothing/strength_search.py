@@ -15,7 +15,7 @@ from fxquant.ptq.solving.real_gains import is_real_gain
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from fxquant.ptq.planned_grids import PlannedGrids
+    from fxquant.ptq.float_graphs.planned_grids import PlannedGrids
     from fxquant.ptq.smoothing.reads import Group, Read
     from fxquant.ptq.smoothing.samples import Rows, Samples
     from fxquant.quantization.affine import AffineQuantizer

@@ -23,15 +23,15 @@ from fxquant.nn import QuantizationMixin
 from fxquant.nn.calibration import compute_param_encodings
 from fxquant.passes import simulation_pipeline
 from fxquant.prepare import is_prepared, prepare_model
-from fxquant.ptq.float_models import require_float
+from fxquant.ptq.float_graphs.float_models import require_float
 from fxquant.ptq.layer_walk import DataOptions, LayerWise, require_number
+from fxquant.ptq.layers.tied_layers import TiedLayer
 from fxquant.ptq.sampling import Sampling, hash_of, layer_data
 from fxquant.ptq.solving.gradient_rounding import AdaroundOptions, adaround_on_rows
 from fxquant.ptq.solving.solver import SolverOptions, damp, inverse_of, solve
 from fxquant.ptq.techniques.adaround_report import AdaroundLayer, AdaroundReport
 from fxquant.ptq.techniques.following_activation import activation_after
 from fxquant.ptq.techniques.layerwise import batches, rows_of
-from fxquant.ptq.tied_layers import TiedLayer
 from fxquant.quantization import QuantScheme
 from fxquant.quantization.affine import AffineQuantizer
 from fxquant.targets import load_target
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from fxquant.graph.selectors import Selector
     from fxquant.ptq.layer_walk import Visit
-    from fxquant.ptq.layers import Layer
+    from fxquant.ptq.layers.layer import Layer
     from fxquant.ptq.sampling import LayerData
     from fxquant.ptq.techniques.layerwise import ForwardFn
     from fxquant.ptq.walking.walk import Progress

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from fxquant.graph.selectors import Selector
     from fxquant.ptq.layer_walk import Visit
-    from fxquant.ptq.layers import Layer
+    from fxquant.ptq.layers.layer import Layer
     from fxquant.ptq.techniques.layerwise import ForwardFn
     from fxquant.ptq.walking.walk import Progress
     from fxquant.quantization import QuantizerBase

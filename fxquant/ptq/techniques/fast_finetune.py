@@ -15,6 +15,7 @@ from fxquant.graph.pytree import tensors
 from fxquant.ptq.engine import ReconstructionOptions, reconstruct
 from fxquant.ptq.layer_problem import LayerProblem
 from fxquant.ptq.layer_walk import DataOptions, LayerWise, require_number
+from fxquant.ptq.layers.tied_layers import TiedLayer
 from fxquant.ptq.sampling import Sampling, hash_of, layer_data
 from fxquant.ptq.snapshot import restore, snapshot
 from fxquant.ptq.solving.refinement import Refined, RefinementOptions, refine
@@ -22,7 +23,6 @@ from fxquant.ptq.solving.solver import SolverOptions
 from fxquant.ptq.techniques.following_activation import activation_after
 from fxquant.ptq.techniques.layerwise import batches, rows_of, undone_on_error
 from fxquant.ptq.techniques.output_error import OutputErrors, output_errors
-from fxquant.ptq.tied_layers import TiedLayer
 from fxquant.ptq.walking.given_simulation import require_simulation
 from fxquant.ptq.walking.walk_cost import Cost, layer_lines
 from fxquant.quantization.affine import GroupedBlockQuantizeDequantize

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from fxquant.calibrate import is_iterable_of_batches
 from fxquant.errors import CalibrationError
 from fxquant.nn.calibration import fit_biases
+from fxquant.ptq.layers.tied_layers import TiedLayer
 from fxquant.ptq.snapshot import Snapshot, restore, snapshot
 from fxquant.ptq.solving.gradient_rounding import Rows
-from fxquant.ptq.tied_layers import TiedLayer
 from fxquant.quantization.affine import AffineQuantizer
 
 if TYPE_CHECKING:
-    from fxquant.ptq.layers import Layer
+    from fxquant.ptq.layers.layer import Layer
     from fxquant.ptq.sampling import LayerData
     from fxquant.sim import QuantizationSimModel
 

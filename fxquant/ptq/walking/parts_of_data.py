@@ -51,7 +51,7 @@ class WholeData:
         """Give the layer what was decided for it; the report of that.
 
         Args:
-            layer: a layer of `fxquant.ptq.layers`.
+            layer: a layer of `fxquant.ptq.layers.layer`.
             found: the report, where this process decides.
         """
         if found is None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fxquant.ptq.layers import Layer
+from fxquant.ptq.layers.layer import Layer
 from fxquant.ptq.walking.originals import changing
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, fx, nn
 
-    from fxquant.ptq.layers import Piece
+    from fxquant.ptq.layers.layer import Piece
     from fxquant.ptq.solving.grids import WeightGrid
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from torch import fx, nn
 
-    from fxquant.ptq.columns import Product
+    from fxquant.ptq.layers.columns import Product
     from fxquant.ptq.walking.ahead import Given
     from fxquant.quantization.affine import AffineQuantizer
 

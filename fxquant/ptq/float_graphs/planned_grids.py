@@ -15,7 +15,7 @@ from fxquant.errors import ConfigError
 from fxquant.nn import QuantizationMixin
 from fxquant.passes import simulation_pipeline
 from fxquant.placement.dataflow import resolve_grids
-from fxquant.ptq.columns import product_of
+from fxquant.ptq.layers.columns import product_of
 from fxquant.quantization import QuantScheme
 from fxquant.quantization.affine import AffineQuantizer
 from fxquant.quantization.tensor import plain
@@ -55,19 +55,19 @@ class GridRequest:
         """The grids of a float graph, which is not changed.
 
         Raises:
-            ConfigError: FXQ295 there is a simulation and a configuration or bits beside it, or it
+            ConfigError: FXQ217 there is a simulation and a configuration or bits beside it, or it
                 has none of the layers; a configuration is wrong.
         """
         if self.like is None:
             return PlannedGrids.of(self._placed(gm))
         if any(v is not None for v in (self.config, *self.bits, self.per_channel)):
             what = "a simulation is given, and bits or a configuration beside it"
-            raise ConfigError("FXQ295", what, fix="leave the others out: its grids are taken")
+            raise ConfigError("FXQ217", what, fix="leave the others out: its grids are taken")
         found = PlannedGrids.of(self.like.model)
         own = dict(gm.named_modules())
         if not any(path in own for path in found.weights):
             what = "the simulation has none of the model's layers"
-            raise ConfigError("FXQ295", what, fix="pass a simulation of the same model")
+            raise ConfigError("FXQ217", what, fix="pass a simulation of the same model")
         return found
 
     @property

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from fxquant.nn import QuantizationMixin
 from fxquant.nn.calibration import weight_of
 from fxquant.nn.training_state import require_ended
-from fxquant.ptq.columns import Product, is_table, product_of
-from fxquant.ptq.layers import Layer
-from fxquant.ptq.recurrent_layers import is_recurrent, other_weights, recurrent_layers
-from fxquant.ptq.tied_layers import TiedLayer
+from fxquant.ptq.layers.columns import Product, is_table, product_of
+from fxquant.ptq.layers.layer import Layer
+from fxquant.ptq.layers.recurrent_layers import is_recurrent, other_weights, recurrent_layers
+from fxquant.ptq.layers.tied_layers import TiedLayer
 from fxquant.quantization.affine import AffineQuantizer
 
 if TYPE_CHECKING:

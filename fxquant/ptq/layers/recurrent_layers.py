@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from fxquant.nn import QuantizationMixin
-from fxquant.ptq.columns import Product
-from fxquant.ptq.layers import Example, Layer
+from fxquant.ptq.layers.columns import Product
+from fxquant.ptq.layers.layer import Example, Layer
 from fxquant.ptq.walking.originals import float_value
 from fxquant.ptq.walking.recurrent_steps import (
     Direction,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from torch import fx
 
-    from fxquant.ptq.layers import Piece
+    from fxquant.ptq.layers.layer import Piece
     from fxquant.ptq.walking.ahead import Given, Operands
     from fxquant.ptq.walking.recurrent_steps import Reads, Values
     from fxquant.quantization import QuantizerBase
