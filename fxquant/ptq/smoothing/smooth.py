@@ -88,7 +88,8 @@ def smooth_model(
         multiply: put a multiplication in front of layers where nothing takes the factors in; only
             in a prepared model.
         target: the runtime; a multiplication is put only behind what it computes in floats.
-        quant_scheme: how the simulation's ranges will be found.
+        quant_scheme: how the ranges of its weights will be found; those of activations are taken to
+            cover all that was seen.
         config: its configuration.
         like: instead of all these a simulation of the same model: layers are judged on its grids,
             also on those that were given to it by hand, such as blocks.

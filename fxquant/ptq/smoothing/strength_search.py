@@ -134,9 +134,8 @@ class _Judge:
             known = [other for other in channels if other != part]
             own = [of_layer[part] for of_layer in rows]
             if known and any(r.count for r in own):
-                others = [_inputs([of_layer[k] for k in known]) for of_layer in rows]
                 seen = Channels.merged([channels[k] for k in known])
-                self.parts.append(_Part(seen, own, others))
+                self.parts.append(_Part(seen, own))
         units = [u for part in self.parts for r in part.own for u in r.units if len(u)]
         self.units = 1 + max((int(u.max()) for u in units), default=0)
 
@@ -170,24 +169,21 @@ class _Judge:
     def _grids(self, part: _Part, factors: Tensor) -> list[AffineQuantizer | None]:
         """Of what every layer reads, with the ranges that other data give; once for one value."""
         found: dict[fx.Node, AffineQuantizer | None] = {}
-        for read, others in zip(self.group.reads, part.others, strict=True):
+        for read in self.group.reads:
             if read.operand not in found:
-                found[read.operand] = self._calibrated(read, part.channels, others, factors)
+                found[read.operand] = self._calibrated(read, part.channels, factors)
         return [found[read.operand] for read in self.group.reads]
 
     def _calibrated(
-        self, read: Read, channels: Channels, others: Tensor, factors: Tensor
+        self, read: Read, channels: Channels, factors: Tensor
     ) -> AffineQuantizer | None:
         grid = self.grids.inputs.get(read.layer.path)
         if grid is None or not grid.overwritable:
             return grid
         low, high = ((end / factors)[read.factors] for end in (channels.low, channels.high))
-        seen, ends = grid.new_statistics(), (low.amin(), high.amax())
-        x = others / read.columns(factors)[:, None, :] if others.numel() else torch.stack(ends)
-        # of one sample alone, positions may reach what others have no range of
-        wide = x.amin().minimum(ends[0]), x.amax().maximum(ends[1])
-        seen.update(x, *(end.reshape(grid.shape) for end in wide))
-        grid._choose(seen)
+        # the range that covers all positions: padding, too, has a part in how one is chosen
+        ends = {"min": low.amin().clamp(max=0.0), "max": high.amax().clamp(min=0.0)}
+        grid.set_range(**{e: v.reshape(grid.shape) for e, v in ends.items() if e not in grid._held})
         return grid
 
 
@@ -198,17 +194,10 @@ class _Part:
     Attributes:
         channels: ranges of the channels in the other parts.
         own: positions of every layer in this part.
-        others: inputs of every layer in the other parts, `[G, P, D]`.
     """
 
     channels: Channels
     own: list[Rows]
-    others: list[Tensor]
-
-
-def _inputs(parts: list[Rows]) -> Tensor:
-    """Inputs at the positions of several parts of the data, `[G, P, D]`."""
-    return torch.cat([x for rows in parts for x in rows.columns], 1)
 
 
 def _layer_errors(
