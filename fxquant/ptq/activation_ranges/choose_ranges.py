@@ -4,9 +4,9 @@ One walk over the graph, without the quantizers of activations and with those of
 range costs is measured without regard to other ranges, and their order does not matter. Values that
 share a grid have one range, which is judged by what all of them cause.
 
-What each range costs alone is an estimate. So the model's outputs on batches held out have the last
-word, which no range has seen: changes that do not make them better are put back, and so are those
-whose gain is nothing beside the noise of the weights.
+What each range costs alone is an estimate. So the model's outputs have the last word: changes that
+do not make them better are put back, and so are those whose gain is nothing beside the noise of the
+weights. All samples are asked: what a narrow range clips is rare, and a few held out may miss it.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def choose_activation_ranges(
     """Choose the ranges of a calibrated simulation's activations, in place.
 
     Of every grid the range is taken whose error costs least, if it also costs less than the present
-    one on batches held out, and if the model's outputs on these are better. Frozen ranges and
+    one on batches held out, and if the model's outputs on all batches are better. Frozen ranges and
     frozen ends stay. `compute_encodings` sets all ranges that are not frozen anew.
 
     Before or after `reconstruct`: both work. Before is better, as integers are then fitted to the
@@ -187,7 +187,7 @@ class _Choosing:
                             self.gm, self.slots, self._values(batch), samples,
                             held=judged, probes=_PROBES, seed=seed + batch,
                         )  # fmt: skip
-            self._settle(OutputCheck(self.gm, [self._values(batch) for batch in held]))
+            self._settle(OutputCheck(self.gm, [self._values(i) for i in range(len(walk))]))
         report.held_out = len(held) if len(walk) > 1 else 0
         report.samples = sum(walk.samples)
         stores = (walk.store, self.inputs)

@@ -1,4 +1,4 @@
-"""The model's outputs on batches held out, against the float model's."""
+"""The model's outputs against the float model's."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class ActivationRangesReport:
         skipped: why other ranges are as they were, by the quantizer's path.
         undone: paths of ranges that cost less alone, with which the outputs were no better.
         without_gradients: why nothing could be measured; empty if it could.
-        sqnr_before: dB that the model's outputs kept of the float model's, on the batches held out.
+        sqnr_before: dB that the model's outputs kept of the float model's, on all batches.
         sqnr_after: the same with the ranges as they are.
         held_out: batches that were held out; 0: there was only one, which is judged by.
         samples: samples that were used.
@@ -90,8 +90,8 @@ class ActivationRangesReport:
         where = f"{self.held_out} batch(es) held out" if self.held_out else "the one batch"
         lines.append(
             f"the outputs keep {self.sqnr_after:.1f} dB of the float model's, "
-            f"{self.sqnr_before:.1f} dB before, on {where}; "
-            f"{self.samples} samples, {self.seconds:.1f} s of CPU"
+            f"{self.sqnr_before:.1f} dB before, on {self.samples} samples; "
+            f"single ranges were judged on {where}; {self.seconds:.1f} s of CPU"
         )
         return "\n".join(lines)
 
