@@ -145,8 +145,6 @@ def test_only_gains_that_other_data_confirm_and_that_count_are_taken() -> None:
     made: set[str] = set()
 
     class Check:
-        runs = 0
-
         def activation_errors(self) -> Tensor:
             return torch.ones(64) - sum((gains[n] for n in made), torch.zeros(64))
 
@@ -158,7 +156,7 @@ def test_only_gains_that_other_data_confirm_and_that_count_are_taken() -> None:
 
     for name in gains:
         made.clear()
-        kept, before, after = kept_parts([name], put, Check())  # type: ignore[arg-type]
+        kept, before, after = kept_parts([name], put, Check(), Check())  # type: ignore[arg-type]
         assert kept == (["good"] if name == "good" else [])
         assert made == set(kept)
         assert before == 64

@@ -187,7 +187,11 @@ class _Choosing:
                             self.gm, self.slots, self._values(batch), samples,
                             held=judged, probes=_PROBES, seed=seed + batch,
                         )  # fmt: skip
-            self._settle(OutputCheck(self.gm, [self._values(i) for i in range(len(walk))]))
+            checks = (
+                OutputCheck(self.gm, [self._values(batch) for batch in batches])
+                for batches in (range(len(walk)), held)
+            )
+            self._settle(*checks)
         report.held_out = len(held) if len(walk) > 1 else 0
         report.samples = sum(walk.samples)
         stores = (walk.store, self.inputs)
@@ -216,7 +220,7 @@ class _Choosing:
         holders = (n for n in self.gm.graph.nodes if n.op == "placeholder")
         return [self.inputs.get((batch, n)) for n in holders]
 
-    def _settle(self, check: OutputCheck) -> None:
+    def _settle(self, check: OutputCheck, glance: OutputCheck) -> None:
         """Make the changes that make the outputs better."""
 
         weights = _weight_ranges(self.gm)
@@ -230,7 +234,7 @@ class _Choosing:
 
         chosen = [(grid, grid.choice()) for grid in self.grids.values()]
         changes = [(g, c) for g, c in chosen if c.changed]
-        kept, before, after = kept_parts(changes, put, check)
+        kept, before, after = kept_parts(changes, put, check, glance)
         made = {grid for grid, _ in kept}
         for grid, choice in chosen:
             taken = choice if grid in made else choice.none(grid.before)

@@ -36,14 +36,10 @@ class OutputCheck:
     Args:
         gm: the simulation's graph.
         inputs: values of the placeholders, batch by batch.
-
-    Attributes:
-        runs: how often the simulation was measured.
     """
 
     def __init__(self, gm: fx.GraphModule, inputs: Sequence[list[Any]]) -> None:
         self.gm = gm
-        self.runs = 0
         self._inputs = inputs
         environment = FloatEnvironment(gm, "float")
         self._real = [self._outputs(environment.run, values) for values in inputs]
@@ -60,7 +56,6 @@ class OutputCheck:
 
         Rows are taken along the first dimension, all outputs and batches one behind the other.
         """
-        self.runs += 1
         energy: dict[int, float] = {}
         rows: list[tuple[int, Tensor]] = []
         for real, values in zip(self._real, self._inputs, strict=True):
@@ -82,6 +77,7 @@ def kept_parts(
     changes: Sequence[_T],
     put: Put[_T],
     check: OutputCheck,
+    glance: OutputCheck,
     *,
     runs: int = 48,
 ) -> tuple[list[_T], float, float]:
@@ -96,25 +92,30 @@ def kept_parts(
         changes: in the order of the graph.
         put: makes a change, or takes it back.
         check: measures the outputs.
-        runs: measurements at most, beyond the first.
+        glance: the same on fewer samples; what gains nothing there is not measured on all.
+        runs: changes and parts of them that are tried at most.
 
     Returns:
         The changes that were made, and the error before and after.
     """
     before = whole = float(check.errors().sum())
-    best = check.activation_errors()
+    least = _WORTHWHILE * float(glance.errors().sum())
+    best, seen = check.activation_errors(), float(glance.activation_errors().sum())
     kept: list[_T] = []
     parts = [list(changes)] if changes else []
-    while parts and check.runs <= runs:
+    for _ in range(runs):
+        if not parts:
+            break
         part = parts.pop(0)
         for change in part:
             put(change, made=True)
-        errors = check.activation_errors()
+        glimpse = float(glance.activation_errors().sum())
+        errors = check.activation_errors() if seen - glimpse > least else best
         gain = float(best.sum() - errors.sum())
         if gain > _WORTHWHILE * whole and is_real_gain(best, errors):
             found = float(check.errors().sum())
             if found <= whole:
-                best, whole = errors, found
+                best, whole, seen = errors, found, glimpse
                 kept += part
                 continue
         for change in part:
