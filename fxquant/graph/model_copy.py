@@ -31,6 +31,7 @@ _ATOMIC = (
     torch.memory_format, torch.Size, fx.Graph, fx.Node,
 )  # fmt: skip
 _KINDS = frozenset(_ATOMIC)
+_IMMUTABLE = _KINDS - {bytearray, fx.Graph, fx.Node}  # one copy may stand for all
 # the methods by which a class changes how it is copied; of `__setstate__` any will do
 _COPYING = ("__reduce__", "__reduce_ex__", "__getstate__", "__new__")
 
@@ -56,7 +57,7 @@ def deep_copy(value: Any, *, share: Iterable[Any] = ()) -> Any:
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
     """As ``copy.deepcopy(value, memo)``, of what a model consists of in a quarter of the time."""
     kind = type(value)
-    if kind in _KINDS:
+    if kind in _IMMUTABLE:
         return value
     known = memo.get(id(value))
     if known is not None:
@@ -68,7 +69,7 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
         made = memo[id(value)] = kind()
         _copy_items(value, made, memo)
         return made
-    if kind in (tuple, set) and all(type(part) in _KINDS for part in value):
+    if kind in (tuple, set) and all(type(part) in _IMMUTABLE for part in value):
         if kind is tuple:
             return value
         made = memo[id(value)] = set(value)
@@ -84,8 +85,8 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
 
 def _copy_items(given: dict[Any, Any], made: dict[Any, Any], memo: dict[int, Any]) -> None:
     for key, part in given.items():
-        copied = part if type(part) in _KINDS else _copied(part, memo)
-        made[key if type(key) in _KINDS else _copied(key, memo)] = copied
+        copied = part if type(part) in _IMMUTABLE else _copied(part, memo)
+        made[key if type(key) in _IMMUTABLE else _copied(key, memo)] = copied
 
 
 @per_class

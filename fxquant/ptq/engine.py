@@ -134,7 +134,8 @@ def reconstruct(
 
     Raises:
         CalibrationError: FXQ441 the model does not take a batch, FXQ442 to FXQ445 the data are no
-            batches or hold NaN, FXQ446 a layer's input or output is not finite.
+            batches or hold NaN, FXQ446 a layer's input or output is not finite, FXQ428 values
+            choose a layer's rows, and others in every batch.
         UncalibratedError: FXQ401, the simulation is not calibrated.
         CheckpointError: FXQ542 to FXQ545, the folder cannot be written.
 
@@ -175,7 +176,8 @@ def _with_ranges_or_without(
         data = list(named_batches(sim.model, data, given.samples))
     start = snapshot(sim)
     report = work.run(data, progress, parts)
-    if work.errors[0] < _CLEARLY * work.errors[1]:
+    same = bool(report.ranges) and not any(r.changed for r in report.ranges)
+    if same or work.errors[0] < _CLEARLY * work.errors[1]:
         return report
     found = snapshot(sim)
     restore(sim, start)

@@ -129,7 +129,8 @@ def layer_data(
         rows: keep the rows to solve on, not their moments alone.
 
     Raises:
-        CalibrationError: FXQ446 they hold NaN or infinity, FXQ447 there are none.
+        CalibrationError: FXQ446 they hold NaN or infinity, FXQ447 there are none, FXQ428 inputs and
+            outputs never have the same rows.
     """
 
     parts, live = walk.parts, _live_columns(layer, walk, source, wanted)
@@ -144,6 +145,8 @@ def layer_data(
             use = uses[given.node]
             example = use.example(given)
             x, y = example.x, example.y
+            if not use.product.same_rows(x, y):
+                continue  # values choose the rows, and rounded ones chose others
             positions = use.product.positions(y)
             among = walk.counting.get((given.node, batch), example.among)
             count = positions if among is None else len(among)
@@ -229,6 +232,10 @@ class _Collector:
     def finish(self, parts: WholeData) -> LayerData:
         """What all parts collected; with nothing held out it is judged by all."""
         node, path = self.layer.node, self.layer.path
+        if self.moments is None and not (self.rows or self.held):
+            what = f"values choose the rows of {path}, and rounded ones others in every batch"
+            fix = "use smaller batches, or a region without it"
+            raise CalibrationError("FXQ428", what, at=node, fix=fix)
         self._without_holding_out(parts)
         self._flush()
         own = dict(zip(("held_x", "held_y"), _joined(self.held), strict=True))

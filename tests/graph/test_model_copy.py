@@ -267,3 +267,12 @@ def test_a_model_that_cannot_be_copied() -> None:
 
     with pytest.raises(TraceError, match=r"FXQ115.*I am unique"):
         prepare_model(nn.Sequential(Never()), X)
+
+
+def test_attributes_that_can_change_are_copied() -> None:
+    model = nn.Linear(2, 2)
+    model.log, model.pattern = bytearray(b"a"), torch.fx.Graph()  # type: ignore[assignment]
+    made = deep_copy(model)
+    assert made.log == model.log
+    assert made.log is not model.log
+    assert made.pattern is not model.pattern

@@ -424,3 +424,20 @@ def test_a_head_that_is_the_table_is_stored_once(tmp_path: Path) -> None:
     stored = onnx.load(tmp_path / "net.onnx").graph.initializer
     assert [tuple(t.dims) for t in stored].count((20, INNER)) == 1
     assert (INNER, 20) not in {tuple(t.dims) for t in stored}
+
+
+@pytest.mark.parametrize("weight", [(1, 5, 4), (1, 1, 5, 4)])
+@pytest.mark.parametrize("given", [(3, 5), (2, 3, 5)])
+def test_axes_of_one_are_kept(weight: tuple[int, ...], given: tuple[int, ...]) -> None:
+    class Wide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(weight))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.w
+
+    x = torch.randn(given)
+    sim = QuantizationSimModel(Wide().eval(), x)
+    sim.compute_encodings([x])
+    assert sim.model(x).shape == Wide()(x).shape

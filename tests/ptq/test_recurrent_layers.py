@@ -212,3 +212,24 @@ def test_the_techniques_take_recurrent_weights_or_say_why_not(name: str) -> None
     else:
         assert {r.path for r in report.layers} == weights | {"head"}
     assert sqnr(net, sim, data) > before
+
+
+def test_layers_of_one_module_with_one_weight_are_left_with_the_reason() -> None:
+    module = nn.LSTM(8, 8, num_layers=2, batch_first=True)
+    module.weight_ih_l1, module.weight_hh_l1 = module.weight_ih_l0, module.weight_hh_l0
+
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = module
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.rnn(x)[0]  # type: ignore[no-any-return]
+
+    batches = [torch.randn(8, 5, 8) for _ in range(2)]
+    sim = QuantizationSimModel(Tied().eval(), batches[0], default_param_bw=4)
+    quantize_recurrent_weights(sim)
+    sim.compute_encodings(batches)
+    report = reconstruct(sim, batches)
+    reason = "its module multiplies with its weight more than once"
+    assert list(report.skipped.values()) == [reason, reason]

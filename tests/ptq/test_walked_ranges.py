@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fxquant import QuantizationSimModel, Target
+from fxquant.errors import CalibrationError
 from fxquant.ptq.activation_ranges.walked_ranges import WalkedRanges
 from fxquant.ptq.engine import ReconstructionOptions, reconstruct
 from fxquant.quantization.affine import AffineQuantizer
@@ -152,3 +153,41 @@ def test_one_sample_and_values_that_are_all_zero() -> None:
     report = reconstruct(sim, [data(1)[0][:1]])
     assert any(r.changed for r in report.ranges)
     assert all(torch.isfinite(torch.tensor(r.after)).all() for r in report.ranges)
+
+
+class Selected(nn.Module):
+    """Values choose the rows, in the middle and at the output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, 8] -> [M, 4]."""
+        h = torch.relu(self.a(x))
+        y = self.c(torch.relu(self.b(h[h[:, 0] > 0.1])))
+        return y[y[:, 0] > 0]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rows_that_values_choose(seed: int) -> None:
+    """Rounded values choose other rows in some batches; those cannot be compared."""
+    torch.manual_seed(seed)
+    batches = [torch.randn(16, 8) for _ in range(6)]
+    sim = QuantizationSimModel(
+        Selected().eval(), batches[0], default_param_bw=4, default_output_bw=4
+    )
+    sim.compute_encodings(batches)
+    report = reconstruct(sim, batches)
+    assert [layer.path for layer in report.layers] == ["a", "b", "c"]
+    assert all(layer.error_after <= layer.error_before for layer in report.layers)
+
+
+def test_rows_that_are_never_the_same_are_an_error() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(64, 8)
+    sim = QuantizationSimModel(Selected().eval(), x, default_param_bw=4, default_output_bw=4)
+    sim.compute_encodings([x])
+    with pytest.raises(CalibrationError, match="values choose the rows of b") as caught:
+        reconstruct(sim, [x])
+    assert caught.value.code == "FXQ428"

@@ -459,3 +459,12 @@ def test_a_moving_average_is_the_recurrence_and_forgets() -> None:
     for share in (0.0, 1.5):
         with pytest.raises(QuantizationError, match="FXQ434"):
             MovingAverage(share)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_nothing_but_zeros_has_a_relative_range(bits: int) -> None:
+    histogram = Histogram(Layout(), 64, relative=True)
+    histogram.update(torch.zeros(5, 8), torch.zeros(1), torch.zeros(1))
+    found = Sqnr(relative=True).range(histogram, IntegerRange(0, 2**bits - 1))
+    assert found is not None
+    assert [float(end) for end in found] == [0.0, 0.0]

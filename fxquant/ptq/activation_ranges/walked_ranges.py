@@ -134,7 +134,8 @@ class _Values:
             with quantization_off(nn.ModuleList([self.quantizer])):
                 found = tensors(walk.computed(self.node, source, batch, operands))
             exact = tensors(walk.value(self.node, wanted, batch))
-            if found and found[0].numel():
+            # rows that values choose may be others
+            if found and found[0].numel() and found[0].shape == exact[0].shape:
                 self._add(plain(found[0]), plain(exact[0]), batch, samples, before)
             before += samples
         ends = {"low": self.low, "high": self.high}

@@ -84,6 +84,12 @@ class Product:
         rows = y.movedim(1, -1)[(sample, *place)]
         return self._by_groups(rows)
 
+    def same_rows(self, x: Tensor, y: Tensor) -> bool:
+        """Whether inputs have as many rows, or samples, as outputs that may be of another run."""
+        if not self.dims:
+            return x.shape[:-1] == y.shape[:-1]
+        return len(self._batched(x)) == len(self._batched(y))
+
     def inputs(self, x: Tensor, y: Tensor, chosen: Tensor) -> Tensor:
         """What the outputs at some positions are computed from: `[N, C, ...] -> [G, P, D]`.
 

@@ -122,6 +122,8 @@ class _Uses:
         """Why layers that are all with one weight are left as they are; "" if they are not."""
         if tied and any(self.tensors[id(p)] > len(same) for p in same[0].parameters):
             return _OTHER_USES
+        if len({layer.node for layer in same}) < len(same):
+            return "its module multiplies with its weight more than once"
         if len({tuple(id(q) for _, q in layer.pieces) for layer in same}) > 1:
             return "its weight lies on several grids"
         if len({layer.product.layout for layer in same}) > 1:

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
+from torch.func import functional_call
 
 from fxquant.graph.node_walk import Environment
 from fxquant.graph.pytree import tensors
 from fxquant.nn import QuantizationMixin
 from fxquant.nn.modes import quantization_off
+from fxquant.ptq.walking.originals import float_values
 from fxquant.quantization.tensor import plain
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class FloatWeights(Environment):
-    """The simulation with its weights as they are stored, and activations on their grids."""
+    """The simulation with the float values of its weights, and activations on their grids."""
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the module without quantizers of parameters."""
@@ -28,7 +30,11 @@ class FloatWeights(Environment):
         if not isinstance(module, QuantizationMixin):
             return super().call_module(target, args, kwargs)
         with quantization_off(module.param_quantizers):
-            return super().call_module(target, args, kwargs)
+            # those that are shared, and tables, are rounded before they are computed with
+            before = float_values(module)
+            return (
+                functional_call(module, before, args, kwargs) if before else module(*args, **kwargs)
+            )
 
 
 def output_errors(
@@ -71,9 +77,12 @@ def _part(value: Tensor, held: Tensor, samples: int) -> Tensor:
 
 
 def _energies(values: Sequence[Tensor]) -> Tensor:
-    """Of what is exact, and of the others' errors; zeros for what is no real number."""
+    """Of what is exact, and of the others' errors; zeros for what cannot be compared.
+
+    That is what is no real number, and rows that values choose, where they have chosen others.
+    """
     exact, *others = values
-    if not exact.is_floating_point():
+    if not exact.is_floating_point() or any(other.shape != exact.shape for other in others):
         return torch.zeros(len(values), dtype=torch.float64)
     found = [exact, *(other - exact for other in others)]
     return torch.stack([x.double().square().sum() for x in found]).cpu()

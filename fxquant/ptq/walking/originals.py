@@ -39,6 +39,12 @@ def float_value(module: nn.Module, name: str) -> Tensor:
     return found
 
 
+def float_values(module: nn.Module) -> dict[str, Tensor]:
+    """Float values of the parameters that techniques have changed, by name."""
+    kept = module.__dict__.get(_KEPT, {})
+    return {n: float_value(module, n) for n in kept if module._parameters.get(n) is not None}
+
+
 def float_module(module: QuantizationMixin) -> nn.Module:
     """The module without quantizers and with its float values; what was not changed is shared."""
     plain = module.get_original_module()

@@ -67,6 +67,9 @@ class Sqnr(OverHistogram):
             # what the outermost element loses is bound enough there
             bins = statistics.elements(part) if grid.steps >= _MANY_STEPS else None
             bins = bins or statistics.occupied(part)
+            if bins.middles.shape[1] == 0:  # rows of zeros weigh nothing
+                best[part] = 0
+                continue
             best[part] = self._search(tried.over(low[part], high[part]), bins, grid)
         shape = statistics.layout.shape
         chosen_low, chosen_high = low * tried.below[best], high * tried.above[best]
