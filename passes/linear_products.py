@@ -186,7 +186,7 @@ def _layer(product: _Product, bias: Tensor | None) -> nn.Module:
         return layer_of(weight, outputs=())
     # a weight on the left is read as `x.T @ weight.T`
     output = rank - 2 if product.weight.turned != product.left else rank - 1
-    given = product.x.meta["spec"]  # axes of size one are kept where they are more than the input's
+    given = _spec(product.x)  # axes of size one are kept where they are more than the input's
     several = any(size != 1 for size in weight.shape[:-2]) or rank > len(given.shape)
     batch = range(rank - 2) if several else ()
     return layer_of(weight, bias, outputs=(output,), batch=batch)

@@ -171,7 +171,7 @@ def _live_columns(layer: Layer, walk: Walk, source: Environment, wanted: Environ
     Batches may differ in size, and a larger image reaches more of a kernel.
     """
     if isinstance(layer, TiedLayer) or not layer.product.dims:
-        return torch.arange(layer.weight().shape[-1], device=layer.weight().device)
+        return torch.arange(layer.shape[2], device=layer.parameters[0].device)
     reached = []
     for batch in range(len(walk)):
         x = layer.input(*walk.operands(layer.node, source, batch))

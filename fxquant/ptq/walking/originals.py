@@ -50,10 +50,9 @@ def float_module(module: QuantizationMixin) -> nn.Module:
     plain = module.get_original_module()
     if live_norm_of(module) is not None:  # what it computes is not its class's own forward
         plain = QuantizationMixin.from_module(plain)
-    for name in module.__dict__.get(_KEPT, {}):
+    for name, value in float_values(module).items():
         if plain._parameters.get(name) is not None:  # a bias that was added may be gone again
-            found = float_value(module, name)
-            plain._parameters[name] = nn.Parameter(found, requires_grad=False)
+            plain._parameters[name] = nn.Parameter(value, requires_grad=False)
     names = vars(plain).get("_flat_weights_names")
     if names is not None:  # recurrent modules keep their weights in a list beside the names
         vars(plain)["_flat_weights"] = [plain._parameters.get(name) for name in names]
@@ -65,9 +64,8 @@ def changed_parameters(model: nn.Module) -> list[str]:
     return [
         f"{path}.{name}"
         for path, module in model.named_modules()
-        for name in module.__dict__.get(_KEPT, {})
-        if module._parameters.get(name) is not None
-        and not torch.equal(float_value(module, name), module._parameters[name].detach())
+        for name, value in float_values(module).items()
+        if not torch.equal(value, getattr(module, name).detach())
     ]
 
 
