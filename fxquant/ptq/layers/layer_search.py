@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fxquant.nn import QuantizationMixin
 from fxquant.nn.calibration import weight_of
+from fxquant.nn.stored_tensors import tensors_read
 from fxquant.nn.training_state import require_ended
 from fxquant.ptq.layers.columns import Product, is_table, product_of
 from fxquant.ptq.layers.layer import Layer
@@ -16,7 +17,7 @@ from fxquant.ptq.layers.tied_layers import TiedLayer
 from fxquant.quantization.affine import AffineQuantizer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from torch import fx
 
@@ -145,14 +146,3 @@ class _Uses:
             first.node, first.path, first.module, first.product, first.quantizer, frozen,
             tuple(layers), tuple(tables),
         )  # fmt: skip
-
-
-def tensors_read(gm: fx.GraphModule) -> Iterator[Any]:
-    """Parameters and buffers that the nodes of a graph compute with, one after the other."""
-    for node in gm.graph.nodes:
-        if node.op == "get_attr":
-            path, _, name = str(node.target).rpartition(".")
-            yield getattr(gm.get_submodule(path), name, None)
-        elif node.op == "call_module":
-            for module in gm.get_submodule(str(node.target)).modules():
-                yield from (*module._parameters.values(), *module._buffers.values())
