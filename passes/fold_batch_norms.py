@@ -236,7 +236,7 @@ def _layer_objection(
         return f"the weight of {layer.target} {found}"
     if "bias" in weighted._buffers:
         return f"the bias of {layer.target} is no parameter"
-    if isinstance(weighted, Dense) and not len(weighted.inputs) == len(weighted.outputs) == 1:
+    if isinstance(weighted, Dense) and weighted.weight.dim() != 2:
         return f"the weight of {layer.target} is no matrix"
     if _is_tied(rw, weighted):
         return f"{layer.target} shares its weight with another module"

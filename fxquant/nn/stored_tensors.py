@@ -44,8 +44,8 @@ def replace_stored(root: nn.Module, module: nn.Module, name: str, value: Tensor)
     if isinstance(old, nn.Parameter):
         made = value if isinstance(value, nn.Parameter) else nn.Parameter(value, old.requires_grad)
     for owner in {id(m): m for m in (module, *root.modules())}.values():
-        tensors: dict[str, Any]
-        for tensors in (owner._parameters, owner._buffers):
+        registries: tuple[dict[str, Any], ...] = (owner._parameters, owner._buffers)
+        for tensors in registries:
             for key, found in tensors.items():
                 if found is old:
                     tensors[key] = made

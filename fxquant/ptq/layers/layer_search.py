@@ -60,6 +60,8 @@ def _searched(gm: fx.GraphModule, *, tied: bool) -> tuple[list[Layer], dict[str,
         reason = uses.obstacle(same, tied=tied)
         if not tied and is_recurrent(same[0].module):
             reason = "what it puts out is no sum that a bias could correct"
+        elif not tied and same[0].product.matrices:
+            reason = "its weight is several matrices, which have no bias"
         if reason:
             skipped |= {layer.path: reason for layer in same}
             continue
