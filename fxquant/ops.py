@@ -693,7 +693,7 @@ def _weighted() -> tuple[Op, ...]:
             names="matmul mm __matmul__",
             inputs=_TWO,
             absorbs=_ACTIVATIONS,
-            odd={Tensor.__rmatmul__: "other, input"},
+            odd={Tensor.__rmatmul__: "other, input", torch.linalg.matmul: "input, other"},
             samples=(s(t(2, 3, 4, 5), t(2, 3, 5, 6)), s(t(2, 4, 5), t(5, 3)), s(t(4, 5), t(5, 3))),
             sizes=Sizes.PRODUCT,
             onnx="MatMul",

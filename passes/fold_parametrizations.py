@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 from torch import nn
 from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FoldParametrizations(Pass):
-    """A weight that weight norm, spectral norm or a parametrization computes becomes a parameter.
+    """A weight that a norm of it, a parametrization or a mask of pruning computes is a parameter.
 
     Before::
 
@@ -50,10 +51,13 @@ def _computes_weights(module: nn.Module) -> bool:
     return parametrize.is_parametrized(module) or bool(_hooks(module))
 
 
-def _hooks(module: nn.Module) -> dict[int, WeightNorm | SpectralNorm]:
-    """The older weight and spectral norm, which are hooks that run before each call."""
+_Hook: TypeAlias = WeightNorm | SpectralNorm | BasePruningMethod
+
+
+def _hooks(module: nn.Module) -> dict[int, _Hook]:
+    """The older weight and spectral norm, and pruning: hooks that run before each call."""
     hooks = module._forward_pre_hooks.items()
-    return {k: hook for k, hook in hooks if isinstance(hook, WeightNorm | SpectralNorm)}
+    return {k: hook for k, hook in hooks if isinstance(hook, _Hook)}
 
 
 def _fold(module: nn.Module) -> None:
