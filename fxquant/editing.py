@@ -26,6 +26,7 @@ from fxquant.nn import QuantizationMixin
 from fxquant.nn.calibration import weight_of
 from fxquant.nn.dense import Dense, adopt
 from fxquant.nn.stored_tensors import keep_own_names, replace_stored
+from fxquant.passes.fold_parametrizations import unfold
 from fxquant.placement.dataflow import resolve_grids
 from fxquant.quantization import QuantizerBase, affine
 from fxquant.quantization.affine import AffineQuantizer
@@ -212,6 +213,8 @@ def original_model(gm: fx.GraphModule, *, qdq_weights: bool) -> fx.GraphModule:
                 rounded += [(plain, name, value.detach().clone()) for name, value in values]
         rw.set_module(str(node.target), plain)
     _round(copied, rounded)
+    for module in () if qdq_weights else list(copied.modules()):
+        unfold(module)
     rw.finish()
     state = state_of(copied)
     set_state(copied, facts=state.facts - {Fact.PLACED}, why={})

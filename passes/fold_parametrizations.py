@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
@@ -13,6 +14,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from fxquant.graph.pass_infra import Fact, Pass
 from fxquant.graph.pass_log import Gone
+from fxquant.quantization.digest import tensor_digest
 
 if TYPE_CHECKING:
     from fxquant.graph.rewriter import Rewriter
@@ -60,6 +62,27 @@ def _hooks(module: nn.Module) -> dict[int, _Hook]:
     return {k: hook for k, hook in hooks if isinstance(hook, _Hook)}
 
 
+# module attribute: what computed its weights, by their names
+_FOLDED = "_folded_parametrizations"
+# one rounding in each direction, and two in a norm
+_AGAIN = 8 * torch.finfo(torch.float32).eps
+
+
+@dataclass(frozen=True)
+class _Folded:
+    """A parametrization that was folded.
+
+    Attributes:
+        parts: what it consists of, in the order in which it is computed.
+        originals: the tensors that it is computed from.
+        digest: of the weight that it gave.
+    """
+
+    parts: tuple[nn.Module, ...]
+    originals: dict[str, Tensor]
+    digest: str
+
+
 def _fold(module: nn.Module) -> None:
     """Make computed parameters plain ones."""
     was = module.training
@@ -67,13 +90,50 @@ def _fold(module: nn.Module) -> None:
     try:
         if parametrize.is_parametrized(module):
             _own_class(module)
-            for name in list(module.parametrizations):  # type: ignore[arg-type]
+            folded = module.__dict__.setdefault(_FOLDED, {})
+            for name, parts in list(module.parametrizations.items()):  # type: ignore[operator, union-attr]
+                originals = {n: p.detach() for n, p in parts._parameters.items()}
                 parametrize.remove_parametrizations(module, name)
+                digest = tensor_digest(module.get_parameter(name))
+                folded[name] = _Folded(tuple(parts), originals, digest)
         for key, hook in _hooks(module).items():
             hook.remove(module)
             del module._forward_pre_hooks[key]
     finally:
         module.training = was
+
+
+@torch.no_grad()
+def unfold(module: nn.Module) -> None:
+    """Let a module compute its weights again, where its parametrizations can give those it has.
+
+    A norm of weights gives any weight; a spectral norm and what has no inverse give the one that
+    was folded, and a module with another one keeps it as a parameter.
+    """
+    folded: dict[str, _Folded] = module.__dict__.pop(_FOLDED, {})
+    for name, kept in folded.items():
+        weight = module._parameters.get(name)
+        if weight is None:
+            continue
+        same = tensor_digest(weight) == kept.digest
+        if not same and not all(hasattr(part, "right_inverse") for part in kept.parts):
+            continue
+        was = [part.training for part in kept.parts]
+        for part in kept.parts:
+            part.training = False
+            parametrize.register_parametrization(module, name, part, unsafe=True)
+        made: nn.Module = module.parametrizations[name]  # type: ignore[index, assignment]
+        if same:
+            for key, tensor in kept.originals.items():
+                made.get_parameter(key).copy_(tensor)
+        for part, mode in zip(kept.parts, was, strict=True):
+            part.training = mode
+        again: Tensor = made.eval()()
+        made.train(module.training)
+        if not same and not torch.allclose(again, weight, rtol=_AGAIN, atol=0.0):
+            _own_class(module)
+            parametrize.remove_parametrizations(module, name)
+            module.register_parameter(name, weight)
 
 
 def _own_class(module: nn.Module) -> None:

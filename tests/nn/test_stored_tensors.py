@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 from fxquant import QuantizationSimModel
 from fxquant.ptq import reconstruct
@@ -38,7 +39,7 @@ class Products(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.linear((x @ self.first + self.bias).relu(), self.turned) @ self.frozen
-        return torch.einsum("bi,ihd->bhd", y, self.heads).flatten(1) @ self.heads.reshape(4, 12).t()
+        return torch.einsum("bi,ihd->bhd", y, self.heads)
 
 
 class Called(nn.Module):
@@ -109,3 +110,42 @@ def test_weights_on_their_grids_are_so_under_every_name() -> None:
     assert torch.equal(rounded.first, plain(layer.param_quantizers["weight"](layer.weight)))
     assert len(rounded.first.unique()) > 4
     assert not torch.equal(rounded.first, net.first)
+
+
+class Normed(nn.Module):
+    """A weight norm, which gives any weight, and a spectral norm, which does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = parametrizations.weight_norm(nn.Linear(SIZE, SIZE))
+        self.b = parametrizations.spectral_norm(nn.Linear(SIZE, SIZE))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.b(self.a(x).relu())
+        return y
+
+
+def test_norms_of_weights_compute_them_again() -> None:
+    torch.manual_seed(0)
+    net, x = Normed().eval(), torch.randn(32, SIZE)
+    sim = QuantizationSimModel(copy.deepcopy(net), x, default_param_bw=4)
+    sim.compute_encodings([x])
+    before = sim.get_original_model()
+    for name, value in net.state_dict().items():  # to the bit
+        assert torch.equal(before.state_dict()[name], value)
+    assert before.state_dict().keys() == net.state_dict().keys()
+    assert torch.equal(before(x), net(x))
+    model = sim.model
+    with torch.no_grad():
+        for path in ("a", "b"):
+            model.get_submodule(path).get_parameter("weight").add_(0.1 * torch.randn(SIZE, SIZE))
+    after = sim.get_original_model()
+    weight, wanted = (m.get_submodule("a").weight for m in (after, model))
+    assert isinstance(weight, Tensor)
+    assert isinstance(wanted, Tensor)
+    assert torch.allclose(weight, wanted, rtol=1e-6, atol=0.0)
+    assert "a.parametrizations.weight.original1" in after.state_dict()
+    assert "b.weight" in after.state_dict()  # its norm is no longer one
+    again = QuantizationSimModel(after, x, default_param_bw=4)
+    again.compute_encodings([x])
+    assert again.model.get_submodule("a").get_parameter("weight").requires_grad
