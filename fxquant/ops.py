@@ -2170,7 +2170,7 @@ def row_for_module(module: nn.Module) -> Op | None:
 def weight_axes(module: nn.Module) -> tuple[int, ...]:
     """Axes of a module's weight along which every place is an output channel; none if unknown.
 
-    A weight that is several matrices has none: integer kernels take one step for all of them.
+    A weight that is several matrices has none: its channels are those of each matrix.
     """
     if isinstance(module, Dense):
         return () if module.batch else module.outputs

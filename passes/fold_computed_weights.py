@@ -34,6 +34,7 @@ _SUMS = _LAYERS | _PRODUCTS | {"baddbmm", "einsum"}
 _NAME = "computed"
 # a byte for each element takes as much as the floats that it is computed from
 _MOST = 4
+_FEW = 1 << 16  # elements of which that does not matter, such as of a blur for every channel
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,7 @@ def _fold(rw: Rewriter, node: fx.Node, operand: fx.Node, known: _Constants) -> b
     value, given = known.value(operand)
     if not value.is_floating_point():
         return False
-    if value.numel() > _MOST * given:
+    if value.numel() > max(_MOST * given, _FEW):
         rw.skip(node, f"its weight has {value.numel()} elements, computed from {given}")
         return False
     same = (n for v, n in known.values if v.shape == value.shape and torch.equal(v, value))

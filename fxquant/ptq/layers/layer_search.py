@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _NO_PRODUCT = "it does not multiply its input with its weight once"
 _TABLE = "its rows are looked up: nearest integers are best"
 _OTHER_USES = "its weight is used in several places"
+_SEVERAL_GRIDS = "its weight lies on several grids, and a file stores it once for each"
 _NO_INTEGERS = "its weight does not lie on a grid of integers"
 _TIED = "its weight is that of {}, with whose integers it computes"
 
@@ -128,7 +129,7 @@ class _Uses:
         if len({layer.node for layer in same}) < len(same):
             return "its module multiplies with its weight more than once"
         if len({tuple(id(q) for _, q in layer.pieces) for layer in same}) > 1:
-            return "its weight lies on several grids"
+            return _SEVERAL_GRIDS
         if len({layer.product.layout for layer in same}) > 1:
             return "other layers multiply with its weight in another way"
         biases = Counter(id(bias) for layer in same for bias in layer.biases)
