@@ -193,6 +193,7 @@ def _record(
         specialisations=(*recording.specialisations, *trained),
         excluded=tuple(sorted(excluded)),
         training_only=trainers,
+        names=frozenset(gm.state_dict()),
     )
     return _Recorded(recording, leaves)
 

@@ -354,7 +354,9 @@ class QuantizationSimModel(ExportMethods):
     def get_original_model(self, *, qdq_weights: bool = False) -> fx.GraphModule:
         """The model without quantizers: a copy that can be run, trained and simulated again.
 
-        Batch norms that were folded stay folded.
+        Its state dict has the names of the network that was prepared, so it goes into the network
+        itself. Batch norms that were folded stay folded, and so do weights that were computed from
+        parameters; a weight norm computes its weight again.
 
         Args:
             qdq_weights: give the weights the values of their grids.
