@@ -18,6 +18,7 @@ from fxquant import ops
 from fxquant.errors import PassError, place
 from fxquant.graph.meta import Spec, TensorSpec, module_path
 from fxquant.graph.pass_log import Gone, Skip
+from fxquant.graph.recorded_module import recompile_later
 
 if TYPE_CHECKING:
     from fxquant.nn.containers import QuantizerDict, QuantizerList
@@ -315,8 +316,7 @@ class Rewriter:
             PassError: FXQ304, the node has consumers.
         """
         if node.users:
-            consumers = ", ".join(u.name for u in node.users)
-            what = f"{self.by} erases a node that {consumers} reads"
+            what = f"{self.by} erases a node that {', '.join(u.name for u in node.users)} reads"
             raise PassError("FXQ304", what, at=node, fix="rw.replace(node, by) its result first")
         self.gm.graph.erase_node(node)
         if node.op == "call_module":
@@ -334,10 +334,10 @@ class Rewriter:
         self.reasons[key] = tuple(dict.fromkeys((*self.reasons.get(key, ()), *reasons)))
 
     def finish(self) -> None:
-        """Check the graph and generate its code anew if anything was changed."""
+        """Check the graph and have its code generated anew if anything was changed."""
         if self.changes:
             self.gm.graph.lint()
-            self.gm.recompile()
+            recompile_later(self.gm)
 
     def _scope(self, path: str) -> nn.Module:
         try:
