@@ -50,17 +50,35 @@ def deep_copy(value: Any, *, known: Mapping[int, Any] | None = None) -> Any:
         value: the model.
         known: what stands for parts of the model in the copy, by the identity of the part.
     """
-    memo = dict(known or {})
-    tried = dict(memo)
-    try:
-        return _Copier(tried, _refuse_unless_plain).copy(value)
-    except _NotPlainError:
-        # the parameters are most of the work: their copies are as good as others
-        memo |= {key: part for key, part in tried.items() if type(part) is nn.Parameter}
+    memo: _Memo = dict(known or {})
+    copy_plain([value], memo)
+    if id(value) in memo:
+        return memo[id(value)]
     finish = prepare_memo([value], memo)
     copied = _Copier(memo, copy.deepcopy).copy(value)
     finish()
     return copied
+
+
+def copy_plain(parts: Iterable[Any], memo: _Memo) -> None:
+    """Fill a memo with copies of all of a model if one walk can copy it, else of its parameters.
+
+    Args:
+        parts: what is to be copied; it has to stay as long as the memo.
+        memo: that of ``copy.deepcopy``.
+    """
+    tried = dict(memo)
+    copier = _Copier(tried, _refuse_unless_plain)
+    try:
+        for part in parts:
+            copier.copy(part)
+    except _NotPlainError:
+        # the parameters are most of the work, and their copies as good as others
+        memo |= {key: part for key, part in tried.items() if type(part) is nn.Parameter}
+        return
+    kept = tried.pop(id(tried), [])  # where copy.deepcopy keeps what it met
+    memo |= tried
+    memo.setdefault(id(memo), []).extend(kept)
 
 
 class _NotPlainError(Exception):

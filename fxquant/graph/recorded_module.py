@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
 
 from fxquant.errors import TraceError
-from fxquant.graph.model_copy import deep_copy, prepare_memo
+from fxquant.graph.model_copy import copy_plain, deep_copy, prepare_memo
 from fxquant.graph.python_code import PathCodeGen
 from fxquant.graph.python_state import holds_nothing, version_of
 from fxquant.graph.pytree import modules_of, tensors_of
@@ -118,6 +118,21 @@ class RecordedModule(fx.GraphModule):
         self.make_code()
         return super().__reduce_package__(exporter)
 
+    def get_submodule(self, target: str) -> nn.Module:
+        """The module at a path, without a look at anything but modules on the way."""
+        found: nn.Module | None = self
+        for name in target.split(".") if target else ():
+            found = found._modules.get(name) if found is not None else None
+        return super().get_submodule(target) if found is None else found
+
+    def named_modules(
+        self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Module]]:
+        """Paths and modules; see `modules_of`."""
+        if memo is not None or prefix:
+            return super().named_modules(memo, prefix, remove_duplicate)
+        return iter(modules_of(self, every_path=not remove_duplicate))
+
     def train(self, mode: bool = True) -> RecordedModule:
         """Set the training flags as the model does."""
         if not self._model:
@@ -140,6 +155,7 @@ class RecordedModule(fx.GraphModule):
         return RecordedModule._build
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RecordedModule:
+        copy_plain([vars(self)[name] for name in _CONTAINERS], memo)
         finish = prepare_memo(vars(self).values(), memo)
         copied = super().__deepcopy__(memo)
         if not isinstance(copied, RecordedModule):
