@@ -16,6 +16,7 @@ from fxquant.export_methods import ExportMethods
 from fxquant.fingerprint import mark_calibrated
 from fxquant.flags import require_flags
 from fxquant.graph.absent_names import absence
+from fxquant.graph.kept_state import random_numbers_kept
 from fxquant.graph.meta import path_matches
 from fxquant.graph.pass_infra import state_of
 from fxquant.graph.rewriter import label
@@ -106,7 +107,8 @@ class QuantizationSimModel(ExportMethods):
         owned = in_place or prepared is not model
         self.model: fx.GraphModule = prepared if owned else copy.deepcopy(prepared)
         pipeline = simulation_pipeline(self.config, self.target, self.quant_scheme)
-        pipeline(self.model)
+        with random_numbers_kept():  # new modules draw the parameters that they lose at once
+            pipeline(self.model)
 
     @property
     def example(self) -> tuple[tuple[Any, ...], dict[str, Any]]:

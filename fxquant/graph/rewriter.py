@@ -18,6 +18,7 @@ from fxquant import ops
 from fxquant.errors import PassError, place
 from fxquant.graph.meta import Spec, TensorSpec, module_path
 from fxquant.graph.pass_log import Gone, Skip
+from fxquant.graph.recorded_module import recompile_later
 from fxquant.nn.stored_tensors import replace_stored
 
 if TYPE_CHECKING:
@@ -334,10 +335,10 @@ class Rewriter:
         self.reasons[key] = tuple(dict.fromkeys((*self.reasons.get(key, ()), *reasons)))
 
     def finish(self) -> None:
-        """Check the graph and generate its code anew if anything was changed."""
+        """Check the graph and have its code generated anew if anything was changed."""
         if self.changes:
             self.gm.graph.lint()
-            self.gm.recompile()
+            recompile_later(self.gm)
 
     def _scope(self, path: str) -> nn.Module:
         try:
