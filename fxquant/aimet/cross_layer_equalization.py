@@ -35,7 +35,9 @@ def equalize_model(
 ) -> EqualizationReport:
     """Fold batch norms and scale layers across; see `fxquant.equalize_model`."""
     recorded(model, dummy_input, input_shapes)
-    return equalization.equalize_model(model, input_shapes, dummy_input, absorb_high_bias=True)
+    return equalization.equalize_model(
+        model, input_shapes, dummy_input, absorb_high_bias=True, activations=False
+    )
 
 
 class CrossLayerScaling:
@@ -47,4 +49,4 @@ class CrossLayerScaling:
     ) -> EqualizationReport:
         """Scale every group of layers that can be scaled; see `fxquant.equalize_model`."""
         recorded(model, dummy_input, input_shapes)
-        return equalization.equalize_model(model, input_shapes, dummy_input)
+        return equalization.CrossLayerScaling.scale_model(model, input_shapes, dummy_input)

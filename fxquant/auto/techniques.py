@@ -133,8 +133,11 @@ class Technique:
 
 
 def _equalize(model: fx.GraphModule, case: Case) -> str:
-    # what it gains is measured here, and needs no estimate
-    report = equalize_model(model, **{"per_channel": False} | case.options.get("equalize", {}))
+    given: dict[str, Any] = {
+        "data": case.data, "output_bw": case.bits[0], "param_bw": case.bits[1],
+        "target": case.runtime, "config": case.config, "quant_scheme": case.scheme,
+    }  # fmt: skip
+    report = equalize_model(model, **given | case.options.get("equalize", {}))
     spaces = [s for s in report.spaces if s.scaled]
     if not report.changed:
         what = "no channels between layers can be scaled, or none differ"

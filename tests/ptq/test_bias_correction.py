@@ -259,6 +259,21 @@ def test_one_sample_and_other_batch_sizes() -> None:
         assert len(report.layers) == 4
 
 
+def test_one_sample_does_not_decide_against_all_others() -> None:
+    """What one sample tells of a mean is its own error: 1.4 dB were lost."""
+    torch.manual_seed(0)
+    layers = (nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
+    net = nn.Sequential(*layers).eval()
+    few, unseen = torch.randn(8, 16), [torch.randn(256, 16)]
+    sim = simulation(net, [few], 4)
+    before = sqnr(net, sim, unseen)
+    report = correct_bias(sim, [few[:1]])
+    assert {r.changed for r in report.layers} == {"nothing"}
+    assert sqnr(net, sim, unseen) == before
+    correct_bias(sim, [few])
+    assert sqnr(net, sim, unseen) > before
+
+
 def test_wrong_arguments_are_refused() -> None:
     sim = simulation(normed(), DATA)
     correct_bias: Any = fxquant.correct_bias

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fxquant import QuantizationSimModel, equalize_model, prepare_model
-from fxquant.errors import ConfigError
+from fxquant.errors import CalibrationError, ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -363,3 +363,86 @@ def test_channels_stay_by_default_where_errors_would_grow_by_half() -> None:
         equalize_model(gm, param_bw=4, like=QuantizationSimModel(net, torch.zeros(1, 1)))
     with pytest.raises(ConfigError, match="FXQ236"):
         equalize_model(gm, per_channel=1)  # type: ignore[arg-type]
+
+
+def rescaled(seed: int) -> tuple[nn.Module, list[Tensor], Tensor]:
+    """A depthwise block with channels of uneven weights, and of uneven activations."""
+    torch.manual_seed(seed)
+    net: Any = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.Conv2d(16, 16, 3, padding=1, groups=16, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.Conv2d(16, 8, 1), nn.ReLU(), nn.Conv2d(8, 6, 3),
+    )  # fmt: skip
+    with torch.no_grad():
+        for _ in range(20):
+            net(torch.randn(16, 3, 8, 8))
+        for norm in (net[1], net[4]):
+            norm.weight.mul_(torch.rand(16) * 1.5 + 0.1)
+            norm.bias.add_(torch.randn(16))
+        factors = 10 ** (torch.rand(16) * 3 - 1.5)
+        net[1].weight.mul_(factors), net[1].bias.mul_(factors)
+        net[3].weight.div_(factors.reshape(-1, 1, 1, 1))
+    return net.eval(), [torch.randn(16, 3, 8, 8) for _ in range(4)], torch.randn(64, 3, 8, 8)
+
+
+@torch.no_grad()
+def simulated(
+    net: nn.Module, gm: Any, data: list[Tensor], unseen: Tensor, bits: int, *, per_channel: bool
+) -> float:
+    config = {"per_channel": per_channel}
+    sim = QuantizationSimModel(gm, data[0], default_param_bw=bits, config=config)
+    sim.compute_encodings(data)
+    want = net(unseen)
+    return float(10 * torch.log10(want.square().sum() / (sim.model(unseen) - want).square().sum()))
+
+
+@torch.no_grad()
+def test_data_and_batch_norms_tell_ranges_of_activations() -> None:
+    gains: dict[str, list[float]] = {"batch norms": [], "data": []}
+    for seed in range(3):
+        net, data, unseen = rescaled(seed)
+
+        def result(**told: Any) -> float:
+            gm = prepare_model(net, data[0])  # noqa: B023
+            equalize_model(gm, **told)
+            assert difference(gm(unseen), net(unseen)) < 1e-5  # noqa: B023
+            return simulated(net, gm, data, unseen, 8, per_channel=False)  # noqa: B023
+
+        paper = result(activations=False)
+        gains["batch norms"].append(result() - paper)
+        gains["data"].append(result(data=data, per_channel=False) - paper)
+    for found in gains.values():
+        assert min(found) > -0.3, gains
+        assert sum(found) > 0.9, gains
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_with_data_nothing_is_lost_on_grids_for_every_channel(bits: int) -> None:
+    for seed in range(2):
+        net, data, unseen = rescaled(seed)
+        for parameter in list(net.parameters())[:1]:  # rows of one weight are outliers
+            parameter.data.view(-1)[::97] *= 20
+        gm, plain = prepare_model(net, data[0]), prepare_model(net, data[0])
+        equalize_model(gm, data=data, param_bw=bits)
+        before = simulated(net, plain, data, unseen, bits, per_channel=True)
+        assert simulated(net, gm, data, unseen, bits, per_channel=True) > before - 0.3
+
+
+def test_data_are_judged_on_a_simulation_that_is_given() -> None:
+    net, data, _ = rescaled(0)
+    config = {"per_channel": False}
+    sim = QuantizationSimModel(net, data[0], default_param_bw=8, config=config)
+    known, given = prepare_model(net, data[0]), prepare_model(net, data[0])
+    weight = sim.model.get_parameter("0.weight").clone()
+    equalize_model(given, data=data, like=sim)
+    equalize_model(known, data=data, param_bw=8, per_channel=False)
+    assert torch.equal(sim.model.get_parameter("0.weight"), weight)
+    for (name, one), (_, other) in zip(
+        known.named_parameters(), given.named_parameters(), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=0, msg=name)
+    with pytest.raises(CalibrationError, match="FXQ442"):
+        equalize_model(known, data=[])
+    endless = nn.Sequential(nn.Threshold(0.0, float("inf")), nn.Linear(2, 2), nn.Linear(2, 2))
+    with pytest.raises(CalibrationError, match="FXQ485"):
+        equalize_model(prepare_model(endless.eval(), torch.ones(1, 2)), data=[-torch.ones(4, 2)])

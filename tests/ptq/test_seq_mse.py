@@ -16,6 +16,7 @@ from fxquant.errors import CalibrationError, ConfigError, SelectorError, Uncalib
 from fxquant.ptq import reconstruct
 from fxquant.ptq.solving.candidates import LOSSES, OutputError, best_of
 from fxquant.ptq.solving.grids import WeightGrid
+from fxquant.ptq.techniques import seq_mse
 from fxquant.sim import QuantizationSimModel
 from tests.helpers.techniques import (
     blocked,
@@ -72,6 +73,7 @@ def test_one_range_for_a_tensor_powers_of_two_and_blocks() -> None:
     for scale in scales(sim).values():
         assert bool((torch.frexp(scale).mantissa == 0.5).all())
     for grouped in (False, True):
+        torch.manual_seed(0)
         _, sim, rows = blocked(grouped=grouped)
         report = apply_seq_mse(sim, rows)
         assert report.layers[0].ranges == 32
@@ -159,6 +161,31 @@ def test_one_sample_does_not_decide_against_all_others(bits: int) -> None:
     before = sqnr(net, sim, others)
     apply_seq_mse(sim, [one])
     assert sqnr(net, sim, others) > before - 0.5
+
+
+def test_ranges_stay_if_the_outputs_lose_though_layers_gain() -> None:
+    torch.manual_seed(12)
+    net, sim, rows = blocked(grouped=True)
+    before, ranges = sqnr(net, sim, rows), scales(sim)
+    report = apply_seq_mse(sim, rows)
+    assert report.inp_symmetry is None
+    assert "the outputs did not gain" in str(report)
+    assert all(r.changed == 0 and r.error_after == r.error_before for r in report.layers)
+    assert same(ranges, scales(sim))
+    assert sqnr(net, sim, rows) == before
+
+
+def test_where_outputs_lose_errors_of_layers_before_are_made_up_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    net = normed()
+    given, wanted = simulation(net, DATA, 3), simulation(net, DATA, 3)
+    apply_seq_mse(wanted, DATA, params=SeqMseParams(inp_symmetry="asym"))
+    said = iter((torch.tensor([2.0, 1.0]), torch.tensor([1.0, 2.0])))
+    monkeypatch.setattr(seq_mse, "output_errors", lambda *_, **__: next(said))
+    report = apply_seq_mse(given, DATA)
+    assert report.inp_symmetry == "asym"
+    assert same(scales(given), scales(wanted))
 
 
 @st.composite

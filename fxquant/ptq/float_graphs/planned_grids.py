@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from fxquant import ops
 from fxquant.config import QuantConfig
+from fxquant.editing import refresh_biases
 from fxquant.errors import ConfigError
 from fxquant.nn import QuantizationMixin
 from fxquant.passes import simulation_pipeline
@@ -59,7 +60,7 @@ class GridRequest:
                 has none of the layers; a configuration is wrong.
         """
         if self.like is None:
-            return PlannedGrids.of(self._placed(gm))
+            return PlannedGrids.of(self.placed(gm))
         if any(v is not None for v in (self.config, *self.bits, self.per_channel)):
             what = "a simulation is given, and bits or a configuration beside it"
             raise ConfigError("FXQ217", what, fix="leave the others out: its grids are taken")
@@ -80,13 +81,28 @@ class GridRequest:
         """The target itself."""
         return self.like.target if self.like is not None else load_target(self.target)
 
-    def _placed(self, gm: fx.GraphModule) -> fx.GraphModule:
+    def placed(self, gm: fx.GraphModule) -> fx.GraphModule:
+        """A simulation of a float graph, which is not changed, with ranges yet to be found."""
+        if self.like is not None:
+            return self._with_weights(gm)
         target, config = self.loaded, QuantConfig.load(self.config)
         if self.per_channel is not None:
             config = config.replace(per_channel=self.per_channel)
         config = config.with_bits(self.bits, target.bitwidths)
         placed = copy.deepcopy(gm)
         simulation_pipeline(config, target, QuantScheme(self.scheme))(placed)
+        return placed
+
+    @torch.no_grad()
+    def _with_weights(self, gm: fx.GraphModule) -> fx.GraphModule:
+        """A copy of the simulation with the graph's parameters."""
+        placed = copy.deepcopy(self.like.model)  # type: ignore[union-attr]
+        own = dict(gm.named_parameters(remove_duplicate=False))
+        for name, parameter in placed.named_parameters(remove_duplicate=False):
+            given = own.get(name)
+            if given is not None and given.shape == parameter.shape:
+                parameter.copy_(given)
+        refresh_biases(placed)
         return placed
 
 

@@ -113,7 +113,8 @@ def correct_bias(
     A channel is changed only if its squared error behind the following activation does not grow: a
     mean of what a ReLU cuts off says nothing of the rest. A layer is changed only if that brings
     the means of its outputs nearer to the float model's on data held out. Without data nothing can
-    be compared.
+    be compared. A mean that is measured counts as far as the samples agree on it: of few of them a
+    part is corrected, and nothing of one.
 
     Args:
         sim: a calibrated simulation.
@@ -312,8 +313,8 @@ class _MeanErrors:
         seen = ~held
         if not bool(held.any()):  # too few to hold one out
             held = seen
-        fitted, judged = (errors[part].sum(0) / counts[part].sum() for part in (seen, held))
-        return _Means(fitted, judged, squared)
+        judged = errors[held].sum(0) / counts[held].sum()
+        return _Means(_shrunk_means(errors[seen], counts[seen]), judged, squared)
 
     def _sums(self, *, quantized: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Sums of errors by sample and channel, float64 `[S, C]`, counts `[S]`, squares `[C]`."""
@@ -343,6 +344,25 @@ class _MeanErrors:
             ours, real = plain(self.activation(ours)), plain(self.activation(real))
         rows = self.visit.layer.product.by_channels(ours - real)
         return rows.reshape(-1, rows.shape[-1]).square().sum(0, dtype=torch.float64)
+
+
+def _shrunk_means(sums: Tensor, counts: Tensor) -> Tensor:
+    """Means of channels as far as independent samples tell them: `[S, C]`, `[S]` -> `[C]`.
+
+    Of a mean `m` with a standard error `e` the share `1 - e^2 / m^2` is taken, none if that is
+    negative: a few samples say little of the others, and one sample nothing.
+
+    Source: James & Stein 1961, "Estimation with Quadratic Loss", the positive part, by channel.
+    """
+    mean, samples = sums.sum(0) / counts.sum(), len(sums)
+    if samples < 2:
+        return torch.zeros_like(mean)
+    weights = counts[:, None] / counts.sum()
+    left = sums / counts[:, None].clamp(min=1) - mean
+    variance = (weights.square() * left.square()).sum(0) * samples / (samples - 1)
+    square = mean.square()
+    share = (1 - variance / square.clamp(min=torch.finfo(square.dtype).tiny)).clamp(min=0)
+    return mean * share
 
 
 def _correct(layer: Layer, means: _MeanErrors, before: Tensor) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -12,23 +12,30 @@ from torch import Tensor
 from fxquant.errors import ConfigError, nearest
 from fxquant.ptq.layer_walk import DataOptions, LayerWise, require_number
 from fxquant.ptq.sampling import Sampling, layer_data
+from fxquant.ptq.snapshot import restore
 from fxquant.ptq.solving.candidates import LOSSES, LossFn, OutputError, best_of
 from fxquant.ptq.techniques.layerwise import batches, set_bias, undone_on_error
 from fxquant.ptq.walking.given_simulation import require_simulation
+from fxquant.ptq.walking.held_out_outputs import output_errors
+from fxquant.ptq.walking.walk import Environment, named_batches
 from fxquant.ptq.walking.walk_cost import Cost, layer_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from torch import fx
+
     from fxquant.graph.selectors import Selector
     from fxquant.ptq.layer_walk import Visit
     from fxquant.ptq.techniques.layerwise import ForwardFn
-    from fxquant.ptq.walking.walk import Progress
+    from fxquant.ptq.walking.walk import FloatEnvironment, Progress, Walk
     from fxquant.sim import QuantizationSimModel
 
 Symmetry = Literal["asym", "symfp", "symqt"]
 # positions of a sample that say something new
 _POSITIONS = 32
+# where errors of layers fall and those of outputs do not: it makes up for the layers before
+_FALLBACK: Symmetry = "asym"
 _SYMMETRIES: tuple[Symmetry, ...] = get_args(Symmetry)
 
 
@@ -96,13 +103,16 @@ class SeqMseReport:
         layers: in the order of the graph.
         skipped: why other quantized weights are as they were, by path.
         loss_fn: what the errors of the layers are.
-        cost: what it cost.
+        cost: what it cost, of the last walk over the layers.
+        inp_symmetry: what was compared in the end; None: nothing was changed, as the outputs did
+            not come nearer to the float model's.
     """
 
     loss_fn: LossFn
     layers: list[SeqMseLayer] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     cost: Cost = field(default_factory=Cost)
+    inp_symmetry: Symmetry | None = None
 
     def __str__(self) -> str:
         heads = ("layer", "bits", "ranges", "changed", self.loss_fn, "before")
@@ -112,6 +122,8 @@ class SeqMseReport:
             for r in self.layers
         ]  # fmt: skip
         lines = layer_lines(heads, rows, self.skipped)
+        if self.inp_symmetry is None and self.layers:
+            lines.append("ranges are as they were: the outputs did not gain")
         return "\n".join([*lines, str(self.cost)])
 
 
@@ -132,6 +144,10 @@ def apply_seq_mse(
     what was chosen for them. Weights stay as they are, and so do biases, but for those that were
     corrected, which are corrected again. Any bit width has its ranges chosen. Where the data are
     few for the inputs of a layer the weight's own error counts beside that of the outputs.
+
+    Where the model's outputs are then further from the float model's than they were, although the
+    errors of the layers fell, all is done again with inputs of the float model beside those of the
+    quantized one ("asym"); if that does not help either, ranges stay as they were.
 
     Args:
         sim: a calibrated simulation; it is changed in place.
@@ -170,10 +186,44 @@ def apply_seq_mse(
     walk = LayerWise.of(sim.model, options, modules_to_exclude)
     walk.skipped |= {x.path: "its range is frozen" for x in walk.layers if x.frozen}
     walk.layers = [layer for layer in walk.layers if not layer.frozen]
-    with undone_on_error(sim):
+    report = SeqMseReport(given.loss_fn, skipped=walk.skipped, cost=walk.cost)
+    with undone_on_error(sim) as start:
         data = batches(sim.model, data_loader, given.num_batches, given.forward_fn)
-        layers = walk.run(data, lambda visit: _choose(visit, given), progress)
-    return SeqMseReport(given.loss_fn, layers, walk.skipped, walk.cost)
+        data = list(named_batches(sim.model, data, options.samples))
+        symmetries = dict.fromkeys((given.inp_symmetry, _FALLBACK))
+        for symmetry in symmetries:
+            report.inp_symmetry = symmetry
+            tried = replace(given, inp_symmetry=symmetry)
+            if _gains(walk, data, tried, report, progress):
+                return report
+            restore(sim, start)
+    report.inp_symmetry = None
+    report.layers = [replace(x, changed=0, error_after=x.error_before) for x in report.layers]
+    return report
+
+
+def _gains(
+    walk: LayerWise,
+    data: list[Any],
+    given: SeqMseParams,
+    report: SeqMseReport,
+    progress: Progress | None,
+) -> bool:
+    """Choose all ranges; whether the outputs come nearer to the float model's.
+
+    Errors of layers may fall and those of outputs grow: what a smaller range clips has one sign,
+    and makes what every layer puts out smaller.
+    """
+    before, errors = Environment(walk.gm, "before"), list[Tensor]()
+
+    def settle(node: fx.Node, on: Walk, sim: Environment, exact: FloatEnvironment) -> None:
+        if node.op == "output":
+            errors.append(output_errors(on, node, exact, (sim, before), held_out=1))
+
+    report.layers = walk.run(
+        data, lambda visit: _choose(visit, given), progress, settle=settle, beside=(before,)
+    )
+    return not any(bool(found[0] > found[1]) for found in errors)
 
 
 def _merged(
