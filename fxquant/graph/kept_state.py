@@ -178,7 +178,8 @@ def _equal(entry: _Entry, other: _Entry, known: Known) -> bool:
 
 
 # memory that torch loses sight of, and kernels that write statistics without a word
-_HIDDEN = frozenset(("data", "data_ptr", "numpy", "batch_norm", "instance_norm"))
+_WRITERS = (torch.batch_norm, torch.instance_norm)
+_HIDDEN = frozenset(("data", "data_ptr", "numpy", *(f.__name__ for f in _WRITERS)))
 _STATISTICS = (functional.DynamicBatchNorm, functional.DynamicInstanceNorm)
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 

@@ -1,8 +1,7 @@
 """The only editor of graphs, and of the modules, weights and ranges in them.
 
 Every pass changes a graph through a `Rewriter`: new nodes inherit source line, module path and
-recorded value from the node they stand for; edits are counted, so that a pass knows whether it
-changed anything; and a pattern that nearly matched leaves a reason behind (`skip`).
+recorded value from the node they stand for, edits are counted, and near misses leave reasons.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class Rewriter:
 
     Attributes:
         changes: number of edits so far.
-        current: node at which a walk over `nodes` is now, if there is one.
+        current: node at which a walk over `nodes` is now, or None.
         skips: near misses with their reasons.
         reasons: why nodes are as they are, by module path or node name.
         gone: what became of modules whose calls were replaced or erased, by path.

@@ -227,6 +227,9 @@ def _weigh(spaces: ChannelSpaces, found: dict[int, LayerChannels], makes: list[T
         counts[0] = 0.0
 
 
+_AVERAGES = ("AveragePool", "GlobalAveragePool", "ReduceMean")
+
+
 def _is_rectified(node: Any, gm: fx.GraphModule) -> bool:
     """Whether a value comes from a ReLU through operators that move or average it."""
     while True:
@@ -235,7 +238,7 @@ def _is_rectified(node: Any, gm: fx.GraphModule) -> bool:
             return False
         if row.name in ("relu", "relu6"):
             return True
-        moves = row.grid is ops.Grid.SAME or "avg_pool" in row.name or row.name == "mean"
+        moves = row.grid is ops.Grid.SAME or row.onnx in _AVERAGES
         if not moves or len(node.all_input_nodes) != 1:
             return False
         node = node.all_input_nodes[0]
