@@ -24,7 +24,9 @@ from fxquant.graph.rewriter import Rewriter
 from fxquant.graph.selectors import select_in, several
 from fxquant.nn import QuantizationMixin
 from fxquant.nn.calibration import weight_of
-from fxquant.nn.dense import Dense
+from fxquant.nn.dense import Dense, adopt
+from fxquant.nn.stored_tensors import keep_own_names, replace_stored
+from fxquant.passes.fold_parametrizations import unfold
 from fxquant.placement.dataflow import resolve_grids
 from fxquant.quantization import QuantizerBase, affine
 from fxquant.quantization.affine import AffineQuantizer
@@ -195,7 +197,7 @@ def original_model(gm: fx.GraphModule, *, qdq_weights: bool) -> fx.GraphModule:
     """A copy without quantizers; with the weights on their grids if that is wanted."""
     copied = copy.deepcopy(gm)
     rw = Rewriter(copied, "original_model")
-    rounded: dict[int, nn.Parameter] = {}
+    rounded: list[tuple[nn.Module, str, Tensor]] = []
     for node in rw.nodes:
         module = rw.module(node)
         if not isinstance(module, QuantizationMixin):
@@ -207,17 +209,30 @@ def original_model(gm: fx.GraphModule, *, qdq_weights: bool) -> fx.GraphModule:
         plain = module.get_original_module()
         if qdq_weights:
             with torch.no_grad():
-                for name, value in module._quantized_parameters().items():
-                    old = _tensor(module, name)
-                    kept = rounded.setdefault(id(old), nn.Parameter(value.detach().clone()))
-                    if name in plain._buffers:
-                        plain.register_buffer(name, kept.detach())
-                    else:
-                        plain.register_parameter(name, kept)
+                values = module._quantized_parameters().items()
+                rounded += [(plain, name, value.detach().clone()) for name, value in values]
         rw.set_module(str(node.target), plain)
+    _round(copied, rounded)
+    for module in () if qdq_weights else list(copied.modules()):
+        unfold(module)
     rw.finish()
-    set_state(copied, facts=state_of(copied).facts - {Fact.PLACED}, why={})
+    state = state_of(copied)
+    set_state(copied, facts=state.facts - {Fact.PLACED}, why={})
+    keep_own_names(copied, state.names)
     return copied
+
+
+def _round(gm: fx.GraphModule, rounded: Iterable[tuple[nn.Module, str, Tensor]]) -> None:
+    """Give modules rounded parameters; one that is shared stays so unless its grids differ."""
+    known: dict[int, tuple[Tensor, Tensor]] = {}
+    for module, name, value in rounded:
+        old = _tensor(module, name)
+        if not any(old is new for _, new in known.values()):
+            replace_stored(gm, module, name, value)
+            known[id(old)] = old, _tensor(module, name)
+        elif not torch.equal(old, value):
+            trains = isinstance(old, nn.Parameter)
+            adopt(module, **{name: nn.Parameter(value, old.requires_grad) if trains else value})
 
 
 def refresh_biases(gm: fx.GraphModule) -> None:

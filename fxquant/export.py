@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, fx
 
 from fxquant.errors import UncalibratedError
+from fxquant.graph.pass_infra import state_of
 from fxquant.io.state_dicts import write_tensors
 from fxquant.io.writing import as_path, checked_prefix, made_folder, publish, remove_unused, stage
 from fxquant.nn.modes import evaluating
+from fxquant.nn.stored_tensors import other_names
 from fxquant.onnx.parity.report import ParityReport
 from fxquant.onnx.runs.observed import bound_example
 from fxquant.onnx.runs.randomness import check_modes
@@ -164,10 +166,12 @@ def _check_calibrated(model: fx.GraphModule) -> None:
 
 def _write_weights(model: fx.GraphModule, path: Path) -> None:
     """Float parameters and persistent buffers under the user's names, without quantizers."""
-    inner = {name for name, part in model.named_modules() if isinstance(part, QuantizerBase)}
+    parts = model.named_modules(remove_duplicate=False)
+    inner = {name for name, part in parts if isinstance(part, QuantizerBase)}
+    others = other_names(model, state_of(model).names)
     weights = {
         name: value for name, value in model.state_dict().items()
-        if isinstance(value, Tensor) and not _inside(name, inner)
+        if isinstance(value, Tensor) and not _inside(name, inner) and name not in others
     }  # fmt: skip
     write_tensors(_separate(weights), path)
 

@@ -693,7 +693,7 @@ def _weighted() -> tuple[Op, ...]:
             names="matmul mm __matmul__",
             inputs=_TWO,
             absorbs=_ACTIVATIONS,
-            odd={Tensor.__rmatmul__: "other, input"},
+            odd={Tensor.__rmatmul__: "other, input", torch.linalg.matmul: "input, other"},
             samples=(s(t(2, 3, 4, 5), t(2, 3, 5, 6)), s(t(2, 4, 5), t(5, 3)), s(t(4, 5), t(5, 3))),
             sizes=Sizes.PRODUCT,
             onnx="MatMul",
@@ -2170,7 +2170,7 @@ def row_for_module(module: nn.Module) -> Op | None:
 def weight_axes(module: nn.Module) -> tuple[int, ...]:
     """Axes of a module's weight along which every place is an output channel; none if unknown.
 
-    A weight that is several matrices has none: integer kernels take one step for all of them.
+    A weight that is several matrices has none: its channels are those of each matrix.
     """
     if isinstance(module, Dense):
         return () if module.batch else module.outputs

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxquant.errors import ConfigError, TraceError
+from fxquant.graph.kept_state import random_numbers_kept
 from fxquant.graph.pass_infra import Fact, Pipeline, set_state, state_of
 from fxquant.graph.pytree import tensors
 from fxquant.graph.selectors import Selector, select
@@ -133,7 +134,7 @@ def prepare_model(
         return copy.deepcopy(model)
     check_model(model)
     excluded = select(model, modules_to_exclude)
-    with evaluating(model) as flags:
+    with random_numbers_kept(), evaluating(model) as flags:
         recorded = _record(model, inputs, excluded, on_specialisation)
         gm = recorded.recording.graph_module
         restore_flags(gm, flags)
@@ -193,6 +194,7 @@ def _record(
         specialisations=(*recording.specialisations, *trained),
         excluded=tuple(sorted(excluded)),
         training_only=trainers,
+        names=frozenset(gm.state_dict()),
     )
     return _Recorded(recording, leaves)
 
@@ -261,7 +263,7 @@ def _trained(
     model: nn.Module, inputs: Inputs, leaves: frozenset[str], owners: Collection[str]
 ) -> Recording:
     """The model, recorded while some of its modules train."""
-    with evaluating(model), torch.random.fork_rng(devices=[]):
+    with evaluating(model), random_numbers_kept():
         torch.manual_seed(0)
         for path in owners:
             model.get_submodule(path).training = True

@@ -16,6 +16,7 @@ from fxquant.export_methods import ExportMethods
 from fxquant.fingerprint import mark_calibrated
 from fxquant.flags import require_flags
 from fxquant.graph.absent_names import absence
+from fxquant.graph.kept_state import random_numbers_kept
 from fxquant.graph.meta import path_matches
 from fxquant.graph.pass_infra import state_of
 from fxquant.graph.rewriter import label
@@ -106,7 +107,8 @@ class QuantizationSimModel(ExportMethods):
         owned = in_place or prepared is not model
         self.model: fx.GraphModule = prepared if owned else copy.deepcopy(prepared)
         pipeline = simulation_pipeline(self.config, self.target, self.quant_scheme)
-        pipeline(self.model)
+        with random_numbers_kept():  # new modules draw the parameters that they lose at once
+            pipeline(self.model)
 
     @property
     def example(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -354,7 +356,9 @@ class QuantizationSimModel(ExportMethods):
     def get_original_model(self, *, qdq_weights: bool = False) -> fx.GraphModule:
         """The model without quantizers: a copy that can be run, trained and simulated again.
 
-        Batch norms that were folded stay folded.
+        Its state dict has the names of the network that was prepared, so it goes into the network
+        itself. Batch norms that were folded stay folded, and so do weights that were computed from
+        parameters; a weight norm computes its weight again.
 
         Args:
             qdq_weights: give the weights the values of their grids.

@@ -13,6 +13,7 @@ from fxquant.passes.decompose_attention import DecomposeAttention
 from fxquant.passes.drop_dead_code import DropDeadCode
 from fxquant.passes.enclose_complex import EncloseComplex
 from fxquant.passes.fold_batch_norms import FoldBatchNorms
+from fxquant.passes.fold_computed_weights import FoldComputedWeights
 from fxquant.passes.fold_live_norms import FoldLiveNorms
 from fxquant.passes.fold_parametrizations import FoldParametrizations
 from fxquant.passes.functionals_to_modules import FunctionalsToModules
@@ -57,7 +58,8 @@ def simulation_pipeline(config: QuantConfig, target: Target, scheme: QuantScheme
     linear = (LinearProducts(),) if dense.ROW in target.operators else ()
     sums = (SeparateSums(), *linear) if product is not None else ()
     einsums = (LinearEinsums(),) if linear else ()
-    apart = (DecomposeAttention(), *einsums, *linear, *sums)
+    computed = (FoldComputedWeights(), DropDeadCode()) if linear else ()
+    apart = (DecomposeAttention(), *computed, *einsums, *linear, *sums)
     placing = PlaceQuantizers(config=config, target=target, scheme=scheme)
     return Pipeline(
         (*apart, *moving, FoldParametrizations(), StableSorts(), *folding, placing),
@@ -75,6 +77,7 @@ __all__ = [
     "DropDeadCode",
     "EncloseComplex",
     "FoldBatchNorms",
+    "FoldComputedWeights",
     "FoldLiveNorms",
     "FoldParametrizations",
     "FunctionalsToModules",

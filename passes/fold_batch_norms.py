@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
@@ -19,6 +20,7 @@ from fxquant.nn.dense import Dense
 from fxquant.nn.folded_norm import keep_norm
 from fxquant.nn.live_norm import LIVE_NORM, LiveNorm
 from fxquant.nn.norm_folding import folded, folded_behind, norm_as_affine
+from fxquant.nn.stored_tensors import tensors_read
 from fxquant.placement.regions import find_regions
 
 if TYPE_CHECKING:
@@ -229,10 +231,14 @@ def _layer_objection(
 ) -> str:
     weighted = rw.module(layer)
     if weighted is None or not isinstance(getattr(weighted, "weight", None), nn.Parameter):
-        return f"the weight of {layer.target} is computed at run time"
+        stored = weighted is not None and "weight" in weighted._buffers
+        found = "is no parameter" if stored else "is computed at run time"
+        return f"the weight of {layer.target} {found}"
+    if "bias" in weighted._buffers:
+        return f"the bias of {layer.target} is no parameter"
     if isinstance(weighted, Dense) and weighted.weight.dim() != 2:
         return f"the weight of {layer.target} is no matrix"
-    if _is_tied(rw, layer, weighted):
+    if _is_tied(rw, weighted):
         return f"{layer.target} shares its weight with another module"
     return "a hook sits between the two" if any(vars(weighted)[h] for h in hooks) else ""
 
@@ -266,14 +272,10 @@ def _module(rw: Rewriter, node: fx.Node) -> Any:
     return rw.module(node)
 
 
-def _is_tied(rw: Rewriter, layer: fx.Node, module: nn.Module) -> bool:
-    """Whether another module or node uses the layer's weight or bias."""
-    mine = {id(p) for p in module.parameters(recurse=False)}
-    for path, other in rw.gm.named_modules(remove_duplicate=False):
-        if path != layer.target and any(id(p) in mine for p in other.parameters(recurse=False)):
-            return True
-    reads = rw.gm.graph.find_nodes(op="get_attr")
-    return any(id(rw.constant(n)) in mine for n in reads)
+def _is_tied(rw: Rewriter, module: nn.Module) -> bool:
+    """Whether something else computes with the layer's weight or bias, too."""
+    uses = Counter(id(value) for value in tensors_read(rw.gm))
+    return any(uses[id(p)] > 1 for p in module.parameters(recurse=False))
 
 
 @torch.no_grad()

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from fxquant.graph.pass_infra import Fact, Pass
 from fxquant.graph.pass_log import Gone
+from fxquant.quantization.digest import tensor_digest
 
 if TYPE_CHECKING:
     from fxquant.graph.rewriter import Rewriter
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FoldParametrizations(Pass):
-    """A weight that weight norm, spectral norm or a parametrization computes becomes a parameter.
+    """A weight that a norm of it, a parametrization or a mask of pruning computes is a parameter.
 
     Before::
 
@@ -50,10 +53,34 @@ def _computes_weights(module: nn.Module) -> bool:
     return parametrize.is_parametrized(module) or bool(_hooks(module))
 
 
-def _hooks(module: nn.Module) -> dict[int, WeightNorm | SpectralNorm]:
-    """The older weight and spectral norm, which are hooks that run before each call."""
+_Hook: TypeAlias = WeightNorm | SpectralNorm | BasePruningMethod
+
+
+def _hooks(module: nn.Module) -> dict[int, _Hook]:
+    """The older weight and spectral norm, and pruning: hooks that run before each call."""
     hooks = module._forward_pre_hooks.items()
-    return {k: hook for k, hook in hooks if isinstance(hook, WeightNorm | SpectralNorm)}
+    return {k: hook for k, hook in hooks if isinstance(hook, _Hook)}
+
+
+# module attribute: what computed its weights, by their names
+_FOLDED = "_folded_parametrizations"
+# one rounding in each direction, and two in a norm
+_AGAIN = 8 * torch.finfo(torch.float32).eps
+
+
+@dataclass(frozen=True)
+class _Folded:
+    """A parametrization that was folded.
+
+    Attributes:
+        parts: what it consists of, in the order in which it is computed.
+        originals: the tensors that it is computed from.
+        digest: of the weight that it gave.
+    """
+
+    parts: tuple[nn.Module, ...]
+    originals: dict[str, Tensor]
+    digest: str
 
 
 def _fold(module: nn.Module) -> None:
@@ -63,13 +90,50 @@ def _fold(module: nn.Module) -> None:
     try:
         if parametrize.is_parametrized(module):
             _own_class(module)
-            for name in list(module.parametrizations):  # type: ignore[arg-type]
+            folded = module.__dict__.setdefault(_FOLDED, {})
+            for name, parts in list(module.parametrizations.items()):  # type: ignore[operator, union-attr]
+                originals = {n: p.detach() for n, p in parts._parameters.items()}
                 parametrize.remove_parametrizations(module, name)
+                digest = tensor_digest(module.get_parameter(name))
+                folded[name] = _Folded(tuple(parts), originals, digest)
         for key, hook in _hooks(module).items():
             hook.remove(module)
             del module._forward_pre_hooks[key]
     finally:
         module.training = was
+
+
+@torch.no_grad()
+def unfold(module: nn.Module) -> None:
+    """Let a module compute its weights again, where its parametrizations can give those it has.
+
+    A norm of weights gives any weight; a spectral norm and what has no inverse give the one that
+    was folded, and a module with another one keeps it as a parameter.
+    """
+    folded: dict[str, _Folded] = module.__dict__.pop(_FOLDED, {})
+    for name, kept in folded.items():
+        weight = module._parameters.get(name)
+        if weight is None:
+            continue
+        same = tensor_digest(weight) == kept.digest
+        if not same and not all(hasattr(part, "right_inverse") for part in kept.parts):
+            continue
+        was = [part.training for part in kept.parts]
+        for part in kept.parts:
+            part.training = False
+            parametrize.register_parametrization(module, name, part, unsafe=True)
+        made: nn.Module = module.parametrizations[name]  # type: ignore[index, assignment]
+        if same:
+            for key, tensor in kept.originals.items():
+                made.get_parameter(key).copy_(tensor)
+        for part, mode in zip(kept.parts, was, strict=True):
+            part.training = mode
+        again: Tensor = made.eval()()
+        made.train(module.training)
+        if not same and not torch.allclose(again, weight, rtol=_AGAIN, atol=0.0):
+            _own_class(module)
+            parametrize.remove_parametrizations(module, name)
+            module.register_parameter(name, weight)
 
 
 def _own_class(module: nn.Module) -> None:

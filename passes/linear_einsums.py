@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 import string
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import Tensor, fx, nn
 
@@ -15,12 +16,13 @@ from fxquant.graph.pass_infra import Fact, Pass
 from fxquant.nn import dense
 from fxquant.nn import functional as fn
 from fxquant.nn.dense import layer_of
+from fxquant.nn.opaque import Opaque
 from fxquant.placement.dataflow import is_float_spec
 from fxquant.placement.product_weights import erase_unread, obstacle, written_tensors
 from fxquant.placement.regions import find_regions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable
 
     from fxquant.graph.rewriter import Rewriter
 
@@ -35,6 +37,8 @@ class LinearEinsums(Pass):
     After:  `einsum("beo,be->bo", unflatten(linear(x), -1, (e, o)), gates)`, whose module holds the
         very `w`. Of two operands, axes that are moved remain in place of the `einsum`.
 
+    Other functions that sum products, such as `tensordot` and `multi_dot`, are an `einsum` first.
+
     Why: runtimes compute an `einsum` in floating point, and its parameter has bits, channels and
     techniques of a weight only as one of a layer. Sums are rounded in another order, so it is done
     for the simulation only, like taking attention apart.
@@ -46,6 +50,8 @@ class LinearEinsums(Pass):
         """Look at every sum; one with several parameters is looked at again."""
         regions, changing = find_regions(rw.gm), written_tensors(rw)
         for node in rw.nodes:
+            if regions is None or regions.holds(node):
+                _as_einsum(rw, node)
             remains = True
             while remains and (sum_ := _read(rw, node)) is not None:
                 reason = obstacle(node, sum_.x, sum_.weight, regions, changing)
@@ -154,8 +160,10 @@ def _labels(
         return None
     left, arrow, out = equation.replace(" ", "").partition("->")
     texts = left.split(",")
-    if not arrow or len(texts) != len(shapes):
+    if len(texts) != len(shapes) or (not arrow and "." in left):
         return None
+    if not arrow:  # what stands once, in the order of the alphabet
+        out = "".join(sorted(c for c in left if c != "," and left.count(c) == 1))
     pairs = list(zip(texts, shapes, strict=True))
     # axes that `...` stands for, which are counted from the right
     hidden = [len(shape) - len(text) + len(_DOTS) if _DOTS in text else 0 for text, shape in pairs]
@@ -183,6 +191,91 @@ def _shapes(operands: Sequence[Any]) -> list[tuple[int, ...]] | None:
             return None
         found.append(spec.shape)
     return found
+
+
+def _as_einsum(rw: Rewriter, node: fx.Node) -> None:
+    """Let a node that sums products of a parameter by another function call an `einsum`."""
+    module = rw.module(node, Opaque)
+    form = None if module is None else _FUNCTIONS.get(module.name)
+    if form is None:
+        return
+    operands = _flat(node.args)
+    shapes = _shapes(operands)
+    if shapes is None or not any(rw.constant(x) is not None for x in operands):
+        return
+    others = {k: v for k, v in node.kwargs.items() if k in ("dims", "dim")}
+    found = form(shapes, *_settings(node.args), **others) if others == node.kwargs else None
+    if found is not None:
+        rw.set_module(str(node.target), fn.Einsum().train(rw.gm.training))
+        rw.call_anew(node, found, *operands, kwargs={})
+
+
+def _flat(args: Sequence[Any]) -> list[fx.Node]:
+    """Tensors among arguments, also those in a list of them."""
+    found: list[fx.Node] = []
+    for argument in args:
+        if isinstance(argument, fx.Node):
+            found.append(argument)
+        elif isinstance(argument, list | tuple):
+            found += [x for x in argument if isinstance(x, fx.Node)]
+    return found
+
+
+def _settings(args: Sequence[Any]) -> list[Any]:
+    """The arguments that hold no tensor."""
+    return [a for a in args if not _flat([a])]
+
+
+Shapes: TypeAlias = "Sequence[tuple[int, ...]]"
+
+
+def _chain(shapes: Shapes) -> str | None:
+    """A product of matrices, of which the first and the last may be vectors."""
+    if any(len(s) != 2 for s in shapes[1:-1]) or len(shapes) > len(_LETTERS) - 1:
+        return None
+    first = 2 - len(shapes[0])
+    texts = [_LETTERS[i : i + 2] for i in range(len(shapes))]
+    texts[0], texts[-1] = texts[0][first:], texts[-1][: len(shapes[-1])]
+    out = ("" if first else texts[0][0]) + ("" if len(shapes[-1]) < 2 else texts[-1][1])
+    return f"{','.join(texts)}->{out}"
+
+
+def _tensordot(shapes: Shapes, dims: Any = 2) -> str | None:
+    """Sums over some axes of two operands; of the first ones of the second if it is a number."""
+    first, second = shapes
+    if isinstance(dims, int):
+        dims = (range(len(first) - dims, len(first)), range(dims))
+    if not isinstance(dims, list | tuple) or not all(isinstance(d, Sequence) for d in dims):
+        return None
+    ours, theirs = ([i % len(s) for i in d] for d, s in zip(dims, shapes, strict=True))
+    a, b = _LETTERS[: len(first)], list(_LETTERS[len(first) : len(first) + len(second)])
+    for i, j in zip(ours, theirs, strict=True):
+        b[j] = a[i]
+    kept = [c for i, c in enumerate(a) if i not in ours]
+    kept += [c for j, c in enumerate(b) if j not in theirs]
+    return f"{a},{''.join(b)}->{''.join(kept)}"
+
+
+def _inner(shapes: Shapes) -> str | None:
+    """Sums over the last axes of both."""
+    return _tensordot(shapes, ([-1], [-1])) if all(shapes) else None
+
+
+def _vecdot(shapes: Shapes, dim: int = -1) -> str | None:
+    """The same, with a vector."""
+    vectors = min(len(s) for s in shapes) == 1
+    return _inner(shapes) if vectors and dim == -1 else None
+
+
+_LETTERS = string.ascii_letters
+_FUNCTIONS: dict[str, Callable[..., str | None]] = {
+    "inner": _inner,
+    "tensordot": _tensordot,
+    "mv": _chain,
+    "chain_matmul": _chain,
+    "linalg_multi_dot": _chain,
+    "linalg_vecdot": _vecdot,
+}
 
 
 def _take_out(rw: Rewriter, node: fx.Node, sum_: _Sum) -> bool:

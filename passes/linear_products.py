@@ -14,15 +14,18 @@ from fxquant.nn import dense
 from fxquant.nn import functional as fn
 from fxquant.nn.dense import Dense, adopt, layer_of
 from fxquant.placement.dataflow import is_float_spec
-from fxquant.placement.product_weights import erase_unread, obstacle, written_tensors
+from fxquant.placement.product_weights import (
+    AXIS_MOVES,
+    erase_unread,
+    obstacle,
+    written_tensors,
+)
 from fxquant.placement.regions import find_regions
 
 if TYPE_CHECKING:
     from fxquant.graph.rewriter import Rewriter
     from fxquant.placement.regions import Regions
 
-# moves of axes that a stored weight may be read through
-_AXES = frozenset({"t", "transpose", "swapdims", "adjoint", "permute", "movedim", "contiguous"})
 _JOINED = "was joined, as its bias, into"
 
 
@@ -110,7 +113,7 @@ def _weight(rw: Rewriter, operand: Any) -> _Weight | None:
     moves: list[fx.Node] = []
     while isinstance(operand, fx.Node) and operand.op == "call_module":
         row = rw.op(operand)
-        if row is None or row.name not in _AXES or len(operand.all_input_nodes) != 1:
+        if row is None or row.name not in AXIS_MOVES or len(operand.all_input_nodes) != 1:
             return None
         if row.name != "contiguous":  # a copy has the values where a view has them
             moves.insert(0, operand)

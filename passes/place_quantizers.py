@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import fx, nn
@@ -147,7 +147,7 @@ class PlaceQuantizers(Pass):
     def _weight_quantizer(self, wanted: WeightPlan) -> affine.QuantizeDequantize:
         return quantizer_for(
             self.target, "weight", self.scheme, shape=wanted.shape, bitwidth=wanted.bitwidth,
-            symmetric=wanted.symmetric, signed=wanted.signed,
+            symmetric=wanted.symmetric, signed=wanted.signed, block_size=wanted.blocks,
         )  # fmt: skip
 
     def _own_bias_quantizer(self, node: fx.Node) -> affine.QuantizeDequantize:
@@ -171,7 +171,7 @@ def _tensors(spec: Any) -> int:
 
 
 def _without_bias(plan: WeightPlan) -> WeightPlan:
-    return WeightPlan(plan.shape, plan.bitwidth, plan.signed, plan.symmetric, None)
+    return replace(plan, bias_input=None, own_bias=False)
 
 
 def _is_quantizable(module: nn.Module) -> bool:

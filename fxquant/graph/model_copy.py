@@ -2,8 +2,8 @@
 
 ``copy.deepcopy`` refuses tensors with a gradient history, locks, open files and generators, and it
 does not copy functions: a hook that closes over its model would, on the copy, still change the
-original. `deep_copy` fills the memo of ``copy.deepcopy`` for these before it runs. And it copies
-modules and their dictionaries as ``copy.deepcopy`` does, without its dozen calls for each.
+original. `deep_copy` fills the memo of ``copy.deepcopy`` for these before it runs. Most models hold
+nothing of the kind: those are copied in one walk (`plain_copy`).
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import functools
 import types
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -30,13 +30,16 @@ _ATOMIC = (
     types.BuiltinFunctionType, types.CodeType, torch.dtype, torch.device, torch.layout,
     torch.memory_format, torch.Size, fx.Graph, fx.Node,
 )  # fmt: skip
-_KINDS = frozenset(_ATOMIC)
+_KINDS = frozenset((*_ATOMIC, bool))
 _IMMUTABLE = _KINDS - {bytearray, fx.Graph, fx.Node}  # one copy may stand for all
 # the methods by which a class changes how it is copied; of `__setstate__` any will do
 _COPYING = ("__reduce__", "__reduce_ex__", "__getstate__", "__new__")
 
+_Memo: TypeAlias = dict[Any, Any]
+_Otherwise: TypeAlias = Callable[[Any, _Memo], Any]
 
-def deep_copy(value: Any, *, share: Iterable[Any] = ()) -> Any:
+
+def deep_copy(value: Any, *, known: Mapping[int, Any] | None = None) -> Any:
     """``copy.deepcopy`` of a model.
 
     Tensors with a history are copied without it. Functions whose closure, defaults or globals lead
@@ -45,48 +48,124 @@ def deep_copy(value: Any, *, share: Iterable[Any] = ()) -> Any:
 
     Args:
         value: the model.
-        share: objects that the copy shares with the original, such as parameters.
+        known: what stands for parts of the model in the copy, by the identity of the part.
     """
-    memo = {id(part): part for part in share}
+    memo: _Memo = dict(known or {})
+    copy_plain([value], memo)
+    if id(value) in memo:
+        return memo[id(value)]
     finish = prepare_memo([value], memo)
-    copied = _copied(value, memo)
+    copied = _Copier(memo, copy.deepcopy).copy(value)
     finish()
     return copied
 
 
-def _copied(value: Any, memo: dict[int, Any]) -> Any:
-    """As ``copy.deepcopy(value, memo)``, of what a model consists of in a quarter of the time."""
-    kind = type(value)
-    if kind in _IMMUTABLE:
+def copy_plain(parts: Iterable[Any], memo: _Memo) -> None:
+    """Fill a memo with copies of all of a model if one walk can copy it, else of its parameters.
+
+    Args:
+        parts: what is to be copied; it has to stay as long as the memo.
+        memo: that of ``copy.deepcopy``.
+    """
+    tried = dict(memo)
+    copier = _Copier(tried, _refuse_unless_plain)
+    try:
+        for part in parts:
+            copier.copy(part)
+    except _NotPlainError:
+        # the parameters are most of the work, and their copies as good as others
+        memo |= {key: part for key, part in tried.items() if type(part) is nn.Parameter}
+        return
+    kept = tried.pop(id(tried), [])  # where copy.deepcopy keeps what it met
+    memo |= tried
+    memo.setdefault(id(memo), []).extend(kept)
+
+
+class _NotPlainError(Exception):
+    """A part of a model is not for one walk to copy."""
+
+
+def _refuse_unless_plain(value: Any, memo: dict[Any, Any]) -> Any:
+    """A function that reaches nothing that could be a part of a model is a copy of its own."""
+    if type(value) is types.FunctionType and all(type(p) in _KINDS for p in _reached(value)):
         return value
-    known = memo.get(id(value))
-    if known is not None:
-        return known
-    made: Any
-    if kind is dict or kind is OrderedDict:
-        if kind is OrderedDict and vars(value):
-            return copy.deepcopy(value, memo)
-        made = memo[id(value)] = kind()
-        _copy_items(value, made, memo)
-        return made
-    if kind in (tuple, set) and all(type(part) in _IMMUTABLE for part in value):
-        if kind is tuple:
+    raise _NotPlainError
+
+
+class _Copier:
+    """Copies what models consist of, as ``copy.deepcopy`` with the same memo does.
+
+    Args:
+        memo: that of ``copy.deepcopy``: copies by the identity of what they are copies of.
+        otherwise: copies everything else, or refuses to.
+    """
+
+    def __init__(self, memo: _Memo, otherwise: _Otherwise) -> None:
+        self.memo = memo
+        self.otherwise = otherwise
+
+    def copy(self, value: Any) -> Any:
+        """The copy of a value."""
+        kind = type(value)
+        if kind in _IMMUTABLE:
             return value
-        made = memo[id(value)] = set(value)
+        known = self.memo.get(id(value))
+        if known is not None:
+            return known
+        if kind is dict or (kind is OrderedDict and not vars(value)):
+            return self._dict(value, kind)
+        if kind is tuple or kind is list or kind is set:
+            return self._sequence(value, kind)
+        if kind is nn.Parameter or kind is Tensor:
+            return self._tensor(value)
+        if _is_plain_module(kind):
+            return self._module(value, kind)
+        return self.otherwise(value, self.memo)
+
+    def _dict(self, value: dict[Any, Any], kind: type[dict[Any, Any]]) -> dict[Any, Any]:
+        made = self.memo[id(value)] = kind()
+        if value:  # a module has a dozen empty ones for its hooks
+            self._fill(made, value)
         return made
-    if _is_plain_module(kind):
-        made = memo[id(value)] = object.__new__(kind)
+
+    def _fill(self, made: dict[Any, Any], given: dict[Any, Any]) -> None:
+        for key, part in given.items():
+            copied = part if type(part) in _IMMUTABLE else self.copy(part)
+            made[key if type(key) in _IMMUTABLE else self.copy(key)] = copied
+
+    def _sequence(self, value: Any, kind: Any) -> Any:
+        if kind is list:
+            made = self.memo[id(value)] = []
+            made += map(self.copy, value)
+            return made
+        if all(type(part) in _IMMUTABLE for part in value):
+            return value if kind is tuple else self.memo.setdefault(id(value), set(value))
+        return self.otherwise(value, self.memo)  # such a tuple may hold itself
+
+    def _module(self, value: Any, kind: Any) -> Any:
+        made = self.memo[id(value)] = object.__new__(kind)
         state: dict[Any, Any] = {}
-        _copy_items(value.__getstate__(), state, memo)
+        self._fill(state, value.__getstate__())
         made.__setstate__(state)
         return made
-    return copy.deepcopy(value, memo)
+
+    def _tensor(self, value: Any) -> Any:
+        if value.grad_fn is not None:
+            return self.otherwise(value, self.memo)
+        if type(value) is Tensor and _has_values_only(value):
+            storage, known = value.untyped_storage(), self.memo.setdefault("torch", {})
+            if storage._cdata not in known and storage.nbytes() == value.nbytes:
+                made = self.memo[id(value)] = value.clone()
+                known[storage._cdata] = made.untyped_storage()  # views of it are to find it
+                return made
+        return copy.deepcopy(value, self.memo)
 
 
-def _copy_items(given: dict[Any, Any], made: dict[Any, Any], memo: dict[int, Any]) -> None:
-    for key, part in given.items():
-        copied = part if type(part) in _IMMUTABLE else _copied(part, memo)
-        made[key if type(key) in _IMMUTABLE else _copied(key, memo)] = copied
+def _has_values_only(value: Tensor) -> bool:
+    """Whether a tensor on the CPU is contiguous, and nothing but its values."""
+    plain = not (vars(value) or value.requires_grad or value.grad is not None)
+    strided = value.layout is torch.strided and not value.is_quantized and value.is_contiguous()
+    return plain and strided and value.is_cpu and not (value.is_conj() or value.is_neg())
 
 
 @per_class

@@ -49,6 +49,7 @@ class State:
         gone: what became of modules that passes replaced, by path.
         on_integers: whether the target computes an operator on integers, by module path or node
             name; operators that only move values are not in it.
+        names: of the tensors in the state dict of the network that was recorded.
     """
 
     facts: frozenset[Fact] = frozenset()
@@ -60,6 +61,7 @@ class State:
     training_only: frozenset[str] = frozenset()
     gone: Mapping[str, Gone] = field(default_factory=dict)
     on_integers: Mapping[str, bool] = field(default_factory=dict)
+    names: frozenset[str] = frozenset()
 
 
 def state_of(gm: fx.GraphModule) -> State:

@@ -78,7 +78,7 @@ def state_of_python(root: Any) -> list[Any] | None:
 
 def _inside(part: Any) -> list[Any] | None:
     if isinstance(part, Tensor):
-        return [*vars(part).values(), None if part.is_inference() else part._version]
+        return [*vars(part).values(), version_of(part)]
     kind = type(part)
     own = [] if kind in (dict, list, tuple, set, frozenset) else _attributes(part, kind)
     if own is None:
@@ -120,3 +120,17 @@ def unchanged(before: list[Any] | None, after: list[Any] | None) -> bool:
         a is b or (type(a) is type(b) and isinstance(a, _VALUES) and a == b)
         for a, b in zip(before, after, strict=True)
     )
+
+
+def holds_nothing(value: Any) -> bool:
+    """Whether a value holds no tensor, by a look at its class: most attributes of modules do not.
+
+    >>> holds_nothing({}), holds_nothing([0])
+    (True, False)
+    """
+    return not value if type(value) in _COLLECTIONS else type(value) in _KINDS
+
+
+def version_of(tensor: Tensor) -> int | None:
+    """How often a tensor was written to; None where torch does not count."""
+    return None if tensor.is_inference() else tensor._version

@@ -1,7 +1,10 @@
-"""Nested containers of tensors: walking, rebuilding and comparing what models take and return.
+"""Trees: nested containers of what models take and return, and the modules and tensors of a model.
 
 Known containers: list, tuple, namedtuple, dict and its subclasses, dataclasses (Hugging Face's
 ``ModelOutput`` among them). Everything else is a leaf.
+
+Why not ``named_modules()``: its generators hand every module through all levels above it, and
+recording a model asks for them a dozen times.
 """
 
 from __future__ import annotations
@@ -103,3 +106,54 @@ def samples_of(batch: Any) -> int:
     if any(t.numel() == 0 for t in found):
         return 0
     return next((len(t) for t in found if t.dim()), 1)
+
+
+def modules_of(
+    root: torch.nn.Module, *, every_path: bool = False
+) -> list[tuple[str, torch.nn.Module]]:
+    """Path and module of a module and all below it, in the order of ``named_modules()``.
+
+    Args:
+        root: the outermost one, whose path is empty.
+        every_path: name a module under all of its paths, not only under the first.
+
+    >>> from torch import nn
+    >>> [path for path, _ in modules_of(nn.Sequential(nn.Sequential(nn.ReLU()), nn.ReLU()))]
+    ['', '0', '0.0', '1']
+    """
+    found: list[tuple[str, torch.nn.Module]] = []
+    seen: set[int] = set()
+    waiting = [("", root)]
+    while waiting:
+        path, module = waiting.pop()
+        if not every_path:
+            if id(module) in seen:
+                continue
+            seen.add(id(module))
+        found.append((path, module))
+        if module._modules:
+            start = f"{path}." if path else ""
+            below = [(start + n, m) for n, m in module._modules.items() if m is not None]
+            waiting += reversed(below)
+    return found
+
+
+def tensors_of(root: torch.nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Parameters and buffers by name, each tensor once, as ``named_parameters()`` has them.
+
+    >>> from torch import nn
+    >>> [list(named) for named in tensors_of(nn.BatchNorm1d(2))]
+    [['weight', 'bias'], ['running_mean', 'running_var', 'num_batches_tracked']]
+    """
+    parameters: dict[str, torch.Tensor] = {}
+    buffers: dict[str, torch.Tensor] = {}
+    seen: tuple[set[int], set[int]] = set(), set()
+    for path, module in modules_of(root):
+        start = f"{path}." if path else ""
+        both = (module._parameters, parameters, seen[0]), (module._buffers, buffers, seen[1])
+        for held, named, known in both:
+            for name, tensor in held.items():
+                if tensor is not None and id(tensor) not in known:
+                    known.add(id(tensor))
+                    named[start + name] = tensor
+    return parameters, buffers

@@ -8,22 +8,24 @@ classes, ``state_dict`` keys and their order stay as the user wrote them, also a
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
+import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
 
 from fxquant.errors import TraceError
-from fxquant.graph.model_copy import deep_copy, prepare_memo
+from fxquant.graph.model_copy import copy_plain, deep_copy, prepare_memo
 from fxquant.graph.python_code import PathCodeGen
+from fxquant.graph.python_state import holds_nothing, version_of
+from fxquant.graph.pytree import modules_of, tensors_of
+
+#: tensors by identity, each with its version when its values were known
+Known: TypeAlias = Mapping[int, tuple[Tensor, int | None]]
 
 _HOLDERS = ("_parameters", "_buffers", "_modules")
 _CONTAINERS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
-_BARE = frozenset((bool, int, float, str, type(None)))
-_COLLECTIONS = frozenset((list, tuple, dict, OrderedDict, set))
 
 
 class _Yielding:
@@ -41,13 +43,31 @@ class _Yielding:
         if module is not None and "_graph" not in vars(module):
             raise AttributeError(self.name)  # torch.fx is about to register such a part
         inherited = getattr(fx.GraphModule, self.name)
+        if isinstance(module, RecordedModule):
+            module.make_code()
         return inherited if module is None else inherited.__get__(module, owner)
+
+
+class _Unmade:
+    """`forward` of a graph module whose code is made when somebody asks for it."""
+
+    def __init__(self, module: RecordedModule) -> None:
+        self.module = weakref.ref(module)
+
+    def __get__(self, module: RecordedModule | None, owner: type | None = None) -> Any:
+        mine = self.module()
+        if mine is None:  # its class, which is its own, outlived it
+            return fx.GraphModule.forward
+        mine.make_code()
+        return (module or type(mine)).forward
 
 
 class RecordedModule(fx.GraphModule):
     """A graph over the modules, parameters and buffers of a model.
 
-    A model whose class overrides `train()`, to keep parts frozen, goes on being asked.
+    A model whose class overrides `train()`, to keep parts frozen, goes on being asked. The code of
+    a graph that was just built, copied or rewritten is made at its first use: most graphs are
+    rewritten before, and many are never run.
     """
 
     code = _Yielding()
@@ -60,13 +80,58 @@ class RecordedModule(fx.GraphModule):
     # in a tuple, so that it does not count as a part
     _model: tuple[nn.Module, ...] = ()
 
-    def __init__(self, root: Any, graph: fx.Graph, class_name: str = "RecordedModule") -> None:
+    def __init__(
+        self, root: nn.Module, graph: fx.Graph, class_name: str = "RecordedModule"
+    ) -> None:
         graph.set_codegen(PathCodeGen())
-        super().__init__(root, graph, class_name)
-        if isinstance(root, nn.Module):
-            adopt(self, root)
+        self._build(root, graph, class_name)
+        adopt(self, root)
         if _has_own_train(root):
             self._model = (root,)
+
+    def _build(self, root: nn.Module, graph: fx.Graph, class_name: str = "GraphModule") -> None:
+        """As torch.fx does, which would also make the code and copy all paths of the graph."""
+        super().__init__(nn.Module(), fx.Graph(), class_name)
+        self._graph = graph
+        graph.owning_module = self
+        for node in graph.find_nodes(op="get_attr"):
+            if node.target in vars(root):  # neither tensor nor module
+                vars(self)[node.target] = vars(root)[node.target]
+        self.make_code_later()
+
+    def make_code_later(self) -> None:
+        """Say that the graph was changed; what `recompile` does is done at the first use."""
+        vars(self).pop("_code", None)
+        kind: Any = type(self)  # every graph module has a class of its own
+        kind.forward = _Unmade(self)
+
+    def make_code(self) -> None:
+        """Make the code if it was put off."""
+        if isinstance(vars(type(self)).get("forward"), _Unmade):
+            self.recompile()
+
+    def __reduce__(self) -> Any:
+        self.make_code()  # torch.fx saves the code
+        return super().__reduce__()
+
+    def __reduce_package__(self, exporter: Any) -> Any:
+        self.make_code()
+        return super().__reduce_package__(exporter)
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """The module at a path, without a look at anything but modules on the way."""
+        found: nn.Module | None = self
+        for name in target.split(".") if target else ():
+            found = found._modules.get(name) if found is not None else None
+        return super().get_submodule(target) if found is None else found
+
+    def named_modules(
+        self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Module]]:
+        """Paths and modules; see `modules_of`."""
+        if memo is not None or prefix:
+            return super().named_modules(memo, prefix, remove_duplicate)
+        return iter(modules_of(self, every_path=not remove_duplicate))
 
     def train(self, mode: bool = True) -> RecordedModule:
         """Set the training flags as the model does."""
@@ -86,7 +151,11 @@ class RecordedModule(fx.GraphModule):
             _move_literals(self, before, after)
         return self
 
+    def _deepcopy_init(self) -> Any:
+        return RecordedModule._build
+
     def __deepcopy__(self, memo: dict[int, Any]) -> RecordedModule:
+        copy_plain([vars(self)[name] for name in _CONTAINERS], memo)
         finish = prepare_memo(vars(self).values(), memo)
         copied = super().__deepcopy__(memo)
         if not isinstance(copied, RecordedModule):
@@ -99,6 +168,14 @@ class RecordedModule(fx.GraphModule):
         copied.training = self.training
         finish()
         return copied
+
+
+def recompile_later(gm: fx.GraphModule) -> None:
+    """Say that a graph was changed; its code is made at its next use, where that can be known."""
+    if isinstance(gm, RecordedModule):
+        gm.make_code_later()
+    else:
+        gm.recompile()
 
 
 #: parts of a model may have these names of `fx.GraphModule`
@@ -152,9 +229,29 @@ def fresh_copy(model: nn.Module) -> nn.Module:
 
 
 def shadow(model: nn.Module) -> nn.Module:
-    """A copy that shares the parameters and buffers: running it leaves all else as it was."""
-    copied: nn.Module = deep_copy(model, share=[*model.parameters(), *model.buffers()])
+    """A copy over the memory of the parameters and buffers: a run of it leaves all else as it was.
+
+    What a run writes into that memory is for a `KeptState` to put back; tensors that the run
+    resizes, freezes or points elsewhere are the copy's own.
+    """
+    aliases: dict[int, Any] = {}
+    for named in tensors_of(model):
+        aliases |= {id(tensor): _alias(tensor) for tensor in named.values()}
+    copied: nn.Module = deep_copy(model, known=aliases)
     return copied
+
+
+def _alias(tensor: Tensor) -> Tensor:
+    """Another tensor with the same memory; classes of the author's are shared as they are."""
+    made: Tensor
+    if type(tensor) is nn.Parameter:
+        made = nn.Parameter(tensor.detach(), tensor.requires_grad)
+    elif type(tensor) is Tensor and tensor.grad_fn is None:
+        made = tensor.detach().requires_grad_(tensor.requires_grad)
+    else:
+        return tensor
+    vars(made).update(vars(tensor))
+    return made
 
 
 def _empty_caches(model: nn.Module) -> None:
@@ -163,7 +260,7 @@ def _empty_caches(model: nn.Module) -> None:
     Such a cache (LeViT keeps one of its attention biases) would hide the parameter. By
     convention ``train()`` empties it, so that is called where a module overrides it.
     """
-    for module in model.modules():
+    for _, module in modules_of(model):
         own = type(module).train is not nn.Module.train
         if not own or not any(_is_cache(v) for v in vars(module).values()):
             continue
@@ -179,40 +276,32 @@ def _is_cache(value: Any) -> bool:
     return isinstance(value, dict) and any(isinstance(v, Tensor) for v in value.values())
 
 
-def restore(copied: nn.Module, model: nn.Module, before: list[tuple[str, Tensor]]) -> None:
+def restore(copied: nn.Module, model: nn.Module, before: list[tuple[str, Tensor]]) -> Known:
     """Undo what the run wrote to the copy's parameters and buffers.
 
     Args:
         copied: the copy that ran.
         model: the model it was copied from.
         before: name and tensor of each parameter and buffer of the copy before the run.
+
+    Returns:
+        The copy's tensors, which are equal to the model's now, with their versions, by identity.
     """
-    original = dict([*model.named_parameters(), *model.named_buffers()])
-    holders = dict(copied.named_modules(remove_duplicate=False))
+    parameters, buffers = tensors_of(model)
+    holders = dict(modules_of(copied, every_path=True))
     for name, tensor in before:
         owner, _, leaf = name.rpartition(".")
-        holder = holders[owner]
-        kind: Any = holder._parameters if leaf in holder._parameters else holder._buffers
+        kind: Any = holders[owner]._parameters if name in parameters else holders[owner]._buffers
         # the dictionaries of scripted modules are read-only views
         if isinstance(kind, dict) and kind.get(leaf) is not tensor:
             kind[leaf] = tensor
-        # not by version: batch norms and writes through .data do not raise it
-        if not torch.equal(tensor, original[name]):
-            _rewind(tensor, original[name])
+        _rewind(tensor, parameters[name] if name in parameters else buffers[name])
     seen: set[int] = set()
-    for module in copied.modules():
+    for module in holders.values():
         for name, value in list(vars(module).items()):
             if not holds_nothing(value) and name not in _CONTAINERS:
                 vars(module)[name] = _without_history(value, seen)
-
-
-def holds_nothing(value: Any) -> bool:
-    """Whether a value holds no tensor, by a look at its class: most attributes of modules do not.
-
-    >>> holds_nothing({}), holds_nothing([0])
-    (True, False)
-    """
-    return not value if type(value) in _COLLECTIONS else type(value) in _BARE
+    return {id(tensor): (tensor, version_of(tensor)) for _, tensor in before}
 
 
 def _without_history(value: Any, seen: set[int]) -> Any:
@@ -232,64 +321,15 @@ def _without_history(value: Any, seen: set[int]) -> Any:
     return value
 
 
-@contextmanager
-def state_kept(
-    module: nn.Module, *, parameters: bool = True, known: Mapping[str, Tensor] | None = None
-) -> Iterator[dict[str, Tensor]]:
-    """Put parameters and buffers back afterwards, values and identity.
-
-    Args:
-        module: whose state it is.
-        parameters: whether parameters are kept too; a copy of them costs as much as a small run.
-        known: what this yielded for another module; equal values are not copied again.
-
-    Yields:
-        The copies by name.
-    """
-    copies: dict[str, Tensor] = {}
-
-    def keep(path: str, tensor: Tensor) -> Tensor:
-        there = known.get(path) if known else None
-        same = there is not None and _alike(there, tensor) and torch.equal(there, tensor)
-        copies[path] = there if there is not None and same else tensor.detach().clone()
-        return copies[path]
-
-    with torch.no_grad():
-        state: list[tuple[Any, str, Tensor, Tensor]] = [
-            (holder, name, tensor, keep(f"{path}.{name}", tensor))
-            for path, m in module.named_modules()
-            for holder in ((m._parameters, m._buffers) if parameters else (m._buffers,))
-            for name, tensor in holder.items()
-            if tensor is not None
-        ]
-        attributes = [
-            (vars(m), name, value, value.detach().clone())
-            for m in module.modules()
-            for name, value in vars(m).items()
-            if not holds_nothing(value) and isinstance(value, Tensor)
-        ]
-        state += attributes
-        try:
-            yield copies
-        finally:
-            for holder, name, tensor, value in state:
-                if isinstance(holder, dict):
-                    holder[name] = tensor
-                # not by version: batch norms and writes through .data do not raise it
-                if not torch.equal(tensor, value):
-                    tensor.copy_(value)
-
-
 def _rewind(tensor: Tensor, original: Tensor) -> None:
     with torch.no_grad():
-        if tensor.shape == original.shape:
-            tensor.copy_(original)
-        else:
+        if (tensor.shape, tensor.dtype) != (original.shape, original.dtype):
             tensor.data = original.detach().clone()
-
-
-def _alike(a: Tensor, b: Tensor) -> bool:
-    return a.dtype == b.dtype and a.device == b.device
+        # not by version: batch norms and writes through .data do not raise it
+        elif not torch.equal(tensor, original):
+            tensor.copy_(original)
+    if tensor.is_leaf and tensor.requires_grad != original.requires_grad:
+        tensor.requires_grad_(original.requires_grad)
 
 
 M = TypeVar("M", bound=nn.Module)

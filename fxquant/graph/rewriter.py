@@ -1,8 +1,8 @@
 """The only editor of graphs, and of the modules, weights and ranges in them.
 
-Every pass changes a graph through a `Rewriter`: new nodes inherit the user's source line, module
-path and recorded value from the node they stand for; edits are counted, so that a pass knows
-whether it changed anything; and a pattern that nearly matched leaves a reason behind (`skip`).
+Every pass changes a graph through a `Rewriter`: new nodes inherit source line, module path and
+recorded value from the node they stand for; edits are counted, so that a pass knows whether it
+changed anything; and a pattern that nearly matched leaves a reason behind (`skip`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from fxquant import ops
 from fxquant.errors import PassError, place
 from fxquant.graph.meta import Spec, TensorSpec, module_path
 from fxquant.graph.pass_log import Gone, Skip
+from fxquant.graph.recorded_module import recompile_later
+from fxquant.nn.stored_tensors import replace_stored
 
 if TYPE_CHECKING:
     from fxquant.nn.containers import QuantizerDict, QuantizerList
@@ -137,8 +139,8 @@ class Rewriter:
         self.changes += 1
 
     def set_parameter(self, module: nn.Module, name: str, value: Tensor, grad: bool) -> None:
-        """Give a module a new parameter; `grad` says whether it learns."""
-        setattr(module, name, nn.Parameter(value, grad))
+        """Give a module a new parameter, wherever the old one is registered; `grad`: it learns."""
+        replace_stored(self.gm, module, name, nn.Parameter(value, grad))
         quantizers: Any = getattr(module, "param_quantizers", None)
         if quantizers is not None and quantizers.known is not None:
             quantizers.known |= {name}
@@ -315,8 +317,7 @@ class Rewriter:
             PassError: FXQ304, the node has consumers.
         """
         if node.users:
-            consumers = ", ".join(u.name for u in node.users)
-            what = f"{self.by} erases a node that {consumers} reads"
+            what = f"{self.by} erases a node that {', '.join(u.name for u in node.users)} reads"
             raise PassError("FXQ304", what, at=node, fix="rw.replace(node, by) its result first")
         self.gm.graph.erase_node(node)
         if node.op == "call_module":
@@ -334,10 +335,10 @@ class Rewriter:
         self.reasons[key] = tuple(dict.fromkeys((*self.reasons.get(key, ()), *reasons)))
 
     def finish(self) -> None:
-        """Check the graph and generate its code anew if anything was changed."""
+        """Check the graph and have its code generated anew if anything was changed."""
         if self.changes:
             self.gm.graph.lint()
-            self.gm.recompile()
+            recompile_later(self.gm)
 
     def _scope(self, path: str) -> nn.Module:
         try:
@@ -384,7 +385,7 @@ def _copies_itself(kind: type[nn.Module]) -> bool:
     ways = ("__getstate__", "__setstate__", "__reduce__", "__reduce_ex__", "__deepcopy__")
     found = (vars(base).get(way) for base in kind.__mro__ for way in ways)
     homes = (str(getattr(method, "__module__", "") or "builtins") for method in found if method)
-    return any(home.partition(".")[0] not in ("torch", "builtins", "copyreg") for home in homes)
+    return any(h.partition(".")[0] not in ("torch", "builtins", "copyreg") for h in homes)
 
 
 def label(node: fx.Node) -> str:

@@ -29,6 +29,8 @@ _TYPES = {
     (16, True): (Type.INT16, 21), (16, False): (Type.UINT16, 21),
 }  # fmt: skip
 
+OPSET_OF_BLOCKS = 21
+
 
 @dataclass(frozen=True)
 class QuantParams:
@@ -51,6 +53,21 @@ class QuantParams:
     block: int | None
     low: int
     high: int
+
+    @property
+    def by_columns(self) -> bool:
+        """Whether a block is a whole column of a matrix, of which there are several."""
+        return (
+            self.block is not None
+            and self.axis == self.scale.ndim - 2
+            and (self.scale.shape[-2] == 1)
+        )
+
+    @property
+    def side_by_side(self) -> QuantParams:
+        """The grid, per channel, of matrices laid side by side."""
+        scale, zero = self.scale.reshape(-1), self.zero_point.reshape(-1)
+        return replace(self, scale=scale, zero_point=zero, axis=1, block=None)
 
     @property
     def clipped(self) -> bool:
@@ -137,7 +154,11 @@ def integer_grid(
         axis, block, scale, zero = _blocks(encoding, shape, scale, zero, quantizer.where)
         if matrix is not None:  # blocks cut inputs, which are the last axis but one
             scale, zero = matrix(scale), matrix(zero)
-            axis = scale.ndim - 2
+            axis, columns = scale.ndim - 2, scale.size // scale.shape[-2]
+            firsts = [x.take([0], axis) for x in (scale, zero)]
+            if all((x == first).all() for x, first in zip((scale, zero), firsts, strict=True)):
+                scale, zero = firsts  # a block is a column, which integer kernels take
+            block = math.prod(shape) // columns // scale.shape[axis]
     elif scale.size > 1:
         if matrix is not None:
             scale, zero = matrix(scale), matrix(zero)
@@ -146,10 +167,14 @@ def integer_grid(
         scale, zero = scale.reshape(-1), zero.reshape(-1)
     else:
         scale, zero = scale.reshape(()), zero.reshape(())
-    return QuantParams(
+    found = QuantParams(
         scale, zero.astype(np.int64).astype(dtype.numpy()), dtype, axis, block,
         encoding.qmin, encoding.qmax,
     )  # fmt: skip
+    if block is not None and opset < OPSET_OF_BLOCKS and not found.by_columns:
+        what = f"blocks of {block} elements have no form in opset {opset}"
+        raise ExportError("FXQ505", what, at=quantizer.where, fix="export with opset 21")
+    return found
 
 
 def stored_integers(quantizer: QuantizerBase, tensor: Tensor, grid: QuantParams) -> NDArray[Any]:

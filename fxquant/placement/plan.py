@@ -35,6 +35,7 @@ class WeightPlan:
     symmetric: bool
     bias_input: Slot | None
     own_bias: bool = False  # the bias has a step of its own instead of the accumulator's
+    blocks: tuple[int, ...] | None = None  # elements of one range along every axis
 
 
 @dataclass

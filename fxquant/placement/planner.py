@@ -36,6 +36,7 @@ from fxquant.placement.dataflow import (
 from fxquant.placement.integer_reads import IntegerReads
 from fxquant.placement.partition import classify
 from fxquant.placement.plan import Plan, PlannedQuantizer, WeightPlan
+from fxquant.placement.ranges_of_weights import Ranges, ranges_of
 from fxquant.placement.regions import find_regions
 from fxquant.placement.rule_effects import check_effects
 from fxquant.placement.shared_weights import shared_channels
@@ -342,8 +343,8 @@ class _Planner:
                 self._note(node, f"its weight is stored in floating point: {reason}")
         for node, other in shared_channels(self.gm, self.plan.weights, self.rules).items():
             if self.settings.of(node, "weight.per_channel").value is None:
-                shape = self.plan.weights[other].shape
-                self.plan.weights[node] = replace(self.plan.weights[node], shape=shape)
+                mine, fine = (self.plan.weights[n] for n in (node, other))
+                self.plan.weights[node] = replace(mine, shape=fine.shape, blocks=fine.blocks)
                 self._note(node, f"its weight has the grid per channel of {other.name}, to be "
                                  "stored once")  # fmt: skip
 
@@ -364,18 +365,17 @@ class _Planner:
         if setting.key and setting.value and not rule.per_channel:
             what = f"{setting.key}: {row.name} takes one grid for its weight on {self.target.name}"
             raise ConfigError("FXQ226", what, at=node, fix="take the key out")
-        several = ops.weight_axes(self.gm.get_submodule(str(node.target)))
-        axes = several if setting.value and rule.per_channel else ()
-        shape = tuple(n if i in axes else 1 for i, n in enumerate(weight.shape)) if axes else ()
+        module = self.gm.get_submodule(str(node.target))
+        ranges = ranges_of(module, weight, rule) if setting.value else Ranges()
         symmetric = config.weight_symmetric
         symmetric = grid.symmetric if symmetric is None else symmetric
         own_bias = self.target.bias.scale == "own"
         bias_input = self._bias_input(node)
-        kind = f"per channel on axis {', '.join(map(str, axes))}" if axes else "per tensor"
-        self._note(node, f"its weight has a grid {kind}")
+        self._note(node, f"its weight has a grid {ranges}")
         bitwidth = config.weight_bitwidth or grid.bitwidth
         return WeightPlan(
-            shape=shape,
+            shape=ranges.shape,
+            blocks=ranges.blocks,
             bitwidth=self._weight_setting(node, "bitwidth", bitwidth).value,
             signed=grid.signed,
             symmetric=self._weight_setting(node, "symmetric", symmetric).value,

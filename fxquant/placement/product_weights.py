@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from fxquant.graph.rewriter import Rewriter
     from fxquant.placement.regions import Regions
 
+# moves of axes that a stored weight may be read through
+AXIS_MOVES = frozenset({
+    "t", "transpose", "swapdims", "adjoint", "permute", "movedim", "contiguous",
+})  # fmt: skip
+
 
 def obstacle(
     node: fx.Node, x: Any, weight: Tensor, regions: Regions | None, changing: set[int]

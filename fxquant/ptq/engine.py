@@ -24,12 +24,13 @@ from fxquant.ptq.layer_walk import DataOptions, LayerWise, Visit
 from fxquant.ptq.layers.layer_search import tables_of
 from fxquant.ptq.reconstruction_report import LayerReport, ReconstructionReport
 from fxquant.ptq.sampling import Sampling, layer_data
-from fxquant.ptq.snapshot import restore, snapshot
+from fxquant.ptq.snapshot import restore, snapshot, undone_on_error
 from fxquant.ptq.solving.solver import SolverOptions
 from fxquant.ptq.tables import fit_steps
 from fxquant.ptq.walking.given_simulation import require_simulation
 from fxquant.ptq.walking.held_out_outputs import FloatWeights, output_errors
-from fxquant.ptq.walking.walk import Walk, named_batches
+from fxquant.ptq.walking.stored_batches import StoredBatches
+from fxquant.ptq.walking.walk import Walk
 from fxquant.tracking.events import OnEvent, Value, counted, emit
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fxquant.ptq.layers.layer import Layer
+    from fxquant.ptq.snapshot import Snapshot
     from fxquant.ptq.walking.parts_of_data import WholeData
     from fxquant.ptq.walking.walk import Environment, FloatEnvironment, Progress
     from fxquant.sim import QuantizationSimModel
@@ -115,7 +117,8 @@ def reconstruct(
     """Choose the integers, scales and biases of a calibrated simulation, in place.
 
     Weights then lie on their grids, whose ranges `compute_encodings` leaves alone from now on.
-    Frozen ranges are kept: only integers are chosen there. Calibrated ranges of activations of six
+    Frozen ranges are kept: only integers are chosen there. If it fails or is interrupted, the
+    simulation is as it was before. Calibrated ranges of activations of six
     bits or fewer are chosen anew along the way, by their squared error against the float model's
     values; where the outputs on data held out do not gain clearly by it, all is done again with the
     ranges as they were, and the better result is kept.
@@ -157,37 +160,43 @@ def reconstruct(
     require_simulation(sim, "reconstruct")
     work = _Reconstruction(sim.model, options or ReconstructionOptions(), on_event)
     told = counted(on_event, "reconstruct", progress)
-    if not work.ranges.grids:
-        return work.run(data, told, parts)
-    return _with_ranges_or_without(sim, data, work, told, parts)
+    with undone_on_error(sim) as start:
+        if not work.ranges.grids:
+            report = work.run(data, told, parts)
+            work.finished.clear()
+            return report
+        given = work.options
+        with StoredBatches(
+            sim.model, data, given.samples, given.max_memory, given.folder
+        ) as stored:
+            return _with_ranges_or_without(sim, stored, start, work, told, parts)
 
 
 def _with_ranges_or_without(
-    sim: QuantizationSimModel, data: Any, work: _Reconstruction, progress: Progress | None,
-    parts: WholeData | None,
+    sim: QuantizationSimModel, data: StoredBatches, start: Snapshot, work: _Reconstruction,
+    progress: Progress | None, parts: WholeData | None,
 ) -> ReconstructionReport:  # fmt: skip
     """Reconstruct with other ranges of activations, unless outputs are better without.
 
     What clipping makes of a value has one sign: where outputs are means of many values its errors
     add up, while those of rounding cancel, so an error that is smaller may cost more.
     """
-    given = work.options
-    if not isinstance(data, list | tuple):
-        data = list(named_batches(sim.model, data, given.samples))
-    start = snapshot(sim)
     report = work.run(data, progress, parts)
     same = bool(report.ranges) and not any(r.changed for r in report.ranges)
     if same or work.errors[0] < _CLEARLY * work.errors[1]:
+        work.finished.clear()
         return report
     found = snapshot(sim)
     restore(sim, start)
-    given = replace(given, activation_ranges=False)
+    given = replace(work.options, activation_ranges=False)
     plain = _Reconstruction(sim.model, given, work.on_event, judged=True)
     other = plain.run(data, progress, parts)
     if work.errors[0] < plain.errors[0]:
         restore(sim, found)
         report, other = other, report
     other.seconds += report.seconds
+    for run in (work, plain):
+        run.finished.clear()
     return other
 
 
@@ -225,7 +234,6 @@ class _Reconstruction:
         self.report.layers, self.report.ranges = [*self.tables, *layers], self.ranges.reports
         if self.ranges.grids:  # steps of biases are those of inputs times those of weights
             fit_biases(self.layers.gm)
-        self.finished.clear()
         return self.report
 
     def _begin(self, walk: Walk) -> None:
@@ -275,6 +283,7 @@ class _Reconstruction:
             layer, data, given.solver,
             float_target=given.float_target, correct_bias=given.correct_bias,
         )  # fmt: skip
+        data = problem.data
         before, after = problem.before(), problem.solve(problem.grid)
         tried = [before, after, before]
         biases = [problem.old_bias, *(problem.bias(s.weight.double()) for s in tried[1:])]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fxquant.ptq.solving.solver import Solution, damp, inverse_of, solve
+from fxquant.ptq.solving.solver import Solution, factor_type, inverse_of, solve
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,20 +53,23 @@ class LayerProblem:
     ) -> None:
         self.layer, self.data, self.solver = layer, data, solver
         self.moved = layer.has_bias and correct_bias
-        self.every, self.old_bias = layer.weight(), layer.bias()
-        self.weight = self.every[:, :, data.live]
+        self.old_bias = layer.bias()
+        self.weight = layer.weight()[:, :, data.live]
         self.grid, self.places = layer.grid()
         # nothing but integers is fitted to the data where the float weight is the target
         share = _damping(data, solver.damping) if float_target else solver.damping
-        second = data.seen.second(centred=self.moved)
-        damped = damp(second, share)
+        exact = factor_type(len(data.live))
+        damped = data.seen.damped(share, centred=self.moved, dtype=exact)
         self.moments = damped.float()
         self.inverse = inverse_of(damped)
+        del damped
         target = layer.float_weight()[:, :, data.live]
         if float_target:
-            fitted = data.seen.target(target, self.inverse, centred=self.moved, second=second)
+            fitted = data.seen.target(target, self.inverse, centred=self.moved)
             target = target + self._shrinkage(target, fitted) * (fitted - target)
         self.target = target.float()
+        # products are matrices as large as those that are solved with
+        self.data = data.with_means_alone()
 
     def _shrinkage(self, weight: Tensor, fitted: Tensor) -> Tensor:
         """How far to go from the float weight to the fitted one in every channel, `[G, O, 1]`.

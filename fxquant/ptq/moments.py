@@ -23,25 +23,56 @@ if TYPE_CHECKING:
 # an input that varies by less, as a share of its mean, is constant but for float32's rounding
 _CONSTANT = 2.0**-20
 # samples whose products are formed at once; sums of so many float32 products are good to 1e-6
-_PIECE = 4096
+PIECE = 4096
 # columns whose products with those behind them are formed at once
 _BLOCK = 192
+_ALL = slice(None)
 
 
 class FittedWeight:
     """What moments of any kind say of a layer's weight."""
 
-    def second(self, *, centred: bool) -> Tensor:
-        """Second moments of the inputs, about their means or about zero: `[G, D, D]`."""
+    @property
+    def inputs(self) -> int:
+        """Number of inputs."""
+        raise NotImplementedError
+
+    def second(self, *, centred: bool, rows: slice = _ALL) -> Tensor:
+        """Second moments of the inputs, about their means or about zero: `[G, D, D]`.
+
+        Args:
+            centred: about their means.
+            rows: rows of the matrix that are wanted.
+        """
         raise NotImplementedError
 
     def cross(self, *, centred: bool) -> Tensor:
         """Second moments of wanted outputs and inputs: `[G, O, D]`."""
         raise NotImplementedError
 
-    def target(
-        self, weight: Tensor, inverse: Tensor, *, centred: bool, second: Tensor | None = None
-    ) -> Tensor:
+    def damped(self, share: float, *, centred: bool, dtype: torch.dtype) -> Tensor:
+        """Second moments with a share of their mean diagonal added to the diagonal, `[G, D, D]`.
+
+        They are made a block of rows after the other: no second matrix in float64 is needed.
+        """
+        found: Tensor | None = None
+        diagonals = []
+        for rows in _blocks(self.inputs):
+            part = self.second(centred=centred, rows=rows)
+            diagonals.append(torch.diagonal(part, rows.start, dim1=1, dim2=2).clone())
+            if found is None:
+                found = part.new_empty(len(part), self.inputs, self.inputs, dtype=dtype)
+            found[:, rows] = part
+        if found is None:
+            msg = "moments of no inputs"
+            raise RuntimeError(msg)
+        diagonal = torch.cat(diagonals, 1)
+        mean = diagonal.mean(1)
+        diagonal += torch.where(mean > 0, share * mean, 1.0)[:, None]
+        torch.diagonal(found, dim1=1, dim2=2).copy_(diagonal)
+        return found
+
+    def target(self, weight: Tensor, inverse: Tensor, *, centred: bool) -> Tensor:
         """The weight that makes the wanted outputs of these inputs best, before any rounding.
 
         The least-squares solution `E[y x^T] E[x x^T]^-1`, drawn towards the given weight where the
@@ -51,15 +82,14 @@ class FittedWeight:
             weight: the layer's weight, `[G, O, D]`.
             inverse: inverse of the damped second moments, `(H + a I)^-1`, `[G, D, D]`.
             centred: whether the layer has a bias, which takes the means in.
-            second: what `second` returned, if it is known.
 
         Source: the normal equations behind Frantar and Alistarh 2022, "Optimal Brain Compression",
         arXiv:2208.11580, section 4, with the outputs of the float model as what is wanted.
         """
-        second = self.second(centred=centred) if second is None else second
-        wanted = self.cross(centred=centred)
         # a difference of numbers that are nearly equal, but for what is to be made up for
-        missing = wanted - torch.bmm(weight, second)
+        missing = self.cross(centred=centred)
+        for part in _blocks(self.inputs):  # rows are columns of what is symmetric
+            missing[:, :, part] -= torch.bmm(weight, self.second(centred=centred, rows=part).mT)
         return weight + torch.bmm(missing.float(), inverse.float())
 
 
@@ -87,22 +117,53 @@ class Moments(FittedWeight):
     def of(cls, x: Tensor, y: Tensor) -> Moments | None:
         """Statistics of samples: `[G, N, D], [G, N, O]`; None if there are none."""
         found = None
-        for a, b in zip(x.split(_PIECE, 1), y.split(_PIECE, 1), strict=True):
-            found = merge(found, cls._of_piece(a, b))
+        for a, b in zip(x.split(PIECE, 1), y.split(PIECE, 1), strict=True):
+            found = cls.with_piece(found, a.clone(), b.clone())
         return found
 
     @classmethod
-    def _of_piece(cls, x: Tensor, y: Tensor) -> Moments | None:
-        if not x.shape[1]:
-            return None
-        (x, mean_x, dx), (y, mean_y, dy) = _centred(x), _centred(y)
+    def with_piece(cls, found: Moments | None, x: Tensor, y: Tensor) -> Moments | None:
+        """Statistics with those of further samples, `[G, N, D], [G, N, O]`.
+
+        The tensors of all three are used up: nothing of their sizes is needed beside them.
+        """
         count = x.shape[1]
-        xx, yx = _gram(x).double(), torch.bmm(y.mT, x).double()
-        yy = _sum(y.square()).double()
+        if not count:
+            return found
+        (mean_x, dx), (mean_y, dy) = _centre(x), _centre(y)
+        found = found or cls._zeros(mean_x, mean_y)
+        _add_gram(found.xx, x, dx)
+        _add_products(found.yx, torch.bmm(y.mT, x), dy, dx, count)
+        found.yy.add_(_sum(y.square_()).double().sub_(dy.square(), alpha=count))
+        total = found.count + count
+        share = found.count * count / total
+        dx, dy = mean_x - found.mean_x, mean_y - found.mean_y
         return cls(
-            count, mean_x, mean_y, _add_outer(xx, dx, dx, -count), _add_outer(yx, dy, dx, -count),
-            yy.sub_(dy.square(), alpha=count),
+            total,
+            found.mean_x + dx * (count / total),
+            found.mean_y + dy * (count / total),
+            _add_outer(found.xx, dx, dx, share),
+            _add_outer(found.yx, dy, dx, share),
+            found.yy.add_(dy.square(), alpha=share),
+        )
+
+    @classmethod
+    def _zeros(cls, x: Tensor, y: Tensor) -> Moments:
+        """Statistics of no samples; what is given are means."""
+        (groups, inputs), outputs = x.shape, y.shape[1]
+        return cls(
+            0, torch.zeros_like(x), torch.zeros_like(y), x.new_zeros(groups, inputs, inputs),
+            x.new_zeros(groups, outputs, inputs), torch.zeros_like(y),
         )  # fmt: skip
+
+    @property
+    def inputs(self) -> int:
+        """Number of inputs."""
+        return self.xx.shape[1]
+
+    def means_alone(self) -> Moments:
+        """Statistics without their products, for biases."""
+        return replace(self, xx=self.xx.new_empty(0), yx=self.yx.new_empty(0))
 
     def tensors(self) -> dict[str, Tensor]:
         """All of it by name, to be sent or written."""
@@ -114,18 +175,18 @@ class Moments(FittedWeight):
         """What `tensors` gave."""
         return cls(int(named["count"]), **{n: t for n, t in named.items() if n != "count"})
 
-    def second(self, *, centred: bool) -> Tensor:
+    def second(self, *, centred: bool, rows: slice = _ALL) -> Tensor:
         """Second moments of the inputs, about their means or about zero: `[G, D, D]`."""
-        found = self.xx / self.count
+        found = self.xx[:, rows] / self.count
         if not centred:
-            return _add_outer(found, self.mean_x, self.mean_x)
+            return _add_outer(found, self.mean_x[:, rows], self.mean_x)
         # rounding alone may be indefinite
-        variance = torch.diagonal(found, dim1=1, dim2=2)
+        variance = torch.diagonal(self.xx, dim1=1, dim2=2) / self.count
         varies = variance > (_CONSTANT * self.mean_x).square()
         if bool(varies.all()):
             return found
         varies = varies.double()
-        return found * varies[:, :, None] * varies[:, None, :]
+        return found.mul_(varies[:, rows, None]).mul_(varies[:, None, :])
 
     def cross(self, *, centred: bool) -> Tensor:
         """Second moments of wanted outputs and inputs: `[G, O, D]`."""
@@ -165,9 +226,18 @@ class TiedMoments(FittedWeight):
         """Number of samples."""
         return sum(part.count for part in self.parts)
 
-    def second(self, *, centred: bool) -> Tensor:
+    @property
+    def inputs(self) -> int:
+        """Number of inputs."""
+        return self.parts[0].inputs
+
+    def means_alone(self) -> TiedMoments:
+        """Statistics without their products, for biases."""
+        return replace(self, parts=tuple(part.means_alone() for part in self.parts))
+
+    def second(self, *, centred: bool, rows: slice = _ALL) -> Tensor:
         """Second moments of the inputs, of those without a bias about zero: `[G, D, D]`."""
-        return self._mean([p.second(centred=centred and b) for p, b in self._each()])
+        return self._mean([p.second(centred=centred and b, rows=rows) for p, b in self._each()])
 
     def cross(self, *, centred: bool) -> Tensor:
         """Second moments of wanted outputs and inputs: `[G, O, D]`."""
@@ -223,34 +293,40 @@ def _add_outer(to: Tensor, a: Tensor, b: Tensor, share: float = 1.0) -> Tensor:
     return to.baddbmm_(a[:, :, None], b[:, None, :], alpha=share)
 
 
-def _gram(x: Tensor) -> Tensor:
-    """Products of all pairs of columns, each pair computed once: `[G, N, D] -> [G, D, D]`."""
-    width = x.shape[2]
-    if width <= _BLOCK:
-        return torch.bmm(x.mT, x)
-    found = x.new_empty(len(x), width, width)
+def _blocks(width: int) -> Iterator[slice]:
     for first in range(0, width, _BLOCK):
-        last = min(first + _BLOCK, width)
-        part = torch.bmm(x[:, :, first:last].mT, x[:, :, first:])
-        found[:, first:last, first:] = part
-        found[:, last:, first:last] = part[:, :, last - first :].mT
-    return found
+        yield slice(first, min(first + _BLOCK, width))
 
 
-def _centred(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Samples nearly without their mean, the mean, and what is left of it, in float64.
+def _add_gram(to: Tensor, x: Tensor, left: Tensor) -> None:
+    """Add products of all pairs of columns, each pair computed once: `[G, D, D], [G, N, D]`."""
+    for part in _blocks(x.shape[2]):
+        behind = slice(part.start, None)
+        products = torch.bmm(x[:, :, part].mT, x[:, :, behind])
+        _add_products(to[:, part, behind], products, left[:, part], left[:, behind], x.shape[1])
+        to[:, part.stop :, part] = to[:, part, part.stop :].mT
+
+
+def _add_products(to: Tensor, products: Tensor, a: Tensor, b: Tensor, count: int) -> None:
+    """Add float32 products of samples that have means left: `[G, M, N] x2, [G, M], [G, N]`."""
+    for rows in _blocks(products.shape[1]):
+        to[:, rows] += _add_outer(products[:, rows].double(), a[:, rows], b, -count)
+
+
+def _centre(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Take most of their mean off samples, in place: the mean, and what is left of it, in float64.
 
     Args:
         x: samples, `[G, N, D]`.
 
     Returns:
-        `[G, N, D]`, `[G, D]`, `[G, D]`.
+        `[G, D]` both.
     """
     mean = _sum(x) / x.shape[1]
-    x = x - mean[:, None]
+    x.sub_(mean[:, None])
     # the sum of what is left is small, and so is its rounding
     left = _sum(x).double() / x.shape[1]
-    return x, mean.double() + left, left
+    return mean.double() + left, left
 
 
 def _sum(x: Tensor) -> Tensor:

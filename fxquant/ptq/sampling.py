@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fxquant.errors import CalibrationError
 from fxquant.ptq.layers.tied_layers import TiedLayer
-from fxquant.ptq.moments import Moments, TiedMoments, merge
+from fxquant.ptq.moments import PIECE, Moments, TiedMoments, merge
 from fxquant.ptq.walking.ahead import Ahead
 from fxquant.quantization.tensor import plain
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from fxquant.ptq.walking.parts_of_data import WholeData
     from fxquant.ptq.walking.walk import Environment, Walk
 
-# rows that are gathered before their products are formed
-_ROWS = 4096
+# numbers of inputs that are gathered at once, at least
+_GATHERED = 2**20
 # positions of a layer, at least and by input of an output
 _LEAST, _EACH = 2048, 64
 
@@ -57,6 +57,10 @@ class LayerData:
         if rows is not None:
             rows = rows[0], rows[1] - self.by_rows(bias, held=False).to(y.dtype)
         return replace(self, seen=self.seen.without_bias(bias), held=held, rows=rows)
+
+    def with_means_alone(self) -> LayerData:
+        """The same without the products of what was seen: all that biases and errors need."""
+        return replace(self, seen=self.seen.means_alone())
 
     def error(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """Mean squared error and mean error of every channel on the samples held out.
@@ -135,7 +139,8 @@ def layer_data(
 
     parts, live = walk.parts, _live_columns(layer, walk, source, wanted)
     groups = layer.by_bias
-    collected = [_Collector(layer, live, rows) for _ in groups]
+    most = min(PIECE, sampling.positions(layer) + len(walk) * len(layer.uses))
+    collected = [_Collector(layer, live, rows, most) for _ in groups]
     number = {use.path: i for i, group in enumerate(groups) for use in group}
     uses = {use.node: use for use in layer.uses}
     ahead = Ahead(walk, list(uses), source, wanted)
@@ -187,9 +192,10 @@ def _tied(layer: TiedLayer, found: Sequence[LayerData]) -> TiedData:
     parts = tuple(part.seen for part in found if isinstance(part.seen, Moments))
     kept = [part.rows for part in found if part.rows is not None]
     held = [part.held for part in found]
+    biases = _numbered(held), _numbered(kept)
     return TiedData(
         found[0].live, TiedMoments(parts, biased), _joined(held), _joined(kept) if kept else None,
-        biases=(_numbered(held), _numbered(kept)),
+        biases=biases,
     )  # fmt: skip
 
 
@@ -201,43 +207,82 @@ def _numbered(rows: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
 
 @dataclass
 class _Collector:
+    """Gathers rows of one layer, a piece at a time.
+
+    Attributes:
+        layer: the layer.
+        live: columns that are gathered.
+        keep: keep the rows to solve on.
+        most: rows that come together before their products are formed.
+    """
+
     layer: Layer
     live: Tensor
     keep: bool
+    most: int
     moments: Moments | None = None
     kept: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    rows: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     held: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    # the rows of the piece that is being gathered, how many of it are there, and how many rows
+    # came since products were formed of all there were
+    piece: tuple[Tensor, Tensor] | None = None
+    filled: int = 0
+    fresh: int = 0
 
     def add(self, product: Product, x: Tensor, y: Tensor, seen: Tensor, held: Tensor) -> None:
         """Gather rows; products are formed when there are enough."""
-        count = len(seen)
-        chosen = torch.cat([seen, held])
-        columns = product.inputs(x, y, chosen)
-        if len(self.live) < columns.shape[-1]:
-            columns = columns[:, :, self.live]
-        found = columns.float(), product.outputs(y, chosen).float()
-        self.rows.append((found[0][:, :count], found[1][:, :count]))
-        # copies, as a part keeps the whole in memory
-        self.held.append((found[0][:, count:].clone(), found[1][:, count:].clone()))
-        if sum(c.shape[1] for c, _ in self.rows) >= _ROWS:
+        left = len(seen)
+        # what is gathered at once is no smaller than the input, which may be copied for each part
+        size = -(-max(x.numel(), _GATHERED) // (product.groups * max(len(self.live), 1)))
+        for chosen in torch.cat([seen, held]).split(size):
+            columns = product.inputs(x, y, chosen)
+            if len(self.live) < columns.shape[-1]:
+                columns = columns[:, :, self.live]
+            rows, wanted = columns.float(), product.outputs(y, chosen).float()
+            count = min(left, len(chosen))
+            self._see(rows[:, :count], wanted[:, :count], copy=True)
+            # copies, as a part keeps the whole in memory
+            self.held.append((rows[:, count:].clone(), wanted[:, count:].clone()))
+            left -= count
+        if self.fresh >= PIECE:
             self._flush()
 
+    def _see(self, x: Tensor, y: Tensor, *, copy: bool) -> None:
+        """Take rows to solve on in."""
+        if self.keep and x.shape[1]:
+            self.kept.append((x.clone(), y.clone()) if copy else (x, y))
+        self.fresh += x.shape[1]
+        while x.shape[1]:
+            if self.piece is None:
+                self.piece = tuple(t.new_empty(len(t), self.most, t.shape[2]) for t in (x, y))  # type: ignore[assignment]
+            count = min(self.most - self.filled, x.shape[1])
+            for home, rows in zip(self.piece or (), (x, y), strict=True):
+                home[:, self.filled : self.filled + count] = rows[:, :count]
+            self.filled += count
+            if self.filled == self.most:
+                self._flush_piece()
+            x, y = x[:, count:], y[:, count:]
+
+    def _flush_piece(self) -> None:
+        if self.piece is not None:
+            x, y = (t[:, : self.filled] for t in self.piece)
+            self.moments = Moments.with_piece(self.moments, x, y)
+            self.filled = 0
+
     def _flush(self) -> None:
-        if self.rows:
-            self.moments = merge(self.moments, Moments.of(*_joined(self.rows)))
-            self.kept += self.rows if self.keep else ()
-            self.rows.clear()
+        self._flush_piece()
+        self.fresh = 0
 
     def finish(self, parts: WholeData) -> LayerData:
         """What all parts collected; with nothing held out it is judged by all."""
         node, path = self.layer.node, self.layer.path
-        if self.moments is None and not (self.rows or self.held):
+        if self.moments is None and not (self.filled or self.held):
             what = f"values choose the rows of {path}, and rounded ones others in every batch"
             fix = "use smaller batches, or a region without it"
             raise CalibrationError("FXQ428", what, at=node, fix=fix)
         self._without_holding_out(parts)
         self._flush()
+        self.piece = None
         own = dict(zip(("held_x", "held_y"), _joined(self.held), strict=True))
         if self.moments is not None:
             own |= self.moments.tensors()
@@ -266,18 +311,31 @@ class _Collector:
 
     def _without_holding_out(self, parts: WholeData) -> None:
         """Where all parts together hold out nothing, or everything, rows serve as both."""
-        own = [sum(x.shape[1] for x, _ in rows) for rows in (self.rows, self.held)]
+        own = [self.filled, sum(x.shape[1] for x, _ in self.held)]
         own[0] += 0 if self.moments is None else self.moments.count
         every = [p["rows"] for p in parts.from_each("rows", {"rows": torch.tensor(own)})]
         seen, held = torch.stack(every).sum(0).tolist()
-        if not held and self.rows:
-            self.held = list(self.rows)
+        if not held and self.filled and self.piece is not None:
+            x, y = (t[:, : self.filled].clone() for t in self.piece)
+            self.held = [(x, y)]
         if not seen:
-            self.rows = list(self.held)
+            for x, y in self.held:
+                self._see(x, y, copy=False)
 
 
-def _joined(rows: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    return torch.cat([x for x, _ in rows], 1), torch.cat([y for _, y in rows], 1)
+def _joined(rows: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """All rows as one, which are taken out of the list: they are in memory once."""
+    if len(rows) == 1:
+        return rows.pop()
+    end = sum(x.shape[1] for x, _ in rows)
+    whole = [t.new_empty(len(t), end, t.shape[2]) for t in rows[0]]
+    while rows:
+        parts = rows.pop()
+        begin = end - parts[0].shape[1]
+        for home, part in zip(whole, parts, strict=True):
+            home[:, begin:end] = part
+        end = begin
+    return whole[0], whole[1]
 
 
 def hash_of(text: str) -> int:

@@ -7,6 +7,7 @@ or changes their bits.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ from fxquant.nn import QuantizationMixin
 from fxquant.quantization import QuantizerBase
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from fxquant.sim import QuantizationSimModel
 
 _HOMES = ("input_quantizers", "output_quantizers", "param_quantizers")
@@ -102,3 +105,14 @@ def restore(sim: QuantizationSimModel, taken: Snapshot) -> None:
     with torch.no_grad():
         for tensor, values in taken.tensors:
             tensor.copy_(values)
+
+
+@contextmanager
+def undone_on_error(sim: QuantizationSimModel) -> Iterator[Snapshot]:
+    """Put a simulation back as it was if the block fails or is interrupted; yields what it was."""
+    before = snapshot(sim)
+    try:
+        yield before
+    except BaseException:
+        restore(sim, before)
+        raise

@@ -94,7 +94,9 @@ class Layout:
 
     def extremes(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Smallest and largest element under every range: two tensors of the quantizer's shape."""
-        if self.single:
+        if self.single and torch.compiler.is_compiling():
+            low, high = x.amin(), x.amax()  # in one row it would not know the order in memory
+        elif self.single:
             y = flat(x)
             # `aminmax` is one pass and slow, the others are two passes and vectorized
             low, high = torch.aminmax(y) if y.numel() > _LARGE else (y.amin(), y.amax())

@@ -123,4 +123,34 @@ def quantize_dequantize(
     if torch.compiler.is_exporting():
         op = torch.ops.fxquant.quantize_dequantize.default
         return op(x, scale, zero_point, qmin, qmax)  # type: ignore[no-any-return]
-    return (quantize(x, scale, zero_point, qmin, qmax) - zero_point) * scale
+    return _QuantizeDequantize.apply(x, scale, zero_point, qmin, qmax)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _QuantizeDequantize(torch.autograd.Function):
+    """The values of the grid with the gradient of `surrogate`, all of it computed from the tensor.
+
+    Left to differentiate the primitives by itself, a compiler keeps a quotient, integers and masks
+    of every tensor for the backward pass; the tensor itself is kept anyway.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int
+    ) -> Tensor:
+        ctx.save_for_backward(x, scale, zero_point)
+        ctx.ends = qmin, qmax
+        integers = torch.round(x / scale) + zero_point
+        return (clipped(integers, qmin, qmax) - zero_point) * scale
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, zero_point = ctx.saved_tensors
+        qmin, qmax = ctx.ends
+        integers = straight_through_round(x / scale) + zero_point  # for a second derivative
+        inside = (integers >= qmin) & (integers <= qmax)
+        dx = torch.where(inside, g, 0.0)
+        y = (clipped(integers, qmin, qmax) - zero_point) * scale
+        # an element at infinity is clipped, and zero times infinity is no number
+        products = (g * torch.where(inside, y - x, y)).sum_to_size(scale.shape)
+        outside = torch.where(inside, 0.0, g).sum_to_size(zero_point.shape)
+        return dx, products / scale, -scale * outside, None, None

@@ -43,6 +43,8 @@ class OperatorRule(BaseModel):
         weight_grid: its weight lies on one grid for the tensor, where only kernels of products have
             one otherwise.
         per_channel: False where weights must have one grid for all channels.
+        per_matrix: True where a weight that is several matrices may have one for each channel of
+            each.
         shares_channels: True where a weight takes one grid per channel all the same, if another
             operator reads the same parameter so: it is stored once then.
         only: argument or property -> values for which the rule holds.
@@ -61,6 +63,7 @@ class OperatorRule(BaseModel):
     for_consumers: bool = False
     weight_grid: bool = False
     per_channel: bool = True
+    per_matrix: bool = False
     shares_channels: bool = False
     only: dict[str, list[Any]] = Field(default_factory=dict)
     limits: dict[str, tuple[float, float]] = Field(default_factory=dict)

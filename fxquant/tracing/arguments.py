@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from fxquant.errors import TraceError
 from fxquant.graph.meta import Source, spec_of
-from fxquant.graph.recorded_module import holds_nothing
+from fxquant.graph.python_state import holds_nothing
+from fxquant.graph.pytree import modules_of, tensors_of
 from fxquant.graph.symbolic_ints import Change, Tracked
 from fxquant.tracing.provenance import Origin, Origins
 
@@ -59,9 +60,10 @@ class State:
 
     def __init__(self, root: nn.Module) -> None:
         self.root = root
-        named = [*root.named_parameters(), *root.named_buffers()]
+        parameters, buffers = tensors_of(root)
+        named = [*parameters.items(), *buffers.items()]
         self.tensors = {id(t): (name, t) for name, t in named}
-        self.modules = {id(m): path for path, m in root.named_modules()}
+        self.modules = {id(m): path for path, m in modules_of(root)}
         self.before = named
         self.attributes = {id(t): (path, t) for path, t in plain_tensors(root)}
         self.caches: dict[str, Tensor] = {}  # buffers that the run replaced by other shapes
@@ -88,7 +90,7 @@ class State:
 
 
 def plain_tensors(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    for path, module in root.named_modules():
+    for path, module in modules_of(root):
         for name, value in vars(module).items():
             if holds_nothing(value):
                 continue
@@ -156,7 +158,7 @@ class Writer:
         return self._build(kind, (written,), {}, value)
 
     def _build(self, kind: type, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> Node:
-        node = self.origins.graph.create_node("call_function", kind, args, kwargs)
+        node = self.origins.create("call_function", kind, args, kwargs)
         node.meta.update(self.meta, spec=spec_of(value))
         self.origins.removable.append(node)
         return node
@@ -168,7 +170,7 @@ class Writer:
         return self._attribute(name, value)
 
     def _attribute(self, name: str, value: Any) -> Node:
-        node = self.origins.graph.create_node("get_attr", name)
+        node = self.origins.create("get_attr", name)
         node.meta.update(self.meta, spec=spec_of(value))
         self.origins.removable.append(node)
         return node

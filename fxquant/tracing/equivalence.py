@@ -23,11 +23,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxquant.errors import TraceError
+from fxquant.graph.kept_state import KeptState, writes_show
 from fxquant.graph.node_walk import Environment, node_values
 from fxquant.graph.python_state import state_of_python, unchanged
 from fxquant.graph.pytree import fresh_inputs, map_leaves, tensors
-from fxquant.graph.recorded_module import shadow, state_kept
-from fxquant.graph.twin_parameters import TwinParameters, parameters_kept
+from fxquant.graph.recorded_module import shadow
 from fxquant.tracing.record import record
 from fxquant.tracing.replay import (
     Replay,
@@ -96,44 +96,50 @@ def prove(
     """
     ran = shadow(model)  # what the model keeps of its runs is not to change by a proof
     gm = recording.graph_module
-    with (
-        state_kept(ran, parameters=False) as known,
-        state_kept(gm, parameters=False, known=known),
-        parameters_kept(gm, ran) as twins,
-    ):
-        return _prove(recording, _Sides(gm, ran, twins, leaves), args, kwargs)
+    kept, theirs = KeptState(gm), KeptState(ran)
+    kept.pair(theirs, recording.known)
+    if writes_show(gm):
+        kept.trust_versions()
+    return _prove(recording, _Sides(gm, ran, kept, theirs, leaves), args, kwargs)
 
 
 @dataclass(frozen=True)
 class _Sides:
-    """What is compared: a graph and its model."""
+    """What is compared: a graph and its model, and what each is put back to after a run."""
 
     gm: fx.GraphModule
     model: nn.Module
-    twins: TwinParameters
+    gm_state: KeptState
+    model_state: KeptState
     leaves: Leaves | None
+
+    def state(self, module: nn.Module) -> KeptState:
+        """The state of one of the two."""
+        return self.gm_state if module is self.gm else self.model_state
 
     def compared(self, inputs: Any) -> Replay:
         """Run both."""
         args, kwargs = inputs
-        return replay_equal(self.gm, self.model, args, kwargs, before=self.twins.running)
+        return replay_equal(self.gm, self.model, args, kwargs, kept=self.state)
 
     def model_alone(self, inputs: Any) -> Replay:
         """Run the model twice."""
         args, kwargs = inputs
-        return replay_equal(self.model, self.model, args, kwargs, before=self.twins.running)
+        return replay_equal(self.model, self.model, args, kwargs, kept=self.state)
 
     def first_difference(self, inputs: Any) -> fx.Node | None:
         """The first node of the graph that differs from the model."""
         args, kwargs = inputs
-        self.twins.running(self.gm)
-        return first_difference(self.gm, self.model, args, kwargs, leaves=self.leaves)
+        try:
+            return first_difference(self.gm, self.model, args, kwargs, leaves=self.leaves)
+        finally:
+            self.gm_state.put_back()
 
 
 def _prove(
     recording: Recording, sides: _Sides, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Proof:
-    as_recorded = bool(replay_recorded(recording, args, kwargs, before=sides.twins.running))
+    as_recorded = bool(replay_recorded(recording, args, kwargs, kept=sides.state))
     if not as_recorded:
         failed = _prove_dummy(sides, args, kwargs)
         if failed is not None:

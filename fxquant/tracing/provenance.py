@@ -126,6 +126,16 @@ class Origins:
             origin.node.meta["dynamic"] = origin.dynamic
         return origin.node
 
+    def create(self, op: str, target: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Node:
+        """A new node at the graph's point of insertion."""
+        # torch.fx walks arguments that are given at once, to look for symbolic numbers
+        node = self.graph.create_node(op, target)
+        if args:
+            node.args = args
+        if kwargs:
+            node.kwargs = kwargs
+        return node
+
     def insert(self, after: Node, target: Any, args: tuple[Any, ...]) -> Node:
         """A removable node right behind another one, with its place."""
         behind = after
@@ -134,7 +144,7 @@ class Origins:
         # behind those put there before, so that parts and sizes keep the order of their use
         with self.graph.inserting_after(self._last_inserted.get(behind, behind)):
             op = "call_method" if isinstance(target, str) else "call_function"
-            node = self.graph.create_node(op, target, args)
+            node = self.create(op, target, args)
         self._last_inserted[behind] = node
         for key in ("source", "module_path", "nn_module_stack"):
             if key in after.meta:

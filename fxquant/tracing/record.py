@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import traceback
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,8 +20,9 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from fxquant.errors import FxQuantError, TraceError
 from fxquant.graph import kept_results
+from fxquant.graph.kept_state import random_numbers_kept
 from fxquant.graph.meta import shown_file
-from fxquant.graph.pytree import map_leaves, tensors
+from fxquant.graph.pytree import map_leaves, modules_of, tensors, tensors_of
 from fxquant.graph.recorded_module import YIELDING, RecordedModule, fresh_copy, restore
 from fxquant.tracing.arguments import Constant
 from fxquant.tracing.hooks import remove
@@ -34,6 +35,7 @@ from fxquant.tracing.specialization import Specialisation
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from fxquant.graph.recorded_module import Known
     from fxquant.tracing.leaves import Leaves
 
 __all__ = ["Constant", "Recording", "Specialisation", "record"]
@@ -64,6 +66,7 @@ class Recording:
         seen: what the model itself computed in the run that was recorded.
         asked_for_training: whether the model's code read a training flag, beside what the modules
             do that are recorded as one call.
+        known: parameters and buffers of the graph module that equal the model's.
     """
 
     graph_module: RecordedModule
@@ -72,6 +75,7 @@ class Recording:
     dropped: tuple[str, ...] = ()
     seen: Seen | None = None
     asked_for_training: bool = True
+    known: Known = field(default_factory=dict)
 
 
 def record(
@@ -102,12 +106,13 @@ def record(
     """
     check_model(model)
     given = bind_inputs(model, tuple(args), kwargs or {})
-    run = _run(model, given, leaves)
-    if any(c.attribute is None for c in run.recorder.writer.constants) and forget_results():
+    with random_numbers_kept():
         run = _run(model, given, leaves)
-    run = _without_earlier_results(run, model, given, leaves)
+        if any(c.attribute is None for c in run.recorder.writer.constants) and forget_results():
+            run = _run(model, given, leaves)
+        run = _without_earlier_results(run, model, given, leaves)
     recorder = run.recorder
-    restore(run.copied, model, recorder.state.before)
+    known = restore(run.copied, model, recorder.state.before)
     recorder.state.keep_caches()
     for module, key in recorder.spent_hooks:
         remove(module, key)
@@ -119,6 +124,7 @@ def record(
         run.dropped,
         run.seen,
         recorder.asked_for_training,
+        known,
     )
 
 
@@ -171,7 +177,7 @@ def check_model(model: nn.Module) -> None:
             at=min(taken),
             fix="give it another name, or wrap the model: nn.Sequential(model)",
         )
-    for path, module in model.named_modules():
+    for path, module in modules_of(model):
         if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
             raise TraceError(
                 "FXQ105",
@@ -333,7 +339,7 @@ def _seen(model: nn.Module, value: Any) -> Seen:
     def kept(leaf: Any) -> Any:
         return leaf.detach().clone() if isinstance(leaf, Tensor) else plain_all(leaf)
 
-    return Seen(map_leaves(value, kept), {n: kept(b) for n, b in model.named_buffers()})
+    return Seen(map_leaves(value, kept), {n: kept(b) for n, b in tensors_of(model)[1].items()})
 
 
 def _strided(value: Any) -> list[Tensor]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from fxquant.graph.python_state import version_of
 from fxquant.graph.symbolic_ints import Change, Tracked, plain
 from fxquant.tracing.shape_rules import Dims
 
@@ -32,7 +33,7 @@ class Written:
         self.name = str(getattr(target, "__name__", target))
         self.kwargs: dict[str, Any] = {}
         self.result: Any = None
-        self.trains = False
+        self.module: nn.Module | None = None
 
 
 class Inputs:
@@ -51,7 +52,7 @@ class Inputs:
                 self.depends = max(self.depends, origin.depends)
             elif isinstance(tensor, nn.Parameter):
                 self.depends = Change.VALUE
-        self._versions = [_version(t) for t in self.tensors]
+        self._versions = [version_of(t) for t in self.tensors]
 
     def _collect(self, value: Any) -> None:
         if isinstance(value, Tensor):
@@ -70,11 +71,7 @@ class Inputs:
     def mutated(self) -> list[Tensor]:
         """The tensors that the call wrote to."""
         pairs = zip(self.tensors, self._versions, strict=True)
-        return [t for t, version in pairs if _version(t) != version]
-
-
-def _version(tensor: Tensor) -> int:
-    return -1 if tensor.is_inference() else tensor._version
+        return [t for t, version in pairs if version_of(t) != version]
 
 
 def has_tensor(value: Any) -> bool:

@@ -122,8 +122,8 @@ class Recorder(TorchFunctionMode):
             self.writing("call_module", path, args, kwargs) as written,
         ):
             written.name = type(module).__name__
-            written.kwargs = {n: getattr(module, n) for n in _SIZES if hasattr(module, n)}
-            written.trains = any(p.requires_grad for p in module.parameters())
+            written.kwargs = {n: vars(module)[n] for n in _SIZES if n in vars(module)}
+            written.module = module
             written.result = (run or module)(*plain_all(args), **plain_all(kwargs))
         return written.result
 
@@ -181,7 +181,7 @@ class Recorder(TorchFunctionMode):
             written.result = _apart(written.result, inputs.tensors)
         if self.frozen and op != "call_module":
             node_args, node_kwargs = self._detached(inputs, node_args, node_kwargs)
-        written.node = self.graph.create_node(op, target, node_args, node_kwargs)
+        written.node = self.origins.create(op, target, node_args, node_kwargs)
         self._finish(written, inputs, mutated)
 
     # ---- results
@@ -256,12 +256,13 @@ class Recorder(TorchFunctionMode):
         return tensor.requires_grad or (origin.depends is Change.VALUE and not origin.frozen)
 
     def _detach(self, node: Node) -> Node:
-        cut = self.graph.create_node("call_method", "detach", (node,))
+        cut = self.origins.create("call_method", "detach", (node,))
         cut.meta.update(self.writer.meta, spec=node.meta.get("spec"))
         return cut
 
     def _detach_result(self, written: Written, inputs: Inputs) -> Node:
-        trains = written.trains or any(map(self._learns, inputs.tensors))
+        own = written.module.parameters() if written.module is not None else ()
+        trains = any(p.requires_grad for p in own) or any(map(self._learns, inputs.tensors))
         if not trains or not isinstance(written.result, Tensor):
             return written.node
         return self._detach(written.node)
@@ -297,7 +298,7 @@ class Recorder(TorchFunctionMode):
     def arithmetic(self, op: Callable[..., Any], operands: tuple[Any, ...], value: Any) -> Node:
         """A node that computes with sizes (`sizes.Keeper`)."""
         args = tuple(self.writer.write(v) for v in operands)
-        node = self.graph.create_node("call_function", op, args)
+        node = self.origins.create("call_function", op, args)
         node.meta.update(self.place(), spec=value)
         self.origins.removable.append(node)
         return node

@@ -14,12 +14,16 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxquant.errors import TraceError
+from fxquant.graph.kept_state import KeptState, random_numbers_kept
 from fxquant.graph.pytree import fresh_inputs, leaves, map_leaves, tensors
-from fxquant.graph.recorded_module import state_kept
 from fxquant.tracing.leaves import Leaves
 from fxquant.tracing.record import Recording, Seen, record
 
-BeforeRun = Callable[[nn.Module], None]
+Kept = Callable[[nn.Module], KeptState]
+
+
+def _own_state(module: nn.Module) -> KeptState:
+    return KeptState(module).copy()
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ def replay_equal(
     args: tuple[Any, ...],
     kwargs: dict[str, Any] | None = None,
     *,
-    before: BeforeRun | None = None,
+    kept: Kept = _own_state,
 ) -> Replay:
     """Run the recorded graph and the model on the same inputs and random numbers.
 
@@ -51,7 +55,7 @@ def replay_equal(
         model: the model.
         args: inputs.
         kwargs: keyword inputs.
-        before: called with a module before it runs, by who keeps the parameters himself.
+        kept: gives the state that a module is put back to after a run.
 
     >>> from torch import nn
     >>> net = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
@@ -62,7 +66,7 @@ def replay_equal(
     graph_module = recorded.graph_module if isinstance(recorded, Recording) else recorded
 
     def run(module: nn.Module) -> Seen:
-        return _run(module, args, kwargs or {}, before)
+        return _run(module, args, kwargs or {}, kept)
 
     return _compared(lambda: run(graph_module), lambda: run(model))
 
@@ -72,7 +76,7 @@ def replay_recorded(
     args: tuple[Any, ...],
     kwargs: dict[str, Any] | None = None,
     *,
-    before: BeforeRun | None = None,
+    kept: Kept = _own_state,
 ) -> Replay:
     """Run the recorded graph and compare with what the model computed while it was recorded.
 
@@ -82,13 +86,13 @@ def replay_recorded(
         recording: of the model.
         args: the inputs of the recording.
         kwargs: its keyword inputs.
-        before: see `replay_equal`.
+        kept: see `replay_equal`.
     """
     seen = recording.seen
     if seen is None:
         return Replay(False, "what the model returned was not kept")
     graph = recording.graph_module
-    return _compared(lambda: _run(graph, args, kwargs or {}, before), lambda: seen)
+    return _compared(lambda: _run(graph, args, kwargs or {}, kept), lambda: seen)
 
 
 def _compared(run: Callable[[], Seen], reference: Callable[[], Seen]) -> Replay:
@@ -106,17 +110,18 @@ def _compared(run: Callable[[], Seen], reference: Callable[[], Seen]) -> Replay:
     return Replay(True)
 
 
-def _run(model: nn.Module, args: Any, kwargs: Any, before: BeforeRun | None) -> Seen:
+def _run(model: nn.Module, args: Any, kwargs: Any, kept: Kept) -> Seen:
     """Result and buffers after a run; the module's state and the random numbers are put back."""
-    if before is not None:
-        before(model)
-    kept = state_kept(model, parameters=before is None)
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), _slow_attention(), kept:
+    state = kept(model)
+    after: dict[str, Tensor] = {}
+    with random_numbers_kept(), torch.no_grad(), _slow_attention():
         torch.manual_seed(0)
         # around fx.GraphModule.__call__, which prints a traceback of its own
         call = nn.Module.__call__ if isinstance(model, fx.GraphModule) else type(model).__call__
-        result = call(model, *fresh_inputs(args), **fresh_inputs(kwargs))
-        after = {n: b.detach().clone() for n, b in model.named_buffers()}
+        try:
+            result = call(model, *fresh_inputs(args), **fresh_inputs(kwargs))
+        finally:
+            after = state.put_back()
     return Seen(result, after)
 
 

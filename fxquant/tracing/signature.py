@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from fxquant.errors import TraceError
 from fxquant.graph.meta import TensorSpec, spec, spec_of
-from fxquant.graph.pytree import fresh_inputs, leaves, map_leaves
+from fxquant.graph.pytree import fresh_inputs, leaves, map_leaves, modules_of
 from fxquant.graph.symbolic_ints import Change, Tracked, Trail, tracked
 from fxquant.io.reading import reason
 from fxquant.tracing.arguments import plain_tensors
@@ -175,7 +175,7 @@ def write_back(recorder: Recorder) -> None:
     carries a tensor from one call to the next is treated alike.
     """
     recorder.writer.meta = {**recorder.place(), "source": None}
-    holders = dict(recorder.state.root.named_modules(remove_duplicate=False))
+    holders = dict(modules_of(recorder.state.root, every_path=True))
     for name, tensor in recorder.state.before:
         owner, _, leaf = name.rpartition(".")
         buffers: Any = holders[owner]._buffers

@@ -19,6 +19,7 @@ from torch import fx, nn
 
 from fxquant import ops
 from fxquant.graph.meta import Source, computes_floats, module_path, source
+from fxquant.graph.pytree import modules_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -39,7 +40,7 @@ def training_only(gm: fx.GraphModule) -> frozenset[str]:
     active |= {str(node.target) for node in gm.graph.nodes if node.op == "call_module"}
     return frozenset(
         path
-        for path, module in gm.named_modules()
+        for path, module in modules_of(gm)
         if path and path not in active and asks_for_training(type(module))
     )
 

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from fxquant.errors import PassError
 from fxquant.nn.norm_folding import folded
-from fxquant.passes import FoldBatchNorms
+from fxquant.passes import FoldBatchNorms, LinearProducts
 from fxquant.prepare import prepare_model
 from tests.helpers.golden import assert_rewrites
 
@@ -313,3 +313,64 @@ def test_another_batch_size_and_length_are_still_right() -> None:
     gm, _ = fold(net, torch.randn(3, 5, 4))
     x = torch.randn(2, 7, 4)
     torch.testing.assert_close(gm(x), net(x), rtol=1e-5, atol=1e-5)
+
+
+class Products(nn.Module):
+    """Batch norms around products with parameters, one of which has a name of its own, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Parameter(torch.randn(4, 6)), nn.Parameter(torch.randn(5, 6))
+        self.bias, self.before = nn.Parameter(torch.randn(6)), nn.BatchNorm1d(4)
+        self.norm, self.behind = nn.BatchNorm1d(6), nn.BatchNorm1d(5)
+        self.alias = self.second
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.before(x) @ self.first + self.bias).relu()
+        return self.behind(y @ self.second.t())  # type: ignore[no-any-return]
+
+
+def test_products_with_parameters_are_layers() -> None:
+    net, x = settled(Products()), torch.randn(32, 4)
+    gm = LinearProducts()(prepare_model(net, x)).graph_module
+    assert_rewrites(
+        FoldBatchNorms(),
+        gm,
+        """
+              %x        = input
+            - %before   = batch_norm[before](%x)
+            - %matmul   = linear[matmul](%before)
+            + %matmul   = linear[matmul](%x)
+            - %norm     = batch_norm[norm](%matmul)
+            - %relu     = relu[relu](%norm)
+            + %relu     = relu[relu](%matmul)
+              %matmul_1 = linear[matmul_1](%relu)
+            + return %matmul_1
+            - %behind   = batch_norm[behind](%matmul_1)
+            - return %behind
+        """,
+    )
+    # what the network registered is what the layers compute with
+    assert gm.first is gm.get_submodule("matmul").weight
+    assert gm.bias is gm.get_submodule("matmul").bias
+    assert gm.alias is gm.second is gm.get_submodule("matmul_1").weight
+    torch.testing.assert_close(gm(x), net(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("tied", ["weight", "bias"])
+def test_a_parameter_that_something_else_computes_with_stays(tied: str) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.bias = nn.Parameter(torch.randn(4, 4)), nn.Parameter(torch.randn(4))
+            self.norm = nn.BatchNorm1d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.norm(x @ self.weight + self.bias)
+            return y + (x @ self.weight if tied == "weight" else self.bias)  # type: ignore[no-any-return]
+
+    net, x = settled(Net()), torch.randn(32, 4)
+    gm = LinearProducts()(prepare_model(net, x)).graph_module
+    outcome = FoldBatchNorms()(gm)
+    assert not outcome.modified
+    assert "matmul shares its weight with another module" in outcome.skips[0].reason

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations, parametrize, prune
 
 from fxquant import QuantizationSimModel, prepare_model
 from fxquant.passes import FoldParametrizations
@@ -23,13 +23,25 @@ def _net(kind: str) -> nn.Module:
             "spectral_norm": parametrizations.spectral_norm,
             "old_weight_norm": nn.utils.weight_norm,
             "old_spectral_norm": nn.utils.spectral_norm,
+            "pruning": lambda module: prune.l1_unstructured(module, "weight", 0.5),
+            "pruning_twice": lambda module: prune.ln_structured(
+                prune.random_unstructured(module, "weight", 0.3), "weight", 1, 2, 0
+            ),
         }
         made = wraps[kind](conv)
     return nn.Sequential(made, nn.ReLU()).eval()
 
 
 @pytest.mark.parametrize(
-    "kind", ["weight_norm", "spectral_norm", "old_weight_norm", "old_spectral_norm"]
+    "kind",
+    [
+        "weight_norm",
+        "spectral_norm",
+        "old_weight_norm",
+        "old_spectral_norm",
+        "pruning",
+        "pruning_twice",
+    ],
 )
 def test_computed_weights_become_parameters(kind: str) -> None:
     net, x = _net(kind), torch.randn(2, 3, 6, 6)
@@ -44,8 +56,9 @@ def test_computed_weights_become_parameters(kind: str) -> None:
     torch.testing.assert_close(gm(x), before)
 
 
-def test_they_are_quantized_and_the_prepared_model_keeps_them() -> None:
-    net, x = _net("weight_norm"), torch.randn(2, 3, 6, 6)
+@pytest.mark.parametrize("kind", ["weight_norm", "pruning"])
+def test_they_are_quantized_and_the_prepared_model_keeps_them(kind: str) -> None:
+    net, x = _net(kind), torch.randn(2, 3, 6, 6)
     gm = prepare_model(net, x)
     sim = QuantizationSimModel(gm, x, "tf")
     sim.compute_encodings([x])

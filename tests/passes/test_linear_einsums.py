@@ -220,3 +220,61 @@ def test_what_is_no_product_is_left_alone(equation: str, shape: tuple[int, ...])
     x = values(6, 6) if equation.startswith("ii") else values(8, 6)
     gm = ready(Sum(equation, *shape).eval(), LinearEinsums.needs, x)
     assert not LinearEinsums()(gm).modified
+
+
+class Called(nn.Module):
+    """Another function that sums products of its input and parameters."""
+
+    def __init__(self, call: Any, *shapes: tuple[int, ...]) -> None:
+        super().__init__()
+        found = (values(*s, seed=i) / 3 for i, s in enumerate(shapes))
+        self.weights = nn.ParameterList(nn.Parameter(w) for w in found)
+        self.call = call
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast("Tensor", self.call(x, *self.weights))
+
+
+FUNCTIONS: dict[str, tuple[Any, tuple[tuple[int, ...], ...]]] = {
+    "inner": (torch.inner, ((4, 6),)),
+    "inner of a vector": (lambda x, w: x.inner(w), ((6,),)),
+    "tensordot": (lambda x, w: torch.tensordot(x, w, 1), ((6, 4),)),
+    "tensordot of two axes": (torch.tensordot, ((5, 6, 4),)),
+    "tensordot of given axes": (
+        lambda x, w: torch.tensordot(x, w, dims=([-1, 1], [0, 2])), ((6, 4, 5),),
+    ),
+    "tensordot of a parameter": (lambda x, w: torch.tensordot(w, x, ([1], [2])), ((4, 6),)),
+    "multi_dot": (lambda x, a, b: torch.linalg.multi_dot([x[:, 0], a, b]), ((6, 3), (3, 4))),
+    "multi_dot to a vector": (lambda x, a, b: torch.linalg.multi_dot([x[0], a, b]), ((6, 3), (3,))),
+    "mv": (lambda x, w: x[0].mv(w), ((6,),)),
+    "vecdot": (torch.linalg.vecdot, ((6,),)),
+    "linalg.matmul": (torch.linalg.matmul, ((6, 4),)),
+    "implicit": (lambda x, w: torch.einsum("zbi, ia", x, w), ((6, 4),)),
+    "sublists": (lambda x, w: torch.einsum(x, [0, 1, 2], w, [2, 3], [0, 1, 3]), ((6, 4),)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_other_sums_of_products_are_layers_too(name: str, tmp_path: Path) -> None:
+    call, shapes = FUNCTIONS[name]
+    net, x = Called(call, *shapes).eval(), values(8, 5, 6, seed=7)
+    exact = net(x).detach()
+    sim = QuantizationSimModel(net, x, default_param_bw=7)
+    floats = plain(sim.get_original_model()(x)).detach()
+    assert floats.shape == exact.shape
+    assert float((floats - exact).abs().max()) <= 32 * 2.0**-24 * float(exact.abs().max())
+    sim.compute_encodings([x])
+    assert f"weights    {len(shapes)} int7" in str(sim)
+    if name in ("inner", "tensordot of given axes", "multi_dot"):
+        assert sim.export(tmp_path, "net", x).integer_macs_share == 1
+
+
+def test_functions_that_are_none_stay() -> None:
+    """Two inputs, and axes that are not the same for both."""
+    calls: list[Any] = [
+        lambda x, w: torch.tensordot(x, x * w, ([1, 2], [1, 2])),
+        lambda x, w: torch.linalg.vecdot(x, w.expand(5, 6), dim=1),
+    ]
+    for call in calls:
+        gm = ready(Called(call, (6,)).eval(), LinearEinsums.needs, values(8, 5, 6))
+        assert not LinearEinsums()(gm).modified

@@ -120,3 +120,39 @@ def test_a_layer_takes_all_its_norms_in_or_none() -> None:
     assert not found
     assert found.left["bn2"] == "a would have to take in bn, too"
     assert torch.equal(model(X), want)
+
+
+class Products(nn.Module):
+    """Batch norms behind products with parameters: with a bias of the network, and without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Parameter(torch.randn(6, 8)), nn.Parameter(torch.randn(8, 4))
+        self.bias, self.a, self.b = (
+            nn.Parameter(torch.randn(8)),
+            nn.BatchNorm1d(8),
+            nn.BatchNorm1d(4),
+        )
+        self(torch.randn(64, 6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.a(torch.addmm(self.bias, x, self.first)).relu()
+        return self.b(y @ self.second)  # type: ignore[no-any-return]
+
+
+def test_products_of_a_network_take_batch_norms_in() -> None:
+    torch.manual_seed(0)
+    model, x = Products().eval(), torch.randn(16, 6)
+    want, norm, names = model(x), model.a, list(model.state_dict())
+    found = fold_all_batch_norms(model, dummy_input=x)
+    assert found.paths == (("addmm", "a"),)
+    assert found.left == {
+        "b": "matmul is a layer of the prepared graph only: fold in the result of prepare_model"
+    }
+    ((layer, gone),) = found
+    assert (layer.weight, layer.bias, gone) == (model.first, model.bias, norm)
+    assert list(model.state_dict()) == [n for n in names if not n.startswith("a.")]
+    torch.testing.assert_close(model(x), want, rtol=1e-4, atol=1e-5)
+    prepared = prepare_model(model, x)
+    assert len(fold_all_batch_norms(prepared)) == 1
+    torch.testing.assert_close(prepared(x), want, rtol=1e-4, atol=1e-5)

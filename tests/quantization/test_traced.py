@@ -118,3 +118,35 @@ def test_a_simulation_is_exported_with_its_biases(groups: int) -> None:
             warnings.simplefilter("ignore")  # of values that the trace takes as constant
             traced_model = torch.jit.trace(sim.model, x, check_trace=False)
         torch.testing.assert_close(traced_model(x), wanted.as_subclass(Tensor), rtol=0, atol=1e-6)
+
+
+def test_the_backward_pass_of_a_compiler_needs_the_tensor_alone() -> None:
+    q = Q.affine.QuantizeDequantize((), 8)
+    q.set_range(-1.0, 1.0)
+    x = torch.linspace(-2.0, 2.0, 100).requires_grad_()
+    kept: list[Tensor] = []
+
+    def keep(t: Tensor) -> Tensor:
+        kept.append(t)
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        y = q._traced(x)
+    assert [t.data_ptr() for t in kept if t.numel() == x.numel()] == [x.data_ptr()]
+    y.sum().backward()
+    assert x.grad is not None
+
+
+def test_an_infinite_element_gives_finite_gradients_to_a_compiler() -> None:
+    """It is clipped: all of its gradient goes to the end of the range, as in eager mode."""
+    found = []
+    for compiled in (False, True):
+        q = Q.affine.QuantizeDequantize((), 8)
+        q.set_range(-1.0, 1.0)
+        x = torch.tensor([0.3, torch.inf, -torch.inf], requires_grad=True)
+        y = (q._traced if compiled else q)(x)
+        (y * torch.tensor([1.0, 2.0, 4.0])).sum().backward()
+        found.append([x.grad, q.min.grad, q.max.grad])
+    for eager, written_out in zip(*found, strict=True):
+        torch.testing.assert_close(eager, written_out)  # float32, sums of three
+        assert bool(written_out.isfinite().all())

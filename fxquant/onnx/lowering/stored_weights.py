@@ -14,7 +14,13 @@ from numpy.typing import NDArray
 from fxquant.onnx.lowering.builder import Builder
 from fxquant.onnx.lowering.float_casts import narrow_weight, require_float32
 from fxquant.onnx.lowering.values import QuantParamValues, dequantize
-from fxquant.onnx.qparams import QuantParams, encoding_of, integer_grid, stored_integers
+from fxquant.onnx.qparams import (
+    OPSET_OF_BLOCKS,
+    QuantParams,
+    encoding_of,
+    integer_grid,
+    stored_integers,
+)
 from fxquant.quantization.affine import BiasQuantizeDequantize
 from fxquant.quantization.float import FloatQuantizeDequantize
 
@@ -52,7 +58,7 @@ class Arrangement:
         if self.rows is not None:
             x = x[torch.tensor(self.rows, device=x.device)]
         x = x if self.order is None else x.permute(self.order)
-        return x.reshape(self._sizes(x.shape))
+        return x.reshape(self.sizes(x.shape))
 
     def array(self, x: NDArray[Any]) -> NDArray[Any]:
         """The integers as they are stored."""
@@ -61,9 +67,14 @@ class Arrangement:
         if self.fronts is not None:
             return self._in_blocks(x, self.fronts)
         x = x if self.order is None else np.ascontiguousarray(x.transpose(self.order))
-        return x.reshape(self._sizes(x.shape))
+        return x.reshape(self.sizes(x.shape))
 
-    def _sizes(self, shape: Sequence[int]) -> tuple[int, ...]:
+    def moved(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Sizes of a tensor whose axes are in order."""
+        return tuple(shape) if self.order is None else tuple(shape[i] for i in self.order)
+
+    def sizes(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Sizes of what is stored, of a tensor whose axes are in order."""
         if self.matrix is None:
             return tuple(shape)
         batches, inputs = self.matrix
@@ -153,7 +164,15 @@ class Weights:
         real.shape, real.type = integers.shape, ir.TensorType(ir.DataType.FLOAT)
         bias = isinstance(quantizer, BiasQuantizeDequantize)
         self.stored.append(StoredWeight(name, integers, real, grid, bias, quantizer))
-        return real
+        sizes = arrangement.sizes(arrangement.moved(tensor.shape))
+        return real if len(integers.shape or ()) == len(sizes) else self._matrices(real, sizes)
+
+    def _matrices(self, real: ir.Value, sizes: Sequence[int]) -> ir.Value:
+        """Matrices `[..., K, N]` from those that are stored side by side, `[K, ... N]`."""
+        *batches, inner, out = sizes
+        laid = self.builder.op("Reshape", real, self.builder.vector((inner, *batches, out)))
+        last = len(batches) + 1
+        return self.builder.op("Transpose", laid, perm=(*range(1, last), 0, last))
 
     def table(
         self, tensor: Tensor, name: str, quantizer: QuantizerBase
@@ -231,7 +250,11 @@ class Weights:
         matrix = None if arrangement.matrix is None else arrangement.array
         grid, integers = _integers(tensor, quantizer, self.builder.opset, matrix)
         grid, label = arrangement.grid(grid), f"{name}{arrangement.label}"
-        data = ir.Tensor(arrangement.array(integers), grid.dtype)
+        laid = arrangement.array(integers)
+        if grid.by_columns and self.builder.opset < OPSET_OF_BLOCKS:
+            # [..., K, N] -> [K, ... N]: one axis of channels, which every opset has
+            grid, laid = grid.side_by_side, np.moveaxis(laid, -2, 0).reshape(laid.shape[-2], -1)
+        data = ir.Tensor(np.ascontiguousarray(laid), grid.dtype)
         value = self.builder.initializer(data, label)
         scale = self.builder.constant(grid.scale, f"{label}_scale")
         return value, QuantParamValues(grid, scale, self._zero_point(grid, label))

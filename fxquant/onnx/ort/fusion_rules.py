@@ -111,9 +111,19 @@ def _weight_reason(node: ir.Node) -> str:
         return "its weight is floating point"
     if _integer_type(source) not in _BYTES:
         return f"its weight is {_type_name(source)}; integer kernels take 8 bits"
-    if "block_size" in source.attributes:
+    if "block_size" in source.attributes and not _by_columns(node, source):
         return "its weight has scales for blocks; integer kernels take one a channel"
     return _width_reason(node, node.inputs[:1]) or _bias_reason(node)
+
+
+def _by_columns(node: ir.Node, source: ir.Node) -> bool:
+    """Whether a block of a product's second operand is a column of one of its matrices."""
+    scale = constant(source.inputs[1])
+    if node.op_type != "MatMul" or scale is None or scale.ndim < 2:
+        return False
+    return source.attributes.get_int("axis", 1) % scale.ndim == scale.ndim - 2 and (
+        scale.shape[-2] == 1
+    )
 
 
 def _width_reason(node: ir.Node, operands: Sequence[ir.Value | None]) -> str:

@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -41,10 +42,10 @@ from fxquant.onnx.parity.further_inputs import variations
 from fxquant.onnx.parity.judge import output_row
 from fxquant.onnx.parity.report import LevelInfo, OutputRow, ParityReport
 from fxquant.onnx.parity.segments import Example, forced, graph_feeds, runs
-from fxquant.onnx.parity.shipped_file import Shipped, check_same, run_shipped
+from fxquant.onnx.parity.shipped_file import ALL_LEVELS, Shipped, check_same, run_shipped
 from fxquant.onnx.parity.teacher_forcing import Reference, ReferenceRun
 from fxquant.onnx.runs.observed import bound_example
-from fxquant.onnx.session import Level, show, version
+from fxquant.onnx.session import Level, open_session, show, version
 
 if TYPE_CHECKING:
     from fxquant.onnx.lowering.result import Lowered
@@ -117,18 +118,31 @@ def _prove_others(
     found = variations(gm, example, lowered.varying)
     size = sum(t.numel() for t in tensors(bound_example(gm, example)))
     fewer = [v for v in found if sum(t.numel() for t in tensors(v.example)) < size]
-    proven = []
-    for variation in found if size <= _ELEMENTS else fewer or found[:1]:
-        try:
-            feeds = graph_feeds(gm, lowered, variation.example)
-            run_shipped(path, feeds, threads)
+    chosen = found if size <= _ELEMENTS else fewer or found[:1]
+    feeds: list[dict[str, NDArray[Any]]] = []
+    for variation in chosen:
+        with _refusing(variation.what):
+            feeds.append(graph_feeds(gm, lowered, variation.example))
+    for level in ALL_LEVELS if feeds else ():  # opening takes longer than a run on little
+        session = open_session(path, level, threads=threads)
+        for variation, given in zip(chosen, feeds, strict=True):
+            with _refusing(variation.what):
+                session.run(given)
+    for variation in chosen:
+        with _refusing(variation.what):
             part = forced(gm, lowered, variation.example, path, threads=threads)
-        except ExportError as error:
-            _refuse(variation.what, f"{error.code}: {error.what}", error.at, error)
         if not part.proven:
             _refuse(variation.what, part.verdict(), None, None)
-        proven.append(variation.what)
-    return tuple(proven)
+    return tuple(variation.what for variation in chosen)
+
+
+@contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """Errors inside are about other inputs than the example."""
+    try:
+        yield
+    except ExportError as error:
+        _refuse(what, f"{error.code}: {error.what}", error.at, error)
 
 
 def _refuse(what: str, why: str, at: Any, cause: ExportError | None) -> NoReturn:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.errors import ExportError
-from fxquant.graph.recorded_module import state_kept
+from fxquant.graph.kept_state import state_kept
 from fxquant.nn.opaque import Opaque
 
 if TYPE_CHECKING:

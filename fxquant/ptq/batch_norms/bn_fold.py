@@ -9,6 +9,9 @@ from torch import fx, nn
 
 from fxquant.errors import ConfigError
 from fxquant.graph.rewriter import Rewriter
+from fxquant.nn.dense import adopt
+from fxquant.nn.stored_tensors import replace_stored
+from fxquant.passes import LinearEinsums, LinearProducts
 from fxquant.passes.fold_batch_norms import Folded, fold_batch_norms
 from fxquant.prepare import is_prepared, prepare_model
 
@@ -52,7 +55,8 @@ def fold_all_batch_norms(
 
     A batch norm is folded into the layer before it if nothing else reads the layer's output; into
     the layers behind it if nothing else reads the batch norm and none of them pads with zeros. The
-    layers' weights must belong to them alone. An `nn.Identity` takes its place.
+    layers' weights must belong to them alone. An `nn.Identity` takes its place. A product with a
+    parameter is a layer; in a network that is not prepared, it needs a bias that is a parameter.
 
     Args:
         model: a network in evaluation; it is changed.
@@ -80,6 +84,7 @@ def fold_all_batch_norms(
     else:
         given = example_inputs(model, input_shapes) if dummy_input is None else dummy_input
         gm = prepare_model(model, given)
+    with_layers(gm)
     norms = dict(gm.named_modules(remove_duplicate=False))
     targets = {n.name: str(n.target) for n in gm.graph.nodes if n.op == "call_module"}
     rw = Rewriter(gm, "fold_all_batch_norms")
@@ -91,29 +96,42 @@ def fold_all_batch_norms(
             [(gm.get_submodule(f.layer), norms[f.norm]) for f in folds], folds, left
         )
     mine = dict(model.named_modules(remove_duplicate=False))
-    left |= _not_mine(mine, norms, [(f.layer, f.norm) for f in folds])
+    left |= _not_mine(model, gm, norms, [(f.layer, f.norm) for f in folds])
     folds = [f for f in folds if f.norm not in left]
+    for layer in dict.fromkeys(f.layer for f in folds):
+        _take_over(model, gm, layer)
     for fold in folds:
-        _take_over(mine[fold.layer], gm.get_submodule(fold.layer))
         owner, _, name = fold.norm.rpartition(".")
         model.get_submodule(owner)._modules[name] = nn.Identity()
-    return FoldedBatchNorms([(mine[f.layer], mine[f.norm]) for f in folds], folds, left)
+    layers = [mine.get(f.layer) or gm.get_submodule(f.layer) for f in folds]
+    pairs = [(layer, mine[f.norm]) for layer, f in zip(layers, folds, strict=True)]
+    return FoldedBatchNorms(pairs, folds, left)
+
+
+def with_layers(gm: fx.GraphModule) -> fx.GraphModule:
+    """A prepared graph in which products with a parameter are linear layers, as in a simulation."""
+    for step in (LinearEinsums(), LinearProducts()):
+        step(gm)
+    return gm
 
 
 _PREPARE = "fold in the result of prepare_model"
 
 
 def _not_mine(
-    mine: dict[str, nn.Module], prepared: dict[str, nn.Module], paths: list[tuple[str, str]]
+    model: nn.Module, gm: fx.GraphModule, norms: dict[str, nn.Module], paths: list[tuple[str, str]]
 ) -> dict[str, str]:
     """Why folds of a prepared copy cannot be done in the user's model, by batch norm."""
+    mine = dict(model.named_modules(remove_duplicate=False))
     left: dict[str, str] = {}
     for layer, norm in paths:
-        mean = getattr(prepared[norm], "running_mean", None)
-        if sum(getattr(m, "running_mean", None) is mean for m in prepared.values()) > 1:
+        mean = getattr(norms[norm], "running_mean", None)
+        if sum(getattr(m, "running_mean", None) is mean for m in norms.values()) > 1:
             left[norm] = f"it is called more than once: {_PREPARE}"
-        elif norm not in mine or layer not in mine:
-            left[norm] = f"it or {layer} is a module of the prepared graph only: {_PREPARE}"
+        elif norm not in mine:
+            left[norm] = f"it is a module of the prepared graph only: {_PREPARE}"
+        elif layer not in mine and None in _homes(model, gm, layer).values():
+            left[norm] = f"{layer} is a layer of the prepared graph only: {_PREPARE}"
     known = -1
     while known < len(left):  # a layer has the parameters of all its folds or of none
         known = len(left)
@@ -126,11 +144,30 @@ def _not_mine(
     return left
 
 
-def _take_over(module: nn.Module, folded: nn.Module) -> None:
-    """Give a module the parameters of its folded copy."""
-    for name, value in folded.named_parameters(recurse=False):
+def _homes(
+    model: nn.Module, gm: fx.GraphModule, layer: str
+) -> dict[str, tuple[nn.Module, str] | None]:
+    """Where the user's model has the parameters of a layer of its prepared copy, by their names."""
+    own = dict(model.named_modules(remove_duplicate=False))
+    found: dict[str, tuple[nn.Module, str] | None] = {}
+    for name, value in gm.get_submodule(layer).named_parameters(recurse=False):
+        same = [p for p, v in gm.named_parameters(remove_duplicate=False) if v is value]
+        places = [(own[path], last) for path, _, last in (p.rpartition(".") for p in same)
+                  if path in own and last in own[path]._parameters]  # fmt: skip
+        found[name] = next(iter(places), None)
+    return found
+
+
+def _take_over(model: nn.Module, gm: fx.GraphModule, layer: str) -> None:
+    """Give a model the parameters of a layer that was folded in its prepared copy."""
+    folded, mine = gm.get_submodule(layer), dict(model.named_modules(remove_duplicate=False))
+    for name, home in _homes(model, gm, layer).items():
+        value = folded.get_parameter(name)
         fresh = nn.Parameter(value.detach().clone(), value.requires_grad)
-        module.register_parameter(name, fresh)
+        owner, own = home or (mine[layer], name)
+        replace_stored(model, owner, own, fresh)
+        if layer not in mine:  # what is returned holds the very parameters of the model
+            adopt(folded, **{name: fresh})
 
 
 def example_inputs(model: nn.Module, shapes: Sequence[Any] | None) -> tuple[torch.Tensor, ...]:

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from fxquant import ops
 from fxquant.nn import dense
 from fxquant.nn.dense import Dense
-from fxquant.ptq.layers.layer_search import tensors_read
+from fxquant.nn.stored_tensors import tensors_read
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,9 +9,13 @@ from torch import fx, nn
 
 from fxquant.errors import ConfigError
 from fxquant.nn import QuantizationMixin
-from fxquant.passes import LinearEinsums, LinearProducts
 from fxquant.prepare import is_prepared, prepare_model
-from fxquant.ptq.batch_norms.bn_fold import FoldedBatchNorms, example_inputs, fold_all_batch_norms
+from fxquant.ptq.batch_norms.bn_fold import (
+    FoldedBatchNorms,
+    example_inputs,
+    fold_all_batch_norms,
+    with_layers,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,16 +33,10 @@ def folded_graph(
     """
     require_float(model)
     if is_prepared(model) and isinstance(model, fx.GraphModule):
-        return _with_layers(model), fold_all_batch_norms(model)
+        return model, fold_all_batch_norms(model)
     given = example_inputs(model, input_shapes) if dummy_input is None else dummy_input
     folded = fold_all_batch_norms(model, dummy_input=given)
-    return _with_layers(prepare_model(model, given)), folded
-
-
-def _with_layers(gm: fx.GraphModule) -> fx.GraphModule:
-    for step in (LinearEinsums(), LinearProducts()):
-        step(gm)
-    return gm
+    return with_layers(prepare_model(model, given)), folded
 
 
 def require_float(model: nn.Module) -> None:

@@ -32,7 +32,7 @@ class Product:
 
     Attributes:
         module: the layer.
-        groups: independent products.
+        groups: independent products; those of a linear layer are with a matrix each.
         dims: spatial axes; 0 for a linear layer.
         transposed: whether it is a transposed convolution.
     """
@@ -43,6 +43,11 @@ class Product:
     transposed: bool
 
     @property
+    def matrices(self) -> tuple[int, ...]:
+        """Sizes of the axes along which the weight is several matrices."""
+        return self.module.size[:-2] if isinstance(self.module, Dense) else ()
+
+    @property
     def layout(self) -> tuple[Any, ...]:
         """What layers with one weight have in common if it is the same matrix for them."""
         order = self.module.order if isinstance(self.module, Dense) else ()
@@ -51,7 +56,8 @@ class Product:
     def matrix(self, weight: Tensor) -> Tensor:
         """The weight, or a tensor of its shape, as a matrix: `[...] -> [G, O, D]`."""
         if isinstance(self.module, Dense):
-            return self.module.matrix(weight).mT[None]
+            matrix = self.module.matrix(weight).mT
+            return matrix.reshape(self.groups, *matrix.shape[-2:])
         if not self.dims:
             return weight[None]
         first, second, *kernel = weight.shape
@@ -63,7 +69,7 @@ class Product:
     def weight(self, matrix: Tensor, shape: Sequence[int]) -> Tensor:
         """The way back: `[G, O, D] -> shape`."""
         if isinstance(self.module, Dense):
-            return self.module.stored(matrix[0].mT)
+            return self.module.stored(matrix.mT)
         if not self.transposed:
             return matrix.reshape(tuple(shape))
         first, second, *kernel = shape
@@ -72,13 +78,13 @@ class Product:
 
     def positions(self, y: Tensor) -> int:
         """Number of positions of an output, over all samples."""
-        channels = y.shape[-1] if not self.dims else y.shape[-1 - self.dims]
+        channels = self.groups * y.shape[-1] if not self.dims else y.shape[-1 - self.dims]
         return y.numel() // channels if channels else 0
 
     def outputs(self, y: Tensor, chosen: Tensor) -> Tensor:
         """The outputs at some positions: `[N, C, ...] -> [G, P, O]`."""
         if not self.dims:
-            return y.reshape(-1, y.shape[-1])[chosen][None]
+            return self._at(y, chosen)
         y = self._batched(y)
         sample, *place = _unravel(chosen, (len(y), *y.shape[2:]))
         rows = y.movedim(1, -1)[(sample, *place)]
@@ -87,7 +93,7 @@ class Product:
     def same_rows(self, x: Tensor, y: Tensor) -> bool:
         """Whether inputs have as many rows, or samples, as outputs that may be of another run."""
         if not self.dims:
-            return x.shape[:-1] == y.shape[:-1]
+            return self._rows(x).shape[:-1] == y.shape[:-1]
         return len(self._batched(x)) == len(self._batched(y))
 
     def inputs(self, x: Tensor, y: Tensor, chosen: Tensor) -> Tensor:
@@ -99,7 +105,7 @@ class Product:
             chosen: flat positions over samples and places, int64 `[P]`.
         """
         if not self.dims:
-            return x.reshape(-1, x.shape[-1])[chosen][None]
+            return self._at(self._rows(x), chosen)
         x, out = self._batched(x), self._batched(y).shape[2:]
         wide = self._stuffed(x, out) if self.transposed else self._padded(x)
         strides = (1,) * self.dims if self.transposed else self.module.stride
@@ -107,6 +113,10 @@ class Product:
 
     def by_channels(self, y: Tensor) -> Tensor:
         """Outputs with their channels last: `[N, C, ...] -> [N, ..., C]`."""
+        if self.matrices:
+            several = self._several(y)
+            last = y.movedim(several, [-1 - i for i in range(len(several), 0, -1)])
+            return last.flatten(-1 - len(several))
         return y.movedim(-1 - self.dims, -1) if self.dims else y
 
     def mean_columns(self, means: Tensor) -> Tensor:
@@ -137,6 +147,25 @@ class Product:
             inside = ((places >= 0) & (places < sizes[axis])).any(0)
             found = found[..., None] & inside
         return found.reshape(-1)
+
+    def _rows(self, x: Tensor) -> Tensor:
+        """A linear layer's input as often as it is multiplied: with matrices, once with each."""
+        if not self.matrices:
+            return x
+        return x.expand(*torch.broadcast_shapes(x.shape[:-2], self.matrices), *x.shape[-2:])
+
+    def _several(self, rows: Tensor) -> list[int]:
+        """Axes of inputs or outputs along which there are several matrices."""
+        first = rows.dim() - 2 - len(self.matrices)
+        return [first + i for i, n in enumerate(self.matrices) if n > 1]
+
+    def _at(self, rows: Tensor, chosen: Tensor) -> Tensor:
+        """Some rows of a linear layer, by the matrix that they are multiplied with: `[G, P, C]`."""
+        if not self.matrices:
+            return rows.reshape(-1, rows.shape[-1])[chosen][None]
+        several = self._several(rows)
+        rows = rows.movedim(several, list(range(len(several))))
+        return rows.reshape(self.groups, -1, rows.shape[-1])[:, chosen]
 
     def _by_groups(self, rows: Tensor) -> Tensor:
         """`[P, C, ...] -> [G, P, C/G * ...]`, also of no rows."""
@@ -199,8 +228,8 @@ def product_of(module: nn.Module) -> Product | None:
     if row is None or not isinstance(getattr(module, "weight", None), Tensor):
         return None
     if row.name == "linear":
-        several = isinstance(module, Dense) and module.batch
-        return None if several else Product(module, 1, 0, False)
+        matrices = math.prod(module.size[:-2]) if isinstance(module, Dense) else 1
+        return Product(module, matrices, 0, False)
     if row.name in _CONVOLUTIONS:
         dims, transposed = _CONVOLUTIONS[row.name]
         return Product(module, int(getattr(module, "groups", 1)), dims, transposed)

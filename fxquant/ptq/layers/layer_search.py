@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fxquant.nn import QuantizationMixin
 from fxquant.nn.calibration import weight_of
+from fxquant.nn.stored_tensors import tensors_read
 from fxquant.nn.training_state import require_ended
 from fxquant.ptq.layers.columns import Product, is_table, product_of
 from fxquant.ptq.layers.layer import Layer
@@ -16,13 +17,14 @@ from fxquant.ptq.layers.tied_layers import TiedLayer
 from fxquant.quantization.affine import AffineQuantizer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from torch import fx
 
 _NO_PRODUCT = "it does not multiply its input with its weight once"
 _TABLE = "its rows are looked up: nearest integers are best"
 _OTHER_USES = "its weight is used in several places"
+_SEVERAL_GRIDS = "its weight lies on several grids, and a file stores it once for each"
 _NO_INTEGERS = "its weight does not lie on a grid of integers"
 _TIED = "its weight is that of {}, with whose integers it computes"
 
@@ -59,6 +61,8 @@ def _searched(gm: fx.GraphModule, *, tied: bool) -> tuple[list[Layer], dict[str,
         reason = uses.obstacle(same, tied=tied)
         if not tied and is_recurrent(same[0].module):
             reason = "what it puts out is no sum that a bias could correct"
+        elif not tied and same[0].product.matrices:
+            reason = "its weight is several matrices, which have no bias"
         if reason:
             skipped |= {layer.path: reason for layer in same}
             continue
@@ -125,7 +129,7 @@ class _Uses:
         if len({layer.node for layer in same}) < len(same):
             return "its module multiplies with its weight more than once"
         if len({tuple(id(q) for _, q in layer.pieces) for layer in same}) > 1:
-            return "its weight lies on several grids"
+            return _SEVERAL_GRIDS
         if len({layer.product.layout for layer in same}) > 1:
             return "other layers multiply with its weight in another way"
         biases = Counter(id(bias) for layer in same for bias in layer.biases)
@@ -145,14 +149,3 @@ class _Uses:
             first.node, first.path, first.module, first.product, first.quantizer, frozen,
             tuple(layers), tuple(tables),
         )  # fmt: skip
-
-
-def tensors_read(gm: fx.GraphModule) -> Iterator[Any]:
-    """Parameters and buffers that the nodes of a graph compute with, one after the other."""
-    for node in gm.graph.nodes:
-        if node.op == "get_attr":
-            path, _, name = str(node.target).rpartition(".")
-            yield getattr(gm.get_submodule(path), name, None)
-        elif node.op == "call_module":
-            for module in gm.get_submodule(str(node.target)).modules():
-                yield from (*module._parameters.values(), *module._buffers.values())

@@ -37,17 +37,15 @@ def gptq(target: Tensor, inverse: Tensor, grid: WeightGrid) -> Tensor:
     Source: Frantar et al. 2022, "GPTQ", arXiv:2210.17323, algorithm 1 with its "act-order".
     """
     order = torch.diagonal(inverse, dim1=1, dim2=2).argsort(dim=1)
-    rows = order[:, :, None].expand_as(inverse)
-    permuted = inverse.gather(1, rows).gather(2, order[:, None, :].expand_as(inverse))
-    factor, failed = torch.linalg.cholesky_ex(permuted, upper=True)
-    if bool(failed.any()):  # rounding of a float32 inverse
-        factor = torch.linalg.cholesky(permuted.double(), upper=True)
-    factor = factor.to(target.dtype)
+    factor = _factor(inverse, order).to(target.dtype)
     # transposed, so that a column of the weight lies in one piece
     index = order[:, :, None].expand(-1, -1, target.shape[1])
-    left, scale, low, high = (
-        grid_part.expand_as(target).transpose(1, 2).gather(1, index)
-        for grid_part in (target, *(grid.spread(r) for r in (grid.scale, grid.low, grid.high)))
+    left = target.transpose(1, 2).gather(1, index)
+    scale, low, high = (
+        spread.transpose(1, 2).gather(1, index)
+        if spread.shape[2] > 1
+        else spread.transpose(1, 2).expand_as(left)
+        for spread in (grid.spread(r) for r in (grid.scale, grid.low, grid.high))
     )
     integers = torch.empty_like(left)
     columns = left.shape[1]
@@ -69,6 +67,28 @@ def gptq(target: Tensor, inverse: Tensor, grid: WeightGrid) -> Tensor:
             later, behind = left[:, last:], factor[:, first:last, last:]
             later.baddbmm_(behind.mT, errors.div_(pivots), alpha=-1.0)
     return torch.empty_like(integers).scatter_(1, index, integers).transpose(1, 2)
+
+
+def _factor(inverse: Tensor, order: Tensor) -> Tensor:
+    """The upper Cholesky factor of a symmetric matrix whose columns are put in order."""
+    factor = _permuted(inverse, order).mT  # LAPACK's layout: it is factored in its own place
+    failed = torch.zeros(len(factor), dtype=torch.int32, device=factor.device)
+    torch.linalg.cholesky_ex(factor, upper=True, out=(factor, failed))
+    if not bool(failed.any()):
+        return factor
+    # rounding of a float32 inverse
+    return torch.linalg.cholesky(_permuted(inverse, order).double(), upper=True)
+
+
+def _permuted(matrix: Tensor, order: Tensor) -> Tensor:
+    """Rows and columns in another order, some rows after the other: `[G, D, D], [G, D]`."""
+    width = matrix.shape[1]
+    found = torch.empty_like(matrix, memory_format=torch.contiguous_format)
+    for first in range(0, width, _BLOCK):
+        rows = order[:, first : first + _BLOCK, None].expand(-1, -1, width)
+        columns = order[:, None, :].expand_as(rows)
+        found[:, first : first + _BLOCK] = matrix.gather(1, rows).gather(2, columns)
+    return found
 
 
 def descend(
@@ -101,18 +121,18 @@ def descend(
     scale, low, high = (
         grid.spread(r).expand_as(target).reshape(-1, ins) for r in (grid.scale, grid.low, grid.high)
     )
-    curvature = torch.diagonal(moments, dim1=1, dim2=2).repeat_interleave(outs, 0)
+    bend = torch.diagonal(moments, dim1=1, dim2=2).repeat_interleave(outs, 0) * scale
     group = torch.arange(groups, device=target.device).repeat_interleave(outs)
     if slope is None:
         slope = torch.bmm(grid.weight(integers) - target, moments)
     slope = slope.reshape(-1, ins).clone()
-    state = _Descent(k.clone(), slope.clone(), scale, low, high, curvature)
+    state = _Descent(k, slope, scale, low, high, bend, torch.where(bend > 0, 1.0 / bend, 0.0))
     rows = torch.arange(len(k), device=k.device)
     for _ in range(steps):
         gain, column, change = state.best()
         moving = torch.nonzero(gain < 0)[:, 0]
         if len(moving) < 0.7 * len(rows):  # the others are done: their slopes change no more
-            k[rows], slope[rows] = state.k, state.slope
+            state.put_back(k, slope, rows)
             state, rows, group = state.part(moving), rows[moving], group[moving]
             column, change = column[moving], change[moving]
             moving = torch.arange(len(rows), device=k.device)
@@ -120,7 +140,7 @@ def descend(
             break
         column, change = column[moving], change[moving]
         state.move(moving, column, change, moments[group[moving], column])
-    k[rows], slope[rows] = state.k, state.slope
+    state.put_back(k, slope, rows)
     return k.reshape(target.shape), slope.reshape(target.shape)
 
 
@@ -128,16 +148,23 @@ class _Descent:
     """Channels that still move: integers, slopes and the rest as `[rows, D]`."""
 
     def __init__(
-        self, k: Tensor, slope: Tensor, scale: Tensor, low: Tensor, high: Tensor, curvature: Tensor
-    ) -> None:
-        self.k, self.slope, self.scale = k, slope, scale
-        self.low, self.high, self.curvature = low, high, curvature
-        self.bend = curvature * scale
-        self.inverse = torch.where(self.bend > 0, 1.0 / self.bend, 0.0)
+        self, k: Tensor, slope: Tensor, scale: Tensor, low: Tensor, high: Tensor,
+        bend: Tensor, inverse: Tensor,
+    ) -> None:  # fmt: skip
+        self.k, self.slope, self.scale, self.low, self.high = k, slope, scale, low, high
+        self.bend, self.inverse = bend, inverse
 
     def part(self, rows: Tensor) -> _Descent:
-        parts = (self.k, self.slope, self.scale, self.low, self.high, self.curvature)
-        return _Descent(*(t[rows] for t in parts))
+        parts = (self.k, self.slope, self.scale, self.low, self.high, self.bend, self.inverse)
+        # what all columns have alike stays one number in memory
+        return _Descent(*(
+            t[:, :1][rows].expand(-1, t.shape[1]) if t.stride(1) == 0 else t[rows] for t in parts
+        ))  # fmt: skip
+
+    def put_back(self, k: Tensor, slope: Tensor, rows: Tensor) -> None:
+        """Write what these rows of all channels have become; of all of them, they are the same."""
+        if self.k is not k:
+            k[rows], slope[rows] = self.k, self.slope
 
     def best(self) -> tuple[Tensor, Tensor, Tensor]:
         """Of every channel the largest fall of the loss, below 0, its column and the change."""

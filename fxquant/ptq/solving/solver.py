@@ -131,7 +131,7 @@ def solve(
     # several are tried
     shares = _SHARES if target.shape[-1] <= _SMALL and given.search_scale else (1.0,)
     tried = start.repeated(shares)
-    wanted = target.repeat(1, len(shares), 1)
+    wanted = target.repeat(1, len(shares), 1) if len(shares) > 1 else target
     found = _descended(gptq(wanted, inverse, tried), wanted, moments, tried, given)
     return found if len(shares) == 1 else _best_of(found, start, target, moments)
 
@@ -145,12 +145,21 @@ def damp(moments: Tensor, share: float) -> Tensor:
     return damped
 
 
+def factor_type(inputs: int) -> torch.dtype:
+    """The type in which moments of so many inputs are factored, if that is enough."""
+    return torch.float32 if inputs >= _LARGE else torch.float64
+
+
 def inverse_of(moments: Tensor) -> Tensor:
     """Inverse of damped moments, `[G, D, D]`; in float32 where it is large and that is enough."""
-    if moments.shape[-1] >= _LARGE:
-        factor, failed = torch.linalg.cholesky_ex(moments.float())
+    if factor_type(moments.shape[-1]) == torch.float32:
+        # column after column, as LAPACK has it: factor and inverse take the place of the copy
+        factor = moments.mT.to(torch.float32, copy=True, memory_format=torch.contiguous_format).mT
+        failed = torch.zeros(len(factor), dtype=torch.int32, device=factor.device)
+        torch.linalg.cholesky_ex(factor, out=(factor, failed))
         if not bool(failed.any()):
-            return torch.cholesky_inverse(factor)
+            return torch.cholesky_inverse(factor, out=factor)
+        del factor
     return torch.cholesky_inverse(torch.linalg.cholesky(moments.double()))
 
 
@@ -158,13 +167,7 @@ def _descended(
     integers: Tensor, target: Tensor, moments: Tensor, grid: WeightGrid, given: SolverOptions
 ) -> Solution:
     """Coordinate descent in turns with the scale, from the better of two starts in every range."""
-    plain = grid.nearest(target)
-    errors = [grid.weight(k) - target for k in (integers, plain)]
-    slopes = [torch.bmm(error, moments) for error in errors]
-    pairs = zip(slopes, errors, strict=True)
-    losses = [grid.by_rows((slope * error).sum(-1)) for slope, error in pairs]
-    worse = (losses[0] > losses[1])[grid.rows][:, :, None]
-    integers, slope = (torch.where(worse, b, a) for a, b in ((integers, plain), slopes))
+    integers, slope = _better(integers, grid.nearest(target), target, moments, grid)
     pulled = torch.bmm(target, moments)
     integers, slope = descend(integers, target, moments, grid, slope=slope)
     for _ in range(given.refits):
@@ -174,6 +177,19 @@ def _descended(
             break
         integers = again
     return Solution(integers, grid)
+
+
+def _better(
+    first: Tensor, second: Tensor, target: Tensor, moments: Tensor, grid: WeightGrid
+) -> tuple[Tensor, Tensor]:
+    """Of two sets of integers the better one in every row range, and the slope there."""
+    slopes, losses = [], []
+    for integers in (first, second):
+        error = grid.weight(integers) - target
+        slopes.append(torch.bmm(error, moments))
+        losses.append(grid.by_rows(error.mul_(slopes[-1]).sum(-1)))
+    worse = (losses[0] > losses[1])[grid.rows][:, :, None]
+    return torch.where(worse, second, first), torch.where(worse, slopes[1], slopes[0])
 
 
 def _best_of(found: Solution, grid: WeightGrid, target: Tensor, moments: Tensor) -> Solution:

@@ -28,7 +28,7 @@ from fxquant.ptq.layer_walk import DataOptions, LayerWise, require_number
 from fxquant.ptq.layers.tied_layers import TiedLayer
 from fxquant.ptq.sampling import Sampling, hash_of, layer_data
 from fxquant.ptq.solving.gradient_rounding import AdaroundOptions, adaround_on_rows
-from fxquant.ptq.solving.solver import SolverOptions, damp, inverse_of, solve
+from fxquant.ptq.solving.solver import SolverOptions, factor_type, inverse_of, solve
 from fxquant.ptq.techniques.adaround_report import AdaroundLayer, AdaroundReport
 from fxquant.ptq.techniques.following_activation import activation_after
 from fxquant.ptq.techniques.layerwise import batches, rows_of
@@ -349,7 +349,9 @@ class _Problem:
 
     def by_engine(self) -> Tensor:
         """What `reconstruct` makes of the same question: the same scale and bias."""
-        moments = damp(self.data.seen.second(centred=False), SolverOptions.damping)
+        moments = self.data.seen.damped(
+            SolverOptions.damping, centred=False, dtype=factor_type(len(self.data.live))
+        )
         target = self._target(inverse_of(moments))
         return solve(target.float(), moments.float(), self.grid).integers
 

@@ -12,9 +12,10 @@ from torch import Tensor
 from fxquant.editing import add_bias, remove_bias
 from fxquant.errors import CalibrationError, ConfigError, nearest
 from fxquant.ptq.layer_walk import DataOptions, LayerWise, require_number
+from fxquant.ptq.snapshot import undone_on_error
 from fxquant.ptq.techniques.expected_inputs import expected_inputs
 from fxquant.ptq.techniques.following_activation import activation_after
-from fxquant.ptq.techniques.layerwise import batches, set_bias, undone_on_error
+from fxquant.ptq.techniques.layerwise import batches, set_bias
 from fxquant.ptq.walking.given_simulation import require_simulation
 from fxquant.ptq.walking.walk_cost import Cost, layer_lines
 from fxquant.quantization.tensor import plain

@@ -17,11 +17,11 @@ from fxquant.ptq.layer_problem import LayerProblem
 from fxquant.ptq.layer_walk import DataOptions, LayerWise, require_number
 from fxquant.ptq.layers.tied_layers import TiedLayer
 from fxquant.ptq.sampling import Sampling, hash_of, layer_data
-from fxquant.ptq.snapshot import restore, snapshot
+from fxquant.ptq.snapshot import restore, snapshot, undone_on_error
 from fxquant.ptq.solving.refinement import Refined, RefinementOptions, refine
 from fxquant.ptq.solving.solver import SolverOptions
 from fxquant.ptq.techniques.following_activation import activation_after
-from fxquant.ptq.techniques.layerwise import batches, rows_of, undone_on_error
+from fxquant.ptq.techniques.layerwise import batches, rows_of
 from fxquant.ptq.techniques.output_error import OutputErrors, output_errors
 from fxquant.ptq.walking.given_simulation import require_simulation
 from fxquant.ptq.walking.walk_cost import Cost, layer_lines

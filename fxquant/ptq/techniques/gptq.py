@@ -9,7 +9,7 @@ from fxquant.errors import ConfigError
 from fxquant.ptq.engine import ReconstructionOptions, reconstruct
 from fxquant.ptq.layer_walk import DataOptions, require_number
 from fxquant.ptq.solving.solver import SolverOptions
-from fxquant.ptq.techniques.layerwise import batches, undone_on_error
+from fxquant.ptq.techniques.layerwise import batches
 from fxquant.ptq.walking.given_simulation import require_simulation
 
 if TYPE_CHECKING:
@@ -100,6 +100,5 @@ def apply_gptq(
         folder=seen.folder, seed=seen.seed, threads=seen.threads, tables=False,
         float_target=False, correct_bias=False,
     )  # fmt: skip
-    with undone_on_error(sim):
-        chosen = batches(sim.model, data, given.num_batches, given.forward_fn)
-        return reconstruct(sim, chosen, options, progress=progress)
+    chosen = batches(sim.model, data, given.num_batches, given.forward_fn)
+    return reconstruct(sim, chosen, options, progress=progress)

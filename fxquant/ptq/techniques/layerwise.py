@@ -1,10 +1,9 @@
-"""What techniques share beside the walk: their data, and that an error changes nothing."""
+"""What techniques share beside the walk: their data, biases, and the rows they learn from."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sized
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,27 +13,14 @@ from fxquant.calibrate import is_iterable_of_batches
 from fxquant.errors import CalibrationError
 from fxquant.nn.calibration import fit_biases
 from fxquant.ptq.layers.tied_layers import TiedLayer
-from fxquant.ptq.snapshot import Snapshot, restore, snapshot
 from fxquant.ptq.solving.gradient_rounding import Rows
 from fxquant.quantization.affine import AffineQuantizer
 
 if TYPE_CHECKING:
     from fxquant.ptq.layers.layer import Layer
     from fxquant.ptq.sampling import LayerData
-    from fxquant.sim import QuantizationSimModel
 
     ForwardFn = Callable[[nn.Module, Any], Any]
-
-
-@contextmanager
-def undone_on_error(sim: QuantizationSimModel) -> Iterator[Snapshot]:
-    """Put a simulation back as it was if the block fails; yields what it was."""
-    before = snapshot(sim)
-    try:
-        yield before
-    except BaseException:
-        restore(sim, before)
-        raise
 
 
 def batches(

@@ -12,9 +12,9 @@ from torch import Tensor
 from fxquant.errors import ConfigError, nearest
 from fxquant.ptq.layer_walk import DataOptions, LayerWise, require_number
 from fxquant.ptq.sampling import Sampling, layer_data
-from fxquant.ptq.snapshot import restore
+from fxquant.ptq.snapshot import restore, undone_on_error
 from fxquant.ptq.solving.candidates import LOSSES, LossFn, OutputError, best_of
-from fxquant.ptq.techniques.layerwise import batches, set_bias, undone_on_error
+from fxquant.ptq.techniques.layerwise import batches, set_bias
 from fxquant.ptq.walking.given_simulation import require_simulation
 from fxquant.ptq.walking.held_out_outputs import output_errors
 from fxquant.ptq.walking.walk import Environment, named_batches

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import fx
@@ -22,7 +23,7 @@ from fxquant.nn import QuantizationMixin
 from fxquant.quantization.affine import AffineQuantizer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from fxquant.ptq.walking.walk import Environment, Walk
 
@@ -36,16 +37,21 @@ class Given:
     Attributes:
         node: the node.
         operands: positional and keyword arguments in the one.
-        wanted_operands: those in the other.
+        wanted: reads those in the other.
         value: its value there.
         exact: whether the two are one.
     """
 
     node: fx.Node
     operands: Operands
-    wanted_operands: Operands
+    wanted: Callable[[], Operands]
     value: Any
     exact: bool
+
+    @property
+    def wanted_operands(self) -> Operands:
+        """Positional and keyword arguments in the other environment."""
+        return self.wanted()
 
 
 class Ahead:
@@ -99,7 +105,7 @@ class Ahead:
                     yield Given(
                         node,
                         self._operands(node, self.source, batch),
-                        self._operands(node, self.wanted, batch),
+                        partial(self._operands, node, self.wanted, batch),
                         self._value(node, self.wanted, batch),
                         self.source is self.wanted,
                     )

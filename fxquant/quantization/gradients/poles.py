@@ -19,6 +19,7 @@ root of a sum of squares of zeros does; its gradient is zero, as PyTorch has it 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,11 +45,10 @@ class Pole:
 
 @dataclass(frozen=True, slots=True)
 class _Argument:
-    """The argument with poles: its position, its name, and the poles by the call's arguments."""
+    """An argument of a call: its position and its name."""
 
     position: int
     name: str
-    poles: Callable[[tuple[Any, ...], Mapping[str, Any]], tuple[Pole, ...]]
 
     def of(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """The argument."""
@@ -61,6 +61,14 @@ class _Argument:
         if len(args) <= self.position:
             return args, {**kwargs, self.name: x}
         return (*args[: self.position], x, *args[self.position + 1 :]), kwargs
+
+
+@dataclass(frozen=True, slots=True)
+class _Poles:
+    """Poles of a call, where all of these arguments are at one; by the arguments of the call."""
+
+    arguments: tuple[_Argument, ...]
+    poles: Callable[[tuple[Any, ...], Mapping[str, Any]], tuple[Pole, ...]]
 
 
 def _always(*poles: Pole) -> Callable[..., tuple[Pole, ...]]:
@@ -91,10 +99,13 @@ _OF_SECOND: dict[str, Callable[..., tuple[Pole, ...]]] = {
     "div divide true_divide __div__ __truediv__": _AROUND_ZERO,
     "xlogy": _ABOVE_ZERO,
 }
+_OF_BOTH: dict[str, Callable[..., tuple[Pole, ...]]] = {"hypot": _AROUND_ZERO}
 _HOMES = (Tensor, torch, torch.special)
-_ARGUMENTS: dict[Any, _Argument] = {
-    getattr(home, name): _Argument(position, argument, poles)
-    for position, argument, table in ((0, "input", _OF_FIRST), (1, "other", _OF_SECOND))
+_FIRST, _SECOND = _Argument(0, "input"), _Argument(1, "other")
+_TABLES = (((_FIRST,), _OF_FIRST), ((_SECOND,), _OF_SECOND), ((_FIRST, _SECOND), _OF_BOTH))
+_POLES: dict[Any, _Poles] = {
+    getattr(home, name): _Poles(arguments, poles)
+    for arguments, table in _TABLES
     for names, poles in table.items()
     for name in names.split()
     for home in _HOMES
@@ -116,7 +127,7 @@ class _WithValue(torch.autograd.Function):
 
 def register(func: Callable[..., Any], *, like: Callable[..., Any]) -> None:
     """A function with the arguments and the poles of another one."""
-    _ARGUMENTS[func] = _ARGUMENTS[like]
+    _POLES[func] = _POLES[like]
 
 
 def run(
@@ -133,9 +144,9 @@ def run(
         kwargs: its keyword arguments.
         plainly: calls it where no pole is met, with the same three arguments.
     """
-    argument = _ARGUMENTS.get(func)
-    if argument is not None and torch.is_grad_enabled() and not torch.compiler.is_exporting():
-        out = _bounded(func, argument, args, kwargs)
+    poles = _POLES.get(func)
+    if poles is not None and torch.is_grad_enabled() and not torch.compiler.is_exporting():
+        out = _bounded(func, poles, args, kwargs)
         if out is not None:
             return out
     return func(*args, **kwargs) if plainly is None else plainly(func, args, kwargs)
@@ -143,27 +154,34 @@ def run(
 
 def _bounded(
     func: Callable[..., Any],
-    argument: _Argument,
+    poles: _Poles,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> Tensor | None:
     """The result, or None where no pole is met."""
-    x = argument.of(args, kwargs)
-    if not isinstance(x, Tensor) or not x.requires_grad or not x.is_floating_point():
+    values = [argument.of(args, kwargs) for argument in poles.arguments]
+    if not all(isinstance(x, Tensor) and x.is_floating_point() for x in values):
         return None
-    step = _step_of(x)
-    x = x if type(x) is Tensor else x.as_subclass(Tensor)
-    met = [(x == pole.at, pole) for pole in argument.poles(args, kwargs)]
+    if not any(x.requires_grad for x in values):
+        return None
+    steps = [_step_of(x) for x in values]
+    values = [x if type(x) is Tensor else x.as_subclass(Tensor) for x in values]
+    at = [(functools.reduce(torch.logical_and, [x == pole.at for x in values]), pole)
+          for pole in poles.poles(args, kwargs)]  # fmt: skip
     # a compiler does not look at values, and on an accelerator looking is a wait
-    if not torch.compiler.is_compiling() and x.is_cpu:
-        met = [(mask, pole) for mask, pole in met if bool(mask.any())]
+    looking = not torch.compiler.is_compiling() and values[0].is_cpu
+    met = [(mask, pole) for mask, pole in at if not looking or bool(mask.any())]
     if not met:
         return None
     with torch.no_grad():
         value = func(*args, **kwargs)
-    sides = [_moved(x, met, step, side) for side in (1.0, -1.0)]
-    first, second = (func(*a, **k) for a, k in (argument.put(s, args, kwargs) for s in sides))
-    return _WithValue.apply(first * 0.5 + second * 0.5, value)  # type: ignore[no-any-return, no-untyped-call]
+    sides = []
+    for side in (1.0, -1.0):
+        call = args, kwargs
+        for argument, x, step in zip(poles.arguments, values, steps, strict=True):
+            call = argument.put(_moved(x, met, step, side), *call)
+        sides.append(func(*call[0], **call[1]))
+    return _WithValue.apply(sides[0] * 0.5 + sides[1] * 0.5, value)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _moved(

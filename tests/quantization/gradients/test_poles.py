@@ -79,6 +79,24 @@ def test_both_operands_of_a_division() -> None:
         assert of_bottom.tolist() == [-3 * (2 / STEP) ** 2] * 2 + [-12.0]
 
 
+@pytest.mark.parametrize("function", [torch.hypot, Tensor.hypot, torch.atan2])
+def test_a_pole_of_two_arguments_is_where_both_are_zero(function: Any) -> None:
+    """Derivatives there are odd: of opposite points nothing is left."""
+    x, first = on_a_grid([0.04, -0.04, 0.5, 0.0])
+    other = torch.tensor([0.0, 0.0, 0.25, 0.5], requires_grad=True)
+    plain = torch.tensor([0.0, 0.0, 0.5, 0.0], requires_grad=True)
+    y, exact = function(first, other), function(plain, other)
+    assert y.tolist() == exact.tolist()
+    found = torch.autograd.grad(y.sum(), (x, other))
+    real = torch.autograd.grad(exact.sum(), (plain, other))
+    for own, wanted in zip(found, real, strict=True):
+        assert own[:2].tolist() == [0.0, 0.0]
+        assert torch.equal(own[2:], wanted[2:])
+    x, first = on_a_grid([0.04])
+    of_one = torch.autograd.grad(function(first, torch.zeros(1)).sum(), x)  # a constant beside it
+    assert of_one[0].isfinite().all()
+
+
 @pytest.mark.parametrize("exponent", [1, 2, 1.5, 0])
 def test_powers_without_a_pole_are_as_they_are(exponent: float) -> None:
     x, rounded = on_a_grid([0.01, 1.0])

@@ -259,6 +259,15 @@ def _plain_weight(group: Group) -> bool:
     return grid is not None and grid.scale.ndim <= 1
 
 
+def _columns(group: Group) -> bool:
+    """A weight of several matrices with a scale for each of their columns."""
+    node = group.dequantizers[1]
+    grid = grid_of(node)
+    if grid is None or grid.scale.ndim < 2 or grid.scale.shape[-2] != 1:
+        return False
+    return bool(attribute(node, "axis", 1) % grid.scale.ndim == grid.scale.ndim - 2)
+
+
 def _conv_bias(group: Group) -> bool:
     if group.inputs[2] is not ir.DataType.INT32:
         return False
@@ -296,7 +305,7 @@ def _matmul(group: Group) -> str:
     a, b = group.inputs
     if a is not ir.DataType.UINT8 or b not in BYTES:
         return ""
-    if not _scalars(group, 1) or not _plain_weight(group):
+    if not _scalars(group, 1) or not (_plain_weight(group) or _columns(group)):
         return ""
     if not group.quantizers:
         return "MatMulIntegerToFloat"

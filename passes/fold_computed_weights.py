@@ -1,0 +1,220 @@
+"""Replace weights that a network computes from its parameters in every call by their values."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxquant import ops
+from fxquant.graph.alias_analysis import written
+from fxquant.graph.meta import module_path
+from fxquant.graph.pass_infra import Fact, Pass
+from fxquant.nn import dense
+from fxquant.nn.functional import Functional
+from fxquant.nn.modes import evaluating
+from fxquant.placement.dataflow import is_float_spec
+from fxquant.placement.product_weights import AXIS_MOVES, written_tensors
+from fxquant.placement.regions import find_regions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fxquant.graph.rewriter import Rewriter
+
+_CONVOLUTIONS = frozenset(f"conv{kind}{n}d" for n in (1, 2, 3) for kind in ("", "_transpose"))
+# with a weight as the module of another class, which holds it
+_LAYERS = _CONVOLUTIONS | {dense.ROW}
+# whose operands `LinearProducts` sees through moves of axes
+_PRODUCTS = frozenset({dense.ROW, "matmul", "bmm", "addmm"})
+_SUMS = _LAYERS | _PRODUCTS | {"baddbmm", "einsum"}
+_NAME = "computed"
+# a byte for each element takes as much as the floats that it is computed from
+_MOST = 4
+_FEW = 1 << 16  # elements of which that does not matter, such as of a blur for every channel
+
+
+@dataclass(frozen=True)
+class FoldComputedWeights(Pass):
+    """A weight that is computed from nothing but parameters and buffers becomes a parameter.
+
+    Before::
+
+        %w    = attr[w]
+        %mask = attr[mask]
+        %mul  = mul[mul](%w, %mask)
+        %conv = conv2d[conv2d](%x, %mul)
+
+    After::
+
+        %conv = conv2d[conv2d](%x)    # its weight the product
+
+    Why: such a weight - standardised, masked, scaled, a slice, a sum with a product of low rank -
+    is the same in every call. Only as a parameter it has the bits and channels of weights, and is
+    stored as integers; the runtime would compute it anew in every run. It is done for the
+    simulation only: in training the computed weight is what learns, as with parametrizations.
+    """
+
+    needs: ClassVar[frozenset[Fact]] = frozenset({Fact.MODULES_ONLY, Fact.UNIQUE_MODULES})
+
+    def run(self, rw: Rewriter) -> None:
+        """Look at the operands of every operator with weights."""
+        regions, known = find_regions(rw.gm), _Constants(rw, written_tensors(rw))
+        for node in rw.nodes:
+            row = rw.op(node)
+            if row is None or row.name not in _SUMS or rw.module(node, Functional) is None:
+                continue
+            if (regions is not None and not regions.holds(node)) or known.is_computed(node):
+                continue
+            folded = [o for o in _operands(rw, node, row) if _fold(rw, node, o, known)]
+            if folded and row.name in _LAYERS:
+                _hold(rw, node, row)
+        for _, stored in known.values:
+            if not stored.users:  # layers hold it
+                rw.erase(stored)
+                rw.edit(rw.gm.delete_submodule, str(stored.target).rpartition(".")[0])
+
+
+def _operands(rw: Rewriter, node: fx.Node, row: ops.Op) -> Iterator[fx.Node]:
+    """The operands of an operator that may be weights and are no parameters."""
+    given = rw.arguments(node)
+    if row.name in _LAYERS:
+        found = [given.get("weight"), given.get("bias")]
+    else:
+        found = list(node.all_input_nodes)
+    for operand in dict.fromkeys(x for x in found if isinstance(x, fx.Node)):
+        moved = operand
+        while row.name in _PRODUCTS and _moves_axes(rw, moved):
+            moved = moved.all_input_nodes[0]
+        if moved.op != "get_attr" and is_float_spec(operand.meta.get("spec")):
+            yield operand
+
+
+def _moves_axes(rw: Rewriter, node: fx.Node) -> bool:
+    row = rw.op(node)
+    return row is not None and row.name in AXIS_MOVES and len(node.all_input_nodes) == 1
+
+
+@dataclass
+class _Constants:
+    """What nodes compute that depend on parameters and buffers alone.
+
+    Attributes:
+        rw: reads the graph.
+        changing: ids of tensors that the network writes into.
+        computed: whether a node does, as far as it was asked for.
+        values: what was folded, with the node that reads it.
+    """
+
+    rw: Rewriter
+    changing: set[int]
+    computed: dict[fx.Node, bool] = field(default_factory=dict)
+    values: list[tuple[Tensor, fx.Node]] = field(default_factory=list)
+
+    def is_computed(self, node: fx.Node) -> bool:
+        """Whether a node depends on parameters and buffers alone."""
+        pending = [node]
+        while pending:
+            last = pending[-1]
+            if last in self.computed:
+                pending.pop()
+            elif not self._is_fixed(last):
+                self.computed[last] = False
+            elif unknown := [n for n in last.all_input_nodes if n not in self.computed]:
+                pending += unknown
+            else:
+                self.computed[last] = all(self.computed[n] for n in last.all_input_nodes)
+        return self.computed[node]
+
+    def _is_fixed(self, node: fx.Node) -> bool:
+        """Whether a node computes the same in every run of the same operands."""
+        if node.op == "get_attr":
+            return id(self.rw.constant(node)) not in self.changing
+        row, module = self.rw.op(node), self.rw.module(node)
+        if node.op in ("placeholder", "output") or written(node, self.rw.gm) is not None:
+            return False
+        if module is None:  # of sizes, which say nothing of values
+            return node.target in (operator.getitem, torch.tensor, "size", "dim", "numel")
+        if module._forward_hooks or module._forward_pre_hooks or row is None:
+            return False
+        modes = getattr(module, "in_training", None)
+        return row.effect is None and not row.mode and not modes
+
+    @torch.no_grad()
+    def value(self, node: fx.Node) -> tuple[Tensor, int]:
+        """What a node computes, and from how many elements."""
+        gm = self.rw.gm
+        found: dict[fx.Node, Any] = {}
+        with evaluating(gm):
+            for current in self._needed(node):
+                args, kwargs = fx.node.map_arg((current.args, current.kwargs), found.__getitem__)
+                if current.op == "get_attr":
+                    found[current] = self.rw.constant(current)
+                elif current.op == "call_module":
+                    found[current] = gm.get_submodule(str(current.target))(*args, **kwargs)
+                elif current.op == "call_method":
+                    found[current] = getattr(args[0], str(current.target))(*args[1:], **kwargs)
+                else:
+                    found[current] = current.target(*args, **kwargs)  # type: ignore[operator]
+        value: Tensor = found[node].detach().clone(memory_format=torch.contiguous_format)
+        sources = [found[n] for n in found if n.op == "get_attr"]
+        if any(isinstance(s, nn.Parameter) for s in sources):
+            value = nn.Parameter(value, any(s.requires_grad for s in sources))
+        return value, sum(s.numel() for s in sources)
+
+    def _needed(self, node: fx.Node) -> list[fx.Node]:
+        """A node and all that it is computed from, in the order of the graph."""
+        needed, pending = {node}, [node]
+        while pending:
+            for operand in pending.pop().all_input_nodes:
+                if operand not in needed:
+                    needed.add(operand)
+                    pending.append(operand)
+        return [n for n in self.rw.gm.graph.nodes if n in needed]
+
+
+def _fold(rw: Rewriter, node: fx.Node, operand: fx.Node, known: _Constants) -> bool:
+    """Let a node read the value of an operand as a parameter; False if it is none."""
+    if not known.is_computed(operand):
+        return False
+    value, given = known.value(operand)
+    if not value.is_floating_point():
+        return False
+    if value.numel() > max(_MOST * given, _FEW):
+        rw.skip(node, f"its weight has {value.numel()} elements, computed from {given}")
+        return False
+    same = (n for v, n in known.values if v.shape == value.shape and torch.equal(v, value))
+    stored = next(same, None) or _stored(rw, node, operand, value, known)
+    rw.redirect(operand, stored, [node])
+    rw.explain(node, "its weight, which is computed from parameters, was folded into a parameter")
+    return True
+
+
+def _stored(
+    rw: Rewriter, node: fx.Node, operand: fx.Node, value: Tensor, known: _Constants
+) -> fx.Node:
+    """A node in front of all others that reads a value."""
+    inputs = [n for n in rw.nodes if n.op == "placeholder"]
+    first = rw.after(inputs[-1]) if inputs else rw.before(rw.nodes[0])
+    with first:
+        made = rw.new_constant(module_path(node), _NAME, value, like=operand)
+    holder = rw.gm.get_submodule(str(made.target).rpartition(".")[0])
+    rw.edit(lambda: dense.adopt(holder, value=value))
+    known.values.append((value, made))
+    known.computed[made] = True
+    return made
+
+
+def _hold(rw: Rewriter, node: fx.Node, row: ops.Op) -> None:
+    """Give a convolution or linear layer the module that holds its weight."""
+    given = rw.arguments(node)
+    constants = {k: rw.constant(v) for k, v in given.items() if k not in row.inputs}
+    held = {k: v if constants.get(k) is None else constants[k] for k, v in given.items()}
+    module, holds = ops.module_for(row, held)
+    if not holds:
+        return
+    rw.set_module(str(node.target), module.train(rw.gm.get_submodule(str(node.target)).training))
+    rw.call_anew(node, *(given[name] for name in row.inputs), kwargs={})
