@@ -377,8 +377,7 @@ def rescaled(seed: int) -> tuple[nn.Module, list[Tensor], Tensor]:
         for _ in range(20):
             net(torch.randn(16, 3, 8, 8))
         for norm in (net[1], net[4]):
-            norm.weight.mul_(torch.rand(16) * 1.5 + 0.1)
-            norm.bias.add_(torch.randn(16))
+            norm.bias[::4].add_(8)  # large values that the weights do not tell
         factors = 10 ** (torch.rand(16) * 3 - 1.5)
         net[1].weight.mul_(factors), net[1].bias.mul_(factors)
         net[3].weight.div_(factors.reshape(-1, 1, 1, 1))
@@ -399,7 +398,7 @@ def simulated(
 @torch.no_grad()
 def test_data_and_batch_norms_tell_ranges_of_activations() -> None:
     gains: dict[str, list[float]] = {"batch norms": [], "data": []}
-    for seed in range(3):
+    for seed in range(2):
         net, data, unseen = rescaled(seed)
 
         def result(**told: Any) -> float:
@@ -412,8 +411,8 @@ def test_data_and_batch_norms_tell_ranges_of_activations() -> None:
         gains["batch norms"].append(result() - paper)
         gains["data"].append(result(data=data, per_channel=False) - paper)
     for found in gains.values():
-        assert min(found) > -0.3, gains
-        assert sum(found) > 0.9, gains
+        assert min(found) > 0.3, gains
+        assert sum(found) > 2, gains
 
 
 @pytest.mark.parametrize("bits", [4, 8])

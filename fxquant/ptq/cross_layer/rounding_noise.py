@@ -20,37 +20,30 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fxquant.ptq.cross_layer.channel_spaces import ChannelSpaces
-    from fxquant.ptq.cross_layer.channel_statistics import ChannelStatistics, LayerChannels
+    from fxquant.ptq.cross_layer.channel_statistics import ChannelStatistics
     from fxquant.ptq.float_graphs.planned_grids import PlannedGrids
-    from fxquant.quantization.affine import AffineQuantizer
 
+# of what rounding to whole numbers adds
+_VARIANCE = 1 / 12
 # of the descent: steps, after how many the result is looked at, rates at both ends
-_STEPS, _EACH, _RATE, _LEAST_RATE = 120, 10, 0.12, 0.002
+_STEPS, _EACH, _RATE, _LEAST_RATE = 100, 10, 0.12, 0.002
 # orders of the norms that stand for ranges: first, last, and what is a maximum for practical ends
 _SMOOTH, _SHARP, _EXACT = 8.0, 64.0, 1000.0
 
 
 @dataclass(frozen=True)
-class _Layer:
-    """A layer in numbers that do not change; `[G, O, I]` is the shape of its matrices.
+class _Part:
+    """Channels of all layers in a row, `[N]`.
 
     Attributes:
-        seen: what is known of its channels.
-        squares: squared weights, summed over the kernel, `[G, O, I]`.
-        sizes: largest magnitudes of weights over the kernel, `[G, O, I]`.
-        kernel: weights that one output channel reads of one input channel.
-        weights: grid of its weight; None: floating point.
-        activations: grid of what it reads; None: floating point.
-        by_channel: whether each output channel of the weight has a grid.
+        factors: the factor of every channel.
+        layers: the place of its layer among those that are looked at.
+        groups: the number of its group of channels, over all layers.
     """
 
-    seen: LayerChannels
-    squares: Tensor
-    sizes: Tensor
-    kernel: int
-    weights: AffineQuantizer | None
-    activations: AffineQuantizer | None
-    by_channel: bool
+    factors: Tensor
+    layers: Tensor
+    groups: Tensor
 
 
 class RoundingNoise:
@@ -65,23 +58,53 @@ class RoundingNoise:
     def __init__(
         self, spaces: ChannelSpaces, known: ChannelStatistics, grids: PlannedGrids
     ) -> None:
-        self.spaces, self.grids = spaces, grids
-        self._layers: dict[int, _Layer] = {}
+        self.spaces, self.grids, self._seen = spaces, grids, known.layers
         # the noise of the others does not depend on factors
         around = {i for s in spaces.spaces if len(s.factors) for i in (*s.producers, *s.consumers)}
-        for i in sorted(around & known.layers.keys()):
-            layer, seen = spaces.layers[i], known.layers[i]
-            exact = layer.grouped(layer.module.get_parameter("weight").detach().double().cpu())
-            weights = grids.weights.get(layer.path)
-            count = 0 if weights is None else torch.Size(weights.shape).numel()
-            self._layers[i] = _Layer(
-                seen, exact.square().sum(-1), exact.abs().amax(-1), exact.shape[-1], weights,
-                grids.inputs.get(layer.path), count >= len(spaces.outputs[i]),
-            )  # fmt: skip
+        self._numbers = sorted(around & known.layers.keys())
+        self._read = self._part(spaces.inputs)
+        self._made = self._part(spaces.outputs)
+        weights = [self._costs(i) for i in self._numbers]
+        self._sizes = [sizes for sizes, _, _ in weights]
+        # what a squared step of activations costs, by input channel, and one of weights, by output
+        self._activation_costs = _joined([costs for _, costs, _ in weights])
+        self._weight_costs = _joined([costs for _, _, costs in weights])
+        self._low = _joined([-self._seen[i].low for i in self._numbers])
+        self._high = _joined([self._seen[i].high for i in self._numbers])
+        self._energy = _joined([self._seen[i].energy for i in self._numbers])
+        activations = [grids.inputs.get(spaces.layers[i].path) for i in self._numbers]
+        self._symmetric = torch.tensor([g is not None and g.symmetric for g in activations])
+        by_channel = torch.tensor([self.is_per_channel(i) for i in self._numbers])
+        self._by_channel = by_channel[self._made.layers]
+
+    def _part(self, factors: Sequence[Tensor]) -> _Part:
+        layers, groups, before = list[Tensor](), list[Tensor](), 0
+        for place, i in enumerate(self._numbers):
+            count, parts = len(factors[i]), self.spaces.layers[i].groups
+            layers.append(torch.full((count,), place))
+            groups.append(before + torch.arange(parts).repeat_interleave(count // parts))
+            before += parts
+        own = [factors[i] for i in self._numbers]
+        return _Part(_joined(own).long(), _joined(layers).long(), _joined(groups).long())
+
+    def _costs(self, i: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Largest weights over the kernel, float32 `[G, O, I]`, and costs of squared steps."""
+        layer, seen = self.spaces.layers[i], self._seen[i]
+        exact = layer.grouped(layer.module.get_parameter("weight").detach().double().cpu())
+        squares, sizes = exact.square().sum(-1), exact.abs().amax(-1).float()
+        shares = (squares * seen.importance.reshape(len(exact), -1, 1)).sum(1).reshape(-1)
+        weights, activations = (
+            0.0 if grid is None else _VARIANCE / (grid.qmax - grid.qmin) ** 2
+            for grid in (self.grids.weights.get(layer.path), self.grids.inputs.get(layer.path))
+        )
+        # ranges of weights are as wide as they are high on both sides
+        return sizes, shares * activations, seen.rows * (4 * weights * exact.shape[-1])
 
     def is_per_channel(self, layer: int) -> bool:
         """Whether every output channel of a layer's weight has a grid of its own."""
-        return layer in self._layers and self._layers[layer].by_channel
+        quantizer = self.grids.weights.get(self.spaces.layers[layer].path)
+        count = 0 if quantizer is None else torch.Size(quantizer.shape).numel()
+        return count >= len(self.spaces.outputs[layer])
 
     def of(self, layers: set[int], factors: Tensor) -> float:
         """Noise of some layers, with their weights really rounded.
@@ -90,7 +113,12 @@ class RoundingNoise:
             layers: numbers of the layers.
             factors: as for `ChannelSpaces.apply`, float64 `[count]`.
         """
-        return sum(self._rounded(i, factors) for i in sorted(layers & self._layers.keys()))
+        by_layer = self._of_activations(factors, None)
+        return sum(
+            float(by_layer[place]) + self._of_weight(i, factors)
+            for place, i in enumerate(self._numbers)
+            if i in layers
+        )
 
     def smooth(self, factors: Tensor, sharpness: float) -> Tensor:
         """Estimate of all noise that has a gradient everywhere.
@@ -99,67 +127,57 @@ class RoundingNoise:
             factors: float64 `[count]`.
             sharpness: ranges are norms of such an order in the place of maxima.
         """
-        total = factors.new_zeros(())
-        for i, layer in self._layers.items():
-            taken, made = factors[self.spaces.inputs[i]], factors[self.spaces.outputs[i]]
-            noise = _activation_noise(layer, taken, sharpness)
-            total = total + (layer.seen.importance * noise).sum()
-            if layer.weights is not None:
-                noise = _weight_noise(layer, taken, made, sharpness)
-                total = total + (layer.seen.rows * noise).sum()
-        return total
+        taken, made = factors[self._read.factors], factors[self._made.factors]
+        counts = [s.shape[0] * s.shape[2] for s in self._sizes]
+        rows = _joined([
+            (sizes * part.reshape(len(sizes), 1, -1)).amax(-1).reshape(-1).double()
+            for sizes, part in zip(self._sizes, taken.float().split(counts), strict=True)
+        ])  # fmt: skip
+        rows = rows / made
+        whole = self._largest(rows, self._made.layers, sharpness)[self._made.layers]
+        largest = torch.where(self._by_channel, rows, whole)
+        energy = taken.new_zeros(int(self._read.groups.max()) + 1)
+        energy = energy.index_add(0, self._read.groups, self._energy / taken.square())
+        costs = self._weight_costs * energy[self._made.groups]
+        weights = (costs * (largest * made).square()).sum()
+        return weights + self._of_activations(factors, sharpness).sum()
 
-    def _rounded(self, i: int, factors: Tensor) -> float:
-        layer, place = self._layers[i], self.spaces.layers[i]
+    def _of_activations(self, factors: Tensor, sharpness: float | None) -> Tensor:
+        """Noise of what layers read, by layer."""
+        taken, layers = factors[self._read.factors], self._read.layers
+        low = self._largest(self._low / taken, layers, sharpness)
+        high = self._largest(self._high / taken, layers, sharpness)
+        span = torch.where(self._symmetric, 2 * torch.maximum(low, high), low + high)
+        costs = self._activation_costs * (taken * span[layers]).square()
+        return torch.zeros_like(span).index_add(0, layers, costs)
+
+    def _largest(self, values: Tensor, layers: Tensor, sharpness: float | None) -> Tensor:
+        """By layer, the largest of some numbers that are not negative, or a norm of them."""
+        zeros = values.new_zeros(len(self._numbers))
+        top = zeros.scatter_reduce(0, layers, values.detach(), "amax")
+        if sharpness is None:
+            return top
+        shares = (values / top.clamp(min=NOTHING)[layers]).pow(sharpness)
+        sums = zeros.index_add(0, layers, shares)
+        return sums.clamp(min=NOTHING).pow(1 / sharpness) * top
+
+    def _of_weight(self, i: int, factors: Tensor) -> float:
+        """Noise of a weight as its grid rounds it."""
+        place, seen = self.spaces.layers[i], self._seen[i]
+        if place.path not in self.grids.weights:
+            return 0.0
         taken, made = factors[self.spaces.inputs[i]], factors[self.spaces.outputs[i]]
-        total = (layer.seen.importance * _activation_noise(layer, taken, None)).sum()
-        if layer.weights is not None:
-            weight = place.module.get_parameter("weight").detach().double().cpu()
-            exact, scaled = place.grouped(weight), weight.clone()
-            by = taken.reshape(len(exact), 1, -1, 1) / made.reshape(len(exact), -1, 1, 1)
-            place.grouped(scaled).mul_(by)
-            rounded = place.grouped(self.grids.weight(place.path, scaled).double()) / by
-            errors = (rounded - exact).square().sum(-1)
-            energy = layer.seen.energy.reshape(len(exact), 1, -1)
-            total = total + (layer.seen.rows * (errors * energy).sum(-1).reshape(-1)).sum()
-        return float(total)
+        weight = place.module.get_parameter("weight").detach().double().cpu()
+        exact, scaled = place.grouped(weight), weight.clone()
+        by = taken.reshape(len(exact), 1, -1, 1) / made.reshape(len(exact), -1, 1, 1)
+        place.grouped(scaled).mul_(by)
+        rounded = place.grouped(self.grids.weight(place.path, scaled).double()) / by
+        errors = (rounded - exact).square().sum(-1) * seen.energy.reshape(len(exact), 1, -1)
+        return float((seen.rows * errors.sum(-1).reshape(-1)).sum())
 
 
-def _largest(values: Tensor, sharpness: float | None) -> Tensor:
-    """The largest of some numbers that are not negative, or a norm of them."""
-    largest = values.amax()
-    if sharpness is None or float(largest.detach()) <= 0:
-        return largest
-    top = largest.detach()
-    norm: Tensor = (values / top).pow(sharpness).sum().pow(1 / sharpness) * top
-    return norm
-
-
-def _activation_noise(layer: _Layer, taken: Tensor, sharpness: float | None) -> Tensor:
-    """Of the outputs' channels, from rounding what is read: `[O]`."""
-    groups, outputs, _ = layer.squares.shape
-    grid = layer.activations
-    if grid is None:
-        return taken.new_zeros(groups * outputs)
-    low = _largest(-layer.seen.low / taken, sharpness)
-    high = _largest(layer.seen.high / taken, sharpness)
-    span = 2 * torch.maximum(low, high) if grid.symmetric else low + high
-    step = span / (grid.qmax - grid.qmin)
-    noise = (taken * step).square().reshape(groups, 1, -1) / 12
-    return (layer.squares * noise).sum(-1).reshape(-1)
-
-
-def _weight_noise(layer: _Layer, taken: Tensor, made: Tensor, sharpness: float | None) -> Tensor:
-    """Of the outputs' channels, from rounding weights: `[O]`."""
-    groups, outputs, _ = layer.sizes.shape
-    by_row = (layer.sizes * taken.reshape(groups, 1, -1)).amax(-1).reshape(-1) / made
-    largest = by_row if layer.by_channel else _largest(by_row, sharpness)
-    grid = layer.weights
-    steps = 1 if grid is None else grid.qmax - grid.qmin
-    step = 2 * largest * made / steps
-    energy = (layer.seen.energy / taken.square()).reshape(groups, 1, -1).sum(-1)
-    energy = energy.expand(groups, outputs).reshape(-1)
-    return step.square() / 12 * energy * layer.kernel
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(parts)) if parts else torch.zeros(0, dtype=torch.float64)
 
 
 def least_noise(noises: Sequence[RoundingNoise], start: Tensor, free: Tensor) -> Tensor:
@@ -173,8 +191,6 @@ def least_noise(noises: Sequence[RoundingNoise], start: Tensor, free: Tensor) ->
     Source of the steps: Kingma & Ba 2015, "Adam", arXiv:1412.6980.
     """
     logs, moved = start.log(), torch.zeros(len(free), dtype=torch.float64, requires_grad=True)
-    if not len(free):
-        return start
     optimizer = torch.optim.Adam([moved], betas=(0.8, 0.99))
     best, found = math.inf, start
     with torch.enable_grad():
