@@ -124,13 +124,19 @@ class _Copier:
 
     def _dict(self, value: dict[Any, Any], kind: type[dict[Any, Any]]) -> dict[Any, Any]:
         made = self.memo[id(value)] = kind()
-        if value:  # a module has a dozen empty ones for its hooks
-            self._fill(made, value)
+        self._fill(made, value)
         return made
 
     def _fill(self, made: dict[Any, Any], given: dict[Any, Any]) -> None:
+        memo = self.memo
         for key, part in given.items():
-            copied = part if type(part) in _IMMUTABLE else self.copy(part)
+            kind = type(part)
+            if kind in _IMMUTABLE:
+                copied = part
+            elif kind is OrderedDict and not part and not vars(part) and id(part) not in memo:
+                copied = memo[id(part)] = OrderedDict()  # a module has a dozen for its hooks
+            else:
+                copied = self.copy(part)
             made[key if type(key) in _IMMUTABLE else self.copy(key)] = copied
 
     def _sequence(self, value: Any, kind: Any) -> Any:

@@ -235,8 +235,9 @@ def _vary(tensor: Tensor, shape: torch.Size, rng: torch.Generator) -> Tensor:
         return _repeat_rows(value, shape)
     if value.dtype.is_floating_point:
         wide = value.double()
-        drawn = torch.randn(shape, generator=rng, dtype=torch.float64)
-        made = (drawn * wide.std(correction=0).cpu() + wide.mean().cpu()).to(value.dtype)
+        kind = torch.float64 if value.dtype is torch.float64 else torch.float32
+        drawn = torch.randn(shape, generator=rng, dtype=kind)
+        made = drawn.mul_(wide.std(correction=0).item()).add_(wide.mean().item()).to(value.dtype)
     elif value.dtype.is_complex:
         made = torch.randn(shape, generator=rng, dtype=value.dtype) * value.abs().max().cpu()
     else:

@@ -182,7 +182,7 @@ def write_back(recorder: Recorder) -> None:
         now = buffers.get(leaf, tensor) if isinstance(buffers, dict) else tensor
         if isinstance(now, Tensor) and now is not tensor:
             _write_copy(recorder, name, tensor, now)
-    after = dict(plain_tensors(recorder.state.root))
+    after = dict(plain_tensors(recorder.state.root)) if recorder.writer.constants else {}
     for constant, met in zip(recorder.writer.constants, recorder.writer.kept, strict=True):
         now = after.get(constant.attribute or "")
         if now is not None and now is not met:
