@@ -274,8 +274,12 @@ def _module(rw: Rewriter, node: fx.Node) -> Any:
 
 def _is_tied(rw: Rewriter, module: nn.Module) -> bool:
     """Whether something else computes with the layer's weight or bias, too."""
+    mine = {id(p) for p in module._parameters.values() if p is not None}
+    owners = (m for m in rw.gm.modules() if not mine.isdisjoint(map(id, m._parameters.values())))
+    if all(m is module for m in owners) and not rw.gm.graph.find_nodes(op="get_attr"):
+        return False  # the cheap answer for most
     uses = Counter(id(value) for value in tensors_read(rw.gm))
-    return any(uses[id(p)] > 1 for p in module.parameters(recurse=False))
+    return any(uses[key] > 1 for key in mine)
 
 
 @torch.no_grad()
