@@ -17,7 +17,7 @@ from fxquant.nn import dense
 from fxquant.nn.functional import Functional
 from fxquant.nn.modes import evaluating
 from fxquant.placement.dataflow import is_float_spec
-from fxquant.placement.product_weights import AXIS_MOVES, written_tensors
+from fxquant.placement.product_weights import AXIS_MOVES, PRODUCTS, written_tensors
 from fxquant.placement.regions import find_regions
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _CONVOLUTIONS = frozenset(f"conv{kind}{n}d" for n in (1, 2, 3) for kind in ("", 
 # with a weight as the module of another class, which holds it
 _LAYERS = _CONVOLUTIONS | {dense.ROW}
 # whose operands `LinearProducts` sees through moves of axes
-_PRODUCTS = frozenset({dense.ROW, "matmul", "bmm", "addmm"})
+_PRODUCTS = PRODUCTS | {dense.ROW, "addmm"}
 _SUMS = _LAYERS | _PRODUCTS | {"baddbmm", "einsum"}
 _NAME = "computed"
 # a byte for each element takes as much as the floats that it is computed from

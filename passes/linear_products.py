@@ -16,6 +16,7 @@ from fxquant.nn.dense import Dense, adopt, layer_of
 from fxquant.placement.dataflow import is_float_spec
 from fxquant.placement.product_weights import (
     AXIS_MOVES,
+    PRODUCTS,
     erase_unread,
     obstacle,
     written_tensors,
@@ -90,7 +91,7 @@ def _product(rw: Rewriter, node: fx.Node) -> _Product | None:
     if row is None or not isinstance(module, fn.Functional) or not is_float_spec(_spec(node)):
         return None
     given = rw.arguments(node)
-    if row.name in ("matmul", "bmm"):
+    if row.name in PRODUCTS:
         first, second = (given[name] for name in row.inputs)
         right, left = _weight(rw, second), _weight(rw, first)
         if right is not None:

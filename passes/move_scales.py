@@ -10,6 +10,7 @@ from torch import fx
 
 from fxquant.graph.pass_infra import Fact, Pass
 from fxquant.placement.dataflow import is_float_spec, moves_values
+from fxquant.placement.product_weights import PRODUCTS
 from fxquant.placement.regions import find_regions
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class MoveScales(Pass):
         regions = find_regions(rw.gm)
         for node in rw.nodes:
             row = rw.op(node)
-            if row is None or row.name not in ("matmul", "bmm"):
+            if row is None or row.name not in PRODUCTS:
                 continue
             given = rw.arguments(node)
             for operand in dict.fromkeys(given[name] for name in row.inputs):

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from fxquant.graph.rewriter import Rewriter
     from fxquant.placement.regions import Regions
 
+# rows that multiply one matrix, or a batch of them, with another
+PRODUCTS = frozenset({"matmul", "bmm"})
 # moves of axes that a stored weight may be read through
 AXIS_MOVES = frozenset({
     "t", "transpose", "swapdims", "adjoint", "permute", "movedim", "contiguous",

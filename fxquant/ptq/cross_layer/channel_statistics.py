@@ -236,7 +236,7 @@ def _is_rectified(node: Any, gm: fx.GraphModule) -> bool:
         row = ops.row_of(node, gm)
         if row is None:
             return False
-        if row.name in ("relu", "relu6"):
+        if row.onnx == "Relu" or row.name == "relu6":
             return True
         moves = row.grid is ops.Grid.SAME or row.onnx in _AVERAGES
         if not moves or len(node.all_input_nodes) != 1:
