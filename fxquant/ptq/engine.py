@@ -61,7 +61,7 @@ class ReconstructionOptions:
         held_out: one of so many samples is held out to judge by.
         float_target: aim at the float model's output; False: at the float weights, with the
             quantized inputs.
-        correct_bias: change biases too.
+        correct_bias: change biases too, where there is more than one sample.
         tables: choose the steps of tables whose rows are looked up, too.
         activation_ranges: choose ranges of activations of six bits or fewer along the way, where
             their squared error falls on samples held out and outputs gain by it. Ranges that are

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 _FEW = 10
 # rows that the mean channel counts as where a channel's share of the fit is found
 _MORE_ROWS = 32
+# rows of one sample that say as much as so many of different ones: neighbours are much alike
+_ALIKE = 4
+# inputs for which one independent row is enough to choose the steps of their weights
+_STEPS = 6
 # a squared change of outputs that is as good as none
 _NOTHING = 1e-30
 
@@ -51,8 +56,11 @@ class LayerProblem:
         float_target: bool = True,
         correct_bias: bool = True,
     ) -> None:
+        if not _shows_what_clips(data):
+            solver = replace(solver, search_scale=False, refits=0)
         self.layer, self.data, self.solver = layer, data, solver
-        self.moved = layer.has_bias and correct_bias
+        # one sample does not tell what is its own from what all have in common
+        self.moved = layer.has_bias and correct_bias and data.samples != 1
         self.old_bias = layer.bias()
         self.weight = layer.weight()[:, :, data.live]
         self.grid, self.places = layer.grid()
@@ -144,3 +152,16 @@ def _damping(data: LayerData, share: float) -> float:
     worse there, on networks with more inputs than images by half a decibel at the output.
     """
     return share * (1 + _FEW * len(data.live) / data.seen.count)
+
+
+def _shows_what_clips(data: LayerData) -> bool:
+    """Whether there are enough samples for the inputs of a layer to choose the steps of its weight.
+
+    A smaller step clips the largest weights. They are those of inputs that matter, on average; few
+    samples hold few of them, and the steps that are best there cost other data several decibels.
+    """
+    rows = data.seen.count
+    if data.samples is not None:
+        # one sample does not show how samples differ
+        rows = min(rows, _ALIKE * (data.samples - 1))
+    return _STEPS * rows >= len(data.live)

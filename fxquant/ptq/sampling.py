@@ -38,12 +38,14 @@ class LayerData:
         seen: moments of the samples to solve on, of the live columns.
         held: inputs `[G, N, D]` and wanted outputs `[G, N, O]` of the samples to judge by.
         rows: those of the samples to solve on, where they were asked for.
+        samples: number of samples to solve on; None: every row is one.
     """
 
     live: Tensor
     seen: Moments | TiedMoments
     held: tuple[Tensor, Tensor]
     rows: tuple[Tensor, Tensor] | None = None
+    samples: int | None = None
 
     def by_rows(self, bias: Tensor, *, held: bool = True) -> Tensor:
         """The bias of every row of `held` or `rows`: `[G, O] -> [G, 1, O]`."""
@@ -167,7 +169,9 @@ def layer_data(
             collected[number[use.path]].add(use.product, x, y, chosen[~held], chosen[held])
         before += samples
     found = [collector.finish(parts) for collector in collected]
-    return _tied(layer, found) if isinstance(layer, TiedLayer) else found[0]
+    data = _tied(layer, found) if isinstance(layer, TiedLayer) else found[0]
+    # fewer samples than are held out of are all looked at, in part
+    return replace(data, samples=total - total // sampling.held_out)
 
 
 def _live_columns(layer: Layer, walk: Walk, source: Environment, wanted: Environment) -> Tensor:

@@ -301,6 +301,42 @@ def test_no_step_is_made_towards_a_fit_that_held_out_data_do_not_confirm() -> No
     assert float((problem.target - other).norm() / (own - other).norm()) < 0.2
 
 
+@pytest.mark.parametrize(("inputs", "samples", "searched"), [
+    (12, 1, False), (24, 2, True), (25, 2, False), (25, 3, True), (25, None, True),
+])  # fmt: skip
+def test_steps_are_searched_where_samples_show_what_clips(
+    inputs: int, samples: int | None, searched: bool
+) -> None:
+    """A sample beyond the first is worth 4 rows, however many it has, and a row 6 inputs."""
+    layer, x = nn.Linear(inputs, 3), torch.randn(1, 200, inputs)
+    sim = simulation(nn.Sequential(layer), [x[0]])
+    found, y = layers_of(sim.model)[0][0], layer(x).detach()
+    seen = Moments.of(x, y)
+    assert seen is not None
+    few = LayerData(torch.arange(inputs), seen, (x, y), samples=samples)
+    problem = LayerProblem(found, few, SolverOptions())
+    scale = problem.solve(problem.grid).scale.double()
+    kept = torch.allclose(scale, problem.grid.scale, rtol=1e-6, atol=0)
+    assert kept is not searched
+    assert problem.moved is (samples != 1)
+
+
+def test_one_sample_changes_integers_alone_and_other_data_lose_nothing() -> None:
+    model, batches = Residual(), data(3, 12, 12)
+    sim = simulation(model, batches)
+    layers = ("stem", "depthwise", "point", "down", "head")
+    scales = [sim.model.get_submodule(n).param_quantizers["weight"].get_scale() for n in layers]
+    biases = [sim.model.get_submodule(n).bias.clone() for n in layers]
+    before = sqnr(model, sim, batches)
+    report = reconstruct(sim, batches[0][:1])
+    assert "weight" in {r.changed for r in report.layers}
+    for name, scale, bias in zip(layers, scales, biases, strict=True):
+        module = sim.model.get_submodule(name)
+        torch.testing.assert_close(module.param_quantizers["weight"].get_scale(), scale)
+        assert torch.equal(module.bias, bias)
+    assert sqnr(model, sim, batches) > before
+
+
 def test_the_file_keeps_its_proof(tmp_path: Path) -> None:
     model, batches = Residual(), data(3, 12, 12)
     for bits in (4, 8):

@@ -142,9 +142,11 @@ class Layer:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Groups, outputs and inputs of the weight."""
-        metas = [torch.empty(p.shape, device="meta") for p in self.parameters]
-        groups, outputs, inputs = self._beside(metas).shape
-        return groups, outputs, inputs
+        # an expanded scalar has the shape and no memory; joining meta tensors costs a millisecond
+        seen = [torch.empty(()).expand(p.shape) for p in self.parameters]
+        matrices = [self.product.matrix(value) for value in seen]
+        groups, outputs, _ = matrices[0].shape
+        return groups, outputs, sum(m.shape[2] for m in matrices)
 
     def input(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """What the weight is multiplied with, given the arguments of the module."""

@@ -42,7 +42,8 @@ class SolverOptions:
             turns with the closed form of the scale; "adaround": gradient descent on the rounding.
         damping: added to the diagonal of the moments, as a share of its mean, where samples are
             many; `reconstruct` adds more where they are few for the inputs of a layer.
-        search_scale: whether "gptq", "descend" and "adaround" search the scale first.
+        search_scale: whether "gptq", "descend" and "adaround" search the scale first; `reconstruct`
+            keeps the scale where samples are few for the inputs of a layer.
         refits: how often the scale is fitted to the integers, which then descend again.
         adaround: options of that method.
     """
