@@ -30,7 +30,8 @@ from fxquant.ptq.tables import fit_steps
 from fxquant.ptq.walking.given_simulation import require_simulation
 from fxquant.ptq.walking.held_out_outputs import FloatWeights, output_errors
 from fxquant.ptq.walking.stored_batches import StoredBatches
-from fxquant.ptq.walking.walk import Walk
+from fxquant.ptq.walking.walk import Walk, named_batches
+from fxquant.ptq.working_memory import working_bytes
 from fxquant.tracking.events import OnEvent, Value, counted, emit
 
 if TYPE_CHECKING:
@@ -67,8 +68,10 @@ class ReconstructionOptions:
             their squared error falls on samples held out and outputs gain by it. Ranges that are
             frozen, or are not those of the last calibration, stay.
         max_memory: bytes of the values between layers together with what a layer is computed and
-            solved with; values beyond that lie in files. The least is one batch of a layer's values
-            and its matrices, about 40 bytes for each pair of inputs of an output.
+            solved with; values beyond that lie in files. The least is two copies of the parameters,
+            one batch of a layer's values, and its matrices: about 16 bytes for each pair of inputs
+            of an output and 50 to 70 for each weight. A warning says so before it begins, and the
+            report's `least_bytes` afterwards.
         folder: where these files are, and those of the layers that are finished: a reconstruction
             of the same simulation on the same data that was killed goes on behind them, with the
             same result. They are removed at the end. None: nothing is kept of one that is killed.
@@ -166,9 +169,9 @@ def reconstruct(
             work.finished.clear()
             return report
         given = work.options
-        with StoredBatches(
-            sim.model, data, given.samples, given.max_memory, given.folder
-        ) as stored:
+        if not isinstance(data, list | tuple):
+            data = named_batches(sim.model, data, given.samples)
+        with StoredBatches(data, given.max_memory, given.folder) as stored:
             return _with_ranges_or_without(sim, stored, start, work, told, parts)
 
 
@@ -230,6 +233,7 @@ class _Reconstruction:
         layers = self.layers.run(
             data, self._visit, progress, self._begin, parts, settle=self._settle,
             beside=(self.float_weights,) if self.judged else (),
+            working=partial(working_bytes, kept=1 / self.options.held_out),
         )  # fmt: skip
         self.report.layers, self.report.ranges = [*self.tables, *layers], self.ranges.reports
         if self.ranges.grids:  # steps of biases are those of inputs times those of weights

@@ -19,8 +19,11 @@ from fxquant.errors import ConfigError
 from fxquant.nn.modes import evaluating
 from fxquant.ptq.dependent_positions import dependent_positions
 from fxquant.ptq.layers.layer_search import layers_of
+from fxquant.ptq.sampling import Sampling
+from fxquant.ptq.walking.value_store import returning_freed
 from fxquant.ptq.walking.walk import Environment, FloatEnvironment, Walk
 from fxquant.ptq.walking.walk_cost import Cost
+from fxquant.ptq.working_memory import copied_bytes, warn_if_too_small, working_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -34,6 +37,10 @@ if TYPE_CHECKING:
     from fxquant.ptq.walking.walk import Progress
 
 T = TypeVar("T")
+# copies of a layer's input that are in memory together while rows of it are gathered
+_READ = 5
+#: layer, how much of the data is looked at -> bytes
+Working = Callable[["Layer", Sampling], int]
 #: node, walk, environment of the simulation, environment of the float model
 Settle = Callable[["fx.Node", Walk, Environment, FloatEnvironment], object]
 
@@ -47,8 +54,9 @@ class DataOptions:
         columns: positions of a layer's output that are looked at, over all samples.
         held_out: one of so many samples is held out to judge by.
         max_memory: bytes of the values between layers together with what a layer is computed and
-            solved with; values beyond that lie in files. The least is one batch of a layer's values
-            and its matrices, about 40 bytes for each pair of inputs of an output.
+            solved with; values beyond that lie in files. The least is two copies of the parameters,
+            one batch of a layer's values, and its matrices: about 16 bytes for each pair of inputs
+            of an output and 50 to 70 for each weight.
         folder: where these files are.
         seed: of every choice.
         threads: of torch; 1 gives the same result on every machine; None: as they are.
@@ -147,6 +155,7 @@ class LayerWise:
         *,
         settle: Settle = lambda *_: None,
         beside: Sequence[Environment] = (),
+        working: Working = working_bytes,
     ) -> list[T]:
         """Visit every layer; what a visit returns is collected.
 
@@ -159,11 +168,19 @@ class LayerWise:
             settle: called with each node before the simulation computes it, behind the visit of its
                 layer if it is one.
             beside: further environments; they compute a node before its layer is visited.
+            working: what a visit takes beside the values of one batch.
         """
         given, cost, found = self.options, self.cost, list[T]()
         started = time.process_time()
         exact, sim = FloatEnvironment(self.gm, "float"), Environment(self.gm, "simulation")
-        with using_threads(given.threads), evaluating(self.gm), torch.no_grad():
+        sampling = Sampling(given.columns, given.held_out, given.seed)
+        needs = {layer.path: working(layer, sampling) for layer in self.layers}
+        copies = copied_bytes(self.gm)
+        warn_if_too_small(given.max_memory, needs, copies)
+        with (
+            using_threads(given.threads), evaluating(self.gm), torch.no_grad(),
+            returning_freed(given.max_memory),
+        ):  # fmt: skip
             walk = Walk(
                 self.gm, data, (exact, sim, *beside), samples=given.samples,
                 max_memory=given.max_memory, folder=given.folder, progress=progress, parts=parts,
@@ -171,24 +188,40 @@ class LayerWise:
             begin(walk)
             uses = [use for layer in self.layers for use in layer.uses]
             walk.counting = dependent_positions(walk, uses, given.seed)
-            at_node: dict[fx.Node, list[Layer]] = {}
-            for layer in self.layers:
-                at_node.setdefault(layer.first, []).append(layer)
-            for node in walk.nodes():
-                start = time.process_time()
-                walk.compute(node, exact)
-                cost.float_seconds += time.process_time() - start
-                for environment in beside:
-                    walk.compute(node, environment)
-                for layer in at_node.get(node, ()):
-                    with walk.store.reserving(layer.working_bytes(given.columns)):
-                        result = visit(Visit(layer, walk, sim, exact))
-                    if result is not None:
-                        found.append(result)
-                    for path in layer.modules.values():
-                        exact.renew(path)
-                settle(node, walk, sim, exact)
-        cost.samples = sum(walk.samples)
+            with walk.store.reserving(copies):
+                for node in walk.nodes():
+                    start = time.process_time()
+                    walk.compute(node, exact)
+                    cost.float_seconds += time.process_time() - start
+                    for environment in beside:
+                        walk.compute(node, environment)
+                    for layer in self._at(node):
+                        around = needs[layer.path] + _one_batch(node, walk, sim)
+                        with walk.store.reserving(around):
+                            result = visit(Visit(layer, walk, sim, exact))
+                        if result is not None:
+                            found.append(result)
+                        for path in layer.modules.values():
+                            exact.renew(path)
+                    settle(node, walk, sim, exact)
         cost.seconds = time.process_time() - started
-        cost.peak_bytes, cost.written_bytes = walk.store.peak, walk.store.written
+        _add_cost_of(walk, cost)
         return found
+
+    def _at(self, node: fx.Node) -> list[Layer]:
+        """The layers that are decided before a node is computed."""
+        return [layer for layer in self.layers if layer.first is node]
+
+
+def _add_cost_of(walk: Walk, cost: Cost) -> None:
+    store = walk.store
+    cost.samples, cost.max_memory = sum(walk.samples), store.max_memory
+    cost.peak_bytes, cost.written_bytes, cost.least_bytes = store.peak, store.written, store.least
+
+
+def _one_batch(node: fx.Node, walk: Walk, environment: Environment) -> int:
+    """Bytes of the operands of a node in one batch: as they are read, rounded and padded."""
+    operands = [
+        [(environment.name, n, batch) for n in node.all_input_nodes] for batch in range(len(walk))
+    ]
+    return _READ * max(sum(map(walk.store.size_of, keys)) for keys in operands)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fxquant.ptq.walking.walk import Environment, Walk
 
 # numbers of inputs that are gathered at once, at least
-_GATHERED = 2**20
+GATHERED = 2**20
 # positions of a layer, at least and by input of an output
 _LEAST, _EACH = 2048, 64
 
@@ -237,7 +237,7 @@ class _Collector:
         """Gather rows; products are formed when there are enough."""
         left = len(seen)
         # what is gathered at once is no smaller than the input, which may be copied for each part
-        size = -(-max(x.numel(), _GATHERED) // (product.groups * max(len(self.live), 1)))
+        size = -(-max(x.numel(), GATHERED) // (product.groups * max(len(self.live), 1)))
         for chosen in torch.cat([seen, held]).split(size):
             columns = product.inputs(x, y, chosen)
             if len(self.live) < columns.shape[-1]:

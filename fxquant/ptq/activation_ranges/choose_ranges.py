@@ -30,7 +30,7 @@ from fxquant.ptq.activation_ranges.range_candidates import CANDIDATES, Observed,
 from fxquant.ptq.activation_ranges.range_report import ActivationRangesReport, RangeReport
 from fxquant.ptq.activation_ranges.range_trials import ChosenGrid, obstacle
 from fxquant.ptq.walking.given_simulation import require_simulation
-from fxquant.ptq.walking.value_store import ValueStore
+from fxquant.ptq.walking.value_store import ValueStore, returning_freed
 from fxquant.ptq.walking.walk import Environment, Walk
 from fxquant.quantization.affine import AffineQuantizer
 from fxquant.quantization.decibels import decibels
@@ -80,7 +80,8 @@ def choose_activation_ranges(
         samples: samples that are enough; None: all data. With fewer than `compute_encodings` saw,
             rare large values are missing, and clipped.
         held_out: one of so many batches is held out.
-        max_memory: bytes of values that are held in memory; the rest lies in files.
+        max_memory: bytes of values that are held in memory; the rest lies in files. The backward
+            pass of one batch is not counted.
         folder: where these files are.
         seed: of the random sums of outputs whose gradients are used.
         threads: of torch; 1 gives the same result on every machine; None: as they are.
@@ -114,8 +115,11 @@ def choose_activation_ranges(
     rules = rules_of(candidates)
     begin = time.process_time()
     gm = sim.model
-    with using_threads(threads), evaluating(gm), torch.no_grad():
-        choosing = _Choosing(gm, rules, ValueStore(max_memory, folder))
+    with (
+        using_threads(threads), evaluating(gm), torch.no_grad(), returning_freed(max_memory),
+    ):  # fmt: skip
+        # the walk may fill what memory there is
+        choosing = _Choosing(gm, rules, ValueStore(None if max_memory is None else 0, folder))
         walk = Walk(
             gm, data, (choosing.environment,), samples=samples, max_memory=max_memory,
             folder=folder, progress=progress,
@@ -188,7 +192,7 @@ class _Choosing:
                             held=judged, probes=_PROBES, seed=seed + batch,
                         )  # fmt: skip
             checks = (
-                OutputCheck(self.gm, [self._values(batch) for batch in batches])
+                OutputCheck(self.gm, batches, self._values, self.inputs)
                 for batches in (range(len(walk)), held)
             )
             self._settle(*checks)
@@ -234,7 +238,12 @@ class _Choosing:
 
         chosen = [(grid, grid.choice()) for grid in self.grids.values()]
         changes = [(g, c) for g, c in chosen if c.changed]
-        kept, before, after = kept_parts(changes, put, check, glance)
+        try:
+            kept, before, after = kept_parts(changes, put, check, glance)
+        except BaseException:
+            for change in changes:
+                put(change, made=False)
+            raise
         made = {grid for grid, _ in kept}
         for grid, choice in chosen:
             taken = choice if grid in made else choice.none(grid.before)

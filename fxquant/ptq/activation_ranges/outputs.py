@@ -17,6 +17,8 @@ from fxquant.quantization.tensor import plain
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from fxquant.ptq.walking.value_store import ValueStore
+
 # share of all noise that a change has to take away
 _WORTHWHILE = 0.02
 _T = TypeVar("_T")
@@ -35,14 +37,21 @@ class OutputCheck:
 
     Args:
         gm: the simulation's graph.
-        inputs: values of the placeholders, batch by batch.
+        batches: numbers of the batches that are looked at.
+        inputs: reads values of the placeholders of a batch.
+        store: where the float model's outputs are kept.
     """
 
-    def __init__(self, gm: fx.GraphModule, inputs: Sequence[list[Any]]) -> None:
-        self.gm = gm
-        self._inputs = inputs
+    def __init__(
+        self, gm: fx.GraphModule, batches: Sequence[int], inputs: Callable[[int], list[Any]],
+        store: ValueStore,
+    ) -> None:  # fmt: skip
+        self.gm, self.batches = gm, batches
+        self._inputs, self._store = inputs, store
         environment = FloatEnvironment(gm, "float")
-        self._real = [self._outputs(environment.run, values) for values in inputs]
+        for batch in batches:
+            if ("real", batch) not in store:
+                store.put(("real", batch), self._outputs(environment.run, inputs(batch)))
 
     def activation_errors(self) -> Tensor:
         """The same with parameters in floating point: what the ranges of activations alone do."""
@@ -58,8 +67,9 @@ class OutputCheck:
         """
         energy: dict[int, float] = {}
         rows: list[tuple[int, Tensor]] = []
-        for real, values in zip(self._real, self._inputs, strict=True):
-            for i, (a, b) in enumerate(zip(real, self._outputs(self.gm, values), strict=False)):
+        for batch in self.batches:
+            real, found = self._store.get(("real", batch)), self._inputs(batch)
+            for i, (a, b) in enumerate(zip(real, self._outputs(self.gm, found), strict=False)):
                 noise = a.new_zeros(len(a) if a.dim() else 1, dtype=torch.float64)
                 if a.shape == b.shape:  # rows that values choose may be others
                     noise = (b - a).double().square().reshape(len(noise), -1).sum(1)

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 _BIAS_STEPS = 2.0**30
 # a quantizer that keeps its step to the last bits, as against one that changes it to another
 _SAME_STEP = 1e-5
-# rows that are in memory together, see `sampling`, and how often
-_GATHERED, _COPIES = 4096, 6
 # between the name of a parameter and what its quantizer keeps, in a layer's state
 _RANGE = ".range."
 
@@ -127,17 +125,6 @@ class Layer:
         """Store what `bias` returns."""
         if self.has_bias:
             self.module.bias.copy_(bias.reshape(self.module.bias.shape))
-
-    def working_bytes(self, columns: int) -> int:
-        """About what a technique holds that looks at so many positions of the layer.
-
-        Rows of inputs and outputs in float32, as they are gathered, joined, centred and judged by,
-        and the matrices of a solver: two of second moments in float64 and one merged into them,
-        their factor and inverse.
-        """
-        groups, outputs, inputs = self.shape
-        rows = _COPIES * 4 * min(columns, _GATHERED) * groups * (inputs + outputs)
-        return int(rows + 8 * groups * inputs * (5 * inputs + 3 * outputs))
 
     @property
     def shape(self) -> tuple[int, int, int]:

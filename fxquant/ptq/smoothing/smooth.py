@@ -76,7 +76,8 @@ def smooth_model(
     but for rounding.
 
     Args:
-        model: a prepared float model, or any float model in evaluation; batch norms are folded.
+        model: a prepared float model, or any float model in evaluation; batch norms are folded,
+            which stays if this fails or is interrupted, while nothing else is changed then.
         data: an iterable of batches, as for `compute_encodings`.
         alpha: exponents to try, or one exponent, 0 to 1; the paper's is 0.5.
         dummy_input: a tensor, a tuple of positional inputs or a dict of keyword inputs; not needed

@@ -77,7 +77,8 @@ def _factor(inverse: Tensor, order: Tensor) -> Tensor:
     if not bool(failed.any()):
         return factor
     # rounding of a float32 inverse
-    return torch.linalg.cholesky(_permuted(inverse, order).double(), upper=True)
+    exact: Tensor = torch.linalg.cholesky(_permuted(inverse, order).double(), upper=True)
+    return exact
 
 
 def _permuted(matrix: Tensor, order: Tensor) -> Tensor:

@@ -130,7 +130,8 @@ def solve(
         return Solution(gptq(target, inverse, start), start)
     # the best step for integers that are not nearest ones is another one: where it costs little,
     # several are tried
-    shares = _SHARES if target.shape[-1] <= _SMALL and given.search_scale else (1.0,)
+    several = tried_steps(target.shape[-1]) > 1 and given.search_scale
+    shares = _SHARES if several else (1.0,)
     tried = start.repeated(shares)
     wanted = target.repeat(1, len(shares), 1) if len(shares) > 1 else target
     found = _descended(gptq(wanted, inverse, tried), wanted, moments, tried, given)
@@ -144,6 +145,11 @@ def damp(moments: Tensor, share: float) -> Tensor:
     diagonal = torch.diagonal(damped, dim1=1, dim2=2)
     diagonal += torch.where(mean > 0, share * mean, 1.0)[:, None]
     return damped
+
+
+def tried_steps(inputs: int) -> int:
+    """How many steps are tried for an output of so many inputs."""
+    return len(_SHARES) if inputs <= _SMALL else 1
 
 
 def factor_type(inputs: int) -> torch.dtype:

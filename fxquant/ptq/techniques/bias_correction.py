@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from fxquant.sim import QuantizationSimModel
 
 Method = Literal["empirical", "analytical"]
+# outputs of a batch that are in memory together: the layer's, rounded, the float model's, their
+# difference by channels, and both behind the activation
+_AROUND = 8
 # a mean of so many samples is good to 3 % of their deviation
 _SAMPLES = 1024
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -164,7 +168,8 @@ def correct_bias(
             correction.without_data()
         else:
             chosen = batches(sim.model, data, num_batches, forward_fn)
-            report.layers += walk.run(chosen, correction.measured, progress)
+            # outputs of one batch are all that a layer takes: they are reserved where it is run
+            report.layers += walk.run(chosen, correction.measured, progress, working=lambda *_: 0)
     return report
 
 
@@ -324,20 +329,27 @@ class _MeanErrors:
         counts: list[Tensor] = []
         squares: list[Tensor] = []
         for batch, samples in enumerate(visit.walk.samples):
-            args, kwargs = visit.walk.operands(layer.node, visit.sim, batch)
-            if quantized:
-                y = visit.sim.compute(layer.node, args, kwargs)
-            else:
-                with layer.module._remove_output_quantizers():
-                    y = visit.sim.compute(layer.node, args, kwargs)
-            ours, real = plain(y), plain(visit.walk.value(layer.node, visit.float, batch))
-            squares.append(self._squared(ours, real))
-            rows = layer.product.by_channels(ours - real)
-            parts = samples if rows.shape[0] % samples == 0 else 1
-            rows = rows.reshape(parts, -1, rows.shape[-1])
-            found.append(rows.sum(1, dtype=torch.float64))
-            counts.append(rows.new_full((parts,), rows.shape[1], dtype=torch.float64))
+            with visit.walk.store.reserving(
+                _AROUND * visit.walk.store.size_of((visit.float.name, layer.node, batch))
+            ):
+                ours, real = self._outputs(batch, quantized=quantized)
+                squares.append(self._squared(ours, real))
+                rows = layer.product.by_channels(ours - real)
+                parts = samples if rows.shape[0] % samples == 0 else 1
+                rows = rows.reshape(parts, -1, rows.shape[-1])
+                found.append(rows.sum(1, dtype=torch.float64))
+                counts.append(rows.new_full((parts,), rows.shape[1], dtype=torch.float64))
         return torch.cat(found), torch.cat(counts), torch.stack(squares).sum(0)
+
+    def _outputs(self, batch: int, *, quantized: bool) -> tuple[Tensor, Tensor]:
+        """The layer's output for one batch, in the simulation and in the float model."""
+        visit, node = self.visit, self.visit.layer.node
+        args, kwargs = visit.walk.operands(node, visit.sim, batch)
+        with ExitStack() as stack:
+            if not quantized:
+                stack.enter_context(visit.layer.module._remove_output_quantizers())
+            y = visit.sim.compute(node, args, kwargs)
+        return plain(y), plain(visit.walk.value(node, visit.float, batch))
 
     def _squared(self, ours: Tensor, real: Tensor) -> Tensor:
         """Sums of squared errors behind the activation, float64 `[C]`."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +25,13 @@ from fxquant.ptq.techniques.following_activation import activation_after
 from fxquant.ptq.techniques.layerwise import batches, rows_of
 from fxquant.ptq.techniques.output_error import OutputErrors, output_errors
 from fxquant.ptq.walking.given_simulation import require_simulation
+from fxquant.ptq.walking.stored_batches import StoredBatches
 from fxquant.ptq.walking.walk_cost import Cost, layer_lines
 from fxquant.quantization.affine import GroupedBlockQuantizeDequantize
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fxquant.graph.selectors import Selector
     from fxquant.ptq.layer_walk import Visit
     from fxquant.ptq.techniques.layerwise import ForwardFn
@@ -181,9 +185,10 @@ def fast_finetune(
     if modules_to_exclude:
         modules_to_exclude = list(LayerWise.of(sim.model, None, modules_to_exclude).skipped)
     seen = batches(sim.model, data, given.num_batches, given.forward_fn)
-    fitted, held = _parted(seen, None if given.num_batches else given.data.samples, given.data)
-    judged = held or fitted
-    with undone_on_error(sim) as start:
+    samples = None if given.num_batches else given.data.samples
+    with ExitStack() as stack, undone_on_error(sim) as start:
+        fitted, held = _parted(seen, samples, given.data, stack)
+        judged = held or fitted
         before = output_errors(sim.model, judged, given.data)
         free = {n.path for n in LayerWise.of(sim.model, None).layers if not n.frozen}
         engine = reconstruct(sim, fitted, _engine_options(given.data))
@@ -214,19 +219,29 @@ def _engine_options(data: DataOptions) -> ReconstructionOptions:
     )  # fmt: skip
 
 
-def _parted(data: Any, samples: int | None, options: DataOptions) -> tuple[Any, list[Any]]:
+def _enough(data: Iterable[Any], samples: int | None) -> Iterator[Any]:
+    """The first batches, of so many samples."""
+    count = 0
+    for batch in data:
+        yield batch
+        count += next((len(t) for t in tensors(batch) if t.dim()), 1)
+        if samples is not None and count >= samples:
+            break
+
+
+def _parted(
+    data: Any, samples: int | None, options: DataOptions, stack: ExitStack
+) -> tuple[Any, Sequence[Any]]:
     """Batches to learn from, and batches to judge by; the walk says what is wrong with others."""
     if isinstance(data, Tensor):
         return [data], []
     if not isinstance(data, Iterable) or isinstance(data, (str, bytes, Mapping, nn.Module)):
         return data, []
-    taken: list[Any] = []
-    count = 0
-    for batch in data:
-        taken.append(batch)
-        count += next((len(t) for t in tensors(batch) if t.dim()), 1)
-        if samples is not None and count >= samples:
-            break
+    given = isinstance(data, list | tuple)
+    chosen = _enough(data, samples)
+    taken = stack.enter_context(
+        StoredBatches(list(chosen) if given else chosen, options.max_memory, options.folder)
+    )
     if len(taken) < 2:
         return taken, []
     apart = max(1, len(taken) // options.held_out)

@@ -2,45 +2,35 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, overload
 
 from fxquant.ptq.walking.value_store import ValueStore
-from fxquant.ptq.walking.walk import named_batches
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable
     from pathlib import Path
 
-    from torch import fx
 
-
-class StoredBatches:
-    """Batches that can be gone through more than once; in files, where memory is limited.
-
-    Lists are gone through again themselves: the caller holds them.
+class StoredBatches(Sequence[Any]):
+    """Batches of an iterable, in memory or in files.
 
     Args:
-        gm: the graph, as for `Walk`.
-        data: as for `Walk`.
-        samples: as for `Walk`.
-        max_memory: None: they lie in memory.
+        batches: what is gone through once; a list, which somebody holds, is not copied.
+        max_memory: as for `Walk`: whether memory is limited.
         folder: where files are.
-
-    Raises:
-        CalibrationError: as for `Walk`.
     """
 
     def __init__(
-        self, gm: fx.GraphModule, data: Any, samples: int | None, max_memory: int | None,
-        folder: str | Path | None,
-    ) -> None:  # fmt: skip
-        self._store = ValueStore(None if max_memory is None else 0, folder)
-        self._data = data if isinstance(data, list | tuple) else None
-        self._count = 0
-        if self._data is None:
-            for batch in named_batches(gm, data, samples):
-                self._store.put(self._count, batch)
-                self._count += 1
+        self, batches: Iterable[Any], max_memory: int | None, folder: str | Path | None = None
+    ) -> None:
+        held = max_memory is None or isinstance(batches, list | tuple)
+        self._store = ValueStore(None if held else 0, folder)
+        count = 0
+        for count, batch in enumerate(batches, 1):
+            self._store.put(count - 1, batch)
+        self._numbers = range(count)
 
     def __enter__(self) -> StoredBatches:
         return self
@@ -48,7 +38,16 @@ class StoredBatches:
     def __exit__(self, *_: object) -> None:
         self._store.close()
 
-    def __iter__(self) -> Iterator[Any]:
-        if self._data is not None:
-            return iter(self._data)
-        return map(self._store.get, range(self._count))
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+    @overload
+    def __getitem__(self, index: slice) -> StoredBatches: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, int):
+            return self._store.get(self._numbers[index])
+        part = copy.copy(self)
+        part._numbers = self._numbers[index]
+        return part

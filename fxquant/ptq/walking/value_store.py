@@ -30,7 +30,31 @@ _SMALLEST = 4096  # bytes; below that a file costs more than it frees
 # of the limit: what may be freed before it is given back
 _SHARE = 1 / 16
 # of glibc; elsewhere memory goes back by itself, or not at all
-_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+_library = ctypes.CDLL(None) if sys.platform == "linux" else None
+_trim = getattr(_library, "malloc_trim", None)
+_mallopt = getattr(_library, "mallopt", None)
+# its parameters, and what they are by default and at most
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_SMALL_BLOCK, _LARGE_BLOCK = 128 * 1024, 32 * 1024 * 1024
+
+
+@contextmanager
+def returning_freed(max_memory: int | None) -> Iterator[None]:
+    """Let the C library give large blocks back as soon as they are freed, where memory is limited.
+
+    glibc keeps freed blocks of up to 32 MB once it has seen some of that size, which may be more
+    than the limit. Afterwards it does so again.
+    """
+    if max_memory is None or _mallopt is None:
+        yield
+        return
+    _mallopt(_MMAP_THRESHOLD, _SMALL_BLOCK)
+    _mallopt(_TRIM_THRESHOLD, _SMALL_BLOCK)
+    try:
+        yield
+    finally:
+        _mallopt(_MMAP_THRESHOLD, _LARGE_BLOCK)
+        _mallopt(_TRIM_THRESHOLD, 2 * _LARGE_BLOCK)
 
 
 class _Written:
@@ -38,7 +62,7 @@ class _Written:
 
     def __init__(self, tensor: Tensor, path: Path) -> None:
         self.path, self.shape = path, tuple(tensor.shape)
-        self.dtype, self.device = tensor.dtype, tensor.device
+        self.dtype, self.device, self.nbytes = tensor.dtype, tensor.device, tensor.nbytes
         self.kind = type(tensor) if isinstance(tensor, DequantizedTensor) else None
         self.encoding = getattr(tensor, "encoding", None)
         numbers = plain(tensor).detach().cpu().contiguous().reshape(-1)
@@ -63,11 +87,12 @@ class ValueStore:
     Attributes:
         peak: most bytes that were held in memory.
         written: bytes that were written to files.
+        least: most bytes that were reserved: what would have been needed without any value.
     """
 
     def __init__(self, max_memory: int | None = None, folder: str | Path | None = None) -> None:
         self.max_memory = max_memory
-        self.peak = self.written = 0
+        self.peak = self.written = self.least = 0
         self._values: dict[Hashable, Any] = {}
         self._bytes: dict[int, list[int]] = {}  # storage -> [bytes, uses]
         self._held = self._reserved = self._freed = 0
@@ -105,11 +130,21 @@ class ValueStore:
     def reserving(self, count: int) -> Iterator[None]:
         """Let values leave room for so many bytes that are computed with meanwhile."""
         self._reserved += count
+        self.least = max(self.least, self._reserved)
         self._make_room()
         try:
             yield
         finally:
             self._reserved -= count
+
+    def size_of(self, key: Hashable) -> int:
+        """Bytes of a value, wherever it lies."""
+        sizes: list[int] = []
+        map_leaves(
+            self._values[key],
+            lambda x: sizes.append(x.nbytes) if isinstance(x, Tensor | _Written) else None,
+        )
+        return sum(sizes)
 
     def return_freed(self) -> None:
         """Give memory that values have left back to the system, where it is limited.

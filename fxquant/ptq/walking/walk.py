@@ -28,6 +28,7 @@ from fxquant.graph.pytree import fresh_inputs, samples_of, tensors
 from fxquant.nn import QuantizationMixin
 from fxquant.ptq.walking.originals import float_module
 from fxquant.ptq.walking.parts_of_data import WholeData
+from fxquant.ptq.walking.stored_batches import StoredBatches
 from fxquant.ptq.walking.value_store import ValueStore
 from fxquant.tracing.signature import MissingInputError, input_name, mismatch, placeholder_values
 
@@ -162,6 +163,7 @@ class Walk:
                 yield node
                 for environment in self.environments:
                     self.compute(node, environment)
+                self._forget_weight(node)
                 for past in self._last.get(node, ()):
                     self._drop(past)
                 self.store.return_freed()
@@ -218,6 +220,13 @@ class Walk:
         ):
             return environment.compute(node, *operands)
 
+    def _forget_weight(self, node: fx.Node) -> None:
+        """Drop the quantized weights that a module keeps, where memory is limited."""
+        if node.op == "call_module" and self.store.max_memory is not None:
+            module = self.gm.get_submodule(str(node.target))
+            if isinstance(module, QuantizationMixin):
+                module.drop_kept()
+
     def _drop(self, node: fx.Node) -> None:
         for name in ("", *(e.name for e in self.environments)):
             for batch in range(len(self)):
@@ -248,15 +257,18 @@ def batch_walks(
     Raises:
         CalibrationError: as for `Walk`.
     """
-    batches = list(named_batches(gm, data, samples))
+    batches: Any = named_batches(gm, data, samples)
+    batches = list(batches) if isinstance(data, list | tuple) else batches
     nodes = len(gm.graph.nodes)
 
     def tell(done: int, _: int) -> None:
         if progress is not None:
-            progress(number * nodes + done, len(batches) * nodes)
+            progress(number * nodes + done, len(stored) * nodes)
 
-    for number, batch in enumerate(batches):
-        yield Walk(gm, [batch], environments, progress=tell, first=number, **store)
+    limit, folder = store.get("max_memory"), store.get("folder")
+    with StoredBatches(batches, limit, folder) as stored:
+        for number, batch in enumerate(stored):
+            yield Walk(gm, [batch], environments, progress=tell, first=number, **store)
 
 
 @contextmanager

@@ -21,6 +21,9 @@ class Cost:
         float_seconds: CPU seconds of the float model's own forward pass over these samples.
         peak_bytes: most bytes of values that were held in memory.
         written_bytes: bytes of values that were written to files.
+        least_bytes: what was needed at once beside values that can lie in files: the least
+            `max_memory` that can be kept.
+        max_memory: the limit; None: there was none.
     """
 
     samples: int = 0
@@ -28,6 +31,8 @@ class Cost:
     float_seconds: float = 0.0
     peak_bytes: int = 0
     written_bytes: int = 0
+    least_bytes: int = 0
+    max_memory: int | None = None
 
     def forward_equivalents(self, batch: int = 16) -> float:
         """What it cost, in forward passes of the float model over `batch` samples."""
@@ -35,10 +40,16 @@ class Cost:
         return self.seconds / one if one > 0 else 0.0
 
     def __str__(self) -> str:
-        return (
+        told = (
             f"{self.samples} samples, {self.seconds:.1f} s of CPU: "
             f"{self.forward_equivalents():.0f} float forward passes of 16 samples"
         )
+        if self.max_memory is not None and self.least_bytes > self.max_memory:
+            told += (
+                f"\nmax_memory of {self.max_memory / 1e6:.0f} MB was exceeded: a layer and one "
+                f"batch of its values take {self.least_bytes / 1e6:.0f} MB"
+            )
+        return told
 
 
 def layer_lines(
