@@ -93,7 +93,7 @@ def main(networks: tuple[str, ...], nodes: tuple[int, ...], path: str | None) ->
     rows = [
         measure(name, build(name), inputs(name, 1)) | {"forwards": forwards(name)} for name in names
     ]
-    rows += [measure(f"{n} nodes", deep(n), example) | {"nodes": n} for n in nodes]
+    rows += [measure(f"{n} nodes", deep(n), example) | {"memory": None} for n in nodes]
     heads = ("network", *(f"{step} s" for step in STEPS), "export memory / model")
     click.echo(table((*heads, "prepare / forward"), [_cells(row) for row in rows]))
     click.echo(f"measured on {this_cpu()}")

@@ -130,7 +130,7 @@ class RecordedModule(fx.GraphModule):
     ) -> Iterator[tuple[str, nn.Module]]:
         """Paths and modules; see `modules_of`."""
         if memo is not None or prefix:
-            return super().named_modules(memo, prefix, remove_duplicate)
+            return iter(super().named_modules(memo, prefix, remove_duplicate))
         return iter(modules_of(self, every_path=not remove_duplicate))
 
     def train(self, mode: bool = True) -> RecordedModule:
