@@ -30,7 +30,7 @@ from benchmarks.ptq import DEFAULT, data_of, decibels, logits
 from fxquant import QuantizationSimModel, qat
 from fxquant.io.text_tables import table
 from fxquant.models.digits import RECIPES
-from fxquant.models.training import digits, distort, trained
+from fxquant.models.training import digits, trained
 from fxquant.onnx.lowering.unsigned_products import exact_model
 from fxquant.onnx.ort.cpu import this_cpu
 from fxquant.onnx.ort.timing import fastest
@@ -52,9 +52,6 @@ EPOCHS, BATCH, SEED = 3, 32, 0
 #: the recipe of docs/training.md: learning rates by the bits of activations, chosen on training
 #: images held out, with float networks that have not seen them; that of ranges is in widths
 RATES, RANGE_RATE = {4: 5e-4, 3: 1e-3}, 2e-4
-#: share of a batch that is not distorted, by the bits of weights: distorted images are smoother,
-#: and a student that is near its teacher gives up decibels on the others for them
-PLAIN = {4: 0.5, 3: 0.0, 2: 0.0}
 LABELS = 2.0  # weight of the labels in the loss, relative to the distance to the teacher
 
 
@@ -94,10 +91,12 @@ def engine_result(
     return sim
 
 
-def train(
-    name: str, sim: QuantizationSimModel, model: nn.Module, rate: float, plain: float
-) -> None:
-    """Three epochs with the float network as the teacher."""
+def train(name: str, sim: QuantizationSimModel, model: nn.Module, rate: float) -> None:
+    """Three epochs with the float network as the teacher.
+
+    Images are not distorted: distorted ones are smoother, and a student that is near its teacher
+    gives up decibels, and with them labels, on the others for them.
+    """
     recipe, (data, _) = RECIPES[name], digits()
     generator = torch.Generator().manual_seed(SEED)
     groups = qat.parameter_groups(sim.model, rate, RANGE_RATE)
@@ -110,10 +109,7 @@ def train(
     sim.model.train()
     for _ in range(EPOCHS):
         for index in torch.randperm(len(data.labels), generator=generator).split(BATCH):
-            images, first = data.images[index], int(plain * len(index))
-            distorted = distort(images, generator)
-            inputs = recipe.encode(torch.cat([images[:first], distorted[first:]]))
-            output, loss = distiller(*inputs)
+            output, loss = distiller(*recipe.encode(data.images[index]))
             loss = loss + LABELS * loss.detach() * F.cross_entropy(output, data.labels[index])
             optimizer.zero_grad()
             loss.backward()
@@ -172,7 +168,7 @@ def measure(name: str, folder: str, case: str, rounds: int, files: bool) -> Row:
     before = logits(sim.model, data.test)
     step = step_ratio(name, sim, model, rounds) if rounds else None
     begin = time.process_time()
-    train(name, sim, model, RATES[activation], PLAIN[weight])
+    train(name, sim, model, RATES[activation])
     seconds = time.process_time() - begin
     after = logits(sim.model, data.test)
     return Row(
