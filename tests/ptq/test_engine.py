@@ -325,13 +325,13 @@ def test_one_sample_changes_integers_alone_and_other_data_lose_nothing() -> None
     model, batches = Residual(), data(3, 12, 12)
     sim = simulation(model, batches)
     layers = ("stem", "depthwise", "point", "down", "head")
-    scales = [sim.model.get_submodule(n).param_quantizers["weight"].get_scale() for n in layers]
-    biases = [sim.model.get_submodule(n).bias.clone() for n in layers]
+    modules: list[Any] = [sim.model.get_submodule(name) for name in layers]
+    scales = [module.param_quantizers["weight"].get_scale() for module in modules]
+    biases = [module.bias.clone() for module in modules]
     before = sqnr(model, sim, batches)
     report = reconstruct(sim, batches[0][:1])
     assert "weight" in {r.changed for r in report.layers}
-    for name, scale, bias in zip(layers, scales, biases, strict=True):
-        module = sim.model.get_submodule(name)
+    for module, scale, bias in zip(modules, scales, biases, strict=True):
         torch.testing.assert_close(module.param_quantizers["weight"].get_scale(), scale)
         assert torch.equal(module.bias, bias)
     assert sqnr(model, sim, batches) > before

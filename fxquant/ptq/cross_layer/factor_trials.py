@@ -17,6 +17,7 @@ from fxquant.nn.modes import evaluating
 from fxquant.ptq.activation_ranges.outputs import OutputCheck
 from fxquant.ptq.cross_layer.channel_spaces import ChannelSpaces
 from fxquant.ptq.solving.real_gains import is_real_gain
+from fxquant.ptq.walking.value_store import ValueStore
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,6 +65,7 @@ def _noise(
     ChannelSpaces(scaled).apply(factors)
     placed = request.placed(scaled)
     del scaled
-    with evaluating(placed):
+    with evaluating(placed), ValueStore() as store:
         calibrate(placed, [tuple(values) for values in seen])
-        return OutputCheck(placed, list(judged)).errors()
+        check = OutputCheck(placed, range(len(judged)), lambda i: judged[i], store)
+        return check.errors()
