@@ -19,6 +19,8 @@ from fxquant.errors import ConfigError
 from fxquant.nn.modes import evaluating
 from fxquant.ptq.dependent_positions import dependent_positions
 from fxquant.ptq.layers.layer_search import layers_of
+from fxquant.ptq.layers.recurrent_layers import RecurrentLayer
+from fxquant.ptq.layers.tied_layers import TiedLayer
 from fxquant.ptq.sampling import Sampling
 from fxquant.ptq.walking.value_store import returning_freed
 from fxquant.ptq.walking.walk import Environment, FloatEnvironment, Walk
@@ -39,8 +41,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 # copies of a layer's input that are in memory together while rows of it are gathered
 _READ = 5
-#: layer, how much of the data is looked at -> bytes
-Working = Callable[["Layer", Sampling], int]
+#: layer, positions of its output that are looked at -> bytes
+Working = Callable[["Layer", int], int]
 #: node, walk, environment of the simulation, environment of the float model
 Settle = Callable[["fx.Node", Walk, Environment, FloatEnvironment], object]
 
@@ -174,8 +176,9 @@ class LayerWise:
         started = time.process_time()
         exact, sim = FloatEnvironment(self.gm, "float"), Environment(self.gm, "simulation")
         sampling = Sampling(given.columns, given.held_out, given.seed)
-        needs = {layer.path: working(layer, sampling) for layer in self.layers}
         copies = copied_bytes(self.gm)
+        # matrices alone, as nothing is known of the data
+        needs = {layer.path: working(layer, 0) for layer in self.layers}
         warn_if_too_small(given.max_memory, needs, copies)
         with (
             using_threads(given.threads), evaluating(self.gm), torch.no_grad(),
@@ -196,8 +199,8 @@ class LayerWise:
                     for environment in beside:
                         walk.compute(node, environment)
                     for layer in self._at(node):
-                        around = needs[layer.path] + _one_batch(node, walk, sim)
-                        with walk.store.reserving(around):
+                        need = working(layer, _positions(layer, walk, exact, sampling))
+                        with walk.store.reserving(need + _one_batch(node, walk, sim)):
                             result = visit(Visit(layer, walk, sim, exact))
                         if result is not None:
                             found.append(result)
@@ -211,6 +214,17 @@ class LayerWise:
     def _at(self, node: fx.Node) -> list[Layer]:
         """The layers that are decided before a node is computed."""
         return [layer for layer in self.layers if layer.first is node]
+
+
+def _positions(layer: Layer, walk: Walk, environment: Environment, sampling: Sampling) -> int:
+    """Positions of a layer that are looked at, at most."""
+    most = sampling.positions(layer)
+    if isinstance(layer, TiedLayer | RecurrentLayer):
+        return most  # its outputs are not there yet, or are others than the node's
+    keys = [(environment.name, layer.node, batch) for batch in range(len(walk))]
+    groups, outputs, _ = layer.shape
+    # a number has two bytes or more
+    return min(most, sum(map(walk.store.size_of, keys)) // (2 * groups * outputs))
 
 
 def _add_cost_of(walk: Walk, cost: Cost) -> None:

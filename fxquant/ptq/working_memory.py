@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from fxquant.ptq.layers.layer import Layer
-    from fxquant.ptq.sampling import Sampling
 
 log = logging.getLogger("fxquant")
 # for each pair of inputs, and for each weight: while the target is found, moments in float64, the
@@ -30,7 +29,7 @@ _SMALL = (44, 72)
 _OUTPUT = 32
 
 
-def working_bytes(layer: Layer, sampling: Sampling, kept: float = 1.0) -> int:
+def working_bytes(layer: Layer, rows: int, kept: float = 1.0) -> int:
     """About what deciding a layer takes, without the values of the batch that is looked at.
 
     Rows are gathered first and their moments are formed; then the rows are gone, but for those that
@@ -38,11 +37,10 @@ def working_bytes(layer: Layer, sampling: Sampling, kept: float = 1.0) -> int:
 
     Args:
         layer: the layer.
-        sampling: how much is looked at.
+        rows: positions of its output that are looked at, at most.
         kept: share of the rows that are kept.
     """
     groups, outputs, inputs = layer.shape
-    rows = sampling.positions(layer)
     row, weights, pairs = groups * (inputs + outputs), groups * inputs * outputs, groups * inputs**2
     held = kept * rows
     # columns, their places in the input, and those that are live

@@ -54,7 +54,7 @@ def test_what_a_layer_takes_is_known(
     visit = _Reconstruction._visit
 
     def counted(self: _Reconstruction, visited: Visit) -> Any:
-        own = working_bytes(visited.layer, Sampling(8192, 8, 0), 1 / 8)
+        own = working_bytes(visited.layer, Sampling(8192, 8, 0).positions(visited.layer), 1 / 8)
         own += _one_batch(visited.layer.node, visited.walk, visited.sim)
         with LiveBytes() as live:
             found = visit(self, visited)
