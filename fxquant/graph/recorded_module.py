@@ -43,7 +43,7 @@ class _Yielding:
         if module is not None and "_graph" not in vars(module):
             raise AttributeError(self.name)  # torch.fx is about to register such a part
         inherited = getattr(fx.GraphModule, self.name)
-        if isinstance(module, RecordedModule):
+        if self.name in ("code", "to_folder") and isinstance(module, RecordedModule):
             module.make_code()
         return inherited if module is None else inherited.__get__(module, owner)
 
