@@ -17,6 +17,7 @@ from torch import fx, nn
 
 from fxquant import ops
 from fxquant.errors import Report, TraceError
+from fxquant.graph.kept_state import random_numbers_kept
 from fxquant.graph.meta import TensorSpec, computes_floats, module_path, source, spec
 from fxquant.graph.pass_infra import set_state, state_of
 from fxquant.graph.pytree import leaves
@@ -168,7 +169,7 @@ class ModelValidator:
                 check_model(model)
             excluded = select(model, modules_to_exclude)
             try:
-                with evaluating(model):
+                with random_numbers_kept(), evaluating(model):
                     recording = record(model, args, kwargs, leaves=lambda p, _: p in excluded)
             except TraceError as e:
                 return ValidationReport((_from_error(e),))

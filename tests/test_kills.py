@@ -404,3 +404,32 @@ def test_readers_beside_a_writer_see_whole_checkpoints(tmp_path: Path) -> None:
         assert first_weight(fresh) in known
     load_checkpoint(fresh, folder)
     assert first_weight(fresh) == first_weight(first)
+
+
+def test_a_device_gets_the_bytes_and_a_link_stays(tmp_path: Path) -> None:
+    """They are not replaced, which who may write anywhere would do to `/dev/null`."""
+    pipe, target, link = tmp_path / "pipe", tmp_path / "target", tmp_path / "link"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_text(pipe, "whole")
+        assert os.read(reader, 100) == b"whole"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
+    write_text(os.devnull, "gone")
+    assert Path(os.devnull).is_char_device()
+    link.symlink_to(target)
+    for text in ("new", "newer"):
+        write_text(link, text)
+        assert link.is_symlink()
+        assert target.read_text("utf-8") == text
+    with pytest.raises(ConfigError, match=r"FXQ544.*No space"):
+        write_text("/dev/full", "text", error=ConfigError)
+    (tmp_path / "several").mkdir()
+    os.mkfifo(tmp_path / "several" / "net.onnx")
+    net, x = nn.Linear(2, 2), torch.ones(1, 2)
+    sim = QuantizationSimModel(net, x)
+    sim.compute_encodings([x])
+    with pytest.raises(ExportError, match=r"FXQ545.*device or a pipe"):
+        sim.export(tmp_path / "several", "net")

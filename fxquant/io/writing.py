@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from fxquant.errors import ConfigError, ExportError, FxQuantError
+from fxquant.io.devices import is_device, stream
 
 Kind = type[FxQuantError]
 
@@ -89,6 +90,8 @@ def write_text(path: str | Path, text: str, *, error: Kind = ExportError) -> Pat
 def new_file(path: str | Path, *, error: Kind = ExportError) -> Iterator[Path]:
     """A place to write a file, which gets its name when the block ends without an error.
 
+    A link stays a link to what it names, and a device or a pipe gets the bytes.
+
     Args:
         path: the file; its folder is made when missing.
         error: class of the errors.
@@ -97,6 +100,11 @@ def new_file(path: str | Path, *, error: Kind = ExportError) -> Iterator[Path]:
         FxQuantError: FXQ542 to FXQ545, and FXQ750 for what is no path.
     """
     path = as_path(path)
+    if is_device(path):
+        with _told(path, error), stream(path) as file:
+            yield file
+        return
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path
     with (
         made_folder(path.parent, error=error) as folder,
         stage(folder, path.name, error=error) as work,
@@ -150,13 +158,20 @@ def stage(folder: Path, name: str, *, error: Kind = ExportError) -> Iterator[Pat
         what = f"the folder {str(folder)!r} cannot be written: {failure.strerror or failure}"
         raise error("FXQ543", what, fix="choose a folder that can be written") from failure
     try:
-        yield work
-    except OSError as failure:
-        what = f"writing into {str(folder)!r} failed: {failure.strerror or failure}"
-        fix = "look at the free space and the permissions"
-        raise error("FXQ544", what, fix=fix) from failure
+        with _told(folder, error):
+            yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _told(where: Path, error: Kind) -> Iterator[None]:
+    try:
+        yield
+    except OSError as failure:
+        what = f"writing into {str(where)!r} failed: {failure.strerror or failure}"
+        fix = "look at the free space and the permissions"
+        raise error("FXQ544", what, fix=fix) from failure
 
 
 @contextlib.contextmanager
@@ -186,7 +201,7 @@ def publish(work: Path, folder: Path, *, error: Kind = ExportError) -> None:
     The ONNX model comes last: until then runtimes find the old one.
 
     Raises:
-        FxQuantError: FXQ545, a folder has one of the names.
+        FxQuantError: FXQ545, a folder or a device has one of the names.
     """
     files = sorted(work.iterdir())
     files.sort(key=lambda p: p.suffix == ".onnx")
@@ -215,8 +230,9 @@ def publish(work: Path, folder: Path, *, error: Kind = ExportError) -> None:
 
 
 def _refuse_folder(folder: Path, name: str, error: Kind) -> None:
-    if (folder / name).is_dir():
-        what = f"{name!r} is a folder in {str(folder)!r}"
+    if (folder / name).is_dir() or is_device(folder / name):
+        kind = "a folder" if (folder / name).is_dir() else "a device or a pipe"
+        what = f"{name!r} is {kind} in {str(folder)!r}"
         raise error("FXQ545", what, fix="choose another name")
 
 

@@ -20,7 +20,6 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from fxquant.errors import FxQuantError, TraceError
 from fxquant.graph import kept_results
-from fxquant.graph.kept_state import random_numbers_kept
 from fxquant.graph.meta import shown_file
 from fxquant.graph.pytree import map_leaves, modules_of, tensors, tensors_of
 from fxquant.graph.recorded_module import YIELDING, RecordedModule, fresh_copy, restore
@@ -106,11 +105,10 @@ def record(
     """
     check_model(model)
     given = bind_inputs(model, tuple(args), kwargs or {})
-    with random_numbers_kept():
+    run = _run(model, given, leaves)
+    if any(c.attribute is None for c in run.recorder.writer.constants) and forget_results():
         run = _run(model, given, leaves)
-        if any(c.attribute is None for c in run.recorder.writer.constants) and forget_results():
-            run = _run(model, given, leaves)
-        run = _without_earlier_results(run, model, given, leaves)
+    run = _without_earlier_results(run, model, given, leaves)
     recorder = run.recorder
     known = restore(run.copied, model, recorder.state.before)
     recorder.state.keep_caches()

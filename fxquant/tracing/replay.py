@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxquant.errors import TraceError
-from fxquant.graph.kept_state import KeptState, random_numbers_kept
+from fxquant.graph.kept_state import KeptState
 from fxquant.graph.pytree import fresh_inputs, leaves, map_leaves, tensors
 from fxquant.tracing.leaves import Leaves
 from fxquant.tracing.record import Recording, Seen, record
@@ -114,7 +114,8 @@ def _run(model: nn.Module, args: Any, kwargs: Any, kept: Kept) -> Seen:
     """Result and buffers after a run; the module's state and the random numbers are put back."""
     state = kept(model)
     after: dict[str, Tensor] = {}
-    with random_numbers_kept(), torch.no_grad(), _slow_attention():
+    # generators other than torch's go on, so that who draws from them is found out
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), _slow_attention():
         torch.manual_seed(0)
         # around fx.GraphModule.__call__, which prints a traceback of its own
         call = nn.Module.__call__ if isinstance(model, fx.GraphModule) else type(model).__call__
