@@ -56,6 +56,8 @@ class FoldComputedWeights(Pass):
     is the same in every call. Only as a parameter it has the bits and channels of weights, and is
     stored as integers; the runtime would compute it anew in every run. It is done for the
     simulation only: in training the computed weight is what learns, as with parametrizations.
+    Where some of the parameters are frozen and others are not, as in a sum with an adapter, it is
+    left alone, as training would not keep to that.
     """
 
     needs: ClassVar[frozenset[Fact]] = frozenset({Fact.MODULES_ONLY, Fact.UNIQUE_MODULES})
@@ -144,8 +146,8 @@ class _Constants:
         return row.effect is None and not row.mode and not modes
 
     @torch.no_grad()
-    def value(self, node: fx.Node) -> tuple[Tensor, int]:
-        """What a node computes, and from how many elements."""
+    def value(self, node: fx.Node) -> tuple[Tensor, list[Tensor]]:
+        """What a node computes, and from what."""
         gm = self.rw.gm
         found: dict[fx.Node, Any] = {}
         with evaluating(gm):
@@ -163,7 +165,7 @@ class _Constants:
         sources = [found[n] for n in found if n.op == "get_attr"]
         if any(isinstance(s, nn.Parameter) for s in sources):
             value = nn.Parameter(value, any(s.requires_grad for s in sources))
-        return value, sum(s.numel() for s in sources)
+        return value, sources
 
     def _needed(self, node: fx.Node) -> list[fx.Node]:
         """A node and all that it is computed from, in the order of the graph."""
@@ -180,9 +182,13 @@ def _fold(rw: Rewriter, node: fx.Node, operand: fx.Node, known: _Constants) -> b
     """Let a node read the value of an operand as a parameter; False if it is none."""
     if not known.is_computed(operand):
         return False
-    value, given = known.value(operand)
+    value, sources = known.value(operand)
     if not value.is_floating_point():
         return False
+    if len({s.requires_grad for s in sources if isinstance(s, nn.Parameter)}) > 1:
+        rw.explain(node, "its weight is computed from parameters of which only some are trained")
+        return False
+    given = sum(s.numel() for s in sources)
     if value.numel() > max(_MOST * given, _FEW):
         rw.skip(node, f"its weight has {value.numel()} elements, computed from {given}")
         return False

@@ -205,3 +205,16 @@ def test_a_product_that_would_take_more_memory_stays() -> None:
     outcome = FoldComputedWeights()(gm)
     assert not outcome.modified
     assert outcome.skips[0].reason == "its weight has 864000 elements, computed from 36"
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_frozen_weight_with_a_trained_adapter_is_left_alone(frozen: bool) -> None:
+    net = Net(lambda m, x: F.linear(x, m.weight + m.up @ m.down, m.bias))
+    net.weight.requires_grad_(not frozen)
+    sim = QuantizationSimModel(net.eval(), X)
+    sim.compute_encodings([X])
+    cast("Tensor", sim.model(X)).sum().backward()
+    parameters = dict(sim.model.named_parameters())
+    assert ("up" in parameters and parameters["up"].grad is not None) is frozen
+    assert ("linear.weight" in parameters) is not frozen
+    assert ("only some are trained" in str(sim.explain("linear"))) is frozen
