@@ -13,15 +13,17 @@ from fxquant import ops
 from fxquant.graph.alias_analysis import written
 from fxquant.graph.meta import module_path
 from fxquant.graph.pass_infra import Fact, Pass
+from fxquant.graph.recorded_module import FOLDED
 from fxquant.nn import dense
 from fxquant.nn.functional import Functional
 from fxquant.nn.modes import evaluating
+from fxquant.nn.stored_tensors import tensors_read
 from fxquant.placement.dataflow import is_float_spec
 from fxquant.placement.product_weights import AXIS_MOVES, PRODUCTS, written_tensors
 from fxquant.placement.regions import find_regions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from fxquant.graph.rewriter import Rewriter
 
@@ -74,10 +76,11 @@ class FoldComputedWeights(Pass):
             folded = [o for o in _operands(rw, node, row) if _fold(rw, node, o, known)]
             if folded and row.name in _LAYERS:
                 _hold(rw, node, row)
-        for _, stored in known.values:
-            if not stored.users:  # layers hold it
-                rw.erase(stored)
-                rw.edit(rw.gm.delete_submodule, str(stored.target).rpartition(".")[0])
+        for stored in known.values:
+            if not stored.node.users:  # layers hold it
+                rw.erase(stored.node)
+                rw.edit(rw.gm.delete_submodule, str(stored.node.target).rpartition(".")[0])
+        _retire(rw, known)
 
 
 def _operands(rw: Rewriter, node: fx.Node, row: ops.Op) -> Iterator[fx.Node]:
@@ -100,6 +103,21 @@ def _moves_axes(rw: Rewriter, node: fx.Node) -> bool:
     return row is not None and row.name in AXIS_MOVES and len(node.all_input_nodes) == 1
 
 
+@dataclass(frozen=True)
+class _Stored:
+    """A value that was folded, what it was computed from, and the node that reads it."""
+
+    value: Tensor
+    sources: tuple[Tensor, ...]
+    node: fx.Node
+
+    def is_of(self, value: Tensor, sources: Sequence[Tensor]) -> bool:
+        """Whether the same was computed from the same tensors; other ones may become others."""
+        if {id(s) for s in self.sources} != {id(s) for s in sources}:
+            return False
+        return self.value.shape == value.shape and torch.equal(self.value, value)
+
+
 @dataclass
 class _Constants:
     """What nodes compute that depend on parameters and buffers alone.
@@ -108,13 +126,13 @@ class _Constants:
         rw: reads the graph.
         changing: ids of tensors that the network writes into.
         computed: whether a node does, as far as it was asked for.
-        values: what was folded, with the node that reads it.
+        values: what was folded.
     """
 
     rw: Rewriter
     changing: set[int]
     computed: dict[fx.Node, bool] = field(default_factory=dict)
-    values: list[tuple[Tensor, fx.Node]] = field(default_factory=list)
+    values: list[_Stored] = field(default_factory=list)
 
     def is_computed(self, node: fx.Node) -> bool:
         """Whether a node depends on parameters and buffers alone."""
@@ -143,7 +161,10 @@ class _Constants:
         if module._forward_hooks or module._forward_pre_hooks or row is None:
             return False
         modes = getattr(module, "in_training", None)
-        return row.effect is None and not row.mode and not modes
+        given = self.rw.arguments(node)
+        # a batch norm that keeps no statistics standardises a weight
+        fixed = given.get("running_mean", node) is None and given.get("training") is True
+        return not modes and (fixed or (row.effect is None and not row.mode))
 
     @torch.no_grad()
     def value(self, node: fx.Node) -> tuple[Tensor, list[Tensor]]:
@@ -151,7 +172,7 @@ class _Constants:
         gm = self.rw.gm
         found: dict[fx.Node, Any] = {}
         with evaluating(gm):
-            for current in self._needed(node):
+            for current in self.needed(node):
                 args, kwargs = fx.node.map_arg((current.args, current.kwargs), found.__getitem__)
                 if current.op == "get_attr":
                     found[current] = self.rw.constant(current)
@@ -167,7 +188,37 @@ class _Constants:
             value = nn.Parameter(value, any(s.requires_grad for s in sources))
         return value, sources
 
-    def _needed(self, node: fx.Node) -> list[fx.Node]:
+    def is_read_elsewhere(self, operand: fx.Node, value: Tensor, sources: Sequence[Tensor]) -> bool:
+        """Whether the network computes something else with what is trained, too.
+
+        Layers with the same value, computed from the same tensors, do not count: they all get one
+        parameter.
+        """
+        trained = {id(s) for s in sources if isinstance(s, nn.Parameter) and s.requires_grad}
+        for node in self.rw.nodes:
+            if node.op == "call_module":
+                module = self.rw.gm.get_submodule(str(node.target))
+                if any(id(p) in trained for p in module.parameters()):
+                    return True
+            elif node.op == "get_attr" and id(self.rw.constant(node)) in trained:
+                for other, row in self._ends(node):
+                    if row is None or row.name not in _SUMS:
+                        return True
+                    if other is not operand and not _Stored(value, tuple(sources), other).is_of(
+                        *self.value(other)
+                    ):
+                        return True
+        return False
+
+    def _ends(self, node: fx.Node) -> Iterator[tuple[fx.Node, ops.Op | None]]:
+        """What is computed from a node that a node reads which is not, with the row of that."""
+        for user in node.users:
+            if user.op != "output" and self.is_computed(user):
+                yield from self._ends(user)
+            else:
+                yield node, self.rw.op(user)
+
+    def needed(self, node: fx.Node) -> list[fx.Node]:
         """A node and all that it is computed from, in the order of the graph."""
         needed, pending = {node}, [node]
         while pending:
@@ -192,15 +243,47 @@ def _fold(rw: Rewriter, node: fx.Node, operand: fx.Node, known: _Constants) -> b
     if value.numel() > max(_MOST * given, _FEW):
         rw.skip(node, f"its weight has {value.numel()} elements, computed from {given}")
         return False
-    same = (n for v, n in known.values if v.shape == value.shape and torch.equal(v, value))
-    stored = next(same, None) or _stored(rw, node, operand, value, known)
+    if known.is_read_elsewhere(operand, value, sources):
+        rw.explain(node, "its weight is computed from parameters that are trained elsewhere, too")
+        return False
+    same = (stored.node for stored in known.values if stored.is_of(value, sources))
+    stored = next(same, None) or _stored(rw, node, operand, value, known, sources)
     rw.redirect(operand, stored, [node])
     rw.explain(node, "its weight, which is computed from parameters, was folded into a parameter")
     return True
 
 
+def _alive(rw: Rewriter) -> set[fx.Node]:
+    """Nodes that the result, or something that is written to, depends on."""
+    pending = [n for n in rw.nodes if n.op == "output" or written(n, rw.gm) is not None]
+    found = set(pending)
+    while pending:
+        new = [n for n in pending.pop().all_input_nodes if n not in found]
+        found.update(new)
+        pending += new
+    return found
+
+
+def _retire(rw: Rewriter, known: _Constants) -> None:
+    """What nothing computes with any more is not trained, and loading it is no longer enough."""
+    read = {id(t) for t in tensors_read(rw.gm, _alive(rw))}
+    sources = {id(s) for stored in known.values for s in stored.sources} - read
+    tensors = (*rw.gm.named_parameters(), *rw.gm.named_buffers())
+    left = [(name, tensor) for name, tensor in tensors if id(tensor) in sources]
+    for _, tensor in left:
+        if tensor.requires_grad:
+            rw.edit(lambda tensor=tensor: tensor.requires_grad_(False))
+    if left:
+        rw.gm.meta[FOLDED] = frozenset(name for name, _ in left)
+
+
 def _stored(
-    rw: Rewriter, node: fx.Node, operand: fx.Node, value: Tensor, known: _Constants
+    rw: Rewriter,
+    node: fx.Node,
+    operand: fx.Node,
+    value: Tensor,
+    known: _Constants,
+    sources: Sequence[Tensor],
 ) -> fx.Node:
     """A node in front of all others that reads a value."""
     inputs = [n for n in rw.nodes if n.op == "placeholder"]
@@ -209,7 +292,7 @@ def _stored(
         made = rw.new_constant(module_path(node), _NAME, value, like=operand)
     holder = rw.gm.get_submodule(str(made.target).rpartition(".")[0])
     rw.edit(lambda: dense.adopt(holder, value=value))
-    known.values.append((value, made))
+    known.values.append(_Stored(value, tuple(sources), made))
     known.computed[made] = True
     return made
 

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor, fx, nn
 
-from fxquant.errors import TraceError
+from fxquant.errors import CheckpointError, TraceError
 from fxquant.graph.model_copy import copy_plain, deep_copy, prepare_memo
 from fxquant.graph.python_code import PathCodeGen
 from fxquant.graph.python_state import holds_nothing, version_of
@@ -60,6 +60,10 @@ class _Unmade:
             return fx.GraphModule.forward
         mine.make_code()
         return (module or type(mine)).forward
+
+
+#: in `meta`: names of tensors that weights were computed from, and that nothing reads any more
+FOLDED = "fxquant_folded"
 
 
 class RecordedModule(fx.GraphModule):
@@ -141,6 +145,22 @@ class RecordedModule(fx.GraphModule):
         self._model[0].train(mode)
         self.training = self._model[0].training
         return self
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *rest: Any, **options: Any
+    ) -> None:
+        """As torch does, but for what weights were computed from: that would change nothing."""
+        for name in sorted(self.meta.get(FOLDED, ())):
+            given = state_dict.get(prefix + name)
+            owner, _, last = name.rpartition(".")
+            own = getattr(self.get_submodule(owner), last)
+            if not isinstance(given, Tensor) or given.shape != own.shape:
+                continue  # torch tells
+            if not torch.equal(given.to(own.device, own.dtype), own):
+                what = f"{name!r} has other values, but weights were computed from it before"
+                fix = "load the state dict into the network, and simulate that"
+                raise CheckpointError("FXQ625", what, fix=fix)
+        super()._load_from_state_dict(state_dict, prefix, *rest, **options)
 
     def _apply(self, fn: Any, recurse: bool = True) -> RecordedModule:
         """Move or cast; tensors that the graph creates follow the model to its new device."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -11,7 +12,8 @@ from pathlib import Path
 
 def is_device(path: Path) -> bool:
     """Whether a path names something that is there and neither a file nor a folder."""
-    return path.exists() and not path.is_file() and not path.is_dir()
+    # these do not raise where a folder cannot be looked into
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
 @contextlib.contextmanager

@@ -104,7 +104,7 @@ def new_file(path: str | Path, *, error: Kind = ExportError) -> Iterator[Path]:
         with _told(path, error), stream(path) as file:
             yield file
         return
-    path = Path(os.path.realpath(path)) if path.is_symlink() else path
+    path = Path(os.path.realpath(path)) if os.path.islink(path) else path
     with (
         made_folder(path.parent, error=error) as folder,
         stage(folder, path.name, error=error) as work,

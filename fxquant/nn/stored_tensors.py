@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, fx, nn
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
 
-def tensors_read(gm: fx.GraphModule) -> Iterator[Any]:
-    """Parameters and buffers that the nodes of a graph compute with, one after the other."""
-    for node in gm.graph.nodes:
+def tensors_read(gm: fx.GraphModule, nodes: Iterable[fx.Node] | None = None) -> Iterator[Any]:
+    """Parameters and buffers that nodes of a graph, or all, compute with, one after the other."""
+    for node in gm.graph.nodes if nodes is None else nodes:
         if node.op == "get_attr":
             path, _, name = str(node.target).rpartition(".")
             yield getattr(gm.get_submodule(path), name, None)

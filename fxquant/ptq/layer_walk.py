@@ -76,6 +76,10 @@ class DataOptions:
         require_number("samples", self.samples, 1, none=True)
         require_number("columns", self.columns, 1)
         require_number("held_out", self.held_out, 2)
+        limit: Any = self.max_memory
+        if limit is not None and not (isinstance(limit, int | float) and limit > 0):
+            what = f"the option max_memory of a technique is {limit!r}"
+            raise ConfigError("FXQ296", what, fix="pass a number of bytes")
 
 
 def require_number(name: str, value: Any, least: int, *, none: bool = False) -> None:

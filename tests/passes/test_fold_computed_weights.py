@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import onnx
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxquant import QuantizationSimModel, prepare_model
+from fxquant.errors import CheckpointError
 from fxquant.passes import FoldComputedWeights
 from fxquant.ptq import reconstruct
 from fxquant.quantization.tensor import plain
@@ -218,3 +220,74 @@ def test_a_frozen_weight_with_a_trained_adapter_is_left_alone(frozen: bool) -> N
     assert ("up" in parameters and parameters["up"].grad is not None) is frozen
     assert ("linear.weight" in parameters) is not frozen
     assert ("only some are trained" in str(sim.explain("linear"))) is frozen
+
+
+def test_a_weight_that_a_batch_norm_standardises_has_its_bits() -> None:
+    def standardised(m: Any, x: Tensor) -> Tensor:
+        flat = m.kernel.reshape(1, 4, -1)
+        kernel = F.batch_norm(flat, None, None, training=True, momentum=0.0).reshape_as(m.kernel)
+        return F.conv2d(x, kernel)
+
+    x = values(8, 3, 6, 6)
+    sim = QuantizationSimModel(Net(standardised).eval(), x, default_param_bw=3)
+    sim.compute_encodings([x])
+    layer: Any = sim.model.get_submodule("conv2d")
+    assert plain(layer.param_quantizers["weight"](layer.weight)).unique().numel() <= 8 * 4
+
+
+class Two(nn.Module):
+    """Layers whose weights are computed from tensors of their own, with equal values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(values(6, INNER, seed=1) / 4)
+        self.other = nn.Parameter(self.weight.detach().clone())
+        self.fixed = nn.Parameter(self.weight.detach().clone(), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = F.linear(x, self.weight * 2), F.linear(x, self.other * 2)
+        return first - second.relu() + F.linear(x, self.fixed * 2)
+
+
+def test_equal_values_of_other_tensors_are_other_parameters() -> None:
+    sim = simulated(Two(), X, 8)
+    layers: list[Any] = [sim.model.get_submodule(n) for n in ("linear", "linear_1", "linear_2")]
+    assert len({id(layer.weight) for layer in layers}) == 3
+    assert [layer.weight.requires_grad for layer in layers] == [True, True, False]
+    cast("Tensor", sim.model(X)).sum().backward()
+    assert not torch.equal(layers[0].weight.grad, -layers[1].weight.grad)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda m, x: F.linear(x, m.scale * m.weight) @ (m.weight * 2),
+        lambda m, x: F.linear(x, m.scale * m.weight) + m.scale.sum(),
+        lambda m, x: F.linear(x, m.scale * m.weight) * (m.scale * m.weight)[:, 0],
+    ],
+)
+def test_what_is_trained_elsewhere_too_is_not_torn_apart(call: Call) -> None:
+    net = Net(call)
+    sim = QuantizationSimModel(net.eval(), X, default_output_bw=16)
+    sim.compute_encodings([X])
+    cast("Tensor", sim.model(X)).sum().backward()
+    net(X).sum().backward()
+    parameters = dict(sim.model.named_parameters())
+    for name in ("weight", "scale"):
+        found, wanted = parameters[name].grad, net.get_parameter(name).grad
+        assert found is not None
+        assert wanted is not None
+        assert float((found - wanted).norm() / wanted.norm()) < 1e-2  # 16-bit grids
+
+
+def test_what_nothing_reads_is_not_trained_and_loading_it_is_refused() -> None:
+    net = Net(lambda m, x: F.linear(x, m.scale * m.weight))
+    sim = simulated(net, X, 8)
+    left = {n for n, p in sim.model.named_parameters() if not p.requires_grad}
+    assert {"weight", "scale"} <= left
+    state = net.state_dict()
+    sim.model.load_state_dict(state, strict=False)
+    state["scale"] = state["scale"] * 2
+    for model in (sim.model, copy.deepcopy(sim.model)):
+        with pytest.raises(CheckpointError, match=r"FXQ625.*'scale'"):
+            model.load_state_dict(state, strict=False)
