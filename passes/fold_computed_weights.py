@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,6 +13,7 @@ from torch import Tensor, fx, nn
 from fxquant import ops
 from fxquant.graph.alias_analysis import written
 from fxquant.graph.meta import module_path
+from fxquant.graph.node_walk import depended_on
 from fxquant.graph.pass_infra import Fact, Pass
 from fxquant.graph.recorded_module import FOLDED
 from fxquant.nn import dense
@@ -23,7 +25,7 @@ from fxquant.placement.product_weights import AXIS_MOVES, PRODUCTS, written_tens
 from fxquant.placement.regions import find_regions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from fxquant.graph.rewriter import Rewriter
 
@@ -58,8 +60,8 @@ class FoldComputedWeights(Pass):
     is the same in every call. Only as a parameter it has the bits and channels of weights, and is
     stored as integers; the runtime would compute it anew in every run. It is done for the
     simulation only: in training the computed weight is what learns, as with parametrizations.
-    Where some of the parameters are frozen and others are not, as in a sum with an adapter, it is
-    left alone, as training would not keep to that.
+    Where some of the parameters are frozen and others are not, as in a sum with an adapter, or one
+    that is trained is read elsewhere, too, it is left alone, as training would not keep to that.
     """
 
     needs: ClassVar[frozenset[Fact]] = frozenset({Fact.MODULES_ONLY, Fact.UNIQUE_MODULES})
@@ -76,11 +78,12 @@ class FoldComputedWeights(Pass):
             folded = [o for o in _operands(rw, node, row) if _fold(rw, node, o, known)]
             if folded and row.name in _LAYERS:
                 _hold(rw, node, row)
-        for stored in known.values:
-            if not stored.node.users:  # layers hold it
-                rw.erase(stored.node)
-                rw.edit(rw.gm.delete_submodule, str(stored.node.target).rpartition(".")[0])
-        _retire(rw, known)
+        for _, stored in known.values:
+            if not stored.users:  # layers hold it
+                rw.erase(stored)
+                rw.edit(rw.gm.delete_submodule, str(stored.target).rpartition(".")[0])
+        if known.values:
+            _retire(rw, known)
 
 
 def _operands(rw: Rewriter, node: fx.Node, row: ops.Op) -> Iterator[fx.Node]:
@@ -104,18 +107,22 @@ def _moves_axes(rw: Rewriter, node: fx.Node) -> bool:
 
 
 @dataclass(frozen=True)
-class _Stored:
-    """A value that was folded, what it was computed from, and the node that reads it."""
+class _Computed:
+    """What a node computes, and from what."""
 
     value: Tensor
     sources: tuple[Tensor, ...]
-    node: fx.Node
 
-    def is_of(self, value: Tensor, sources: Sequence[Tensor]) -> bool:
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The sources that may be trained."""
+        return [s for s in self.sources if isinstance(s, nn.Parameter)]
+
+    def equals(self, other: _Computed) -> bool:
         """Whether the same was computed from the same tensors; other ones may become others."""
-        if {id(s) for s in self.sources} != {id(s) for s in sources}:
+        if {id(s) for s in self.sources} != {id(s) for s in other.sources}:
             return False
-        return self.value.shape == value.shape and torch.equal(self.value, value)
+        return self.value.shape == other.value.shape and torch.equal(self.value, other.value)
 
 
 @dataclass
@@ -126,13 +133,22 @@ class _Constants:
         rw: reads the graph.
         changing: ids of tensors that the network writes into.
         computed: whether a node does, as far as it was asked for.
-        values: what was folded.
+        values: what was folded, with the node that reads it.
+        readers: nodes that read a tensor, by its id, before anything was folded.
     """
 
     rw: Rewriter
     changing: set[int]
     computed: dict[fx.Node, bool] = field(default_factory=dict)
-    values: list[_Stored] = field(default_factory=list)
+    values: list[tuple[_Computed, fx.Node]] = field(default_factory=list)
+
+    @functools.cached_property
+    def readers(self) -> dict[int, list[fx.Node]]:
+        found: dict[int, list[fx.Node]] = {}
+        for node in self.rw.nodes:
+            for tensor in tensors_read(self.rw.gm, [node]):
+                found.setdefault(id(tensor), []).append(node)
+        return found
 
     def is_computed(self, node: fx.Node) -> bool:
         """Whether a node depends on parameters and buffers alone."""
@@ -167,12 +183,12 @@ class _Constants:
         return not modes and (fixed or (row.effect is None and not row.mode))
 
     @torch.no_grad()
-    def value(self, node: fx.Node) -> tuple[Tensor, list[Tensor]]:
-        """What a node computes, and from what."""
-        gm = self.rw.gm
+    def value(self, node: fx.Node) -> _Computed:
+        """What a node computes."""
+        gm, needed = self.rw.gm, depended_on([node])
         found: dict[fx.Node, Any] = {}
         with evaluating(gm):
-            for current in self.needed(node):
+            for current in (n for n in gm.graph.nodes if n in needed):
                 args, kwargs = fx.node.map_arg((current.args, current.kwargs), found.__getitem__)
                 if current.op == "get_attr":
                     found[current] = self.rw.constant(current)
@@ -181,33 +197,28 @@ class _Constants:
                 elif current.op == "call_method":
                     found[current] = getattr(args[0], str(current.target))(*args[1:], **kwargs)
                 else:
-                    found[current] = current.target(*args, **kwargs)  # type: ignore[operator]
+                    found[current] = current.target(*args, **kwargs)
         value: Tensor = found[node].detach().clone(memory_format=torch.contiguous_format)
         sources = [found[n] for n in found if n.op == "get_attr"]
         if any(isinstance(s, nn.Parameter) for s in sources):
             value = nn.Parameter(value, any(s.requires_grad for s in sources))
-        return value, sources
+        return _Computed(value, tuple(sources))
 
-    def is_read_elsewhere(self, operand: fx.Node, value: Tensor, sources: Sequence[Tensor]) -> bool:
+    def is_read_elsewhere(self, operand: fx.Node, computed: _Computed) -> bool:
         """Whether the network computes something else with what is trained, too.
 
         Layers with the same value, computed from the same tensors, do not count: they all get one
         parameter.
         """
-        trained = {id(s) for s in sources if isinstance(s, nn.Parameter) and s.requires_grad}
-        for node in self.rw.nodes:
-            if node.op == "call_module":
-                module = self.rw.gm.get_submodule(str(node.target))
-                if any(id(p) in trained for p in module.parameters()):
+        trained = [s for s in computed.parameters if s.requires_grad]
+        for node in (n for s in trained for n in self.readers[id(s)]):
+            if node.op != "get_attr":
+                return True
+            for other, row in self._ends(node):
+                if row is None or row.name not in _SUMS:
                     return True
-            elif node.op == "get_attr" and id(self.rw.constant(node)) in trained:
-                for other, row in self._ends(node):
-                    if row is None or row.name not in _SUMS:
-                        return True
-                    if other is not operand and not _Stored(value, tuple(sources), other).is_of(
-                        *self.value(other)
-                    ):
-                        return True
+                if other is not operand and not computed.equals(self.value(other)):
+                    return True
         return False
 
     def _ends(self, node: fx.Node) -> Iterator[tuple[fx.Node, ops.Op | None]]:
@@ -218,81 +229,55 @@ class _Constants:
             else:
                 yield node, self.rw.op(user)
 
-    def needed(self, node: fx.Node) -> list[fx.Node]:
-        """A node and all that it is computed from, in the order of the graph."""
-        needed, pending = {node}, [node]
-        while pending:
-            for operand in pending.pop().all_input_nodes:
-                if operand not in needed:
-                    needed.add(operand)
-                    pending.append(operand)
-        return [n for n in self.rw.gm.graph.nodes if n in needed]
-
 
 def _fold(rw: Rewriter, node: fx.Node, operand: fx.Node, known: _Constants) -> bool:
     """Let a node read the value of an operand as a parameter; False if it is none."""
     if not known.is_computed(operand):
         return False
-    value, sources = known.value(operand)
-    if not value.is_floating_point():
+    computed = known.value(operand)
+    size, given = computed.value.numel(), sum(s.numel() for s in computed.sources)
+    if not computed.value.is_floating_point():
         return False
-    if len({s.requires_grad for s in sources if isinstance(s, nn.Parameter)}) > 1:
+    if len({s.requires_grad for s in computed.parameters}) > 1:
         rw.explain(node, "its weight is computed from parameters of which only some are trained")
         return False
-    given = sum(s.numel() for s in sources)
-    if value.numel() > max(_MOST * given, _FEW):
-        rw.skip(node, f"its weight has {value.numel()} elements, computed from {given}")
+    if size > max(_MOST * given, _FEW):
+        rw.skip(node, f"its weight has {size} elements, computed from {given}")
         return False
-    if known.is_read_elsewhere(operand, value, sources):
+    if known.is_read_elsewhere(operand, computed):
         rw.explain(node, "its weight is computed from parameters that are trained elsewhere, too")
         return False
-    same = (stored.node for stored in known.values if stored.is_of(value, sources))
-    stored = next(same, None) or _stored(rw, node, operand, value, known, sources)
+    same = (stored for earlier, stored in known.values if earlier.equals(computed))
+    stored = next(same, None) or _stored(rw, node, operand, computed, known)
     rw.redirect(operand, stored, [node])
     rw.explain(node, "its weight, which is computed from parameters, was folded into a parameter")
     return True
 
 
-def _alive(rw: Rewriter) -> set[fx.Node]:
-    """Nodes that the result, or something that is written to, depends on."""
-    pending = [n for n in rw.nodes if n.op == "output" or written(n, rw.gm) is not None]
-    found = set(pending)
-    while pending:
-        new = [n for n in pending.pop().all_input_nodes if n not in found]
-        found.update(new)
-        pending += new
-    return found
-
-
 def _retire(rw: Rewriter, known: _Constants) -> None:
     """What nothing computes with any more is not trained, and loading it is no longer enough."""
-    read = {id(t) for t in tensors_read(rw.gm, _alive(rw))}
-    sources = {id(s) for stored in known.values for s in stored.sources} - read
+    ends = (n for n in rw.nodes if n.op == "output" or written(n, rw.gm) is not None)
+    read = {id(t) for t in tensors_read(rw.gm, depended_on(ends))}
+    sources = {id(s) for computed, _ in known.values for s in computed.sources} - read
     tensors = (*rw.gm.named_parameters(), *rw.gm.named_buffers())
-    left = [(name, tensor) for name, tensor in tensors if id(tensor) in sources]
-    for _, tensor in left:
+    left = {name: tensor for name, tensor in tensors if id(tensor) in sources}
+    for tensor in left.values():
         if tensor.requires_grad:
             rw.edit(lambda tensor=tensor: tensor.requires_grad_(False))
-    if left:
-        rw.gm.meta[FOLDED] = frozenset(name for name, _ in left)
+    rw.gm.meta[FOLDED] = frozenset(left)
 
 
 def _stored(
-    rw: Rewriter,
-    node: fx.Node,
-    operand: fx.Node,
-    value: Tensor,
-    known: _Constants,
-    sources: Sequence[Tensor],
+    rw: Rewriter, node: fx.Node, operand: fx.Node, computed: _Computed, known: _Constants
 ) -> fx.Node:
     """A node in front of all others that reads a value."""
     inputs = [n for n in rw.nodes if n.op == "placeholder"]
     first = rw.after(inputs[-1]) if inputs else rw.before(rw.nodes[0])
     with first:
-        made = rw.new_constant(module_path(node), _NAME, value, like=operand)
+        made = rw.new_constant(module_path(node), _NAME, computed.value, like=operand)
     holder = rw.gm.get_submodule(str(made.target).rpartition(".")[0])
-    rw.edit(lambda: dense.adopt(holder, value=value))
-    known.values.append(_Stored(value, tuple(sources), made))
+    rw.edit(lambda: dense.adopt(holder, value=computed.value))
+    known.values.append((computed, made))
     known.computed[made] = True
     return made
 

@@ -138,9 +138,9 @@ class KeptState:
 
 
 @contextmanager
-def state_kept(module: nn.Module, *, parameters: bool = True) -> Iterator[None]:
-    """Put parameters, buffers and plain tensors back afterwards, values and identity."""
-    kept = KeptState(module, parameters=parameters).copy()
+def buffers_kept(module: nn.Module) -> Iterator[None]:
+    """Put buffers and plain tensors back afterwards, values and identity."""
+    kept = KeptState(module, parameters=False).copy()
     try:
         yield
     finally:

@@ -3,7 +3,7 @@
 ``copy.deepcopy`` refuses tensors with a gradient history, locks, open files and generators, and it
 does not copy functions: a hook that closes over its model would, on the copy, still change the
 original. `deep_copy` fills the memo of ``copy.deepcopy`` for these before it runs. Most models hold
-nothing of the kind: those are copied in one walk (`plain_copy`).
+nothing of the kind: those are copied in one walk (`copy_plain`).
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ before a node is computed, walks instead of running the graph.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import fx
@@ -51,6 +51,17 @@ def output_of(environment: Environment, inputs: Sequence[Any]) -> Any:
     for _, output in node_values(environment, inputs):  # noqa: B007
         pass
     return output
+
+
+def depended_on(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """Nodes, and all that they are computed from."""
+    waiting, found = list(nodes), set[fx.Node]()
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting += node.all_input_nodes
+    return found
 
 
 def last_uses(nodes: Sequence[fx.Node]) -> dict[fx.Node, list[fx.Node]]:

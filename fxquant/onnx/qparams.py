@@ -14,7 +14,7 @@ from fxquant.errors import ExportError, UncalibratedError
 from fxquant.quantization import AffineEncoding
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -30,6 +30,15 @@ _TYPES = {
 }  # fmt: skip
 
 OPSET_OF_BLOCKS = 21
+
+
+def are_columns(shape: Sequence[int], axis: int) -> bool:
+    """Whether scales of blocks, of this shape and along this axis, are those of whole columns.
+
+    A weight of several matrices `[..., K, N]` has them `[..., 1, N]`, along the axis of `K`.
+    """
+    rank = len(shape)
+    return rank > 1 and axis % rank == rank - 2 and shape[-2] == 1
 
 
 @dataclass(frozen=True)
@@ -57,11 +66,9 @@ class QuantParams:
     @property
     def by_columns(self) -> bool:
         """Whether a block is a whole column of a matrix, of which there are several."""
-        return (
-            self.block is not None
-            and self.axis == self.scale.ndim - 2
-            and (self.scale.shape[-2] == 1)
-        )
+        if self.block is None or self.axis is None:
+            return False
+        return are_columns(self.scale.shape, self.axis)
 
     @property
     def side_by_side(self) -> QuantParams:

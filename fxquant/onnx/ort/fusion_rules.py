@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from fxquant.onnx.qdq import PRODUCTS, Trait, constant, data_operands, grid_range, operators
+from fxquant.onnx.qparams import are_columns
 
 # operators that onnxruntime's CPU provider has an integer kernel for, and those that sum products
 _CAPABLE = operators(Trait.KERNEL)
@@ -119,11 +120,9 @@ def _weight_reason(node: ir.Node) -> str:
 def _by_columns(node: ir.Node, source: ir.Node) -> bool:
     """Whether a block of a product's second operand is a column of one of its matrices."""
     scale = constant(source.inputs[1])
-    if node.op_type != "MatMul" or scale is None or scale.ndim < 2:
+    if node.op_type != "MatMul" or scale is None:
         return False
-    return source.attributes.get_int("axis", 1) % scale.ndim == scale.ndim - 2 and (
-        scale.shape[-2] == 1
-    )
+    return are_columns(scale.shape, source.attributes.get_int("axis", 1))
 
 
 def _width_reason(node: ir.Node, operands: Sequence[ir.Value | None]) -> str:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, fx
 
 from fxquant.errors import ExportError
-from fxquant.graph.kept_state import state_kept
+from fxquant.graph.kept_state import buffers_kept
+from fxquant.graph.node_walk import depended_on
 from fxquant.nn.opaque import Opaque
 
 if TYPE_CHECKING:
@@ -67,12 +68,7 @@ def check_draws(gm: fx.GraphModule, drawing: Collection[fx.Node]) -> None:
     Raises:
         ExportError: FXQ533, there are some; the first such line is named.
     """
-    waiting, reached = [gm.graph.output_node()], set()
-    while waiting:
-        node = waiting.pop()
-        if node not in reached:
-            reached.add(node)
-            waiting += node.all_input_nodes
+    reached = depended_on([gm.graph.output_node()])
     found = next((n for n in gm.graph.nodes if n in drawing and n in reached), None)
     if found is not None:
         what = f"{_name(gm, found)} draws random numbers in evaluation"
@@ -102,8 +98,7 @@ def check_modes(gm: fx.GraphModule, values: Sequence[Any]) -> None:
             gm.eval()
         if any(module.training for module in flags):
             run = _Run(gm)
-            kept = state_kept(gm, parameters=False)
-            with torch.no_grad(), torch.random.fork_rng(), kept:
+            with torch.no_grad(), torch.random.fork_rng(), buffers_kept(gm):
                 run.run(*values)
             check_draws(gm, run.draws.nodes)
     finally:

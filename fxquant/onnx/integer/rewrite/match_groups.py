@@ -29,6 +29,7 @@ from fxquant.onnx.integer.kernels.kernel_graph import (
     present,
 )
 from fxquant.onnx.qdq import Trait, operators
+from fxquant.onnx.qparams import are_columns
 
 _BIAS_TOLERANCE = 0.01  # of the bias's scale, which Conv checks and Gemm does not
 
@@ -263,9 +264,7 @@ def _columns(group: Group) -> bool:
     """A weight of several matrices with a scale for each of their columns."""
     node = group.dequantizers[1]
     grid = grid_of(node)
-    if grid is None or grid.scale.ndim < 2 or grid.scale.shape[-2] != 1:
-        return False
-    return bool(attribute(node, "axis", 1) % grid.scale.ndim == grid.scale.ndim - 2)
+    return grid is not None and are_columns(grid.scale.shape, attribute(node, "axis", 1))
 
 
 def _conv_bias(group: Group) -> bool:
